@@ -1,0 +1,48 @@
+# Every target sets itself up: Python >= 3.11 and make are all a machine needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install demo test check format bench faults lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(STAMP): .ci/development.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Call Relay needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Set PYTHON=... to another one.") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/development.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+install: $(STAMP) ## the virtual environment, from the hashed lock
+
+demo: $(STAMP) ## the whole relay against a simulated provider and a verifying subscriber
+	$(BIN)/relay demo $(ARGS)
+
+test: $(STAMP) ## the whole suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## lint, format and types: what CI runs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the code in the house's format
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## the figures of benchmarks/README.md, measured now
+	$(BIN)/python -m benchmarks $(ARGS)
+
+faults: $(STAMP) ## the long fault runs
+	$(BIN)/python -m pytest -m "faults" --long tests/faults $(ARGS)
+
+lock: $(STAMP) ## make the hashed locks again (with uv, brought in for the occasion)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate $(UPGRADE) pyproject.toml -o .ci/runtime.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate $(UPGRADE) pyproject.toml --group dev -o .ci/development.lock
+
+clean: ## forget the virtual environment and all caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

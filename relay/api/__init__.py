@@ -1,0 +1,1 @@
+"""Over HTTP. Promise: what comes in is hostile until parsed; what goes out has no secret in it."""

@@ -1,0 +1,67 @@
+"""One attempt: the body in the subscriber's form, signed, sent; what came of it is a value.
+
+The body is the same on every attempt but for the recording link, which is minted anew so that it always works.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+import orjson
+
+from relay.delivery import signature
+from relay.delivery.outcomes import Outcome
+from relay.delivery.send import Sender
+from relay.delivery.subscriptions import Subscription
+from relay.events.render import MAX_BODY_BYTES, render
+from relay.ledger.calls import ClaimedEvent, StoredCall
+from relay.model import Json
+
+_HAS_AUDIO = b'"recording":{"status":"available"'
+
+
+class Attempts:
+    """Makes attempts for any subscription."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        *,
+        link: Callable[[Json], Awaitable[tuple[str, datetime] | None]],
+        find_call: Callable[[str], Awaitable[StoredCall | None]],
+        timeout_s: float,
+    ) -> None:
+        self._sender = sender
+        self._link = link
+        self._find_call = find_call
+        self._timeout_s = timeout_s
+
+    async def __call__(self, subscription: Subscription, event: ClaimedEvent, *, now_ms: int) -> Outcome:
+        """Make one. `now_ms` is the store's time, which the signature carries."""
+        body = await self._body(subscription, event)
+        headers = signature.headers(event.id, now_ms // 1000, body, subscription.keys)
+        if subscription.headers:
+            headers = {**subscription.headers, **headers}
+        return await self._sender.send(
+            subscription.url,
+            body,
+            headers,
+            timeout_s=self._timeout_s,
+            reuse=subscription.options.delivery == "at_least_once",
+        )
+
+    async def _body(self, subscription: Subscription, event: ClaimedEvent) -> bytes:
+        assert event.body is not None  # noqa: S101 - an event without a body is not attempted
+        if subscription.plain and len(event.body) <= MAX_BODY_BYTES and _HAS_AUDIO not in event.body:
+            return event.body  # nothing to add and nothing to change: the canonical event is the body
+        document: Json = orjson.loads(event.body)
+        raw = None
+        if subscription.options.include_raw and "call" in document["data"]:
+            call = await self._find_call(document["data"]["call"]["id"])
+            raw = call.raw if call else None
+        return render(
+            document,
+            payload=subscription.payload,
+            include_raw=subscription.options.include_raw,
+            raw=raw,
+            recording_link=await self._link(document),
+        )

@@ -1,0 +1,521 @@
+"""No forbidden address is dialled, whatever a URL or the DNS says.
+
+Three gates, each enough for what it sees. `vet_url` reads a URL strictly and judges an address written in it, in any
+spelling. `Guard.addresses` resolves a name once, under a deadline, and refuses it when any answer is forbidden; the
+connector dials exactly those addresses, with no look-up in between. `Guard.socket_factory` judges every address again
+at the moment a socket for it is made.
+
+Forbidden is what the IANA special-purpose registries list, and for IPv6 whatever lies outside global unicast, unless
+`delivery.allowed_networks` has it. Addresses of cloud metadata services are forbidden even then. Plain http goes to
+allowed networks only.
+https://www.iana.org/assignments/iana-ipv4-special-registry/
+https://www.iana.org/assignments/iana-ipv6-special-registry/
+"""
+
+import asyncio
+import base64
+import re
+import socket
+import threading
+import time
+import unicodedata
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+import idna
+import yarl
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+Lookup = Callable[[str], Awaitable[Sequence[str]]]
+"""Names in, addresses out; raises OSError when there are none."""
+
+MAX_URL_CHARS: Final = 2048
+LOOKUP_DEADLINE_S: Final = 2.0
+CACHE_S: Final = 10.0
+_MAX_CACHED: Final = 10_000
+_MAX_LOOKUPS: Final = 64
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+_SPECIAL_V4: Final = tuple(
+    (IPv4Network(network), name)
+    for network, name in (
+        ("0.0.0.0/8", "“this network”"),
+        ("10.0.0.0/8", "a private network"),
+        ("100.64.0.0/10", "the shared space of carriers (CGNAT)"),
+        ("127.0.0.0/8", "the relay's own host"),
+        ("169.254.0.0/16", "link-local"),
+        ("172.16.0.0/12", "a private network"),
+        ("192.0.0.0/24", "for IETF protocols"),
+        ("192.0.2.0/24", "for documentation"),
+        ("192.31.196.0/24", "for AS112"),
+        ("192.52.193.0/24", "for AMT"),
+        ("192.88.99.0/24", "for 6to4 relays"),
+        ("192.168.0.0/16", "a private network"),
+        ("192.175.48.0/24", "for AS112"),
+        ("198.18.0.0/15", "for benchmarks"),
+        ("198.51.100.0/24", "for documentation"),
+        ("203.0.113.0/24", "for documentation"),
+        ("224.0.0.0/4", "multicast"),
+        ("255.255.255.255/32", "broadcast"),
+        ("240.0.0.0/4", "reserved"),
+    )
+)
+_SPECIAL_V6: Final = tuple(
+    (IPv6Network(network), name)
+    for network, name in (
+        ("::1/128", "the relay's own host"),
+        ("::/128", "the unspecified address"),
+        ("::/8", "reserved, with IPv4 addresses embedded"),
+        ("64:ff9b:1::/48", "a local translation to IPv4 (NAT64)"),
+        ("100::/64", "for discarding"),
+        ("100:0:0:1::/64", "a dummy prefix"),
+        ("2001::/32", "a Teredo tunnel"),
+        ("2001:2::/48", "for benchmarks"),
+        ("2001:10::/28", "for ORCHID"),
+        ("2001:20::/28", "for ORCHID"),
+        ("2001::/23", "for IETF protocols"),
+        ("2001:db8::/32", "for documentation"),
+        ("2002::/16", "a 6to4 tunnel"),
+        ("2620:4f:8000::/48", "for AS112"),
+        ("3fff::/20", "for documentation"),
+        ("5f00::/16", "for segment routing (SRv6)"),
+        ("fc00::/7", "a private network"),
+        ("fe80::/10", "link-local"),
+        ("fec0::/10", "site-local"),
+        ("ff00::/8", "multicast"),
+    )
+)
+_GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+_NAT64_LOCAL: Final = IPv6Network("64:ff9b:1::/48")
+_COMPATIBLE: Final = IPv6Network("::/96")
+
+METADATA: Final = frozenset(
+    ip_address(text)
+    for text in (
+        "169.254.169.254",  # AWS, Azure, GCP, Oracle, DigitalOcean, Hetzner, OpenStack
+        "169.254.170.2",  # AWS: credentials of ECS tasks
+        "169.254.170.23",  # AWS: credentials of EKS pods
+        "169.254.0.23",  # Tencent
+        "169.254.42.42",  # Scaleway
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure: the host's own channel, though the address is a public one
+        "192.0.0.192",  # Oracle Classic
+        "fd00:ec2::254",  # AWS
+        "fd00:ec2::23",  # AWS: credentials of EKS pods
+        "fd20:ce::254",  # GCP
+        "fd00:42::42",  # Scaleway
+        "fd00:c1::a9fe:a9fe",  # Oracle
+    )
+)
+
+
+@lru_cache(maxsize=8192)
+def special_purpose(ip: IPAddress) -> str | None:
+    """Name what makes an address special, or None for one of the public Internet."""
+    if isinstance(ip, IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return special_purpose(ip.ipv4_mapped)
+        if ip in _NAT64:
+            return special_purpose(IPv4Address(int(ip) & 0xFFFFFFFF))
+        for network, name in _SPECIAL_V6:
+            if ip in network:
+                return name
+        return None if ip in _GLOBAL_UNICAST else "reserved"
+    for network_v4, name in _SPECIAL_V4:
+        if ip in network_v4:
+            return name
+    return None
+
+
+def is_metadata(ip: IPAddress) -> bool:
+    """Whether an address, or one that is translated or tunnelled to, belongs to a cloud's metadata service."""
+    return ip in METADATA or any(inner in METADATA for inner in _embedded(ip))
+
+
+def _embedded(ip: IPAddress) -> list[IPv4Address]:
+    """List the IPv4 addresses that an IPv6 address may stand for (RFC 4291, 6052, 3056, 4380)."""
+    if isinstance(ip, IPv4Address):
+        return []
+    bits = int(ip)
+    low = IPv4Address(bits & 0xFFFFFFFF)
+    if ip.ipv4_mapped is not None or ip in _NAT64 or ip in _COMPATIBLE:
+        return [low]
+    if ip.sixtofour is not None:
+        return [ip.sixtofour]
+    if ip.teredo is not None:
+        return list(ip.teredo)
+    if ip in _NAT64_LOCAL:
+        # A network may translate under /48, /56, /64 or /96; RFC 6052 §2.2 skips bits 64 to 71.
+        after_48 = (bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF
+        after_56 = (bits >> 64 & 0xFF) << 24 | bits >> 32 & 0xFFFFFF
+        return [low, IPv4Address(after_48), IPv4Address(after_56), IPv4Address(bits >> 24 & 0xFFFFFFFF)]
+    return []
+
+
+def networks(texts: Iterable[str]) -> tuple[IPNetwork, ...]:
+    """Read `delivery.allowed_networks`; a ValueError names the one that is no network."""
+    parsed: list[IPNetwork] = []
+    for text in texts:
+        try:
+            parsed.append(ip_network(text))
+        except ValueError as error:
+            raise ValueError(f"{text!r} is no network: {error}; write 10.1.0.0/16 or 10.1.2.3/32") from None
+    return tuple(parsed)
+
+
+def refusal(host: str, ip: IPAddress, allowed_networks: Sequence[IPNetwork], *, plain: bool = False) -> str | None:
+    """Say why `host` may not be dialled at `ip`, with the line that would allow it, or None when it may be.
+
+    `plain` means without TLS.
+    """
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    where = f"{host} is" if host == _written(ip) else f"{host} is at {ip},"
+    if is_metadata(ip):
+        return f"{where} an address of a cloud's metadata service; it is never dialled"
+    if any(ip in network for network in allowed_networks if network.version == ip.version):
+        return None
+    line = f'delivery.allowed_networks: ["{ip}/{ip.max_prefixlen}"]'
+    special = special_purpose(ip)
+    if special is not None:
+        return f"{where} {special}, not an address of the public Internet; to allow it: {line}"
+    if plain:
+        return f"{where} outside delivery.allowed_networks, and plain http goes nowhere else; use https, or set {line}"
+    return None
+
+
+def _written(ip: IPAddress) -> str:
+    return f"[{ip}]" if isinstance(ip, IPv6Address) else str(ip)
+
+
+# --- URLs ------------------------------------------------------------------------------------------------------------
+
+_SHAPE: Final = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<query>[^#]*)"
+)
+_NAME: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+_DOTS: Final = str.maketrans({"\u3002": ".", "\uff0e": ".", "\uff61": "."})
+_KEEP: Final = "".join(chr(code) for code in range(0x21, 0x7F))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL that may be dialled as far as its text tells. `url` has no credentials; `host` is what logs may show."""
+
+    url: yarl.URL = field(repr=False)
+    host: str
+    plain: bool
+    address: IPAddress | None = None
+    authorization: str | None = field(default=None, repr=False)
+
+
+def vet_url(text: str, allowed_networks: Sequence[IPNetwork] = ()) -> Target:
+    """Read a subscriber's URL; a ValueError says what is wrong with it and repeats no more of it than the host.
+
+    Path and query are kept byte for byte, because a receiver may have signed them. Credentials become a Basic
+    `authorization`; a fragment is dropped.
+    """
+    if len(text) > MAX_URL_CHARS:
+        raise ValueError(f"a URL has at most {MAX_URL_CHARS} characters; this one has {len(text)}")
+    if any(char.isspace() or char == "\\" or unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in text):
+        raise ValueError("a URL has no spaces, line breaks, backslashes or control characters")
+    shape = _SHAPE.match(text)
+    if shape is None:
+        raise ValueError("a URL is written https://host/path")
+    scheme = shape["scheme"].lower()
+    if scheme not in ("http", "https"):
+        raise ValueError(f"the scheme is https, or http inside delivery.allowed_networks; this one is {scheme[:20]}")
+    userinfo, at, hostport = shape["authority"].rpartition("@")
+    if "@" in userinfo:
+        raise ValueError("more than one @ before the path; write it as %40 in a name or password")
+    host, port = _host_and_port(hostport)
+    name, address = _canonical(host)
+    plain = scheme == "http"
+    if address is not None and (why := refusal(name, address, allowed_networks, plain=plain)) is not None:
+        raise ValueError(why)
+    if plain and not allowed_networks:
+        raise ValueError(f"{name}: plain http is only for addresses inside delivery.allowed_networks; use https")
+    authority = name if port in (None, 80 if plain else 443) else f"{name}:{port}"
+    path_and_query = quote(f"{shape['path'] or '/'}{shape['query']}", safe=_KEEP)
+    return Target(
+        url=yarl.URL(f"{scheme}://{authority}{path_and_query}", encoded=True),
+        host=name,
+        plain=plain,
+        address=address,
+        authorization=_basic(userinfo) if at and userinfo else None,
+    )
+
+
+def _basic(userinfo: str) -> str:
+    login, _, password = userinfo.partition(":")
+    credentials = f"{unquote(login)}:{unquote(password)}"
+    return "Basic " + base64.b64encode(credentials.encode()).decode()
+
+
+def _host_and_port(text: str) -> tuple[str, int | None]:
+    if text.startswith("["):
+        host, bracket, rest = text.partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError("an IPv6 address is written in brackets: https://[2001:db8::1]:8443/path")
+        host, port_text = host + "]", rest[1:]
+    else:
+        host, _, port_text = text.partition(":")
+        if ":" in port_text:
+            raise ValueError("an IPv6 address is written in brackets: https://[2001:db8::1]:8443/path")
+    if not host or host == "[]":
+        raise ValueError("the URL has no host")
+    if not port_text:
+        return host, None
+    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 1 <= int(port_text) <= 65_535):
+        raise ValueError("the port is a number from 1 to 65535")
+    return host, int(port_text)
+
+
+def _canonical(host: str) -> tuple[str, IPAddress | None]:
+    """Write a host the one way it is dialled: as a lower-case ASCII name or a plain address."""
+    if host.startswith("["):
+        if "%" in host:
+            raise ValueError("an IPv6 address in a URL has no zone (%…)")
+        try:
+            address = IPv6Address(host[1:-1])
+        except ValueError:
+            raise ValueError(f"{host[:60]} is no IPv6 address") from None
+        return f"[{address}]", address
+    if "%" in host:
+        raise ValueError("the host has no percent-encoding")
+    name = unicodedata.normalize("NFKC", host.translate(_DOTS)).translate(_DOTS).lower()
+    if not name.isascii():
+        try:
+            name = idna.encode(name, uts46=True).decode("ascii")
+        except (idna.IDNAError, UnicodeError):
+            raise ValueError("the host is no valid international domain name") from None
+    name = name.removesuffix(".")
+    labels = name.split(".")
+    if _NUMBER.fullmatch(labels[-1]):
+        ip = _ipv4(labels)
+        if ip is None:
+            raise ValueError(f"{name[:60]} ends in a number but is no IPv4 address")
+        return str(ip), ip
+    if len(name) > 253 or not all(_NAME.fullmatch(label) for label in labels):
+        raise ValueError("the host is no valid domain name")
+    return name, None
+
+
+def _ipv4(parts: Sequence[str]) -> IPv4Address | None:
+    """Read an IPv4 address as dialling code does: one to four numbers, decimal, 0octal or 0xhex (WHATWG URL §3.5)."""
+    if not 1 <= len(parts) <= 4:
+        return None
+    numbers: list[int] = []
+    for part in parts:
+        if not _NUMBER.fullmatch(part) or len(part) > 20:
+            return None
+        try:
+            if part.startswith("0x"):
+                numbers.append(int(part[2:] or "0", 16))
+            else:
+                numbers.append(int(part, 8 if len(part) > 1 and part.startswith("0") else 10))
+        except ValueError:
+            return None
+    *first, last = numbers
+    if any(number > 255 for number in first) or last >= 256 ** (5 - len(numbers)):
+        return None
+    return IPv4Address(sum(number << 8 * (3 - place) for place, number in enumerate(first)) + last)
+
+
+# --- dialling --------------------------------------------------------------------------------------------------------
+
+
+class Forbidden(OSError):
+    """The guard refuses an address; the text is the sentence for whoever configured the URL."""
+
+
+class NoAddress(OSError):
+    """A name has no address, or none came in time."""
+
+
+class Guard:
+    """Resolves and judges for the connector of `Sender`.
+
+    `lookup` is asked at most once per name at a time, and its answer is kept for `cache_s`, so that a busy host costs
+    next to nothing; what is kept is judged again for every connection.
+    """
+
+    def __init__(
+        self,
+        allowed_networks: Sequence[IPNetwork] = (),
+        lookup: Lookup | None = None,
+        *,
+        deadline_s: float = LOOKUP_DEADLINE_S,
+        cache_s: float = CACHE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.allowed_networks = tuple(allowed_networks)
+        self._lookup = lookup or SystemLookup()
+        self._deadline_s = deadline_s
+        self._cache_s = cache_s
+        self._clock = clock
+        self._known: dict[str, tuple[float, tuple[IPAddress, ...]]] = {}
+        self._running: dict[str, asyncio.Task[tuple[IPAddress, ...]]] = {}
+
+    def vet_url(self, text: str) -> Target:
+        """Read a URL under this guard's allowed networks; raises ValueError."""
+        return vet_url(text, self.allowed_networks)
+
+    async def addresses(self, host: str, *, plain: bool = False) -> tuple[IPAddress, ...]:
+        """Resolve a host to addresses of which every one may be dialled; raises Forbidden or NoAddress."""
+        found = await self._resolve(host)
+        for ip in found:
+            self.check(host, ip, plain=plain)
+        return found
+
+    def check(self, host: str, ip: IPAddress, *, plain: bool = False) -> None:
+        """Raise Forbidden unless the address may be dialled."""
+        why = refusal(host, ip, self.allowed_networks, plain=plain)
+        if why is not None:
+            raise Forbidden(why)
+
+    def resolver(self, *, plain: bool = False) -> AbstractResolver:
+        """Make the resolver of a connector: it answers with vetted addresses only."""
+        return _VettedResolver(self, plain=plain)
+
+    def socket_factory(self, *, plain: bool = False) -> Callable[[Any], socket.socket]:
+        """Make the socket factory of a connector: no socket for an address that may not be dialled."""
+
+        def vetted_socket(addr_info: tuple[Any, ...]) -> socket.socket:
+            family, kind, protocol, _, address = addr_info
+            literal = _parse(address[0])
+            self.check(_written(literal), literal, plain=plain)
+            return socket.socket(family, kind, protocol)
+
+        return vetted_socket
+
+    async def close(self) -> None:
+        """Stop waiting for look-ups that still run."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _resolve(self, host: str) -> tuple[IPAddress, ...]:
+        known = self._known.get(host)
+        if known is not None and known[0] > self._clock():
+            return known[1]
+        task = self._running.get(host)
+        if task is None:
+            task = asyncio.create_task(self._ask(host))
+            self._running[host] = task
+            task.add_done_callback(lambda done: self._forget(host, done))
+        finished, _ = await asyncio.wait((task,), timeout=self._deadline_s)
+        if not finished:
+            raise NoAddress(f"the name {host} was not resolved within {self._deadline_s:g} s")
+        if task.cancelled():
+            raise NoAddress(f"the look-up of {host} was stopped")
+        return task.result()
+
+    async def _ask(self, host: str) -> tuple[IPAddress, ...]:
+        try:
+            answers = await self._lookup(host)
+        except (OSError, UnicodeError) as error:
+            raise NoAddress(_why_not_resolved(host, error)) from error
+        found = tuple(dict.fromkeys(_parse(answer) for answer in answers))
+        if not found:
+            raise NoAddress(f"the name {host} has no address")
+        now = self._clock()
+        if len(self._known) >= _MAX_CACHED:
+            self._known = {name: entry for name, entry in self._known.items() if entry[0] > now}
+            while len(self._known) >= _MAX_CACHED:
+                del self._known[next(iter(self._known))]
+        self._known[host] = (now + self._cache_s, found)
+        return found
+
+    def _forget(self, host: str, task: asyncio.Task[tuple[IPAddress, ...]]) -> None:
+        del self._running[host]
+        if not task.cancelled():
+            task.exception()  # marks it as seen when everybody who waited has left
+
+
+class SystemLookup:
+    """Asks the system's resolver, each look-up in a daemon thread of its own.
+
+    A shared pool would let a few names whose servers never answer hold up everybody else's, and the interpreter's exit.
+    """
+
+    def __init__(self, *, limit: int = _MAX_LOOKUPS) -> None:
+        self._slots = asyncio.Semaphore(limit)
+
+    async def __call__(self, host: str) -> Sequence[str]:
+        loop = asyncio.get_running_loop()
+        async with self._slots:
+            answer: asyncio.Future[Sequence[str]] = loop.create_future()
+            threading.Thread(target=_look_up, args=(host, loop, answer), name="lookup", daemon=True).start()
+            return await answer
+
+
+def _look_up(host: str, loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Sequence[str]]") -> None:
+    found: Sequence[str] = ()
+    failed: Exception | None = None
+    try:
+        # Without AI_ADDRCONFIG, which would hide an IPv6 answer from being judged.
+        rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = [str(row[4][0]) for row in rows]
+    except (OSError, UnicodeError) as error:
+        failed = error
+
+    def tell() -> None:
+        if answer.done():
+            return
+        if failed is not None:
+            answer.set_exception(failed)
+        else:
+            answer.set_result(found)
+
+    try:
+        loop.call_soon_threadsafe(tell)
+    except RuntimeError:
+        return  # the loop was closed meanwhile; nobody waits
+
+
+class _VettedResolver(AbstractResolver):
+    def __init__(self, guard: Guard, *, plain: bool) -> None:
+        self._guard = guard
+        self._plain = plain
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(ip),
+                port=port,
+                family=socket.AF_INET6 if ip.version == 6 else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for ip in await self._guard.addresses(host, plain=self._plain)
+        ]
+
+    async def close(self) -> None:
+        """Nothing to close: the guard is the sender's."""
+
+
+def _parse(text: str) -> IPAddress:
+    return ip_address(text.partition("%")[0])
+
+
+def _why_not_resolved(host: str, error: Exception) -> str:
+    if isinstance(error, socket.gaierror) and error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None)):
+        return f"the name {host} has no address"
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        return f"the name {host} cannot be resolved for now"
+    return f"the name {host} cannot be resolved"

@@ -1,0 +1,359 @@
+"""Make one attempt: one POST, one outcome, and nothing that a peer does gets further than that.
+
+Redirects are not followed, cookies are not kept, proxies of the environment are not asked. At most 16 KiB of an answer
+is read; a longer one costs its connection. What is compressed is unpacked up to the same size.
+
+Connections are kept for the next delivery, for less than the 5 seconds after which common servers drop idle ones. A
+kept connection may still turn out to be closed. When nothing of the request had been written yet, the attempt goes on
+over a new connection. Once written, a POST whose connection ends without an answer may have been acted on: that is an
+`Interrupted`, and the schedule's first step tries again 5 seconds later. A delivery that may not be made twice asks
+with `reuse=False` and meets no stale connection.
+"""
+
+import asyncio
+import errno
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+from aiohttp import hdrs
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import BytesPayload
+from cryptography import x509
+
+import relay
+from relay.delivery.guard import Forbidden, Guard, Target
+from relay.delivery.outcomes import Interrupted, Outcome, Refused, TimedOut, Unreachable, answered, excerpt
+from relay.delivery.retry import parse_retry_after
+
+TIMEOUT_S: Final = 15.0
+CONNECT_TIMEOUT_S: Final = 5.0
+MAX_ANSWER_BYTES: Final = 16 * 1024
+KEEPALIVE_S: Final = 4.0
+USER_AGENT: Final = f"call-relay/{relay.__version__}"
+
+_MAX_TARGETS: Final = 10_000
+_CERTIFICATE_LOOK_S: Final = 2.0
+_CERTIFICATE_KEPT_S: Final = 600.0
+_X509_NOT_YET_VALID: Final = 9
+_X509_EXPIRED: Final = 10
+_X509_SELF_SIGNED: Final = (18, 19)
+_X509_UNKNOWN_ISSUER: Final = (2, 20, 21)
+_X509_OTHER_NAME: Final = (62, 64)
+
+
+class Sender:
+    """Sends what was signed. Open it once per process, as a context manager; `send` may run many times at once.
+
+    `limit` bounds the connections in use of each kind (https or http, kept or not): whoever calls never has more in
+    flight, so no attempt waits for one.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        limit: int = 1000,
+        keepalive_s: float = KEEPALIVE_S,
+        ssl_context: ssl.SSLContext | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._guard = guard
+        self._limit = limit
+        self._keepalive_s = keepalive_s
+        self._ssl_context = ssl_context
+        self._now = now
+        self._sessions: dict[tuple[bool, bool], aiohttp.ClientSession] = {}
+        self._targets: dict[str, Target] = {}
+        self._expiries: dict[tuple[str, int], tuple[float, str]] = {}
+
+    async def __aenter__(self) -> Self:
+        context = self._ssl_context or ssl.create_default_context()
+        self._sessions = {
+            (plain, reuse): self._open(context, plain=plain, reuse=reuse)
+            for plain in (False, True)
+            for reuse in (False, True)
+        }
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for session in self._sessions.values():
+            await session.close()
+        await self._guard.close()
+
+    def _open(self, context: ssl.SSLContext, *, plain: bool, reuse: bool) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=self._limit,
+            ssl=context,
+            resolver=self._guard.resolver(plain=plain),
+            use_dns_cache=False,
+            socket_factory=self._guard.socket_factory(plain=plain),
+            **({"keepalive_timeout": self._keepalive_s} if reuse else {"force_close": True}),
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={
+                hdrs.USER_AGENT: USER_AGENT,
+                hdrs.CONTENT_TYPE: "application/json",
+                hdrs.ACCEPT_ENCODING: "identity",
+            },
+            auto_decompress=False,
+            read_bufsize=MAX_ANSWER_BYTES,
+            trust_env=False,
+        )
+
+    async def send(
+        self,
+        target_url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        timeout_s: float = TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        reuse: bool = True,
+    ) -> Outcome:
+        """POST `body` and tell what came of it; raises nothing but CancelledError."""
+        started_s = time.monotonic()
+        target = self._targets.get(target_url)
+        if target is None:
+            try:
+                target = self._vet(target_url)
+            except ValueError as error:
+                return Refused(why=str(error), duration_ms=_ms_since(started_s))
+        if target.authorization is not None:
+            headers = {hdrs.AUTHORIZATION: target.authorization, **headers}
+        timeout = _timeout(timeout_s, connect_timeout_s)
+        request = _Body(body)
+        try:
+            try:
+                response = await self._sessions[target.plain, reuse].post(
+                    target.url, data=request, headers=headers, timeout=timeout, allow_redirects=False
+                )
+            except aiohttp.ClientConnectionError as error:
+                if not reuse or request.begun or not _was_kept(error):
+                    raise
+                request = _Body(body)
+                response = await self._sessions[target.plain, False].post(
+                    target.url, data=request, headers=headers, timeout=timeout, allow_redirects=False
+                )
+        except Exception as error:  # whatever a peer can bring about ends as an outcome
+            return await self._failure(error, target, request, timeout, started_s)
+        return await self._answer(response, started_s)
+
+    def _vet(self, url: str) -> Target:
+        target = self._guard.vet_url(url)
+        if len(self._targets) >= _MAX_TARGETS:
+            self._targets.clear()
+        self._targets[url] = target
+        return target
+
+    async def _answer(self, response: aiohttp.ClientResponse, started_s: float) -> Outcome:
+        content = response.content
+        kept = b""
+        if not content.at_eof():
+            try:
+                kept = await _read(content)
+            finally:
+                if not content.at_eof():
+                    response.close()
+        status = response.status
+        retry_after_s: float | None = None
+        if status in (429, 503):
+            retry_after_s = parse_retry_after(response.headers.get(hdrs.RETRY_AFTER), self._now())
+        if kept and hdrs.CONTENT_ENCODING in response.headers:
+            kept = _unpack(kept, response.headers[hdrs.CONTENT_ENCODING])
+        return answered(
+            status, duration_ms=_ms_since(started_s), excerpt=excerpt(kept) if kept else "", retry_after_s=retry_after_s
+        )
+
+    async def _failure(
+        self, error: Exception, target: Target, request: "_Body", timeout: aiohttp.ClientTimeout, started_s: float
+    ) -> Outcome:
+        ms = _ms_since(started_s)
+        match error:
+            case aiohttp.ClientConnectorError(os_error=Forbidden() as forbidden):
+                return Refused(why=str(forbidden), duration_ms=ms)
+            case aiohttp.ClientConnectorDNSError(os_error=why):
+                return Unreachable(stage="dns", why=str(why), duration_ms=ms)
+            case aiohttp.ClientConnectorCertificateError(certificate_error=why):
+                return Unreachable(stage="tls", why=await self._certificate_words(target, why), duration_ms=ms)
+            case aiohttp.ClientConnectorSSLError(os_error=why):
+                return Unreachable(stage="tls", why=_tls_words(why), duration_ms=ms)
+            case aiohttp.ClientConnectorError(os_error=why):
+                return Unreachable(stage="connect", why=_connect_words(why), duration_ms=ms)
+            case TimeoutError() if request.begun:
+                return TimedOut(timeout_s=timeout.total or TIMEOUT_S, duration_ms=ms)
+            case TimeoutError():
+                waited_s = min(timeout.sock_connect or CONNECT_TIMEOUT_S, timeout.total or TIMEOUT_S)
+                why_not = f"did not accept a connection within {waited_s:g} s"
+                return Unreachable(stage="connect", why=why_not, duration_ms=ms)
+        how = _interruption(error)
+        if request.begun:
+            return Interrupted(how=how, duration_ms=ms)
+        return Unreachable(stage="send", why=how, duration_ms=ms)
+
+    async def _certificate_words(self, target: Target, error: Exception) -> str:
+        code = getattr(error, "verify_code", None)
+        if code in (_X509_EXPIRED, _X509_NOT_YET_VALID):
+            key = (target.host, code)
+            until_s, words = self._expiries.get(key, (0.0, ""))
+            if until_s < time.monotonic():
+                words = _validity_words(code, await self._look_at_certificate(target))
+                if len(self._expiries) >= _MAX_TARGETS:
+                    self._expiries.clear()
+                self._expiries[key] = (time.monotonic() + _CERTIFICATE_KEPT_S, words)
+            return words
+        if code in _X509_SELF_SIGNED:
+            return "the subscriber's certificate is self-signed, or its root is not a trusted one"
+        if code in _X509_UNKNOWN_ISSUER:
+            return "the subscriber's certificate comes from an unknown authority, or an intermediate one is not sent"
+        if code in _X509_OTHER_NAME:
+            return f"the subscriber's certificate is not for {target.host}"
+        detail = getattr(error, "verify_message", "") or "no reason given"
+        return f"the subscriber's certificate is not accepted: {detail}"
+
+    async def _look_at_certificate(self, target: Target) -> x509.Certificate | None:
+        """Fetch the certificate that was not accepted, only to say its dates: nothing is sent over this connection."""
+        loop = asyncio.get_running_loop()
+        host, port = target.url.raw_host or "", target.url.port or 443
+        try:
+            async with asyncio.timeout(_CERTIFICATE_LOOK_S):
+                ip = target.address or (await self._guard.addresses(host))[0]
+                family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
+                address = (str(ip), port)
+                sock = self._guard.socket_factory()((family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address))
+                try:
+                    sock.setblocking(False)
+                    await loop.sock_connect(sock, address)
+                    transport, _ = await loop.create_connection(
+                        asyncio.Protocol, sock=sock, ssl=_unverified(), server_hostname=host
+                    )
+                except BaseException:
+                    sock.close()
+                    raise
+                der = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+                transport.abort()
+            return x509.load_der_x509_certificate(der) if der else None
+        except (OSError, ValueError):
+            return None
+
+
+class _Body(BytesPayload):
+    """A request body that knows whether any of its request can have left: aiohttp writes both as one piece."""
+
+    begun = False
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        transport = writer.transport
+        self.begun = transport is not None and not transport.is_closing()
+        await writer.write(self._value)
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes:
+    """Read at most 16 KiB; an answer that breaks off or takes too long is cut where it stopped, its status stands."""
+    pieces: list[bytes] = []
+    room = MAX_ANSWER_BYTES
+    try:
+        while room > 0 and (piece := await content.read(room)):
+            pieces.append(piece)
+            room -= len(piece)
+    except (aiohttp.ClientError, OSError):
+        pass
+    return b"".join(pieces)
+
+
+def _unpack(packed: bytes, encoding: str) -> bytes:
+    """Unpack the beginning of a body, never to more than 16 KiB."""
+    encoding = encoding.strip().lower()
+    if encoding == "identity":
+        return packed
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        return f"({len(packed)} bytes, compressed as {encoding[:20]})".encode()
+    for window_bits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
+        try:
+            return zlib.decompressobj(window_bits).decompress(packed, MAX_ANSWER_BYTES)
+        except zlib.error:
+            continue
+    return f"({len(packed)} bytes that are not {encoding})".encode()
+
+
+@lru_cache(maxsize=256)
+def _timeout(timeout_s: float, connect_timeout_s: float) -> aiohttp.ClientTimeout:
+    # A high threshold keeps the limits exact: aiohttp rounds longer ones up to whole seconds.
+    return aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s, ceil_threshold=86_400)
+
+
+@lru_cache(maxsize=1)
+def _unverified() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _ms_since(started_s: float) -> int:
+    return round((time.monotonic() - started_s) * 1000)
+
+
+def _was_kept(error: aiohttp.ClientConnectionError) -> bool:
+    """Whether an error belongs to a connection that was there, rather than to making one."""
+    return not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError)
+
+
+def _validity_words(code: int, certificate: x509.Certificate | None) -> str:
+    expired = code == _X509_EXPIRED
+    if certificate is None:
+        return "the subscriber's certificate " + ("has expired" if expired else "is not valid yet")
+    if expired:
+        return f"the subscriber's certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+    return f"the subscriber's certificate is not valid before {certificate.not_valid_before_utc:%Y-%m-%d}"
+
+
+def _tls_words(error: OSError) -> str:
+    reason = str(getattr(error, "reason", "") or "").lower().replace("_", " ")
+    if reason in ("wrong version number", "record layer failure", "http request", "packet length too long"):
+        return "the subscriber does not speak TLS on this port"
+    return f"the TLS handshake failed: {reason or type(error).__name__}"
+
+
+def _connect_words(error: OSError) -> str:
+    match error.errno:
+        case errno.ECONNREFUSED:
+            return "the connection was refused"
+        case errno.ECONNRESET | errno.EPIPE:
+            return "the connection was reset before anything was sent"
+        case errno.EHOSTUNREACH | errno.ENETUNREACH:
+            return "there is no route to the subscriber"
+        case errno.ETIMEDOUT:
+            return "the connection timed out"
+        case None:
+            return "no connection could be made"
+        case code:
+            return f"no connection could be made: {errno.errorcode.get(code, code)}"
+
+
+def _interruption(error: Exception) -> str:
+    match error:
+        case aiohttp.ServerDisconnectedError(message=str()):
+            return "the subscriber closed the connection without an answer"
+        case aiohttp.ServerDisconnectedError():
+            return "the subscriber closed the connection in the middle of its answer's headers"
+        case aiohttp.ClientResponseError(message=str() as message) if "more than" in message.lower():
+            return "the subscriber's answer has headers that are too large"
+        case aiohttp.ClientResponseError():
+            return "the subscriber's answer is not HTTP"
+        case OSError():
+            return "the subscriber reset the connection without an answer"
+        case ValueError():
+            return "the request cannot be written as HTTP: a header has a forbidden character"
+    return f"the attempt failed: {type(error).__name__}"

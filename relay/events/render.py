@@ -1,0 +1,493 @@
+"""Make the body that is signed and sent, from the canonical event: pure, and the same on every attempt but for the
+recording link.
+
+Three shapes: `full` is the event as it is; `flat` is one level of the keys in `FLAT_FIELDS`; a map is the receiver's
+own output fields, each a JMESPath expression over the full event.
+
+A body has at most 20 KB. When one would have more, optional parts go in this order until it fits, and `truncated` names
+what went: `raw`, `participants`, `transfers`, `contact.others`, `custom`, `transcription.text` (cut), `changes` (their
+values), `long strings` (cut), `details` (all but the call's identity and outcome). From a map's result the largest
+fields go, as null.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Final, Literal, cast
+
+import jmespath
+import orjson
+from jmespath.exceptions import JMESPathError
+from jmespath.functions import Functions, signature
+from jmespath.visitor import Options, TreeInterpreter
+
+from relay.model import Json, iso
+
+MAX_BODY_BYTES: Final = 20_000
+Payload = Literal["full", "flat"] | Mapping[str, str]
+RecordingLink = tuple[str, datetime]
+"""The address of the audio, and the instant at which it stops working."""
+
+
+def render(
+    event: Json,
+    *,
+    payload: Payload = "full",
+    include_raw: bool = False,
+    raw: Json | None = None,
+    recording_link: RecordingLink | None = None,
+) -> bytes:
+    """Build the body for one subscription; `event` is not changed.
+
+    `raw`, the provider's own row, is put at `data.call.raw` only with `include_raw`.
+    """
+    if recording_link is not None:
+        event = _with_link(event, *recording_link)
+    if include_raw and raw is not None and "call" in event["data"]:
+        event = _with_call(event, {**event["data"]["call"], "raw": raw})
+    if payload == "full":
+        body = orjson.dumps(event)
+        return body if len(body) <= MAX_BODY_BYTES else _fit(copy.deepcopy(event), _FULL_CUTS)
+    if payload == "flat":
+        flattened = flatten(event)
+        body = orjson.dumps(flattened)
+        return body if len(body) <= MAX_BODY_BYTES else _fit(flattened, _FLAT_CUTS)
+    return _render_map(_compiled_map(tuple(payload.items())), event)
+
+
+def _with_link(event: Json, url: str, expires_at: datetime) -> Json:
+    call = event["data"].get("call")
+    if call is None or not call.get("recording"):
+        return event
+    return _with_call(event, {**call, "recording": {**call["recording"], "url": url, "expires_at": iso(expires_at)}})
+
+
+def _with_call(event: Json, call: Json) -> Json:
+    return {**event, "data": {**event["data"], "call": call}}
+
+
+# --- flat ------------------------------------------------------------------------------------------------------------
+
+_CALL: Final = "data.call."
+_FLAT_PATHS: Final[tuple[tuple[str, str], ...]] = (
+    ("id", "id"),
+    ("event_id", "id"),
+    ("event_type", "type"),
+    ("event_timestamp", "timestamp"),
+    ("api_version", "api_version"),
+    ("call_id", _CALL + "id"),
+    ("provider", _CALL + "provider"),
+    ("provider_call_id", _CALL + "provider_call_id"),
+    ("source_id", _CALL + "source_id"),
+    ("kind", _CALL + "kind"),
+    ("revision", _CALL + "revision"),
+    ("direction", _CALL + "direction"),
+    ("outcome", _CALL + "outcome"),
+    ("missed", _CALL + "missed"),
+    ("status_raw", _CALL + "status_raw"),
+    ("end_reason", _CALL + "end_reason"),
+    ("ended_by", _CALL + "ended_by"),
+    ("started_at", _CALL + "started_at"),
+    ("answered_at", _CALL + "answered_at"),
+    ("ended_at", _CALL + "ended_at"),
+    ("duration_seconds", _CALL + "duration_seconds"),
+    ("external_number", _CALL + "external_number"),
+    ("internal_number", _CALL + "internal_number"),
+    ("extension", _CALL + "extension"),
+    ("from_number", _CALL + "from.number"),
+    ("from_raw", _CALL + "from.raw"),
+    ("from_type", _CALL + "from.type"),
+    ("from_extension", _CALL + "from.extension"),
+    ("from_name", _CALL + "from.name"),
+    ("from_country", _CALL + "from.country"),
+    ("from_internal", _CALL + "from.internal"),
+    ("from_user_id", _CALL + "from.user_id"),
+    ("to_number", _CALL + "to.number"),
+    ("to_raw", _CALL + "to.raw"),
+    ("to_type", _CALL + "to.type"),
+    ("to_extension", _CALL + "to.extension"),
+    ("to_name", _CALL + "to.name"),
+    ("to_country", _CALL + "to.country"),
+    ("to_internal", _CALL + "to.internal"),
+    ("to_user_id", _CALL + "to.user_id"),
+    ("contact_lookup_status", _CALL + "contact.lookup_status"),
+    ("contact_count", _CALL + "contact.count"),
+    ("contact_id", _CALL + "contact.id"),
+    ("contact_external_id", _CALL + "contact.external_id"),
+    ("contact_name", _CALL + "contact.name"),
+    ("contact_organization", _CALL + "contact.organization"),
+    ("contact_email", _CALL + "contact.email"),
+    ("recording_status", _CALL + "recording.status"),
+    ("recording_url", _CALL + "recording.url"),
+    ("recording_expires_at", _CALL + "recording.expires_at"),
+    ("recording_content_type", _CALL + "recording.content_type"),
+    ("recording_size_bytes", _CALL + "recording.size_bytes"),
+    ("recording_duration_seconds", _CALL + "recording.duration_seconds"),
+    ("recording_sha256", _CALL + "recording.sha256"),
+    ("transcription_text", _CALL + "transcription.text"),
+    ("transcription_summary", _CALL + "transcription.summary"),
+    ("changed_fields", "data.changes"),
+    ("message", "data.message"),
+    ("subscription_id", "data.subscription.id"),
+    ("observed_via", "context.via"),
+    ("observed_at", "context.observed_at"),
+    ("timezone_assumed", "context.timezone_assumed"),
+    ("call_link", "links.call"),
+    ("recording_link", "links.recording"),
+)
+FLAT_FIELDS: Final = tuple(name for name, _ in _FLAT_PATHS)
+"""The keys of a flat body, in their order, the same for every event; null where the event has nothing to say."""
+
+_FLAT_STEPS: Final = tuple((name, tuple(path.split("."))) for name, path in _FLAT_PATHS)
+
+
+def flatten(event: Json) -> Json:
+    """Write an event on one level. Lists and custom fields are left to `full` and to maps.
+
+    `changed_fields` is a comma-separated text. `source_id` is also there for events about a source.
+    """
+    flattened = {name: _at(event, path) for name, path in _FLAT_STEPS}
+    changes = flattened["changed_fields"]
+    flattened["changed_fields"] = ",".join(changes) if isinstance(changes, dict) else None
+    if flattened["source_id"] is None:
+        flattened["source_id"] = _at(event, ("data", "source", "id"))
+    return {name: None if isinstance(value, dict | list) else value for name, value in flattened.items()}
+
+
+def _at(document: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        if not isinstance(document, dict):
+            return None
+        document = document.get(name)
+    return document
+
+
+# --- 20 KB -----------------------------------------------------------------------------------------------------------
+
+_Cut = tuple[str, Callable[[Json], bool]]
+"""What a cut is called, and the function that makes it in place; False when there was nothing to cut."""
+
+
+def _fit(document: Json, cuts: Sequence[_Cut]) -> bytes:
+    truncated: list[str] = []
+    for name, cut in cuts:
+        if not cut(document):
+            continue
+        if name not in truncated:
+            truncated.append(name)
+        document["truncated"] = truncated
+        body = orjson.dumps(document)
+        if len(body) <= MAX_BODY_BYTES:
+            break
+    return body
+
+
+def _empty(name: str, *path: str) -> Callable[[Json], bool]:
+    def cut(event: Json) -> bool:
+        holder = _at(event, ("data", "call", *path))
+        if not isinstance(holder, dict) or not holder.get(name):
+            return False
+        holder[name] = type(holder[name])()
+        return True
+
+    return cut
+
+
+def _drop_raw(event: Json) -> bool:
+    call = event["data"].get("call")
+    return call is not None and call.pop("raw", None) is not None
+
+
+def _cut_transcription(event: Json) -> bool:
+    transcription = _at(event, ("data", "call", "transcription"))
+    if not isinstance(transcription, dict):
+        return False
+    return _cut_strings(transcription, longest=4000)
+
+
+def _drop_changes(event: Json) -> bool:
+    changes = event["data"].get("changes")
+    if not isinstance(changes, dict) or not changes:
+        return False
+    event["data"]["changes"] = {name[:100]: None for name in list(changes)[:50]}
+    return True
+
+
+def _shorten(longest: int) -> Callable[[Json], bool]:
+    return lambda document: _cut_strings(document, longest=longest)
+
+
+def _cut_strings(node: Any, *, longest: int) -> bool:
+    """Cut every string in place, but for addresses, which would lead nowhere."""
+    cut = False
+    for key, value in _entries(node):
+        if isinstance(value, str):
+            if len(value) > longest and not (isinstance(key, str) and key.endswith(("url", "link"))):
+                node[key] = value[: longest - 1] + "…"
+                cut = True
+        elif isinstance(value, dict | list) and key != "links":
+            cut = _cut_strings(value, longest=longest) or cut
+    return cut
+
+
+def _entries(node: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(list(node.items() if isinstance(node, dict) else enumerate(node)))
+
+
+_IDENTITY: Final = (
+    "id",
+    "provider",
+    "provider_call_id",
+    "source_id",
+    "kind",
+    "revision",
+    "direction",
+    "outcome",
+    "missed",
+    "started_at",
+    "ended_at",
+    "duration_seconds",
+)
+
+
+def _keep_identity(event: Json) -> bool:
+    call = event["data"].get("call")
+    kept: Json = {}
+    if isinstance(call, dict):
+        kept["call"] = {name: _scalar(call.get(name)) for name in _IDENTITY}
+    envelope = {name: _scalar(event.get(name)) for name in ("id", "type", "timestamp", "api_version")}
+    truncated = event.get("truncated")
+    event.clear()
+    event.update(envelope, data=kept, truncated=truncated)
+    return True
+
+
+def _keep_flat_identity(flattened: Json) -> bool:
+    keep = {"event_id", "event_type", "event_timestamp", "api_version", "call_id", *_IDENTITY}
+    for name in flattened:
+        if name != "truncated":
+            flattened[name] = _scalar(flattened[name]) if name in keep else None
+    return True
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:200]
+    return value if isinstance(value, int | float) else None
+
+
+_FULL_CUTS: Final[tuple[_Cut, ...]] = (
+    ("raw", _drop_raw),
+    ("participants", _empty("participants")),
+    ("transfers", _empty("transfers")),
+    ("contact.others", _empty("others", "contact")),
+    ("custom", _empty("custom")),
+    ("transcription.text", _cut_transcription),
+    ("changes", _drop_changes),
+    ("long strings", _shorten(500)),
+    ("long strings", _shorten(100)),
+    ("details", _keep_identity),
+)
+_FLAT_CUTS: Final[tuple[_Cut, ...]] = (
+    ("long strings", _shorten(4000)),
+    ("long strings", _shorten(500)),
+    ("long strings", _shorten(100)),
+    ("details", _keep_flat_identity),
+)
+
+
+# --- maps ------------------------------------------------------------------------------------------------------------
+
+MAX_FIELDS: Final = 100
+MAX_FIELD_NAME_CHARS: Final = 100
+MAX_EXPRESSION_CHARS: Final = 512
+MAX_EXPRESSION_DEPTH: Final = 20
+MAX_RESULT_BYTES: Final = 16 * 1024
+_MAX_WEIGHT: Final = 256 * 1024
+_MAX_WORK: Final = 500_000
+_SENT_WHEN_CUT: Final = "truncated"
+
+Expression = dict[str, Any]
+"""A compiled expression: jmespath's own syntax tree."""
+
+
+class BadExpression(ValueError):
+    """An expression cannot be used; the text says why."""
+
+
+def check_map(mapping: Mapping[str, str], sample: Json) -> list[str]:
+    """Say what is wrong with a map, one sentence a field; nothing when it works on the sample event."""
+    if not mapping:
+        return ["the map has no fields; write output field: expression"]
+    if len(mapping) > MAX_FIELDS:
+        return [f"the map has {len(mapping)} fields; at most {MAX_FIELDS} are allowed"]
+    errors: list[str] = []
+    total_bytes = 0
+    for name, text in mapping.items():
+        try:
+            total_bytes += len(orjson.dumps({_field_name(name): _evaluate(_compile(text), sample)}))
+        except BadExpression as error:
+            errors.append(f"{str(name)[:MAX_FIELD_NAME_CHARS]}: {error}")
+    if total_bytes > MAX_RESULT_BYTES:
+        errors.append(f"the result has {total_bytes} bytes for the sample event; at most {MAX_RESULT_BYTES} are sent")
+    return errors
+
+
+def _field_name(name: object) -> str:
+    if not isinstance(name, str) or not name or len(name) > MAX_FIELD_NAME_CHARS or not name.isprintable():
+        raise BadExpression(f"an output field is a text of 1 to {MAX_FIELD_NAME_CHARS} printable characters")
+    return name
+
+
+def _compile(text: object) -> Expression:
+    if not isinstance(text, str) or not text.strip():
+        raise BadExpression("an expression is a text, as data.call.contact.name")
+    if len(text) > MAX_EXPRESSION_CHARS:
+        raise BadExpression(f"an expression has at most {MAX_EXPRESSION_CHARS} characters; this one has {len(text)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            parsed = cast(Expression, jmespath.compile(text).parsed)
+    except (JMESPathError, Warning, ValueError) as error:
+        raise BadExpression(f"this is no JMESPath expression: {_first_line(error)}") from error
+    except RecursionError:
+        raise BadExpression(f"an expression is at most {MAX_EXPRESSION_DEPTH} levels deep") from None
+    if _depth(parsed) > MAX_EXPRESSION_DEPTH:
+        raise BadExpression(f"an expression is at most {MAX_EXPRESSION_DEPTH} levels deep")
+    return parsed
+
+
+def _depth(expression: Expression) -> int:
+    deepest = 0
+    level: list[Any] = [expression]
+    while level:
+        deepest += 1
+        level = [
+            child for node in level for child in node.get("children", ()) if isinstance(child, dict) and "type" in child
+        ]
+    return deepest
+
+
+@lru_cache(maxsize=1024)
+def _compiled_map(fields: tuple[tuple[str, str], ...]) -> tuple[tuple[str, Expression | None], ...]:
+    return tuple((name, _compiled_or_none(text)) for name, text in fields)
+
+
+def _compiled_or_none(text: str) -> Expression | None:
+    try:
+        return _compile(text)
+    except BadExpression:
+        return None
+
+
+def _render_map(fields: Sequence[tuple[str, Expression | None]], event: Json) -> bytes:
+    """Evaluate a map. A field that cannot be evaluated for this event is null: the others are heard all the same."""
+    result: Json = {}
+    for name, expression in fields:
+        try:
+            result[name] = None if expression is None else _evaluate(expression, event)
+        except BadExpression:
+            result[name] = None
+    body = orjson.dumps(result)
+    if len(body) <= MAX_RESULT_BYTES:
+        return body
+    sizes = {name: len(orjson.dumps(value)) for name, value in result.items()}
+    dropped: list[str] = []
+    for name in sorted(sizes, key=lambda name: sizes[name], reverse=True):
+        result[name] = None
+        dropped.append(name)
+        body = orjson.dumps({_SENT_WHEN_CUT: dropped, **result})
+        if len(body) <= MAX_RESULT_BYTES:
+            break
+    return body
+
+
+def _evaluate(expression: Expression, event: Json) -> Any:
+    """Evaluate within bounds; whatever the expression does, the answer is JSON of at most 16 KiB or BadExpression."""
+    try:
+        value = _Bounded().visit(expression, event)
+        size_bytes = len(orjson.dumps(value))
+    except BadExpression:
+        raise
+    except RecursionError:
+        raise BadExpression("the result is nested too deeply") from None
+    except JMESPathError as error:
+        raise BadExpression(_first_line(error)) from error
+    except Exception as error:  # a function of the library met a value that it was not made for
+        raise BadExpression(f"it has no result that is JSON: {_first_line(error)}") from error
+    if size_bytes > MAX_RESULT_BYTES:
+        raise BadExpression(f"its result has {size_bytes} bytes; at most {MAX_RESULT_BYTES} are sent")
+    return value
+
+
+class _Functions(Functions):
+    """The library's functions, with a bound on the one whose result is the product of its arguments."""
+
+    @signature({"types": ["string"]}, {"types": ["array-string"]})
+    def _func_join(self, separator: str, array: list[str]) -> str:
+        if len(separator) * len(array) > _MAX_WEIGHT:
+            raise BadExpression("it builds a value that is too large")
+        return separator.join(array)
+
+
+_OPTIONS: Final = Options(custom_functions=_Functions())
+
+
+class _Bounded(TreeInterpreter):
+    """An interpreter that stops when it works too long or builds too much.
+
+    Only the nodes below can make a value larger than their input, `[@, @] | [@, @] | …` being the shortest way; what
+    they make is weighed before anything else is made of it. Comparing costs what the compared values weigh.
+    """
+
+    _BUILDERS: Final = frozenset(
+        {
+            "multi_select_list",
+            "multi_select_dict",
+            "flatten",
+            "projection",
+            "filter_projection",
+            "value_projection",
+            "function_expression",
+        }
+    )
+
+    def __init__(self) -> None:
+        super().__init__(_OPTIONS)
+        self._work = 0
+
+    def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
+        if node["type"] == "comparator" or (node["type"] == "function_expression" and args):
+            self._spend(_weigh(args[0]))
+        value = super().visit(node, *args, **kwargs)
+        self._spend(_weigh(value) if node["type"] in self._BUILDERS else 1)
+        return value
+
+    def _spend(self, work: int) -> None:
+        self._work += work
+        if self._work > _MAX_WORK:
+            raise BadExpression("it takes too long to evaluate")
+
+
+def _weigh(value: Any) -> int:
+    """Count values and characters, as if each place that refers to a value held a copy of it."""
+    weight = 0
+    rest = [value]
+    while rest:
+        node = rest.pop()
+        weight += len(node) + 1 if isinstance(node, str) else 1
+        if isinstance(node, dict):
+            rest.extend(node.values())
+            weight += sum(map(len, node))
+        elif isinstance(node, list):
+            rest.extend(node)
+        if weight > _MAX_WEIGHT:
+            raise BadExpression("it builds a value that is too large")
+    return weight
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__

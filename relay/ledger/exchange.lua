@@ -1,0 +1,158 @@
+#!lua flags=allow-oom
+-- Settle what a runner has done and claim what it does next, in one step.
+--
+-- KEYS   none (no cluster; names come from lane.lua)
+-- ARGV   lane, want, lease_ms, most per partition, event TTL s, n, then n × (partition, item, token, verb, wait_ms, a, b)
+--        verb: done   the item's work is finished; when it was put again meanwhile it is due again
+--              again  due wait_ms from now, or earlier when it was put again meanwhile
+--              renew  the lease goes on for lease_ms from now
+--              part   (record lane) like done; b is the call's recording part: stored, and the call put into enrich
+--        deliver lane: a = event id, b = state of the delivery; done takes the event off the subject's pending ones
+--        record lane: b with again = how far fetching has come
+-- ANSWER { now_ms, next_due_ms or -1, { settled 1 or refused 0, … }, { claim, … } }
+--        claim: { partition, item, token, expiries, …what the lane's work needs }
+--        enrich, record: the call's HASH, flat; deliver: event id, packed event or '', state or ''
+--
+-- Races closed here:
+-- * two runners claim: one of them gets the item (the claim moves it from waiting to leased).
+-- * a runner settles after its lease ended and the item went to another: its token is old, the settle is refused.
+-- * an item is put while it is held: the lease is dirty, settling re-arms it (see lane.lua).
+-- * a runner dies: its leases end and are claimable again; after five ends in a row the item is put aside.
+-- * the store's memory is full: outcomes are kept all the same (allow-oom), or everything would be sent again.
+
+local lane, want, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local most, event_ttl = tonumber(ARGV[4]), tonumber(ARGV[5])
+local now = now_ms()
+local answers, touched = {}, {}
+
+local function settle(p, item, token, verb, wait, a, b)
+  local lease = lease_of(lane, p, item)
+  if not lease or lease.token ~= token then return 0 end
+  if verb == 'renew' then
+    redis.call('ZADD', k_leased(lane, p), now + lease_ms, item)
+    touched[p] = true
+    return 1
+  end
+  local at = nil
+  if verb == 'again' then
+    at = now + wait
+    if lease.dirty and lease.dirty < at then at = lease.dirty end
+  elseif lease.dirty then
+    at = lease.dirty
+  end
+  if lane == 'deliver' and a ~= '' then
+    if b ~= '' then
+      redis.call('HSET', 'relay:deliveries:' .. a, p, b)
+      redis.call('EXPIRE', 'relay:deliveries:' .. a, event_ttl)
+      redis.call('EXPIRE', 'relay:event:' .. a, event_ttl)
+    end
+    if verb == 'done' then
+      redis.call('ZREM', k_pending(p, item), a)
+      at = redis.call('EXISTS', k_pending(p, item)) == 1 and now or nil
+    end
+  elseif lane == 'record' and b ~= '' and redis.call('EXISTS', 'relay:call:' .. item) == 1 then
+    if verb == 'part' then
+      redis.call('HSET', 'relay:call:' .. item, 'recording', b)
+      redis.call('HDEL', 'relay:call:' .. item, 'fetch')
+      redis.call('HINCRBY', 'relay:call:' .. item, 'version', 1)
+      put('enrich', p, item, now, 'LT')
+    else
+      redis.call('HSET', 'relay:call:' .. item, 'fetch', b)
+    end
+  end
+  redis.call('ZREM', k_leased(lane, p), item)
+  redis.call('HDEL', k_leases(lane, p), item)
+  if at then redis.call('ZADD', k_waiting(lane, p), at, item) end
+  touched[p] = true
+  return 1
+end
+
+local i = 7
+for n = 1, tonumber(ARGV[6]) do
+  answers[n] = settle(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4]), ARGV[i + 5], ARGV[i + 6])
+  i = i + 7
+end
+for p in pairs(touched) do rescore(lane, p) end
+
+local claims, alone = {}, false
+
+local function payload(p, item, claim)
+  if lane == 'deliver' then
+    local eid = redis.call('ZRANGE', k_pending(p, item), 0, 0)[1]
+    if not eid then return false end
+    claim[5] = eid
+    claim[6] = redis.call('GET', 'relay:event:' .. eid) or ''
+    claim[7] = redis.call('HGET', 'relay:deliveries:' .. eid, p) or ''
+  elseif lane == 'enrich' or lane == 'record' then
+    claim[5] = redis.call('HGETALL', 'relay:call:' .. item)
+    if #claim[5] == 0 then return false end
+  end
+  return true
+end
+
+local function put_aside(p, item)
+  redis.call('ZADD', 'relay:poison:' .. lane, now, p .. '\31' .. item)
+  redis.call('HINCRBY', 'relay:counts', 'poison_' .. lane, 1)
+  if lane == 'deliver' then
+    local eid = redis.call('ZRANGE', k_pending(p, item), 0, 0)[1]
+    if eid then
+      redis.call('HSET', 'relay:deliveries:' .. eid, p, '{"s":"poison","t":' .. string.format('%.0f', now) .. '}')
+      redis.call('ZREM', k_pending(p, item), eid)
+      if redis.call('EXISTS', k_pending(p, item)) == 1 then
+        redis.call('ZREM', k_leased(lane, p), item)
+        redis.call('HDEL', k_leases(lane, p), item)
+        redis.call('ZADD', k_waiting(lane, p), now, item)
+        return
+      end
+    end
+  end
+  forget(lane, p, item)
+end
+
+-- Lease one item; false when there is nothing to hand out after all.
+local function take(p, item, lease)
+  local expiries = lease and lease.expiries + 1 or 0
+  if expiries >= 5 then
+    put_aside(p, item)
+    return
+  end
+  if expiries >= 3 and #claims > 0 then return end -- claimed alone, by a later call
+  local token = string.format('%.0f', redis.call('INCR', 'relay:token'))
+  local claim = { p, item, token, expiries }
+  if not payload(p, item, claim) then
+    forget(lane, p, item)
+    return
+  end
+  redis.call('ZREM', k_waiting(lane, p), item)
+  redis.call('ZADD', k_leased(lane, p), now + lease_ms, item)
+  write_lease(lane, p, item, { token = token, expiries = expiries })
+  claims[#claims + 1] = claim
+  alone = expiries >= 3
+end
+
+if want > 0 then
+  local partitions = redis.call('ZRANGEBYSCORE', k_index(lane), '-inf', now, 'LIMIT', 0, want)
+  for _, p in ipairs(partitions) do
+    if #claims >= want or alone then break end
+    local room = math.min(want - #claims, most)
+    local started = #claims
+    local ended = redis.call('ZRANGEBYSCORE', k_leased(lane, p), '-inf', now, 'LIMIT', 0, room)
+    for _, item in ipairs(ended) do
+      if alone then break end
+      take(p, item, lease_of(lane, p, item))
+    end
+    local cap = tonumber(redis.call('HGET', k_partition(lane, p), 'cap'))
+    room = room - (#claims - started)
+    if cap then room = math.min(room, cap - redis.call('ZCARD', k_leased(lane, p))) end
+    if room > 0 and not alone then
+      local due = redis.call('ZRANGEBYSCORE', k_waiting(lane, p), '-inf', now, 'LIMIT', 0, room)
+      for _, item in ipairs(due) do take(p, item, nil) end
+    end
+    rescore(lane, p)
+  end
+end
+
+local head = redis.call('ZRANGE', k_index(lane), 0, 0, 'WITHSCORES')
+local next_due = -1
+if head[2] and head[2] ~= 'inf' then next_due = tonumber(head[2]) end
+return { now, next_due, answers, claims }

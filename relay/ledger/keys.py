@@ -1,0 +1,115 @@
+"""Every key of the store: its shape, how long it lives, and why. The Lua files build the same names from `lane.lua`.
+
+All keys start with `relay:`; a database belongs to one relay. No key expires before what depends on it: a call outlives
+its events, an event outlives its deliveries' schedule.
+"""
+
+import base64
+import hashlib
+
+IDENTITY = "relay:identity"
+"""STR   fingerprint of the relay that owns this database; no TTL: a second relay must find it."""
+SCHEMA = "relay:schema"
+"""STR   number of the newest layout that has written here; no TTL."""
+CLOCK = "relay:clock"
+"""STR   the store's time when the sweep last looked, ms; no TTL: a step back shows as a smaller `TIME`."""
+CALLS = "relay:calls"
+"""ZSET  call id → first seen, ms; trimmed by the sweep after `retention.calls_days`."""
+EVENTS = "relay:events"
+"""ZSET  event id → made at, ms; trimmed by the sweep after `retention.events_days`."""
+COUNTS = "relay:counts"
+"""HASH  what happened so far (calls admitted, late, rows quarantined, …) for people to look at; no TTL."""
+
+SCHEMA_VERSION = 1
+
+
+def source(sid: str) -> str:
+    """HASH  started_at, cursor, last success per tier, health; no TTL: it is where we stand."""
+    return f"relay:source:{sid}"
+
+
+def seen(sid: str, day: str) -> str:
+    """HASH  record key → mapping version, flag, content hash. The last chunk of a poll deletes days older than the
+    cursor less 96 h; the TTL of 90 d, renewed by each admission, only clears up after a source that was removed."""
+    return f"relay:seen:{sid}:{day}"
+
+
+def quarantine(sid: str) -> str:
+    """HASH  fingerprint of a bad row → reason and masked excerpt; TTL 7 d from the newest, at most 100 entries."""
+    return f"relay:quarantine:{sid}"
+
+
+def call(cid: str) -> str:
+    """HASH  one call: version, parts, what was said of it. TTL `calls_days`, from its last change."""
+    return f"relay:call:{cid}"
+
+
+def event(eid: str) -> str:
+    """STR   the canonical event, packed. TTL `events_days`, refreshed by every settle and replay."""
+    return f"relay:event:{eid}"
+
+
+def deliveries(eid: str) -> str:
+    """HASH  subscription → state of that delivery, JSON. Lives as long as its event."""
+    return f"relay:deliveries:{eid}"
+
+
+def pending(sub: str, subject: str) -> str:
+    """ZSET  event id → its number within the subject; not empty exactly while the subject is in the deliver lane."""
+    return f"relay:pending:{sub}:{subject}"
+
+
+def lane(name: str) -> str:
+    """ZSET  partition → when it can be claimed from next, ms (the lane's index)."""
+    return f"relay:lane:{name}"
+
+
+def waiting(name: str, partition: str) -> str:
+    """ZSET  item → due, ms: what nobody holds."""
+    return f"relay:lane:{name}:{partition}"
+
+
+def leased(name: str, partition: str) -> str:
+    """ZSET  item → end of its lease, ms: what somebody holds."""
+    return f"relay:leased:{name}:{partition}"
+
+
+def leases(name: str, partition: str) -> str:
+    """HASH  item → token, number of expired leases in a row, and the due of an update that came meanwhile."""
+    return f"relay:leases:{name}:{partition}"
+
+
+def partition(name: str, part: str) -> str:
+    """HASH  gate (ms or inf), cap (items in flight), pace and health of a partition; no TTL: a gate must hold."""
+    return f"relay:partition:{name}:{part}"
+
+
+def poison(name: str) -> str:
+    """ZSET  partition and item (U+001F between) → when it was put aside, after five leases that nobody settled."""
+    return f"relay:poison:{name}"
+
+
+def budget(bucket: str) -> str:
+    """HASH  GCRA state of one limit at a provider; TTL a day, renewed by each request: an old state equals none."""
+    return f"relay:budget:{bucket}"
+
+
+def contacts(sid: str) -> str:
+    """HASH  generation, version, checked_at of the address book as far as we know it; TTL 30 d."""
+    return f"relay:contacts:{sid}"
+
+
+def contact(sid: str, generation: int, number: str) -> str:
+    """STR   the contacts of one number, packed; TTL 24 h when there are any, 1 h when there are none."""
+    digest = hashlib.sha256(number.encode()).digest()[:9]
+    return f"relay:contacts:{sid}:{generation}:{base64.urlsafe_b64encode(digest).decode()}"
+
+
+def progress(job: str) -> str:
+    """HASH  how far a backfill, a replay or the like has come; TTL 7 d from its last step."""
+    return f"relay:progress:{job}"
+
+
+def bucket(*parts: str) -> str:
+    """Name a budget bucket without spelling out what it is about (an API key, say)."""
+    return base64.urlsafe_b64encode(hashlib.sha256("\x1f".join(parts).encode()).digest()[:12]).decode()

@@ -1,0 +1,67 @@
+-- Say what is to be said of a call: events, what was said, and the deliveries, in one step or not at all.
+--
+-- KEYS   none
+-- ARGV   call id ('' for an event without a call), version as it was read, subject, call TTL s, event TTL s,
+--        n, then n × (field, value) of the call, or value '' to remove the field,
+--        m, then m × (event id, packed event, k, then k subscriptions)
+-- ANSWER -1 when the call changed since it was read (nothing was done), else the number of new deliveries
+--
+-- Races closed here:
+-- * the record, the contact or the recording changes between reading the call and publishing: every write raises
+--   `version`, so the publish is refused and whoever wanted it reads again.
+-- * two holders of one call (a lease that ended) publish the same difference: the second finds another version.
+-- * an event that exists already (the call was forgotten and found again): it keeps its body, and a subscription that
+--   has a delivery of it gets no second one.
+-- * a subscription is switched off meanwhile: nothing is queued for it; that it is missing is written down.
+
+local cid, version, subject = ARGV[1], ARGV[2], ARGV[3]
+local call_ttl, event_ttl = tonumber(ARGV[4]), tonumber(ARGV[5])
+local k_call = 'relay:call:' .. cid
+if cid ~= '' and redis.call('HGET', k_call, 'version') ~= version then return -1 end
+
+local now = now_ms()
+local i = 7
+for _ = 1, tonumber(ARGV[6]) do
+  if ARGV[i + 1] == '' then redis.call('HDEL', k_call, ARGV[i]) else redis.call('HSET', k_call, ARGV[i], ARGV[i + 1]) end
+  i = i + 2
+end
+if cid ~= '' then
+  redis.call('HINCRBY', k_call, 'version', 1)
+  redis.call('EXPIRE', k_call, call_ttl)
+end
+
+local made = 0
+local events = tonumber(ARGV[i])
+i = i + 1
+for _ = 1, events do
+  local eid, body, subs = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  i = i + 3
+  local k_deliveries = 'relay:deliveries:' .. eid
+  if not redis.call('SET', 'relay:event:' .. eid, body, 'NX', 'EX', event_ttl) then
+    redis.call('EXPIRE', 'relay:event:' .. eid, event_ttl)
+  else
+    redis.call('HINCRBY', 'relay:counts', 'events', 1)
+  end
+  redis.call('ZADD', 'relay:events', 'NX', now, eid)
+  local sequence = redis.call('HGET', k_deliveries, '#')
+  if not sequence then
+    sequence = cid ~= '' and redis.call('HINCRBY', k_call, 'sequence', 1) or 0
+    redis.call('HSET', k_deliveries, '#', sequence)
+  end
+  for s = 1, subs do
+    local sub = ARGV[i]
+    i = i + 1
+    if redis.call('HEXISTS', k_deliveries, sub) == 0 then
+      if redis.call('HGET', k_partition('deliver', sub), 'off') then
+        redis.call('HSET', k_deliveries, sub, '{"s":"missing"}')
+      else
+        redis.call('HSET', k_deliveries, sub, '')
+        redis.call('ZADD', k_pending(sub, subject), sequence, eid)
+        put('deliver', sub, subject, now, 'NX')
+        made = made + 1
+      end
+    end
+  end
+  redis.call('EXPIRE', k_deliveries, event_ttl)
+end
+return made

@@ -1,0 +1,33 @@
+-- Make items due, set or lift a gate, set a cap.
+--
+-- KEYS   none
+-- ARGV   n, then n × (verb, lane, partition, a, b)
+--        put   a = item, b = wait ms: due that much from now, or earlier where that stands
+--        new   a = item, b = wait ms: only if the lane does not have the item
+--        drop  a = item: forget it
+--        gate  a = ms or 'inf', '' = open: nothing is claimed from the partition before
+--        cap   a = most items in flight
+-- ANSWER now_ms
+--
+-- Race closed here: a gate that is set while a claim looks at the partition; both rescore the index in one step, so no
+-- claim after this one sees the old gate.
+
+local now = now_ms()
+local i = 2
+for _ = 1, tonumber(ARGV[1]) do
+  local verb, lane, p, a, b = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4])
+  i = i + 5
+  if verb == 'put' or verb == 'new' then
+    put(lane, p, a, now + b, verb == 'put' and 'LT' or 'NX')
+  elseif verb == 'drop' then
+    forget(lane, p, a)
+    rescore(lane, p)
+  elseif verb == 'gate' then
+    if a == '' then redis.call('HDEL', k_partition(lane, p), 'gate') else redis.call('HSET', k_partition(lane, p), 'gate', a) end
+    rescore(lane, p)
+  elseif verb == 'cap' then
+    redis.call('HSET', k_partition(lane, p), 'cap', a)
+    rescore(lane, p)
+  end
+end
+return now

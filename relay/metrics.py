@@ -1,0 +1,36 @@
+"""What is measured, for people on call: freshness first. Labels are bounded; hook URLs appear as host only."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from relay.delivery.outcomes import Outcome
+from relay.model import from_iso
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 43_200)
+_TIMESTAMP = b'"timestamp":"'
+
+CALLS = Counter("relay_calls_admitted", "Calls taken in, by how far back they were found.", ["tier"])
+POLLS = Counter("relay_polls", "Polls, by how they ended.", ["outcome"])
+ROWS = Counter("relay_rows", "Rows of providers, by what became of them.", ["kind"])
+CONTACTS = Counter("relay_contacts", "Contact look-ups, by their outcome.", ["outcome"])
+RECORDINGS = Counter("relay_recordings", "Recordings, by what became of them.", ["status"])
+EVENTS = Counter("relay_events", "Events published, by type.", ["type"])
+ATTEMPTS = Counter("relay_delivery_attempts", "Attempts to deliver, by outcome and host.", ["outcome", "host"])
+GIVEN_UP = Counter("relay_deliveries_given_up", "Deliveries that ended without being heard.", ["reason"])
+DELIVERY_LAG = Histogram("relay_delivery_lag_seconds", "From an event's making to its being heard.", buckets=_SECONDS)
+ATTEMPT_SECONDS = Histogram("relay_attempt_seconds", "How long an attempt took.", buckets=_SECONDS)
+LANE_DUE = Gauge("relay_lane_due", "Items that are due now.", ["lane"])
+LANE_OLDEST = Gauge("relay_lane_oldest_due_seconds", "How long the oldest due item has been due.", ["lane"])
+POLL_LAG = Gauge("relay_poll_lag_seconds", "Since a source was last polled with success.", ["source"])
+
+
+def attempted(outcome: Outcome, host: str) -> None:
+    """Count an attempt."""
+    ATTEMPTS.labels(outcome.kind, host).inc()
+    ATTEMPT_SECONDS.observe(outcome.duration_ms / 1000)
+
+
+def delivered(body: bytes, *, now_ms: int) -> None:
+    """Measure how fresh an event was when it was heard."""
+    start = body.index(_TIMESTAMP) + len(_TIMESTAMP)
+    made_at = from_iso(body[start : body.index(b'"', start)].decode())
+    DELIVERY_LAG.observe(max(now_ms / 1000 - made_at.timestamp(), 0))

@@ -1,0 +1,145 @@
+"""The processes: what each role starts, and how it stops. Signals are ours: stop claiming, finish, settle, close."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from relay import secrets
+from relay.api.server import serve_api, serve_internal
+from relay.errors import SettingsError
+from relay.ledger.embedded import EmbeddedStore
+from relay.runtime import Runtime, open_runtime
+from relay.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+Host = Callable[[Runtime], Awaitable[None]]
+"""Keeps an arq worker running over a runtime."""
+
+
+@asynccontextmanager
+async def store_of(settings: Settings) -> AsyncIterator[tuple[str, Sequence[str]]]:
+    """Give the store's URL and the secret keys: the configured ones, else an embedded store with keys of its own."""
+    keys: Sequence[str] = [key.get_secret_value() for key in settings.secret_key]
+    if settings.redis_url is not None:
+        if not keys:
+            raise SettingsError(
+                "RELAY_SECRET_KEY is not set: beside a Redis of your own the relay needs a key of at least 32 "
+                f"characters, the same for every process. A fresh one: {secrets.generate_key()}"
+            )
+        yield settings.redis_url.get_secret_value(), keys
+        return
+    if not keys:
+        keys = secrets.load_or_create(settings.data_dir).keys
+    async with EmbeddedStore(settings.data_dir) as store:
+        yield store.url, keys
+
+
+def needs_of_a_role(settings: Settings) -> tuple[str, Sequence[str]]:
+    """Give the store's URL and the secret keys; a role apart cannot work without either."""
+    missing = []
+    if settings.redis_url is None:
+        missing.append("RELAY_REDIS_URL is not set: roles apart share a Redis or Valkey, such as redis://host:6379/0.")
+    if not settings.secret_key:
+        missing.append("RELAY_SECRET_KEY is not set: all roles need the same key of at least 32 characters.")
+    if missing or settings.redis_url is None:
+        raise SettingsError("\n".join(missing))
+    return settings.redis_url.get_secret_value(), [key.get_secret_value() for key in settings.secret_key]
+
+
+def stop_on_signals() -> asyncio.Event:
+    """Make the event that Ctrl-C and SIGTERM set; a second signal ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def told(number: signal.Signals) -> None:
+        if stop.is_set():
+            log.warning("stopping_now", signal=number.name)
+            loop.remove_signal_handler(number)
+            signal.raise_signal(number)
+        log.info("stopping", signal=number.name)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told, number)
+    return stop
+
+
+async def up(settings: Settings, add_runners: Callable[[Runtime], None], host: Host, stop: asyncio.Event) -> None:
+    """Run everything in this process."""
+    async with store_of(settings) as (url, keys), open_runtime(settings, redis_url=url, secret_keys=keys) as runtime:
+        runtime.add_poller()
+        add_runners(runtime)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(serve_api(runtime))
+            await stack.enter_async_context(serve_internal(runtime))
+            await stack.enter_async_context(_hosted(host, runtime))
+            greet(runtime)
+            await runtime.run(stop, drain_s=settings.drain_s)
+    log.info("stopped")
+
+
+async def role(
+    settings: Settings,
+    name: str,
+    stop: asyncio.Event,
+    *,
+    add_runners: Callable[[Runtime], None] | None = None,
+    host: Host | None = None,
+) -> None:
+    """Run one role: `poller`, `worker` (with its runners and arq host), or `api`."""
+    url, keys = needs_of_a_role(settings)
+    async with open_runtime(settings, redis_url=url, secret_keys=keys) as runtime, AsyncExitStack() as stack:
+        runtime.wakes.send_through(runtime.arq)
+        if name == "poller":
+            runtime.add_poller()
+        if add_runners is not None:
+            add_runners(runtime)
+        if name == "api":
+            await stack.enter_async_context(serve_api(runtime))
+        await stack.enter_async_context(serve_internal(runtime))
+        if host is not None:
+            await stack.enter_async_context(_hosted(host, runtime))
+        log.info("started", role=name)
+        await runtime.run(stop, drain_s=settings.drain_s)
+    log.info("stopped", role=name)
+
+
+@asynccontextmanager
+async def _hosted(host: Host, runtime: Runtime) -> AsyncIterator[None]:
+    async def run() -> None:
+        await host(runtime)
+
+    hosting = asyncio.create_task(run(), name="arq")
+    try:
+        yield
+    finally:
+        hosting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await hosting
+
+
+def greet(runtime: Runtime) -> None:
+    """Say what is running, for the person who started it."""
+    settings = runtime.settings
+    log.info(
+        "relay_up",
+        sources=len(runtime.sources),
+        subscriptions=len(runtime.subscriptions),
+        api=f"{settings.api.host}:{settings.api.port}",
+        recording_links="null: set public_url" if settings.public_url is None else settings.recording_links,
+        data_dir=str(Path(settings.data_dir)),
+    )
+    if not runtime.sources:
+        log.warning(
+            "no_sources", hint="add an account under sources: in relay.yaml; until then there is nothing to ask"
+        )
+    if not runtime.subscriptions:
+        log.warning(
+            "no_subscriptions", hint="add a subscriber under subscriptions: in relay.yaml; nobody hears anything yet"
+        )

@@ -1,0 +1,661 @@
+"""WebFones on the wire: requests out, rows in. Pure, and no row can make it raise.
+
+The documents are WebFones' Call Log Access API 3.1 and Contact API 3.0. They leave out the zone of the times, most
+fields of a row and all dispositions but one: what is missing stays None, what is unknown stays in `raw`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from json import loads as tolerant_loads
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
+
+import orjson
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+
+from relay.enrich.numbers import match_key, national_digits, read_number
+from relay.errors import OddAnswer, ProviderError, RateLimited, Unauthorized, Unavailable
+from relay.model import Contact, Direction, Json, NumberType, Outcome, Party, Record
+from relay.providers.base import BadRow, ContactChanges, excerpt
+
+MAPPING_VERSION: Final = 1
+"""Raise it with every change of the mapping that changes a row's content."""
+
+LONGEST_TEXT: Final = 256
+MOST_CONTACTS_PER_NUMBER: Final = 20
+_LARGEST_RAW_BYTES: Final = 8192
+_LARGEST_CACHED_ROW_BYTES: Final = 2048
+_CACHED_ROWS: Final = 8192
+_LONGEST_CALL: Final = timedelta(hours=24)
+_CLOCK_SKEW: Final = timedelta(minutes=5)
+_LONGEST_RETRY_AFTER_S: Final = 3600.0
+
+_STAMP: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:?[0-9]{2})?"
+)
+_CLOCK: Final = re.compile(r"(?:([0-9]{1,3}):)?([0-9]{1,2}):([0-9]{2})(?:\.[0-9]+)?")
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NOT_LETTERS: Final = re.compile(r"[^A-Z]+")
+_AUDIO_TYPE: Final = re.compile(r"audio/[a-z0-9][a-z0-9.+-]{0,63}")
+_RESET_PARAMETER: Final = re.compile(r"\b(?:reset|t)\s*=\s*([0-9]{1,10})")
+
+_DIRECTIONS: Final[Mapping[str, Direction]] = {
+    "INCOMING": Direction.INBOUND,
+    "INBOUND": Direction.INBOUND,
+    "IN": Direction.INBOUND,
+    "OUTGOING": Direction.OUTBOUND,
+    "OUTBOUND": Direction.OUTBOUND,
+    "OUT": Direction.OUTBOUND,
+    "INTERNAL": Direction.INTERNAL,
+    "LOCAL": Direction.INTERNAL,
+}
+
+_OUTCOMES: Final[Mapping[str, Outcome]] = {
+    word: outcome
+    for outcome, words in {
+        Outcome.ANSWERED: ("ANSWERED", "ANSWER", "COMPLETED", "COMPLETE", "CONNECTED", "SUCCESS"),
+        Outcome.NO_ANSWER: ("NO ANSWER", "NOANSWER", "NOT ANSWERED", "UNANSWERED", "MISSED", "TIMEOUT"),
+        Outcome.BUSY: ("BUSY", "USER BUSY"),
+        Outcome.FAILED: ("FAILED", "FAILURE", "CONGESTION", "CHANUNAVAIL", "UNAVAILABLE", "UNREACHABLE", "ERROR"),
+        Outcome.CANCELLED: ("CANCEL", "CANCELED", "CANCELLED", "ORIGINATOR CANCEL"),
+        Outcome.VOICEMAIL: ("VOICEMAIL", "VOICE MAIL", "VM"),
+        Outcome.DECLINED: ("DECLINED", "DECLINE", "REJECTED", "REJECT"),
+        Outcome.ABANDONED: ("ABANDONED", "ABANDON"),
+    }.items()
+    for word in words
+}
+
+_UNDER_WAY: Final = frozenset(
+    {
+        "ACTIVE",
+        "CALLING",
+        "DIALING",
+        "DIALLING",
+        "HOLD",
+        "IN CALL",
+        "IN PROGRESS",
+        "IN QUEUE",
+        "INPROGRESS",
+        "ON HOLD",
+        "ONGOING",
+        "PROGRESS",
+        "QUEUED",
+        "RING",
+        "RINGING",
+        "TALKING",
+        "TRYING",
+        "UP",
+    }
+)
+
+
+# -- asking -----------------------------------------------------------------------------------------------------------
+
+
+def records_path(since: datetime, zone: ZoneInfo) -> str:
+    """Build the path and query that lists the calls after `since`, percent-encoded as in the document's examples."""
+    return f"/call_log/records_after_timestamp?timestamp={quote(query_time(since, zone), safe='')}"
+
+
+def query_time(since: datetime, zone: ZoneInfo) -> str:
+    """Write the lower bound in the zone of the rows, so that no row of a call at or after `since` compares below it.
+
+    One second earlier, because `after` may mean strictly after. Where a clock change will show the hour a second
+    time, later calls carry smaller times than `since`: the text goes back by the length of the change.
+    """
+    local = (since.astimezone(UTC) - timedelta(seconds=1)).astimezone(zone)
+    change = _offset(local, fold=0) - _offset(local, fold=1)
+    if local.fold == 0 and change > timedelta(0):
+        local -= change
+    return local.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _offset(local: datetime, *, fold: Literal[0, 1]) -> timedelta:
+    return local.replace(fold=fold).utcoffset() or timedelta(0)
+
+
+# -- the call list ----------------------------------------------------------------------------------------------------
+
+
+class CallListAnswer(BaseModel):
+    """`GET /call_log/records_after_timestamp`: everything in one body. The rows are checked one by one, later."""
+
+    success: bool = True
+    count: int | None = None
+    records: list[Any]
+
+
+def load_json(body: bytes) -> object:
+    """Read a JSON body. One broken character must not hide all other rows: what orjson refuses is read tolerantly."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return tolerant_loads(body.decode("utf-8-sig", "replace"), parse_constant=lambda _name: None)
+    except (ValueError, RecursionError):
+        raise OddAnswer("WebFones sent something that is not JSON; check base_url, and any proxy in between") from None
+
+
+def read_call_list(answer: object) -> list[object]:
+    """Take the rows out of the call list's answer; raises OddAnswer when the answer contradicts itself."""
+    try:
+        envelope = CallListAnswer.model_validate(answer)
+    except ValidationError:
+        raise OddAnswer("WebFones sent a call list without a list of records; nothing of it was taken over") from None
+    if not envelope.success:
+        raise OddAnswer("WebFones says that listing the calls did not succeed; it will be asked again")
+    if envelope.count is not None and envelope.count != len(envelope.records):
+        raise OddAnswer(
+            f"WebFones announced {envelope.count} calls and sent {len(envelope.records)}; nothing of it was taken over"
+        )
+    return envelope.records
+
+
+def _text(value: object) -> str | None:
+    """Keep what can be read as text: trimmed, cut to LONGEST_TEXT, without control characters and half characters."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
+        value = str(value)
+    if not isinstance(value, str):
+        return None
+    return _UNPRINTABLE.sub(" ", value[: 4 * LONGEST_TEXT]).strip()[:LONGEST_TEXT].rstrip() or None
+
+
+def _rid(value: object) -> str:
+    if isinstance(value, str) and value.isascii() and value.strip().isdigit() and len(value) <= 20:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
+        return str(value)
+    raise ValueError("rid is not a positive whole number")
+
+
+def _stamp(value: object) -> datetime:
+    wrong = "call_timestamp is not a possible time of the form YYYY-MM-DD HH:MM:SS"
+    if not isinstance(value, str) or not _STAMP.fullmatch(value.strip()):
+        raise ValueError(wrong)
+    try:
+        stamp = datetime.fromisoformat(value.strip())
+    except ValueError:
+        raise ValueError(wrong) from None
+    if not 2000 <= stamp.year < 2100:
+        raise ValueError("call_timestamp is not in this century")
+    return stamp
+
+
+def _stamp_or_none(value: object) -> datetime | None:
+    try:
+        return _stamp(value)
+    except ValueError:
+        return None
+
+
+def _seconds(value: object) -> float | None:
+    """Read 207, "207", 207.5 or "0:03:27"; whole seconds stay whole, impossible ones become None."""
+    if isinstance(value, str) and (clock := _CLOCK.fullmatch(value.strip())):
+        hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        value = hours * 3600 + minutes * 60 + seconds
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,6})?", value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 7 * 86_400:
+        return None
+    return int(value) if value == int(value) else round(value, 3)
+
+
+Text = Annotated[str | None, BeforeValidator(_text)]
+MaybeStamp = Annotated[datetime | None, PlainValidator(_stamp_or_none)]
+
+
+class CallRow(BaseModel):
+    """One row of the call list. Only `rid` and `call_timestamp` can make a row bad; the rest is read or left out.
+
+    The times and durations are not in the document, which ends its list of fields with "..."; likely names are tried.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    rid: Annotated[str, PlainValidator(_rid)]
+    call_timestamp: Annotated[datetime, PlainValidator(_stamp)]
+    cidname_outside: Text = None
+    cidext_inside: Text = None
+    direction: Text = None
+    cidnumber_outside: Text = None
+    cidnumber_inside: Text = None
+    disposition: Text = None
+    duration: Annotated[float | None, PlainValidator(_seconds)] = Field(
+        None, validation_alias=AliasChoices("duration", "call_duration", "billsec")
+    )
+    answered: MaybeStamp = Field(None, validation_alias=AliasChoices("answer_timestamp", "answer_time", "answered_at"))
+    ended: MaybeStamp = Field(None, validation_alias=AliasChoices("end_timestamp", "end_time", "ended_at"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondReading(Record):
+    """A call in the hour that the clock showed twice, taken for the second time round.
+
+    Which time it was is judged by when the row is seen, and the row is seen again later: its hash is that of the first
+    reading, so that judging again is never a change.
+    """
+
+    first_reading_hash: str
+
+    def content_hash(self) -> str:
+        return self.first_reading_hash
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsettled:
+    """A row that means different things at different times: still under way, or in the hour that is shown twice."""
+
+    record: Record
+    second: Record | None
+
+    def at(self, seen_at: datetime) -> Record:
+        if self.second is None or self.second.started_at > seen_at + _CLOCK_SKEW:
+            return _given_up(self.record, seen_at)
+        second = _given_up(self.second, seen_at)
+        first = replace(self.record, finished=second.finished)
+        values = {field.name: getattr(second, field.name) for field in fields(Record)}
+        return SecondReading(**values, first_reading_hash=first.content_hash())
+
+
+def _given_up(record: Record, seen_at: datetime) -> Record:
+    """Take a row for finished that has not said so a day after its start: it will not, and the call must be told."""
+    if record.finished or seen_at - record.started_at < _LONGEST_CALL:
+        return record
+    return replace(record, finished=True)
+
+
+def parse_row(row: object, *, zone: ZoneInfo, region: str, seen_at: datetime) -> Record | BadRow:
+    """Read one row; whatever it is, it becomes a Record or a BadRow. `zone` is that of its times."""
+    reading = _read(row, zone, region)
+    return reading.at(seen_at) if isinstance(reading, _Unsettled) else reading
+
+
+def parse_rows(rows: Sequence[object], *, zone: ZoneInfo, region: str, seen_at: datetime) -> list[Record | BadRow]:
+    """Read rows, most of which were there in the last poll too: an unchanged row is looked up, not read again."""
+    return [_parse_again(row, zone, region, seen_at) for row in rows]
+
+
+def _parse_again(row: object, zone: ZoneInfo, region: str, seen_at: datetime) -> Record | BadRow:
+    dumped = _dumped(row)
+    if dumped is None or len(dumped) > _LARGEST_CACHED_ROW_BYTES:
+        return parse_row(row, zone=zone, region=region, seen_at=seen_at)
+    reading = _read_once(dumped, zone, region)
+    return reading.at(seen_at) if isinstance(reading, _Unsettled) else reading
+
+
+@lru_cache(maxsize=_CACHED_ROWS)
+def _read_once(dumped: bytes, zone: ZoneInfo, region: str) -> Record | BadRow | _Unsettled:
+    return _read(orjson.loads(dumped), zone, region)
+
+
+def _dumped(row: object) -> bytes | None:
+    try:
+        return orjson.dumps(row)
+    except (TypeError, RecursionError):
+        return None
+
+
+def _read(row: object, zone: ZoneInfo, region: str) -> Record | BadRow | _Unsettled:
+    if not isinstance(row, dict):
+        return BadRow("the row is not a JSON object", excerpt=excerpt({"row": _shrunk(row)}))
+    try:
+        parsed = CallRow.model_validate(row)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = str(problem["loc"][0])
+        reason = f"{name} is missing" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+        return BadRow(reason, key=_key_of(row), excerpt=excerpt(_shrunk_row(row)))
+    first, second = _instants(parsed.call_timestamp, zone)
+    raw = _kept(row)
+    record = _record(parsed, first, zone, region, raw)
+    if second is not None:
+        return _Unsettled(record, _record(parsed, second, zone, region, raw))
+    return record if record.finished else _Unsettled(record, None)
+
+
+def _key_of(row: Json) -> str | None:
+    try:
+        return _rid(row.get("rid"))
+    except ValueError:
+        return None
+
+
+def _instants(stamp: datetime, zone: ZoneInfo) -> tuple[datetime, datetime | None]:
+    """Place a stamp in time: the instant, and a second one where the zone's clock shows that time twice.
+
+    A time that the clock skips is read as if it had not been put forward yet.
+    """
+    if stamp.tzinfo is not None:
+        return stamp.astimezone(UTC), None
+    first = stamp.replace(tzinfo=zone, fold=0).astimezone(UTC)
+    second = stamp.replace(tzinfo=zone, fold=1).astimezone(UTC)
+    return first, second if second > first else None
+
+
+def _at_or_after(stamp: datetime | None, zone: ZoneInfo, started_at: datetime) -> datetime | None:
+    """Place a later moment of the call: the first instant that is not before its start."""
+    if stamp is None:
+        return None
+    return next((one for one in _instants(stamp, zone) if one is not None and one >= started_at), None)
+
+
+def _record(parsed: CallRow, started_at: datetime, zone: ZoneInfo, region: str, raw: Json) -> Record:
+    direction = _DIRECTIONS.get(_words(parsed.direction), Direction.UNKNOWN)
+    inside, outside = _inside(parsed, region), _outside(parsed, region, direction)
+    caller, callee = (outside, inside) if direction in (Direction.INBOUND, Direction.UNKNOWN) else (inside, outside)
+    ended_at = _at_or_after(parsed.ended, zone, started_at)
+    said = _words(parsed.disposition)
+    under_way = ended_at is None and (said in _UNDER_WAY or (not parsed.disposition and not parsed.duration))
+    outcome = _OUTCOMES.get(said, Outcome.UNKNOWN)
+    return Record(
+        key=parsed.rid,
+        started_at=started_at,
+        local_date=parsed.call_timestamp.date().isoformat(),
+        direction=direction,
+        outcome=outcome,
+        finished=not under_way,
+        audio=outcome is Outcome.ANSWERED,
+        status_raw=parsed.disposition,
+        caller=caller,
+        callee=callee,
+        external=None if direction is Direction.INTERNAL else outside,
+        internal=inside,
+        answered_at=_at_or_after(parsed.answered, zone, started_at),
+        ended_at=ended_at,
+        duration_seconds=parsed.duration,
+        raw=raw,
+    )
+
+
+def _words(text: str | None) -> str:
+    return _NOT_LETTERS.sub(" ", (text or "").upper()).strip()
+
+
+def _inside(parsed: CallRow, region: str) -> Party:
+    """The account's side: its number and the extension, which either column may carry."""
+    party = read_number(parsed.cidnumber_inside, region, internal=True)
+    if party.raw is None and parsed.cidext_inside:
+        return Party(raw=parsed.cidext_inside, type=NumberType.EXTENSION, extension=parsed.cidext_inside, internal=True)
+    return replace(party, extension=parsed.cidext_inside or party.extension)
+
+
+def _outside(parsed: CallRow, region: str, direction: Direction) -> Party:
+    party = read_number(parsed.cidnumber_outside, region, internal=direction is Direction.INTERNAL)
+    return replace(party, name=parsed.cidname_outside)
+
+
+def _kept(row: Json) -> Json:
+    """Keep the row as it came; one that is huge, or that JSON cannot say again, only in part."""
+    for candidate in (row, _shrunk_row(row)):
+        dumped = _dumped(candidate)
+        if dumped is not None and len(dumped) <= _LARGEST_RAW_BYTES:
+            return candidate
+    return {name: value for name, value in _shrunk_row(row).items() if name in CallRow.model_fields}
+
+
+def _shrunk_row(row: Json) -> Json:
+    shrunk: Json = _shrunk(row)
+    return shrunk
+
+
+def _shrunk(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, int | float | None):
+        return value if not isinstance(value, int) or abs(value) < 2**63 else None
+    if depth == 4:
+        return None
+    if isinstance(value, dict):
+        return {_text(name) or "": _shrunk(item, depth + 1) for name, item in list(value.items())[:64]}
+    return [_shrunk(item, depth + 1) for item in value[:64]]
+
+
+# -- contacts ---------------------------------------------------------------------------------------------------------
+
+
+class ContactRow(BaseModel):
+    """One contact of `POST /contacts/contacts/search/phones`. What else it may hold is dropped, an echoed key too."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    uuid: Annotated[str, BeforeValidator(_text)]
+    firstname: Text = None
+    lastname: Text = None
+    organization: Text = None
+    email: Text = None
+    external_id: Text = None
+    mobile_phone: Text = None
+
+
+class VersionedRow(BaseModel):
+    """One changed or deleted contact of `GET /contacts/contactsAfterVersion/{version}`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    version: Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class ContactChangesAnswer(BaseModel):
+    """`GET /contacts/contactsAfterVersion/{version}`."""
+
+    updated: list[VersionedRow]
+    deleted: list[VersionedRow] = []
+
+
+def lookup_digits(numbers: Sequence[str], region: str) -> dict[str, str]:
+    """Choose what is asked for each E.164 number; whatever is none, an extension above all, is left out."""
+    return {number: digits for number in numbers if (digits := national_digits(number, region))}
+
+
+def read_contacts(answer: object, asked: Mapping[str, str]) -> dict[str, list[Contact]]:
+    """Sort the found contacts under the numbers that were asked for: `asked` is what `lookup_digits` gave.
+
+    The server strips a leading 1 and punctuation before it compares, so both sides are brought to that form. Two
+    numbers that only differ in that 1 are told apart by their exact text, or not at all.
+    """
+    if not isinstance(answer, dict):
+        raise OddAnswer("WebFones sent a contact search that is not a JSON object; the contacts were not taken over")
+    by_key: dict[str, object] = {match_key(str(name)): found for name, found in answer.items()}
+    keys = [match_key(digits) for digits in asked.values()]
+    if answer and not any(key in by_key for key in keys):
+        raise OddAnswer("WebFones sent a contact search about numbers that were not asked for; it was not taken over")
+    contacts: dict[str, list[Contact]] = {}
+    for number, digits in asked.items():
+        key = match_key(digits)
+        found = answer.get(digits) if digits in answer or keys.count(key) > 1 else by_key.get(key)
+        contacts[number] = _contacts(found, key)
+    return contacts
+
+
+def _contacts(found: object, key: str) -> list[Contact]:
+    if found is None:
+        return []
+    if isinstance(found, dict):
+        found = [found]
+    if not isinstance(found, list):
+        raise OddAnswer("WebFones sent a contact search without lists of contacts; it was not taken over")
+    rows = [row for item in found if (row := _contact_row(item)) is not None]
+    rows.sort(key=lambda row: match_key(row.mobile_phone or "") != key)
+    return [_contact(row) for row in rows[:MOST_CONTACTS_PER_NUMBER]]
+
+
+def _contact_row(item: object) -> ContactRow | None:
+    try:
+        return ContactRow.model_validate(item)
+    except ValidationError:
+        return None
+
+
+def _contact(row: ContactRow) -> Contact:
+    name = " ".join(part for part in (row.firstname, row.lastname) if part)
+    return Contact(
+        id=row.uuid,
+        external_id=row.external_id,
+        name=name or None,
+        organization=row.organization,
+        email=row.email,
+    )
+
+
+def read_changes(answer: object, version: int) -> ContactChanges:
+    """Read which version the address book has now; raises OddAnswer when that cannot be told."""
+    try:
+        changes = ContactChangesAnswer.model_validate(answer)
+    except ValidationError:
+        raise OddAnswer("WebFones sent contact changes without versions; they were not taken over") from None
+    newest = max((row.version for row in (*changes.updated, *changes.deleted)), default=version)
+    return ContactChanges(version=max(newest, version), changed=newest > version)
+
+
+# -- health -----------------------------------------------------------------------------------------------------------
+
+
+class HealthAnswer(BaseModel):
+    """`GET /health`: whether the gateway runs; needs no key."""
+
+    status: Text = None
+    services: list[Text] = []
+
+
+class ServiceStatus(BaseModel):
+    """One entry of `StatusAnswer`; its `endpoint` is an inner address and is not shown."""
+
+    status: Text = None
+
+
+class StatusAnswer(BaseModel):
+    """`GET /status`: how each service is; needs the key."""
+
+    status: Text = None
+    services: dict[str, ServiceStatus] = {}
+
+
+def health_line(answer: object) -> tuple[bool, str]:
+    """Say in a line how the gateway is, and whether that is well."""
+    try:
+        health = HealthAnswer.model_validate(answer)
+    except ValidationError:
+        return False, "gateway: an answer that its document does not know"
+    services = ", ".join(name for name in health.services if name)
+    return health.status in ("healthy", "ok"), f"gateway: {health.status or 'unknown'}" + (
+        services and f" ({services})"
+    )
+
+
+def status_line(answer: object) -> tuple[bool, str]:
+    """Say in a line how the services are, and whether that is well."""
+    try:
+        status = StatusAnswer.model_validate(answer)
+    except ValidationError:
+        return False, "services: an answer that its document does not know"
+    services = [f"{_text(name) or '?'} {one.status or 'unknown'}" for name, one in sorted(status.services.items())]
+    well = status.status in ("healthy", "ok") and all(one.status == "online" for one in status.services.values())
+    return well, "key accepted; services: " + (", ".join(services) or status.status or "unknown")
+
+
+# -- errors and headers -----------------------------------------------------------------------------------------------
+
+
+def refusal(
+    status: int, body: bytes, headers: Mapping[str, str], *, what: str, host: str, now: datetime
+) -> ProviderError:
+    """Turn an unwanted answer into the error that says so; `what` is what was asked for, as in "the call list"."""
+    if status in (401, 403):
+        return Unauthorized(
+            f"WebFones at {host} refuses the key for {what} ({status}); set an API key that is valid for it",
+            status=status,
+        )
+    if status == 429:
+        bucket: Literal["key", "ip"] = "ip" if b"this ip" in body.lower() else "key"
+        whose = "from this address" if bucket == "ip" else "with this API key"
+        return RateLimited(
+            f"WebFones at {host} says there were too many requests {whose} ({what}); asking pauses for now",
+            bucket=bucket,
+            retry_after_s=retry_after_s(headers, now),
+        )
+    if status >= 500:
+        return Unavailable(f"WebFones at {host} failed to answer {what} ({status}); it will be asked again")
+    if 300 <= status < 400:
+        return OddAnswer(
+            f"WebFones at {host} redirects {what} ({status}), which is not followed since the key would go along; "
+            "set base_url to where the API is"
+        )
+    return OddAnswer(f"WebFones at {host} answered {what} with status {status}, which its document does not know")
+
+
+def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Read how long to wait, in seconds, from the first usual header that can be believed; None when there is none."""
+    hints = (
+        _plain_seconds(headers.get("Retry-After")),
+        _until(_http_date(headers.get("Retry-After")), now),
+        _plain_seconds(headers.get("RateLimit-Reset")),
+        _reset_parameter(headers.get("RateLimit")),
+        _until_epoch(headers.get("X-RateLimit-Reset"), now),
+    )
+    return next((min(max(hint, 1.0), _LONGEST_RETRY_AFTER_S) for hint in hints if hint is not None), None)
+
+
+def _plain_seconds(text: str | None) -> float | None:
+    text = (text or "").strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
+
+
+def _reset_parameter(text: str | None) -> float | None:
+    found = _RESET_PARAMETER.search(text or "")
+    return float(found.group(1)) if found else None
+
+
+def _until_epoch(text: str | None, now: datetime) -> float | None:
+    """`X-RateLimit-Reset` is the second of the reset since 1970, and with some servers the seconds until then."""
+    text = (text or "").strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        return None
+    value = float(text)
+    return value - now.timestamp() if value > 10**9 else value
+
+
+def _http_date(text: str | None) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text or "")
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def _until(moment: datetime | None, now: datetime) -> float | None:
+    return None if moment is None else (moment - now).total_seconds()
+
+
+def server_time(headers: Mapping[str, str]) -> datetime | None:
+    """Read the answer's `Date`, aware UTC; None when it has none, or nonsense."""
+    moment = _http_date(headers.get("Date"))
+    try:
+        return moment.astimezone(UTC) if moment else None
+    except OverflowError:
+        return None
+
+
+def recording_missing(status: int, body: bytes) -> Literal["no recording", "no call"] | None:
+    """Tell the two documented 404s and the 400 of a recording apart; None when the answer is something else."""
+    text = body.lower()
+    if status == 404 and b"no recording available" in text:
+        return "no recording"
+    if status == 400 or (status == 404 and b"recording not found" in text):
+        return "no call"
+    return None
+
+
+def audio_type(content_type: str | None) -> str | None:
+    """Name the audio's type for storage and links; None when the answer is text and so no audio at all."""
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind.startswith("text/") or kind.endswith(("/json", "+json", "/xml", "+xml")):
+        return None
+    return kind if _AUDIO_TYPE.fullmatch(kind) else "application/octet-stream"

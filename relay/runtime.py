@@ -1,0 +1,291 @@
+"""Everything that is opened once: handed to the stages, closed in reverse.
+
+`Runtime` is what one process has, whatever its role. It starts nothing by itself but the runners it is given.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import structlog
+from arq.connections import ArqRedis
+from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
+
+from relay.delivery.guard import Guard
+from relay.delivery.send import Sender
+from relay.delivery.subscriptions import Subscriptions
+from relay.enrich.contacts import AddressBook
+from relay.errors import StoreInUse, StoreTooNew
+from relay.events.advance import Advance
+from relay.events.operations import Operations
+from relay.ledger import keys
+from relay.ledger.calls import Ledger
+from relay.ledger.lane import Lane, LaneName
+from relay.ledger.runner import Runner
+from relay.ledger.sources import SourceStates
+from relay.poll.budget import Budget
+from relay.poll.poller import Poller
+from relay.poll.window import Tier, first_offset_s
+from relay.recordings.markers import Markers
+from relay.recordings.mint import LinkMint
+from relay.recordings.storage import RecordingStorage, open_storage
+from relay.secrets import SecretBox
+from relay.settings import Settings
+from relay.sources import Source, connect
+
+log = structlog.get_logger(__name__)
+
+DAY_S = 86_400
+QUEUE = "relay:arq"
+_WAKE_EVERY_S = 0.005
+
+
+@dataclass
+class Wakes:
+    """Says in this process, and to the workers of others, that a lane has fresh work.
+
+    A wake-up only saves waiting: a runner looks at its lane at least once a second.
+    """
+
+    _local: dict[LaneName, list[Callable[[], None]]] = field(default_factory=dict)
+    _arq: ArqRedis | None = None
+    _sending: dict[LaneName, "asyncio.Task[None]"] = field(default_factory=dict)
+
+    def listen(self, lane: LaneName, wake: Callable[[], None]) -> None:
+        """Have a runner woken."""
+        self._local.setdefault(lane, []).append(wake)
+
+    def send_through(self, arq: ArqRedis) -> None:
+        """Wake the workers of other processes too."""
+        self._arq = arq
+
+    def hear(self, lane: LaneName) -> None:
+        """Wake the runners of this process."""
+        for wake in self._local.get(lane, ()):
+            wake()
+
+    def __call__(self, lane: LaneName) -> None:
+        """Wake whoever works on a lane."""
+        self.hear(lane)
+        if self._arq is not None and (lane not in self._sending or self._sending[lane].done()):
+            self._sending[lane] = asyncio.create_task(self._send(lane))
+
+    async def _send(self, lane: LaneName) -> None:
+        assert self._arq is not None  # noqa: S101 - asked before
+        await asyncio.sleep(_WAKE_EVERY_S)  # many at once become one
+        with contextlib.suppress(Exception):  # the lane is looked at every second in any case
+            await self._arq.enqueue_job("wake", lane)
+
+    async def aclose(self) -> None:
+        """Wait for what is being sent."""
+        await asyncio.gather(*self._sending.values(), return_exceptions=True)
+
+
+class Runtime:
+    """One process of the relay: its connections and its stages."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        arq: ArqRedis,
+        box: SecretBox,
+        http: aiohttp.ClientSession,
+        sender: Sender,
+        storage: RecordingStorage,
+    ) -> None:
+        self.settings = settings
+        self.redis = redis
+        self.arq = arq
+        self.box = box
+        self.http = http
+        self.sender = sender
+        self.storage = storage
+        self.wakes = Wakes()
+        retention = settings.retention
+        self.ledger = Ledger(
+            redis,
+            calls_ttl_s=retention.calls_days * DAY_S,
+            events_ttl_s=retention.events_days * DAY_S,
+            keep_raw=any(each.include_raw for each in settings.subscriptions.values()),
+        )
+        self.lanes: dict[LaneName, Lane] = {
+            "poll": Lane(redis, "poll", lease_s=120),
+            "enrich": Lane(redis, "enrich", lease_s=45),
+            "record": Lane(redis, "record", lease_s=120, most=8),
+            "deliver": Lane(
+                redis,
+                "deliver",
+                lease_s=2 * settings.delivery.timeout_s + 15,
+                event_ttl_s=retention.events_days * DAY_S,
+            ),
+        }
+        self.states = SourceStates(redis)
+        self.budget = Budget(redis)
+        self.sources: dict[str, Source] = connect(settings.sources, http, self.budget, public_url=settings.public_url)
+        self.subscriptions = Subscriptions(settings.subscriptions)
+        self.operations = Operations(self.ledger, self.subscriptions)
+        self.book = AddressBook(redis)
+        self.markers = Markers(storage)
+        self.links = LinkMint(
+            storage,
+            self.ledger.call,
+            kind=settings.recording_links,
+            public_url=settings.public_url,
+            key=box.signing_keys("recording-links")[0],
+        )
+        self.runners: list[Runner] = []
+
+    def add_runner(self, runner: Runner) -> Runner:
+        """Host a runner, to be started with `run`."""
+        self.runners.append(runner)
+        self.wakes.listen(runner.lane.name, runner.wake)
+        return runner
+
+    def add_poller(self) -> None:
+        """Host the poll lane's runner."""
+        tiers = [Tier(int(tier.every_s), int(tier.depth_s)) for tier in self.settings.poll.tiers]
+        poller = Poller(
+            self.ledger,
+            self.states,
+            lambda: self.sources,
+            self.operations,
+            self.markers,
+            tiers=tiers,
+            wake=self._fresh_calls,
+        )
+        poller.runner = self.add_runner(Runner(self.lanes["poll"], poller.work, at_once=100, needs_s=70))
+
+    def _fresh_calls(self) -> None:
+        self.wakes("enrich")
+        self.wakes("record")
+
+    def advance(self) -> Advance:
+        """Build the step from what is known to what is said."""
+        return Advance(
+            self.ledger,
+            self.subscriptions,
+            now_ms=lambda: self.lanes["enrich"].store_now_ms,
+            published=lambda: self.wakes("deliver"),
+        )
+
+    async def arrange(self) -> None:
+        """Write into the store what the configuration says of lanes: each source is polled, each cap holds."""
+        await self.lanes["poll"].change(
+            [
+                (
+                    "new",
+                    "",
+                    sid,
+                    int(first_offset_s(_spread(sid), source.options.poll_interval_s) * 1000)
+                    if len(self.sources) > 20
+                    else 0,
+                )
+                for sid, source in self.sources.items()
+            ]
+        )
+        await self.lanes["enrich"].change([("cap", sid, 500, 0) for sid in self.sources])
+        await self.lanes["record"].change([("cap", sid, 4, 0) for sid in self.sources])
+        await self.lanes["deliver"].change(
+            [("cap", sid, each.options.max_in_flight, 0) for sid, each in self.subscriptions.items()]
+        )
+
+    async def switch_off(self, sub: str, why: str) -> None:
+        """Stop a subscription: nothing new is queued for it, what is queued waits behind a closed gate."""
+        name = keys.partition("deliver", sub)
+        await self.redis.hset(name, mapping={"off": why})  # type: ignore[misc]  # typed for both clients
+        await self.lanes["deliver"].gate(sub, "inf")
+        log.error("subscription_disabled", subscription=sub, why=why)
+        await self.operations.say(
+            "subscription.disabled",
+            {"subscription": {"id": sub, "reason": why}},
+            of=sub,
+            which=str(self.lanes["deliver"].store_now_ms),
+        )
+
+    async def run(self, stop: asyncio.Event, *, drain_s: float) -> None:
+        """Run the runners until told to stop, then let them finish what they hold, for `drain_s` at most."""
+        tasks = [asyncio.create_task(runner.run(), name=f"runner:{runner.lane.name}") for runner in self.runners]
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done() and not stop.is_set():
+                    task.result()  # a runner never ends by itself: let its error out
+        finally:
+            stopping.cancel()
+            for runner in self.runners:
+                runner.stop(within_s=drain_s)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _spread(sid: str) -> int:
+    return int.from_bytes(sid.encode()[-6:], "big") * 2654435761 % 10_000
+
+
+@contextlib.asynccontextmanager
+async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Sequence[str]) -> AsyncIterator[Runtime]:
+    """Open what a process needs. Raises StoreInUse and StoreTooNew."""
+    async with AsyncExitStack() as stack:
+        redis = Redis.from_url(redis_url, **_REDIS)
+        stack.push_async_callback(redis.aclose)
+        arq = ArqRedis(
+            ConnectionPool.from_url(redis_url, **_REDIS),
+            default_queue_name=QUEUE,
+            job_serializer=_to_json,
+            job_deserializer=json.loads,
+        )
+        stack.push_async_callback(arq.aclose, close_connection_pool=True)
+        box = SecretBox(secret_keys)
+        await claim_database(redis, box.fingerprints())
+        http = await stack.enter_async_context(
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, limit_per_host=0, ttl_dns_cache=30),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+            )
+        )
+        guard = Guard(tuple(settings.delivery.allowed_networks))
+        sender = await stack.enter_async_context(Sender(guard))
+        storage = open_storage(settings.storage_url)
+        stack.push_async_callback(storage.aclose)
+        runtime = Runtime(settings, redis, arq, box, http, sender, storage)
+        stack.push_async_callback(runtime.wakes.aclose)
+        await runtime.arrange()
+        yield runtime
+
+
+_REDIS: dict[str, Any] = {"socket_timeout": 15, "socket_connect_timeout": 5, "health_check_interval": 30}
+
+
+def _to_json(job: dict[str, Any]) -> bytes:
+    return json.dumps(job).encode()
+
+
+async def claim_database(redis: Redis, fingerprints: Sequence[str]) -> None:
+    """Make sure that the database is ours and that we understand it. Two relays in one would each lose the other's."""
+    owner = await redis.get(keys.IDENTITY)
+    if owner is None:
+        await redis.set(keys.IDENTITY, fingerprints[0], nx=True)
+        owner = await redis.get(keys.IDENTITY)
+    if owner.decode() not in fingerprints:
+        raise StoreInUse(
+            "this Redis database belongs to another relay (it was started with another RELAY_SECRET_KEY). "
+            "Give this relay a database of its own, or the same key; after a rotation keep the old key as the second."
+        )
+    if owner.decode() != fingerprints[0]:
+        await redis.set(keys.IDENTITY, fingerprints[0])
+    schema = int(await redis.get(keys.SCHEMA) or 0)
+    if schema > keys.SCHEMA_VERSION:
+        raise StoreTooNew(
+            f"this Redis database was written by a newer release (layout {schema}, this one knows "
+            f"{keys.SCHEMA_VERSION}). Start that release, or give this one a database of its own."
+        )
+    if schema < keys.SCHEMA_VERSION:
+        await redis.set(keys.SCHEMA, keys.SCHEMA_VERSION)

@@ -1,0 +1,224 @@
+"""Secrets at rest: encrypted with keys of the operator's, signed with keys derived from them, made when there are none.
+
+From each operator key HKDF derives one key per purpose, so that what signs links never encrypts. Ciphertexts carry the
+fingerprint of their key: `RELAY_SECRET_KEY=new,old` reads both and writes with the new one.
+"""
+
+import base64
+import os
+import secrets
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from relay.errors import SettingsError, StoreError
+
+KEY_MIN_CHARS: Final = 32
+TOKEN_MIN_CHARS: Final = 16
+WHSEC_MIN_BYTES: Final = 24
+WHSEC_MAX_BYTES: Final = 64
+TOKEN_PREFIX: Final = "relay_"  # noqa: S105 - a prefix, by which a leaked token can be recognised
+KEY_FILE: Final = "secret_key"
+TOKEN_FILE: Final = "api_token"  # noqa: S105 - a file name
+
+_VERSION = "v1"
+_NONCE_BYTES = 12
+
+
+def generate_whsec() -> str:
+    """Make a fresh signing secret of a subscription, as Standard Webhooks writes one."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def generate_key() -> str:
+    """Make a fresh `RELAY_SECRET_KEY`."""
+    return secrets.token_urlsafe(48)
+
+
+def generate_token() -> str:
+    """Make a fresh API token."""
+    return TOKEN_PREFIX + secrets.token_urlsafe(32)
+
+
+def check_whsec(text: str) -> str:
+    """Return a signing secret that is well-formed; ValueError, without the text, when it is not."""
+    if not text.startswith("whsec_"):
+        raise ValueError("must start with whsec_, followed by 24 to 64 bytes in base64")
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        raise ValueError("what follows whsec_ is not base64 (A-Z, a-z, 0-9, +, /, padded with =)") from None
+    if not WHSEC_MIN_BYTES <= len(key) <= WHSEC_MAX_BYTES:
+        raise ValueError(f"what follows whsec_ must be 24 to 64 bytes in base64, not {len(key)}")
+    return text
+
+
+class SecretBox:
+    """Encrypts and signs with keys derived from the operator's, newest first."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        if not keys:
+            raise SettingsError("no secret key: set RELAY_SECRET_KEY")
+        if any(len(key) < KEY_MIN_CHARS for key in keys):
+            raise SettingsError(f"a secret key is too short: it needs at least {KEY_MIN_CHARS} characters")
+        self._keys = tuple(key.encode() for key in keys)
+        self._fingerprints = tuple(_derive(key, "fingerprint", size_bytes=8).hex() for key in self._keys)
+        self._ciphers = {
+            fingerprint: AESGCM(_derive(key, "encrypt"))
+            for fingerprint, key in zip(self._fingerprints, self._keys, strict=True)
+        }
+
+    def __repr__(self) -> str:
+        return f"SecretBox({', '.join(self._fingerprints)})"
+
+    def fingerprints(self) -> tuple[str, ...]:
+        """Name the keys without telling them, newest first: equal names are equal keys."""
+        return self._fingerprints
+
+    def signing_keys(self, purpose: str) -> list[bytes]:
+        """Derive the 32-byte keys for one purpose, newest first: sign with the first, accept any."""
+        return [_derive(key, f"sign:{purpose}") for key in self._keys]
+
+    def encrypt(self, text: str, *, context: str = "") -> str:
+        """Encrypt with the newest key. `context` says where the text belongs; only there can it be read again."""
+        newest = self._fingerprints[0]
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        sealed = self._ciphers[newest].encrypt(nonce, text.encode(), _associated(newest, context))
+        return f"{_VERSION}.{newest}.{base64.urlsafe_b64encode(nonce + sealed).decode()}"
+
+    def decrypt(self, sealed: str, *, context: str = "") -> str:
+        """Read what `encrypt` wrote in the same context.
+
+        Raises SettingsError when its key is not among ours, StoreError when it was damaged or moved.
+        """
+        fingerprint, payload = _split(sealed)
+        cipher = self._ciphers.get(fingerprint)
+        if cipher is None:
+            raise SettingsError(
+                f"a stored secret was written with key {fingerprint}, which is not in RELAY_SECRET_KEY: "
+                "put the former key back, after the new one and a comma"
+            )
+        try:
+            text = cipher.decrypt(payload[:_NONCE_BYTES], payload[_NONCE_BYTES:], _associated(fingerprint, context))
+        except InvalidTag:
+            raise StoreError("a stored secret is damaged, or belongs somewhere else") from None
+        return text.decode()
+
+    def needs_reencrypt(self, sealed: str) -> bool:
+        """Say whether this was written with a key that is not the newest."""
+        return _split(sealed)[0] != self._fingerprints[0]
+
+
+def _derive(key: bytes, purpose: str, *, size_bytes: int = 32) -> bytes:
+    return HKDF(algorithm=SHA256(), length=size_bytes, salt=None, info=f"call-relay:{purpose}".encode()).derive(key)
+
+
+def _associated(fingerprint: str, context: str) -> bytes:
+    return f"{_VERSION}.{fingerprint}.{context}".encode()
+
+
+def _split(sealed: str) -> tuple[str, bytes]:
+    version, _, rest = sealed.partition(".")
+    fingerprint, _, encoded = rest.partition(".")
+    try:
+        payload = base64.b64decode(encoded.encode("ascii"), altchars=b"-_", validate=True)
+    except ValueError:
+        payload = b""
+    if version != _VERSION or len(payload) <= _NONCE_BYTES:
+        raise StoreError("a stored secret is damaged: it is not in the form that the relay writes")
+    return fingerprint, payload
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSecrets:
+    """What a relay without an operator's keys made for itself: its keys, newest first, and its API token."""
+
+    keys: tuple[str, ...] = field(repr=False)
+    token: str = field(repr=False)
+
+
+def load_or_create(data_dir: Path) -> OwnSecrets:
+    """Read the relay's own key and API token from `data_dir`, making what is missing, readable by its owner alone.
+
+    The key file may hold several keys, a line each, newest first. Two processes that start at once end up with the
+    same secrets. Raises SettingsError for files that others may read, and for what cannot be read or written.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key_lines = _read_or_create(data_dir / KEY_FILE, generate_key())
+        token_lines = _read_or_create(data_dir / TOKEN_FILE, generate_token())
+    except OSError as error:
+        where = error.filename or data_dir
+        raise SettingsError(f"data_dir: {where} cannot be used: {error.strerror or type(error).__name__}") from error
+    _check_lines(data_dir / KEY_FILE, key_lines, KEY_MIN_CHARS)
+    _check_lines(data_dir / TOKEN_FILE, token_lines, TOKEN_MIN_CHARS)
+    if len(token_lines) > 1:
+        raise SettingsError(f"{data_dir / TOKEN_FILE} holds more than one line: keep the one API token")
+    return OwnSecrets(keys=tuple(key_lines), token=token_lines[0])
+
+
+def _read_or_create(path: Path, fresh: str) -> list[str]:
+    try:
+        return _read_private(path)
+    except FileNotFoundError:
+        _create_private(path, fresh)
+        return _read_private(path)
+
+
+def _create_private(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all; when another process was quicker, its file stays."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return
+        _sync_directory(path.parent)
+    finally:
+        draft.unlink()
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_private(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise SettingsError(f"{path} is not a plain file")
+        if status.st_mode & 0o077:
+            raise SettingsError(
+                f"{path} may be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o}): "
+                f"it holds a secret; run chmod 600 {path}"
+            )
+        content = file.read(64 * 1024)
+    try:
+        return [line.strip() for line in content.decode("ascii").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise SettingsError(
+            f"{path} is not plain text: put the former one back, or delete it and a fresh one is made"
+        ) from None
+
+
+def _check_lines(path: Path, lines: list[str], min_chars: int) -> None:
+    if not lines:
+        raise SettingsError(f"{path} is empty: put the former one back, or delete it and a fresh one is made")
+    if any(len(line) < min_chars for line in lines):
+        raise SettingsError(f"{path} holds a secret that is too short: it needs at least {min_chars} characters")

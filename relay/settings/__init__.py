@@ -1,0 +1,49 @@
+"""What the relay is told: `relay.yaml` and `RELAY_…` go in, one immutable value comes out, or every mistake at once.
+
+- The environment wins over the file and merges into its maps: `RELAY_SOURCES__MAIN__API_KEY` is `sources.main.api_key`.
+  Names are split at `__` and lower-cased; lists and maps are written as JSON; an empty variable counts as not set.
+- An id with `-` in the file is also found by its name with `_`: `RELAY_SOURCES__NEW_YORK__API_KEY` reaches `new-york`.
+- Relative paths start at the folder of the file; without a file, at the working directory.
+- A secret can be in a file of its own: `api_key_file` instead of `api_key`. Neither kind is ever repeated in a message.
+"""
+
+from relay.settings.docs import SettingDoc, describe
+from relay.settings.options import (
+    ID_PATTERN,
+    ApiOptions,
+    DeliveryOptions,
+    FieldMap,
+    InternalOptions,
+    LogOptions,
+    PollOptions,
+    RetentionOptions,
+    Settings,
+    SubscriptionOptions,
+    Tier,
+    changed_outside_maps,
+    reveal,
+)
+from relay.settings.reading import load
+from relay.settings.sentences import sentences
+from relay.settings.values import check_url
+
+__all__ = [
+    "ID_PATTERN",
+    "ApiOptions",
+    "DeliveryOptions",
+    "FieldMap",
+    "InternalOptions",
+    "LogOptions",
+    "PollOptions",
+    "RetentionOptions",
+    "SettingDoc",
+    "Settings",
+    "SubscriptionOptions",
+    "Tier",
+    "changed_outside_maps",
+    "check_url",
+    "describe",
+    "load",
+    "reveal",
+    "sentences",
+]

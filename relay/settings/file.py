@@ -1,0 +1,127 @@
+"""relay.yaml as plain values, read strictly: a key given twice, a tag or a broken line is told with its line number."""
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from relay.model import Json
+from relay.settings.sentences import shown
+
+
+def read_file(path: Path, problems: list[str]) -> Json | None:
+    """Read the map of settings in a file; None, and a sentence in `problems`, when it cannot be read at all."""
+    try:
+        return _Reader(path.read_text(encoding="utf-8-sig"), str(path), problems).settings()
+    except FileNotFoundError:
+        reason = "there is no such file; name another one with --config"
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or type(error).__name__}"
+    except UnicodeDecodeError:
+        reason = "is not UTF-8 text"
+    except yaml.reader.ReaderError:
+        reason = "has a control character, which YAML does not allow"
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        reason = f"{where}this is not YAML: {_reason(error)}"
+    except RecursionError:
+        reason = "is nested too deeply, or inside itself"
+    except _NotAMapping as error:
+        reason = f"must be a map of setting names to values, not {error}"
+    problems.append(f"{path}: {reason}")
+    return None
+
+
+class _NotAMapping(Exception):
+    """The file is well-formed, and something else than settings."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values as YAML 1.2 reads them: `NO` is a text, and so are `0101`, `+1555`, `12:30` and a date."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way; filled below
+
+
+for _tag, _pattern, _starts in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"-?(?:0|[1-9][0-9]*)", list("-0123456789")),
+    ("float", r"-?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)", list("-.0123456789")),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _starts)
+
+_MERGE: Final = "tag:yaml.org,2002:merge"
+_TAGS: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map"))
+
+
+class _Reader:
+    """Walks the nodes of one document, because PyYAML's own walk forgets lines and lets the last of two keys win."""
+
+    def __init__(self, content: str, name: str, problems: list[str]) -> None:
+        self._loader = _Loader(content)
+        self._name = name
+        self._problems = problems
+
+    def settings(self) -> Json:
+        try:
+            node = self._loader.get_single_node()
+            if node is None:
+                return {}
+            if not isinstance(node, yaml.MappingNode):
+                raise _NotAMapping("a list" if isinstance(node, yaml.SequenceNode) else "a single value")
+            return {name: value for name, value in self._map(node).items() if value is not None}
+        finally:
+            self._loader.dispose()
+
+    def _value(self, node: yaml.Node) -> Any:
+        if node.tag not in _TAGS:
+            self._problem(node, "tags are not understood; put a text that starts with ! in quotes")
+            return None
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(child) for child in node.value]
+        if isinstance(node, yaml.MappingNode):
+            return self._map(node)
+        try:
+            value = self._loader.construct_object(node)
+            return _whole_characters(value) if isinstance(value, str) else value
+        except UnicodeError:
+            self._problem(node, "the text holds half a character (a lone surrogate)")
+        except (yaml.YAMLError, ValueError, KeyError, IndexError):
+            self._problem(node, "the value does not fit its tag")
+        return None
+
+    def _map(self, node: yaml.MappingNode) -> Json:
+        first_lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name = _key_name(key)
+            if name in first_lines and key.tag != _MERGE:
+                self._problem(key, f"{shown(name)} is given twice, first in line {first_lines[name]}")
+            first_lines.setdefault(name, key.start_mark.line + 1)
+        self._loader.flatten_mapping(node)
+        return {_key_name(key): self._value(value) for key, value in node.value}
+
+    def _problem(self, node: yaml.Node, sentence: str) -> None:
+        self._problems.append(f"{self._name}: line {node.start_mark.line + 1}: {sentence}")
+
+
+def _key_name(node: yaml.Node) -> str:
+    """Read a key as it is written: the file's own word, whatever type YAML would make of it."""
+    return str(node.value).encode("utf-8", "replace").decode() if isinstance(node, yaml.ScalarNode) else "?"
+
+
+def _whole_characters(text: str) -> str:
+    """Join the halves of characters that JSON writes as two escapes; UnicodeError when one is alone."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
+
+
+def _reason(error: yaml.MarkedYAMLError) -> str:
+    """Give the parser's reason, unless it repeats a piece of the file, which might be a piece of a secret."""
+    reason = error.problem or error.context or "it breaks off"
+    if "alias" in reason:
+        return "an alias that nothing defines; put a text that starts with * in quotes"
+    if isinstance(error, yaml.composer.ComposerError):
+        return "one document is expected, with each anchor once; put a text that starts with & in quotes"
+    return "look at the quotes, colons and spaces around it" if re.search(r"'(?!\\.')[^'<]{2,}'|\"", reason) else reason

@@ -1,0 +1,203 @@
+"""Single values: each is checked alone, and refused with a sentence that does not repeat it when it may be secret."""
+
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr, WrapSerializer
+from yarl import URL
+
+from relay.events.catalog import EVENT_TYPES, matches
+from relay.secrets import KEY_MIN_CHARS, TOKEN_MIN_CHARS, check_whsec
+from relay.settings.sentences import shown
+
+URL_MAX_CHARS: Final = 2_048
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+def as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def whole_numbers_as_text(value: Any) -> Any:
+    entries = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry for entry in entries)
+
+
+def lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _network(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return ip_network(value)
+    except ValueError:
+        pass
+    try:
+        meant = ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError("must be an address or a network such as 10.0.0.0/8 or fd00::/8") from None
+    raise ValueError(f"has bits beyond its prefix; did you mean {meant}?")
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]+", text):
+        raise ValueError("must be a host name or an IP address")
+    return text
+
+
+def check_url(text: str) -> str:
+    """Return an http or https URL that can be dialled; ValueError, without the URL, when it is none."""
+    if len(text) > URL_MAX_CHARS:
+        raise ValueError(f"must have at most {URL_MAX_CHARS} characters")
+    if re.search(r"[\s\x00-\x1f\x7f-\x9f\\]", text):
+        raise ValueError("must not contain spaces, line breaks, backslashes or control characters")
+    if not re.match(r"https?://", text, re.IGNORECASE):
+        raise ValueError("must start with https:// (or http:// inside delivery.allowed_networks)")
+    if "#" in text:
+        raise ValueError("must not have a fragment (#…): it would never be sent")
+    authority = re.split(r"[/?]", text.split("://", 1)[1], maxsplit=1)[0]
+    if re.search("[\u3002\uff0e\uff61%]", authority.rpartition("@")[2]):
+        raise ValueError("has a host with a look-alike dot, an IPv6 zone or a percent sign")
+    try:
+        url = URL(text)
+        host, port = url.host, url.port
+        url.raw_host  # noqa: B018 - encodes an international name, or refuses it
+    except (ValueError, UnicodeError):
+        raise ValueError("is not a valid URL: look at the host and the port (1 to 65535)") from None
+    if not host or host.startswith(".") or ".." in host:
+        raise ValueError("has no valid host")
+    if not port or (re.search(r":\d*$", authority) and not re.search(r":0*[1-9]\d{0,4}$", authority)):
+        raise ValueError("is not a valid URL: look at the host and the port (1 to 65535)")
+    return text
+
+
+def _secret_url(value: SecretStr) -> SecretStr:
+    check_url(value.get_secret_value())
+    return value
+
+
+def _secret_whsec(value: SecretStr) -> SecretStr:
+    check_whsec(value.get_secret_value())
+    return value
+
+
+def _public_url(text: str) -> str:
+    check_url(text)
+    if "@" in text or "?" in text:
+        raise ValueError("must be a plain address such as https://relay.example.com, without credentials or a query")
+    return text.rstrip("/")
+
+
+def _not_blank(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+def _storage_url(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    if separator and (scheme not in ("s3", "gs", "az") or not rest.strip("/") or "@" in rest or "?" in rest):
+        raise ValueError("must be a path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix")
+    return text
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    if not re.match(r"(rediss?|unix)://\S+$", value.get_secret_value()):
+        raise ValueError("must be redis://host:6379/0, rediss://… or unix://…")
+    return value
+
+
+def _token(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if len(text) < TOKEN_MIN_CHARS or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(f"must have at least {TOKEN_MIN_CHARS} characters, without spaces")
+    return value
+
+
+def _split_keys(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _strong_key(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < KEY_MIN_CHARS:
+        raise ValueError(f"is too short: a secret key needs at least {KEY_MIN_CHARS} characters")
+    return value
+
+
+def _event_pattern(pattern: str) -> str:
+    if not any(matches([pattern], event_type) for event_type in EVENT_TYPES):
+        raise ValueError(f"no event is called {shown(pattern)}; events are {', '.join(EVENT_TYPES)}; * is a wildcard")
+    return pattern
+
+
+_RESERVED_HEADERS: Final = re.compile(
+    r"webhook-.*|proxy-.*|content-(?:length|type|encoding)|transfer-encoding|accept-encoding|host|connection|keep-alive|"
+    r"te|trailer|upgrade|expect|user-agent",
+    re.IGNORECASE,
+)
+
+
+def check_headers(headers: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+    if len(headers) > 32:
+        raise ValueError("must have at most 32 headers")
+    seen: set[str] = set()
+    for name, value in headers.items():
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", name):
+            raise ValueError("has a header name that HTTP does not allow: use letters, digits and -")
+        if _RESERVED_HEADERS.fullmatch(name):
+            raise ValueError(f"must not set {name}: the relay sets this header itself")
+        if name.lower() in seen:
+            raise ValueError(f"sets {name} twice")
+        if not re.fullmatch(r"[!-~]([ -~\t]{0,4094}[!-~])?", value.get_secret_value()):
+            raise ValueError(
+                f"has a value for {name} that HTTP does not allow: plain characters, one line, at most 4 kB"
+            )
+        seen.add(name.lower())
+    return headers
+
+
+def check_field_map(fields: Mapping[str, str]) -> Mapping[str, str]:
+    if not 1 <= len(fields) <= 200:
+        raise ValueError("must have 1 to 200 fields")
+    for name, expression in fields.items():
+        if not 1 <= len(name) <= 200:
+            raise ValueError("has a field name that is empty or longer than 200 characters")
+        if not 1 <= len(expression.strip()) <= 1_000:
+            raise ValueError(f"has an expression for {shown(name)} that is empty or longer than 1000 characters")
+    return fields
+
+
+def read_only(mapping: Mapping[_Key, _Value]) -> Mapping[_Key, _Value]:
+    return MappingProxyType(dict(mapping))
+
+
+def _as_dict(mapping: Any, serialize: Any) -> Any:
+    return serialize(dict(mapping))
+
+
+Frozen = (AfterValidator(read_only), WrapSerializer(_as_dict))
+"""Metadata of a `Mapping` field that nobody can change afterwards."""
+
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+Host = Annotated[str, AfterValidator(_host)]
+PublicUrl = Annotated[str, AfterValidator(_public_url)]
+Directory = Annotated[Path, BeforeValidator(_not_blank)]
+StorageUrl = Annotated[str, BeforeValidator(_not_blank), AfterValidator(_storage_url)]
+SecretUrl = Annotated[SecretStr, AfterValidator(_secret_url)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+SigningSecret = Annotated[SecretStr, AfterValidator(_secret_whsec)]
+Token = Annotated[SecretStr, AfterValidator(_token)]
+SecretKeys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_strong_key)], ...], BeforeValidator(_split_keys)]
+EventPattern = Annotated[str, AfterValidator(_event_pattern)]

@@ -1,0 +1,100 @@
+"""`python -m relay.simulator`: the provider and the subscriber as a process of their own, for tests that kill things.
+
+Prints one line of JSON with the URLs when both are ready, and ends on SIGTERM or SIGINT with exit code 0.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import orjson
+
+from relay.simulator.subscriber import VerifyingSubscriber
+from relay.simulator.timeline import Habits, calls, people
+from relay.simulator.webfones import WebfonesSimulator
+
+_DEMO_SECRET = "whsec_c2ltdWxhdG9yLXNlY3JldC0wMTIzNDU2Nzg5"  # noqa: S105  # signs simulated events on loopback only
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m relay.simulator", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="of the provider; 0 finds a free one")
+    parser.add_argument("--subscriber-port", type=int, default=0, help="of the subscriber; 0 finds a free one")
+    parser.add_argument("--key", default="simulated-key", help="API key of the account")
+    parser.add_argument("--zone", default="UTC", help="zone of the account's rows")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--calls-per-minute", type=float, default=0.0, help="0: only those that /_control adds")
+    parser.add_argument("--hurry", type=float, default=30.0, help="divides the length of calls and all waits")
+    parser.add_argument("--hooks", default="a", help="names of the subscriber's hooks, with commas")
+    parser.add_argument("--secret", default=_DEMO_SECRET, help="of every hook")
+    parser.add_argument("--verify-every", type=int, default=1, help="check one signature in so many")
+    parser.add_argument("--lean", action="store_true", help="keep neither bodies nor arrivals")
+    return parser
+
+
+async def run(arguments: argparse.Namespace) -> None:
+    """Serve both until a signal comes."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    provider = _provider(arguments)
+    subscriber = VerifyingSubscriber(
+        verify_every=arguments.verify_every,
+        keep_bodies=not arguments.lean,
+        keep_arrivals=not arguments.lean,
+        seed=arguments.seed,
+    )
+    names = [name for name in arguments.hooks.split(",") if name]
+    for name in names:
+        subscriber.add_hook(name, arguments.secret)
+    async with contextlib.AsyncExitStack() as stack:
+        provider_url = await stack.enter_async_context(provider.serve(host=arguments.host, port=arguments.port))
+        subscriber_url = await stack.enter_async_context(
+            subscriber.serve(host=arguments.host, port=arguments.subscriber_port)
+        )
+        ready = {
+            "provider": provider_url,
+            "subscriber": subscriber_url,
+            "key": arguments.key,
+            "hooks": {name: f"{subscriber_url}/hook/{name}" for name in names},
+        }
+        sys.stdout.write(orjson.dumps(ready).decode() + "\n")
+        sys.stdout.flush()
+        await stop.wait()
+
+
+def _provider(arguments: argparse.Namespace) -> WebfonesSimulator:
+    provider = WebfonesSimulator()
+    provider.add_account(arguments.key, zone=arguments.zone)
+    habits = Habits().hurried(arguments.hurry)
+    provider.put_people(arguments.key, people(arguments.seed, habits=habits))
+    if arguments.calls_per_minute > 0:
+        habits = replace(habits, calls_per_hour=arguments.calls_per_minute * 60)
+        provider.feed(arguments.key, calls(datetime.now(UTC), seed=arguments.seed, habits=habits))
+    return provider
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(run(arguments))
+
+
+def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
+    """The loop of uvloop, where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.Loop
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The configured accounts, connected: what every stage needs to ask one provider within its budget."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from relay.events.say import Rules
+from relay.poll.budget import Budget, Limit
+from relay.providers import PROVIDERS
+from relay.providers.base import Provider, ProviderKind, SourceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One account: its id, its options, its connected provider, and our share of the provider's limit."""
+
+    id: str
+    options: SourceOptions
+    kind: ProviderKind
+    provider: Provider
+    limit: Limit | None
+    rules: Rules
+    _budget: Budget
+
+    @property
+    def egress(self) -> str:
+        """The way out: what a limit by IP address is counted by."""
+        return self.options.proxy_url or "direct"
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[Provider]:
+        """Ask the provider; a 429 closes the budget it names."""
+        credential = self.kind.credential(self.options)
+        async with self._budget.heeding(self.kind.name, credential, self.egress, self.limit):
+            yield self.provider
+
+    async def requests_left(self) -> int | None:
+        """Count the requests that could go right now; None without a known limit."""
+        if self.limit is None:
+            return None
+        return await self._budget.left(self.kind.name, self.kind.credential(self.options), self.limit)
+
+
+def connect(
+    sources: Mapping[str, SourceOptions], http: aiohttp.ClientSession, budget: Budget, *, public_url: str | None
+) -> dict[str, Source]:
+    """Connect every enabled account; asks nothing yet."""
+    return {
+        sid: _connect(sid, options, http, budget, public_url) for sid, options in sources.items() if options.enabled
+    }
+
+
+def _connect(
+    sid: str, options: SourceOptions, http: aiohttp.ClientSession, budget: Budget, public_url: str | None
+) -> Source:
+    kind = PROVIDERS[options.provider]
+    limit = None
+    if kind.requests_per_window and kind.window_s:
+        limit = Limit(kind.requests_per_window, kind.window_s, options.budget_share)
+    pay = budget.pay_for(kind.name, lambda: kind.credential(options), options.proxy_url or "direct", limit)
+    provider = kind.connect(options, http, pay)
+    rules = Rules(
+        provider=kind.name,
+        timezone=options.timezone,
+        contacts=options.contacts and provider.contacts is not None,
+        recordings=options.recordings and provider.recordings is not None,
+        hold_for_contact_ms=int(options.hold_for_contact_s * 1000),
+        hold_for_recording_ms=int(options.hold_for_recording_s * 1000),
+        public_url=public_url,
+    )
+    return Source(sid, options, kind, provider, limit, rules, budget)

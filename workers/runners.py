@@ -1,0 +1,31 @@
+"""The three runners of a worker, built over a runtime."""
+
+from relay.delivery.attempt import Attempts
+from relay.ledger.runner import Runner
+from relay.runtime import Runtime
+from workers.lanes import Deliver, Enrich, Record
+
+ENRICH_AT_ONCE = 20
+ENRICH_BATCH = 50
+RECORD_AT_ONCE = 8
+DELIVER_AT_ONCE = 200
+
+
+def add_runners(runtime: Runtime) -> None:
+    """Host the enrich, record and deliver lanes in this process."""
+    enrich = Enrich(lambda: runtime.sources, runtime.book, runtime.advance(), runtime.states)
+    enrich.runner = runtime.add_runner(
+        Runner(runtime.lanes["enrich"], enrich.work, at_once=ENRICH_AT_ONCE, needs_s=15, batch=ENRICH_BATCH)
+    )
+    record = Record(
+        lambda: runtime.sources, runtime.storage, runtime.states, wake_enrich=lambda: runtime.wakes("enrich")
+    )
+    record.runner = runtime.add_runner(Runner(runtime.lanes["record"], record.work, at_once=RECORD_AT_ONCE, needs_s=30))
+    timeout_s = runtime.settings.delivery.timeout_s
+    attempts = Attempts(
+        runtime.sender, link=runtime.links.for_event, find_call=runtime.ledger.call, timeout_s=timeout_s
+    )
+    deliver = Deliver(runtime.subscriptions, attempts, switch_off=runtime.switch_off)
+    deliver.runner = runtime.add_runner(
+        Runner(runtime.lanes["deliver"], deliver.work, at_once=DELIVER_AT_ONCE, needs_s=timeout_s + 5)
+    )

@@ -1,0 +1,130 @@
+"""`arq workers.settings.WorkerSettings`, `python -m workers` and `relay worker` are the same worker.
+
+arq hosts: its start opens the runtime and the runners, its jobs are wake-ups and the operator's long work, its cron is
+the sweep. Deliveries are no arq jobs: they live in the ledger, under leases.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import structlog
+from arq import Worker, cron, func
+from arq.connections import RedisSettings
+from redis.exceptions import RedisError
+
+from relay.api.server import serve_internal
+from relay.errors import SettingsError
+from relay.log import configure
+from relay.processes import needs_of_a_role, stop_on_signals
+from relay.runtime import QUEUE, Runtime, open_runtime
+from relay.settings import Settings, load
+from workers import jobs, sweep
+from workers.runners import add_runners
+
+log = structlog.get_logger(__name__)
+
+WAKE_POLL_S = 0.02
+"""How often a worker looks for wake-ups."""
+
+
+async def _sweep(ctx: dict[str, Any]) -> None:
+    await sweep.sweep(ctx["runtime"])
+
+
+FUNCTIONS = [
+    func(jobs.wake, name="wake", max_tries=1, keep_result=0, timeout=5),
+    func(jobs.backfill, name="backfill", max_tries=3, keep_result=0, timeout=6 * 3600),
+]
+CRON = [cron(_sweep, name="sweep", second={0, 30}, timeout=60, keep_result=0, max_tries=1)]
+OPTIONS: dict[str, Any] = {
+    "functions": FUNCTIONS,
+    "cron_jobs": CRON,
+    "queue_name": QUEUE,
+    "handle_signals": False,
+    "keep_result": 0,
+    "poll_delay": WAKE_POLL_S,
+    "max_jobs": 50,
+    "job_serializer": lambda job: json.dumps(job).encode(),
+    "job_deserializer": json.loads,
+    "log_results": False,
+    "health_check_interval": 60,
+}
+
+
+async def host(runtime: Runtime, *, poll_delay_s: float = WAKE_POLL_S) -> None:
+    """Keep an arq worker running over a runtime; arq's loop ends when the store restarts, so it is begun again."""
+    away = False
+    while True:
+        ctx = {"runtime": runtime, "sleep": asyncio.sleep}
+        worker = Worker(**OPTIONS | {"poll_delay": poll_delay_s}, redis_pool=runtime.arq, ctx=ctx)
+        try:
+            await worker.async_run()
+        except asyncio.CancelledError:
+            for task in worker.tasks.values():
+                task.cancel()
+            await asyncio.gather(*worker.tasks.values(), return_exceptions=True)
+            raise
+        except (RedisError, OSError) as error:
+            if not away:
+                log.warning(
+                    "wake_ups_paused", error=str(error), why="the store is away; lanes are looked at each second"
+                )
+            away = True
+            await asyncio.sleep(1)
+        else:
+            away = False
+
+
+def settings_of_environment() -> tuple[Settings, str, Sequence[str]]:
+    """Read the settings for a role of its own: RELAY_CONFIG, RELAY_REDIS_URL and RELAY_SECRET_KEY."""
+    config = os.environ.get("RELAY_CONFIG")
+    settings = load(Path(config) if config else None, os.environ)
+    return (settings, *needs_of_a_role(settings))
+
+
+async def _startup(ctx: dict[str, Any]) -> None:
+    """arq's own command line has started us: open everything inside its loop, and take over the signals."""
+    settings, redis_url, secret_keys = settings_of_environment()
+    configure(settings.log.level, settings.log.format)
+    stack = AsyncExitStack()
+    runtime = await stack.enter_async_context(open_runtime(settings, redis_url=redis_url, secret_keys=secret_keys))
+    add_runners(runtime)
+    runtime.wakes.send_through(runtime.arq)
+    await stack.enter_async_context(serve_internal(runtime))
+    stop = stop_on_signals()
+    arq_main = asyncio.current_task()
+    running = asyncio.create_task(runtime.run(stop, drain_s=settings.drain_s))
+    # arq's loop ends when its main task does: when we are told to stop, and everything is settled.
+    running.add_done_callback(lambda _: arq_main.cancel() if arq_main and not arq_main.done() else None)
+    ctx |= {"runtime": runtime, "stack": stack, "running": running, "stop": stop, "sleep": asyncio.sleep}
+
+
+async def _shutdown(ctx: dict[str, Any]) -> None:
+    ctx["stop"].set()
+    with contextlib.suppress(asyncio.CancelledError):
+        await ctx["running"]
+    await ctx["stack"].aclose()
+
+
+def _worker_settings() -> type:
+    try:
+        _, url, _ = settings_of_environment()
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+    hooks = {"on_startup": _startup, "on_shutdown": _shutdown, "redis_settings": RedisSettings.from_dsn(url)}
+    return type("WorkerSettings", (), OPTIONS | hooks)
+
+
+def __getattr__(name: str) -> Any:
+    """Make `WorkerSettings` when arq asks for it: importing this module reads nothing."""
+    if name == "WorkerSettings":
+        return _worker_settings()
+    raise AttributeError(name)
