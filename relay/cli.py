@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="relay.yaml; else RELAY_CONFIG; else RELAY_… alone.")
+    Path | None, typer.Option("--config", "-c", help="relay.yaml; absent: RELAY_CONFIG, or RELAY_…")
 ]
 
 

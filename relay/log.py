@@ -116,8 +116,8 @@ def redact_text(text: str) -> str:
     text = _URL.sub(_host_only, text)
     text = _WHSEC.sub(f"whsec_{MASK}", text)
     text = _TOKEN.sub(f"relay_{MASK}", text)
-    text = _SCHEME.sub(rf"\1 {MASK}", text)
     text = _NAMED.sub(rf"\1{MASK}", text)
+    text = _SCHEME.sub(rf"\1 {MASK}", text)
     return _DIGITS.sub(_last_two, text)
 
 
@@ -130,8 +130,8 @@ _WHSEC = re.compile(r"whsec_[\w+/=\-]+")
 _TOKEN = re.compile(r"relay_[\w\-]{32,}")
 _SCHEME = re.compile(r"\b(bearer)\s+[\w.~+/=\-]+", re.I)
 _NAMED = re.compile(
-    r"((?:authorization|api[_\-]?key|token|secret|password|passwd|signature|cookie)s?[\"']?\s*[:=]\s*[\"']?"
-    r"(?:(?:bearer|token|basic)\s+)?)(?!•)[^\s\"',&;}]+",
+    r"((?:authorization|api[_\-]?key|token|secret|password|passwd|signature|cookie)s?[\"']?\s*[:=]\s*"
+    r"(?:(?:bearer|token|basic)\s+)?)(?!•)(?:\"[^\"]*\"|'[^']*'|[^\s\"',&;}]+)",
     re.I,
 )
 _DIGITS = re.compile(

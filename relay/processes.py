@@ -137,9 +137,9 @@ def greet(runtime: Runtime) -> None:
     )
     if not runtime.sources:
         log.warning(
-            "no_sources", hint="add an account under sources: in relay.yaml; until then there is nothing to ask"
+            "no_sources", hint="nothing to ask: add an account under sources: in relay.yaml"
         )
     if not runtime.subscriptions:
         log.warning(
-            "no_subscriptions", hint="add a subscriber under subscriptions: in relay.yaml; nobody hears anything yet"
+            "no_subscriptions", hint="nobody hears: add a subscriber under subscriptions: in relay.yaml"
         )

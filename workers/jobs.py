@@ -58,21 +58,9 @@ async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job: s
         except ProviderError as error:
             await progress.write(state="failed", error=str(error))
             return
-        for name in ("rows", "new", "changed", "bad", "too_old"):
-            setattr(total, name, getattr(total, name) + getattr(tally, name))
+        total.add(tally)
         at = upto
-        share = (at - first) / (end - first)
-        await progress.write(
-            state="running", done=round(share, 3), rows=total.rows, new=total.new, changed=total.changed
-        )
+        await progress.write(state="running", done=round((at - first) / (end - first), 3), **total.counts())
         runtime.wakes("enrich")
-    await progress.write(
-        state="done",
-        done=1,
-        rows=total.rows,
-        new=total.new,
-        changed=total.changed,
-        bad=total.bad,
-        too_old=total.too_old,
-    )
-    log.info("backfill_done", source=sid, rows=total.rows, new=total.new)
+    await progress.write(state="done", done=1, **total.counts())
+    log.info("backfill_done", source=sid, **total.counts())

@@ -306,7 +306,7 @@ class Deliver:
         )
         log.info(
             "attempt_failed",
-            event=event.id,
+            event_id=event.id,
             subscription=subscription.id,
             attempt=state.attempts + 1,
             why=outcome.words,
@@ -319,7 +319,7 @@ class Deliver:
                 self.runner.settle(claim, "again", wait_ms=max(next_ms - now_ms, 1), a=event.id, b=kept.write())
             case GiveUp(reason):
                 metrics.GIVEN_UP.labels(reason).inc()
-                log.warning("delivery_given_up", event=event.id, subscription=subscription.id, why=reason)
+                log.warning("delivery_given_up", event_id=event.id, subscription=subscription.id, why=reason)
                 self._finish(claim, event, state.attempted(reason, outcome.to_json(), at_ms=now_ms))
             case Disable():
                 await self._switch_off(subscription.id, outcome.words)

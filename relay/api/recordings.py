@@ -26,7 +26,7 @@ from relay.recordings.storage import CALL_ID
 WRITE_TIMEOUT_S = 300
 RETRY_AFTER_S = 30
 
-_RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})\s*", re.ASCII | re.IGNORECASE)
+_RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,40})\s*-\s*([0-9]{0,40})\s*", re.ASCII | re.IGNORECASE)
 
 log = structlog.get_logger(__name__)
 

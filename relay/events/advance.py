@@ -62,7 +62,7 @@ class Advance:
                 made = await self._ledger.publish(current, fields, events)
                 if made is not None:
                     for draft in verdict.events:
-                        log.info("event_published", type=draft.type, event=draft.id, call=call.id)
+                        log.info("event_published", type=draft.type, event_id=draft.id, call=call.id)
                     if made:
                         self._published()
                     return None

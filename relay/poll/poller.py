@@ -53,6 +53,17 @@ class Tally:
         self.seeded += letters.count("s")
 
 
+    def add(self, other: "Tally") -> None:
+        """Add what another reading came to."""
+        for name, count in other.counts().items():
+            setattr(self, name, getattr(self, name) + count)
+
+    def counts(self) -> dict[str, int]:
+        """What became of the rows."""
+        names = ("rows", "new", "changed", "seeded", "bad", "too_old")
+        return {name: getattr(self, name) for name in names}
+
+
 class Reader:
     """Reads a window of a source's calls into the ledger. The poller, a backfill and a stream's catch-up all use it."""
 

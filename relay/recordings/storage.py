@@ -100,6 +100,7 @@ class _Feed:
         self._blocks: queue.SimpleQueue[bytes | _End] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(BLOCKS_WAITING)
         self._hash = hashlib.sha256()
+        self._ended = False
 
     def __iter__(self) -> Iterator[bytes]:
         while True:
@@ -113,14 +114,19 @@ class _Feed:
             self._loop.call_soon_threadsafe(self._room.release)
 
     async def give(self, block: bytes) -> None:
+        """Wait for room and hand a block over; when the upload has ended, nobody reads any more and all is dropped."""
         await self._room.acquire()
-        self._blocks.put(block)
+        if self._ended:
+            self._room.release()
+        else:
+            self._blocks.put(block)
 
     def end(self, how: _End) -> None:
         self._blocks.put(how)
 
     def upload_ended(self, upload: "asyncio.Future[None]") -> None:
-        """Let a waiting `give` through, for nobody reads any more; a failure counts as seen."""
+        """Let every `give` through from now on; a failure counts as seen."""
+        self._ended = True
         self._room.release()
         if not upload.cancelled():
             upload.exception()

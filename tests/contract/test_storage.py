@@ -481,6 +481,14 @@ async def test_a_full_disk_is_said_and_leaves_nothing(local: RecordingStorage, t
     assert isinstance(await put(local, b"small"), Stored)
 
 
+@pytest.mark.usefixtures("small_disk")
+async def test_a_full_disk_is_noticed_within_one_large_chunk(local: RecordingStorage) -> None:
+    """A source that hands over everything at once does not wait for an upload that has ended."""
+    async with asyncio.timeout(20):
+        with pytest.raises(StorageFull):
+            await local.put(CALL, sent(bytes(40 * MIB), 40 * MIB), started_on=DAY, expected_size_bytes=40 * MIB)
+
+
 async def test_a_cancelled_upload_leaves_no_file(local: RecordingStorage, tmp_path: Path) -> None:
     """Not under the final name, and not beside it."""
     begun = asyncio.Event()

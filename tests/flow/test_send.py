@@ -35,7 +35,7 @@ from relay.delivery.outcomes import (
     TimedOut,
     Unreachable,
 )
-from relay.delivery.send import MAX_ANSWER_BYTES, Sender
+from relay.delivery.send import Sender
 
 LOOPBACK = networks(["127.0.0.0/8"])
 NOW = datetime(2025, 7, 1, 12, tzinfo=UTC)
@@ -50,8 +50,8 @@ class Peer:
 
     port: int = 0
     requests: list[bytes] = field(default_factory=list)
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
     connections: int = 0
-    written_bytes: int = 0
 
     def url(self, path: str = "/hook", *, scheme: str = "http", host: str = "127.0.0.1") -> str:
         return f"{scheme}://{host}:{self.port}{path}"
@@ -79,6 +79,7 @@ async def peer(behave: Behaviour, *, tls: ssl.SSLContext | None = None, read: bo
                 await behave(reader, writer)
             while read and not writer.is_closing():
                 here.requests.append(await read_request(reader))
+                here.heard.set()
                 await behave(reader, writer)
         except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):
             pass
@@ -86,7 +87,7 @@ async def peer(behave: Behaviour, *, tls: ssl.SSLContext | None = None, read: bo
             running.discard(task)
             writer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls, backlog=1024)
     here.port = server.sockets[0].getsockname()[1]
     try:
         yield here
@@ -236,8 +237,11 @@ async def test_deliveries_share_a_connection_and_a_fresh_one_is_made_where_asked
 async def test_an_idle_connection_that_was_closed_costs_no_attempt(sender: Sender) -> None:
     async with peer(answers(OK, close=True)) as subscriber:
         first = await post(sender, subscriber.url())
-        for _ in range(100):
-            await asyncio.sleep(0)
+        connector = sender._sessions[True, True].connector
+        assert connector is not None
+        for ((protocol, _),) in connector._conns.values():
+            if (noticed := protocol.closed) is not None:
+                await noticed
         second = await post(sender, subscriber.url())
 
     assert isinstance(first, Delivered)
@@ -422,9 +426,9 @@ BOMB = gzip.compress(b"\0" * 20_000_000) * 20
         (b"whatever", b"br", "(8 bytes, compressed as br)"),
         (gzip.compress(b"x" * 1_000_000), b"gzip", "x" * 299 + "…"),
         (BOMB, b"gzip", ""),
-        (gzip.compress(gzip.compress(b"x")), b"gzip, gzip", "(41 bytes, compressed as gzip, gzip)"),
+        (b"x" * 41, b"gzip, gzip", "(41 bytes, compressed as gzip, gzip)"),
     ],
-    ids=["gzip", "zlib", "deflate", "identity", "broken", "br", "long", "bomb", "twice"],
+    ids=["gzip", "zlib", "deflate", "identity", "broken", "br", "megabyte", "bomb", "twice"],
 )
 async def test_a_compressed_body_is_unpacked_to_a_bounded_excerpt(
     sender: Sender, body: bytes, encoding: bytes, excerpt: str
@@ -433,8 +437,7 @@ async def test_a_compressed_body_is_unpacked_to_a_bounded_excerpt(
         outcome = await post(sender, subscriber.url())
 
     assert isinstance(outcome, Rejected)
-    assert outcome.excerpt.replace("(4", "(4")[-40:] == excerpt[-40:] or b", " in encoding
-    assert len(outcome.excerpt) <= 300
+    assert outcome.excerpt == excerpt
 
 
 async def test_a_reset_in_the_body_of_a_2xx_is_delivered(sender: Sender) -> None:
@@ -500,8 +503,7 @@ async def test_cancelling_an_attempt_lets_go_of_its_connection(sender: Sender) -
     for behave in (hang, answers(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx")):
         async with peer(behave) as subscriber:
             attempt = asyncio.create_task(post(sender, subscriber.url(), timeout_s=30))
-            while not subscriber.requests:
-                await asyncio.sleep(0)
+            await subscriber.heard.wait()
             attempt.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await attempt
@@ -560,7 +562,7 @@ async def test_a_name_that_becomes_internal_is_refused_on_its_next_connection() 
     assert len(asked) == 2
 
 
-async def test_every_dialled_address_passes_the_socket_factory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_dialled_address_passes_the_socket_factory() -> None:
     """Even if the reading of URLs let a literal through, no socket would be made for it."""
     guard = Guard(LOOPBACK)
     async with peer(answers(OK)) as subscriber, Sender(guard) as sender:
@@ -725,10 +727,9 @@ async def test_a_tls_handshake_that_hangs_is_known_not_to_have_received(sender: 
     assert outcome.words == "did not accept a connection within 0.2 s"
 
 
-async def test_a_thousand_attempts_at_once_all_have_an_outcome(sender: Sender) -> None:
+async def test_many_attempts_at_once_all_have_an_outcome(sender: Sender) -> None:
     async with peer(answers(OK)) as subscriber:
         outcomes = await asyncio.gather(*(post(sender, subscriber.url(), timeout_s=30) for _ in range(300)))
 
     assert {type(outcome) for outcome in outcomes} == {Delivered}
     assert len(subscriber.requests) == 300
-    assert MAX_ANSWER_BYTES == 16_384

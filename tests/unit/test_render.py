@@ -1,0 +1,360 @@
+"""The body of an event in its three shapes: stable, signed as it is sent, never over 20 KB, and not to be blown up."""
+
+import copy
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.events.render import (
+    FLAT_FIELDS,
+    MAX_BODY_BYTES,
+    MAX_RESULT_BYTES,
+    check_map,
+    render,
+)
+
+EXPIRES_AT = datetime(2025, 7, 8, 20, 57, 10, tzinfo=UTC)
+LINK = ("https://relay.example/recordings/call_x?expires=1752008230&signature=abc", EXPIRES_AT)
+
+
+def party(number: str | None, **also: Any) -> dict[str, Any]:
+    return {
+        "number": number,
+        "raw": number,
+        "type": "e164",
+        "extension": None,
+        "name": None,
+        "country": "US",
+        "internal": False,
+        "user_id": None,
+    } | also
+
+
+def event(**about: Any) -> dict[str, Any]:
+    call: dict[str, Any] = {
+        "id": "call_abc",
+        "provider": "webfones",
+        "provider_call_id": "211159",
+        "source_id": "office",
+        "kind": "call",
+        "revision": 1,
+        "direction": "outbound",
+        "outcome": "answered",
+        "missed": False,
+        "status_raw": "ANSWERED",
+        "end_reason": None,
+        "ended_by": None,
+        "from": party("+12025550111", extension="3203", internal=True),
+        "to": party("+12025550122", name="B WHITTAKER"),
+        "external_number": "+12025550122",
+        "internal_number": "+12025550111",
+        "extension": "3203",
+        "started_at": "2025-07-01T20:54:53Z",
+        "answered_at": None,
+        "ended_at": None,
+        "duration_seconds": None,
+        "derived": [],
+        "recording": {
+            "status": "available",
+            "url": None,
+            "expires_at": None,
+            "content_type": "audio/wav",
+            "size_bytes": 1000,
+            "duration_seconds": None,
+            "sha256": "ab" * 32,
+        },
+        "contact": {
+            "lookup_status": "matched",
+            "count": 2,
+            "id": "123e",
+            "external_id": "CRM-12345",
+            "name": "John Doe",
+            "organization": "Acme Corp",
+            "email": "john@example.com",
+            "others": [{"id": "124e", "name": "Jane"}],
+        },
+        "transcription": None,
+        "transfers": [],
+        "participants": [],
+        "custom": {},
+    }
+    return {
+        "id": "evt_abc",
+        "type": "call.completed",
+        "timestamp": "2025-07-01T20:57:10Z",
+        "api_version": "2025-07-01",
+        "data": {"call": call | about},
+        "context": {"via": "poll", "observed_at": "2025-07-01T20:57:09Z", "timezone_assumed": "UTC"},
+        "links": {
+            "call": "https://relay.example/v1/calls/call_abc",
+            "recording": "https://relay.example/v1/calls/call_abc/recording",
+        },
+    }
+
+
+OPERATIONS: dict[str, Any] = {
+    "id": "evt_op",
+    "type": "source.error",
+    "timestamp": "2025-07-01T20:57:10Z",
+    "api_version": "2025-07-01",
+    "data": {"source": {"id": "office"}, "message": "the provider refuses the key"},
+}
+
+
+# --- full
+
+
+def test_full_is_the_event_as_it_is() -> None:
+    assert render(event()) == orjson.dumps(event())
+    assert render(OPERATIONS) == orjson.dumps(OPERATIONS)
+
+
+def test_the_recording_link_is_put_in_when_it_is_sent_and_only_it_differs() -> None:
+    """Every attempt has the same bytes but for the link, which is minted anew."""
+    canonical = event()
+    before = copy.deepcopy(canonical)
+
+    first = orjson.loads(render(canonical, recording_link=LINK))
+    second = orjson.loads(render(canonical, recording_link=("https://relay.example/other", EXPIRES_AT)))
+
+    recording = first["data"]["call"]["recording"]
+    assert (recording["url"], recording["expires_at"]) == (LINK[0], "2025-07-08T20:57:10Z")
+    assert list(recording) == list(before["data"]["call"]["recording"])
+    second["data"]["call"]["recording"]["url"] = LINK[0]
+    assert first == second
+    assert canonical == before
+
+
+def test_an_event_without_a_call_takes_no_link() -> None:
+    assert render(OPERATIONS, recording_link=LINK) == orjson.dumps(OPERATIONS)
+
+
+def test_the_providers_row_is_sent_only_where_asked_for() -> None:
+    raw = {"rid": 211159, "cidname_outside": "B WHITTAKER"}
+
+    assert render(event(), raw=raw) == orjson.dumps(event())
+    assert orjson.loads(render(event(), raw=raw, include_raw=True)) == event(raw=raw)
+    assert render(event(), include_raw=True) == orjson.dumps(event())
+    assert render(OPERATIONS, raw=raw, include_raw=True) == orjson.dumps(OPERATIONS)
+
+
+# --- flat
+
+
+def test_flat_has_the_documented_keys_in_their_order_for_every_event() -> None:
+    for one in (event(), OPERATIONS, event(contact=None, recording=None, transcription={"text": "hello"})):
+        flattened = orjson.loads(render(one, payload="flat"))
+
+        assert tuple(flattened) == FLAT_FIELDS
+        assert not [name for name, value in flattened.items() if isinstance(value, dict | list)]
+    assert len(set(FLAT_FIELDS)) == len(FLAT_FIELDS)
+    assert all(name == name.lower() and name.replace("_", "").isalnum() for name in FLAT_FIELDS)
+
+
+def test_flat_says_what_no_code_tools_map() -> None:
+    one = event(transcription={"available": True, "text": "hello", "summary": "greeting"})
+    one["data"]["changes"] = {"outcome": ["no_answer", "answered"], "contact.name": [None, "John Doe"]}
+
+    flattened = orjson.loads(render(one, payload="flat", recording_link=LINK))
+
+    said = {
+        "id": "evt_abc",
+        "event_id": "evt_abc",
+        "event_type": "call.completed",
+        "call_id": "call_abc",
+        "contact_name": "John Doe",
+        "from_number": "+12025550111",
+        "from_internal": True,
+        "to_name": "B WHITTAKER",
+        "recording_url": LINK[0],
+        "recording_expires_at": "2025-07-08T20:57:10Z",
+        "transcription_text": "hello",
+        "changed_fields": "outcome,contact.name",
+        "observed_via": "poll",
+        "message": None,
+    }
+    assert said.items() <= flattened.items()
+
+
+def test_flat_tells_operations_too() -> None:
+    flattened = orjson.loads(render(OPERATIONS, payload="flat"))
+
+    assert (flattened["id"], flattened["source_id"]) == ("evt_op", "office")
+    assert flattened["message"] == "the provider refuses the key"
+    assert flattened["call_id"] is None
+
+
+# --- 20 KB
+
+BIG_LIST = [{"name": "x" * 500} for _ in range(60)]
+BIG_TEXT = "ü" * 15_000
+
+
+@pytest.mark.parametrize(
+    ("about", "raw", "truncated"),
+    [
+        ({}, {"row": BIG_LIST}, ["raw"]),
+        ({"participants": BIG_LIST}, None, ["participants"]),
+        ({"participants": BIG_LIST}, {"a": 1}, ["raw", "participants"]),
+        ({"transfers": BIG_LIST}, None, ["transfers"]),
+        ({"contact": event()["data"]["call"]["contact"] | {"others": BIG_LIST}}, None, ["contact.others"]),
+        ({"custom": {"a": BIG_LIST}}, None, ["contact.others", "custom"]),
+        ({"transcription": {"available": True, "text": BIG_TEXT}}, None, ["contact.others", "transcription.text"]),
+        ({"status_raw": BIG_TEXT}, None, ["contact.others", "long strings"]),
+        (
+            {"participants": BIG_LIST, "transfers": BIG_LIST, "custom": {"a": BIG_TEXT}, "end_reason": BIG_TEXT},
+            {"a": 1},
+            ["raw", "participants", "transfers", "contact.others", "custom", "long strings"],
+        ),
+        ({"derived": ["x"] * 30_000}, None, ["contact.others", "details"]),
+    ],
+)
+def test_optional_parts_go_in_the_stated_order_until_it_fits_and_the_event_says_so(
+    about: dict[str, Any], raw: dict[str, Any] | None, truncated: list[str]
+) -> None:
+    canonical = event(**about)
+    before = copy.deepcopy(canonical)
+
+    body = render(canonical, raw=raw, include_raw=True, recording_link=LINK)
+
+    sent = orjson.loads(body)
+    assert len(body) <= MAX_BODY_BYTES
+    assert sent["truncated"] == truncated
+    assert sent["data"]["call"]["id"] == "call_abc"
+    assert canonical == before
+    if "details" not in truncated:
+        assert sent["data"]["call"]["recording"]["url"] == LINK[0]
+        assert list(sent["data"]["call"])[:5] == list(before["data"]["call"])[:5]
+    assert render(canonical, raw=raw, include_raw=True, recording_link=LINK) == body
+
+
+def test_big_changes_lose_their_values_and_keep_their_names() -> None:
+    one = event()
+    one["data"]["changes"] = {"participants": [BIG_LIST, []], "outcome": ["busy", "answered"]}
+
+    sent = orjson.loads(render(one))
+
+    assert sent["data"]["changes"] == {"participants": None, "outcome": None}
+    assert sent["truncated"] == ["contact.others", "changes"]
+
+
+def test_a_flat_body_that_is_too_large_is_cut() -> None:
+    body = render(event(transcription={"text": BIG_TEXT}), payload="flat")
+
+    sent = orjson.loads(body)
+    assert len(body) <= MAX_BODY_BYTES
+    assert sent["truncated"] == ["long strings"]
+    assert sent["transcription_text"].startswith("üüü")
+    assert sent["transcription_text"].endswith("…")
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abcurl", max_size=5), inner, max_size=4),
+    max_leaves=15,
+)
+
+
+@given(
+    values=st.dictionaries(
+        st.sampled_from(list(event()["data"]["call"])).filter(lambda name: name != "id"), anything, max_size=6
+    ),
+    times=st.sampled_from([1, 500, 20_000]),
+    place=st.sampled_from(["custom", "status_raw", "derived", "end_reason", "transcription"]),
+    shape=st.sampled_from(["full", "flat"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_event_whatever_makes_a_body_over_20_kb(
+    values: dict[str, Any], times: int, place: str, shape: Any
+) -> None:
+    large = {"custom": {"k" * times: "v\x01" * times}, "derived": ["\x02"] * times}.get(place, "\x03" * times)
+
+    body = render(event(**(values | {place: large})), payload=shape)
+
+    assert len(body) <= MAX_BODY_BYTES
+    assert orjson.loads(body)["id"] == "evt_abc"
+
+
+# --- maps
+
+
+def mapped(mapping: Mapping[str, str], one: dict[str, Any] | None = None, **options: Any) -> Any:
+    body = render(one or event(), payload=mapping, **options)
+    assert len(body) <= MAX_RESULT_BYTES
+    return orjson.loads(body)
+
+
+def test_a_map_makes_the_receivers_own_shape() -> None:
+    mapping = {
+        "Subject": "join(' ', [`Call with`, data.call.contact.name])",
+        "Phone": "data.call.external_number",
+        "Minutes": "data.call.duration_seconds",
+        "People": "data.call.contact.others[].name",
+        "Link": "data.call.recording.url",
+        "Nested": "{id: data.call.id, missed: data.call.missed}",
+        "Raw": "data.call.raw.rid",
+    }
+    mapping["Subject"] = "join(' ', ['Call with', data.call.contact.name])"
+
+    assert check_map(mapping, event()) == []
+    assert mapped(mapping, recording_link=LINK, raw={"rid": 7}, include_raw=True) == {
+        "Subject": "Call with John Doe",
+        "Phone": "+12025550122",
+        "Minutes": None,
+        "People": ["Jane"],
+        "Link": LINK[0],
+        "Nested": {"id": "call_abc", "missed": False},
+        "Raw": 7,
+    }
+
+
+def test_a_field_that_fails_for_one_event_is_null_and_the_others_are_heard() -> None:
+    mapping = {"who": "join(', ', [data.call.contact.name])", "id": "data.call.id"}
+    nobody = event(contact={"lookup_status": "none", "name": None})
+
+    assert check_map(mapping, event()) == []
+    assert mapped(mapping, nobody) == {"who": None, "id": "call_abc"}
+    assert mapped(mapping, OPERATIONS) == {"who": None, "id": None}
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("", "is a text"),
+        ("   ", "is a text"),
+        (7, "is a text"),
+        ("data.call.", "no JMESPath expression"),
+        ("data..call", "no JMESPath expression"),
+        ("foo(", "no JMESPath expression"),
+        ("'unclosed", "no JMESPath expression"),
+        ("`{not json`", "no JMESPath expression"),
+        ("`deprecated`", "no JMESPath expression"),
+        ("data.call-id", "no JMESPath expression"),
+        ("nosuch(@)", "Unknown function: nosuch"),
+        ("length(data.call.missed)", "invalid type"),
+        ("length(data, data)", "takes 1 argument but received 2|Expected 1"),
+        ("&foo", "no result that is JSON"),
+        ("to_number('99999999999999999999999')", "no result that is JSON"),
+        ("`\"\\ud800\"`", "no result that is JSON"),
+        ("a" * 513, "at most 512 characters"),
+        ("[" * 21 + "a" + "]" * 21, "at most 20 levels|no JMESPath"),
+        ("!" * 500 + "a", "at most 20 levels"),
+        ("(" * 250 + "a" + ")" * 250, "at most 20 levels"),
+        ("a" + ".b" * 20 + " || !!!!!!!!!!!!!!!!!!!!!!!!a", "at most 20 levels"),
+        ("[0:10:0]", "slice|step|no JMESPath|no result"),
+    ],
+)
+def test_a_wrong_expression_is_named_with_its_field_when_it_is_saved(expression: Any, reason: str) -> None:
+    [error] = check_map({"good": "data.call.id", "Contact": expression}, event(derived=[[1]]))
+
+    assert error.startswith("Contact: ")
+    import re
+
+    assert re.search(reason, error), error
+    assert "\n" not in error

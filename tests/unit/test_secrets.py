@@ -1,0 +1,274 @@
+"""Secrets: what is encrypted can be read with its key alone, and files with secrets are nobody else's."""
+
+import base64
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay import secrets
+from relay.errors import SettingsError, StoreError
+from relay.secrets import SecretBox, check_whsec, generate_key, generate_token, generate_whsec, load_or_create
+
+OLD = "old-key-0123456789-0123456789-0123456789"
+NEW = "new-key-0123456789-0123456789-0123456789"
+
+GOLDEN_FINGERPRINT = "4c2785431bcd79c6"
+GOLDEN_LINK_KEY = "33d76fc5db293e2bd4a400ce1b38804bf3dcf10c73c8b6204c08c0adb6964375"
+GOLDEN_CIPHERTEXT = "v1.4c2785431bcd79c6.vwc-v3mch9WbyB8yUgrKgCABj2PwyNuu-z9GyMG7baeCCe5EDjrZgw=="
+
+
+@given(text=st.text(), context=st.text(max_size=30))
+def test_what_was_encrypted_is_read_back(text: str, context: str) -> None:
+    box = SecretBox([OLD])
+
+    assert box.decrypt(box.encrypt(text, context=context), context=context) == text
+
+
+def test_the_same_text_looks_different_each_time() -> None:
+    """Nobody sees that two subscriptions share a secret."""
+    box = SecretBox([OLD])
+
+    assert box.encrypt("text") != box.encrypt("text")
+    assert "text" not in base64.urlsafe_b64decode(box.encrypt("text").split(".")[2]).decode("latin-1")
+
+
+def test_a_newer_key_reads_what_the_older_wrote() -> None:
+    """Rotation: put the new key first, re-encrypt, drop the old one."""
+    written = SecretBox([OLD]).encrypt("text")
+    both = SecretBox([NEW, OLD])
+    rewritten = both.encrypt(both.decrypt(written))
+
+    assert both.needs_reencrypt(written)
+    assert not both.needs_reencrypt(rewritten)
+    assert SecretBox([NEW]).decrypt(rewritten) == "text"
+
+
+def test_a_key_that_is_gone_is_named_by_its_fingerprint() -> None:
+    written = SecretBox([OLD]).encrypt("text")
+    [fingerprint] = SecretBox([OLD]).fingerprints()
+
+    with pytest.raises(SettingsError) as caught:
+        SecretBox([NEW]).decrypt(written)
+    assert str(caught.value) == (
+        f"a stored secret was written with key {fingerprint}, which is not in RELAY_SECRET_KEY: "
+        "put the former key back, after the new one and a comma"
+    )
+
+
+def test_a_secret_that_was_moved_cannot_be_read() -> None:
+    """One subscription's secret does not become another's by copying it."""
+    box = SecretBox([OLD])
+
+    with pytest.raises(StoreError, match="is damaged, or belongs somewhere else"):
+        box.decrypt(box.encrypt("text", context="subscription a"), context="subscription b")
+
+
+@given(position=st.integers(0, 27), bit=st.integers(0, 7))
+def test_a_changed_bit_is_noticed(position: int, bit: int) -> None:
+    box = SecretBox([OLD])
+    version, fingerprint, encoded = box.encrypt("text").split(".")
+    payload = bytearray(base64.urlsafe_b64decode(encoded))
+    payload[position] ^= 1 << bit
+
+    with pytest.raises(StoreError):
+        box.decrypt(f"{version}.{fingerprint}.{base64.urlsafe_b64encode(payload).decode()}")
+
+
+@pytest.mark.parametrize("text", ["", "text", "v1", "v1.abc", "v1.abc.!!", "v1.abc.é", "v1.abc.AAAA", "v2.abc.AAAA"])
+def test_what_the_relay_never_wrote_is_refused(text: str) -> None:
+    box = SecretBox([OLD])
+
+    with pytest.raises(StoreError, match="is not in the form that the relay writes"):
+        box.decrypt(text)
+    with pytest.raises(StoreError, match="is not in the form that the relay writes"):
+        box.needs_reencrypt(text)
+
+
+def test_signing_keys_differ_by_purpose_and_key_and_are_always_the_same() -> None:
+    """Links that were signed before a restart are valid after it."""
+    box = SecretBox([NEW, OLD])
+    links = box.signing_keys("links")
+
+    assert links == SecretBox([NEW, OLD]).signing_keys("links")
+    assert links[1:] == SecretBox([OLD]).signing_keys("links")
+    assert len({*links, *box.signing_keys("cursors")}) == 4
+    assert all(len(key) == 32 for key in links)
+
+
+def test_derived_keys_never_change() -> None:
+    """A golden vector: another derivation would make every stored secret and every link unreadable."""
+    box = SecretBox([OLD])
+
+    assert box.fingerprints() == (GOLDEN_FINGERPRINT,)
+    assert box.signing_keys("links")[0].hex() == GOLDEN_LINK_KEY
+    assert box.decrypt(GOLDEN_CIPHERTEXT, context="subscription:crm") == "whsec_golden"
+
+
+def test_a_box_shows_fingerprints_only() -> None:
+    assert OLD not in repr(SecretBox([OLD]))
+    assert SecretBox([OLD]).fingerprints()[0] in repr(SecretBox([OLD]))
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ([], "no secret key: set RELAY_SECRET_KEY"),
+        ([OLD, "confidential"], "a secret key is too short: it needs at least 32 characters"),
+    ],
+)
+def test_missing_and_weak_keys_are_refused(keys: list[str], sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        SecretBox(keys)
+    assert str(caught.value) == sentence
+
+
+def test_generated_secrets_are_fresh_and_strong() -> None:
+    assert len({generate_whsec() for _ in range(50)}) == 50
+    assert len({generate_key() for _ in range(50)}) == 50
+    assert len({generate_token() for _ in range(50)}) == 50
+    assert check_whsec(generate_whsec())
+    assert len(generate_key()) >= 32
+    assert generate_token().startswith("relay_")
+
+
+@pytest.mark.parametrize("size_bytes", [24, 32, 64])
+def test_signing_secrets_of_the_standard_sizes_are_taken(size_bytes: int) -> None:
+    text = "whsec_" + base64.b64encode(bytes(size_bytes)).decode()
+
+    assert check_whsec(text) == text
+
+
+@pytest.mark.parametrize("size_bytes", [0, 23, 65])
+def test_signing_secrets_of_other_sizes_are_refused(size_bytes: int) -> None:
+    with pytest.raises(ValueError, match=f"must be 24 to 64 bytes in base64, not {size_bytes}"):
+        check_whsec("whsec_" + base64.b64encode(bytes(size_bytes)).decode())
+
+
+# --------------------------------------------------------------------------------------- the relay's own files
+
+
+def test_an_embedded_relay_makes_its_secrets_once(tmp_path: Path) -> None:
+    """The first start makes them, the second finds them; only the owner may read them."""
+    data_dir = tmp_path / "deep" / "relay-data"
+    first, second = load_or_create(data_dir), load_or_create(data_dir)
+
+    assert first == second
+    assert len(first.keys[0]) >= 32
+    assert {path.name for path in data_dir.iterdir()} == {"secret_key", "api_token"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in data_dir.iterdir()} == {0o600}
+    assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+
+
+def test_the_umask_does_not_open_the_files(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        load_or_create(tmp_path / "data")
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE((tmp_path / "data" / "secret_key").stat().st_mode) == 0o600
+
+
+def test_own_secrets_are_not_shown(tmp_path: Path) -> None:
+    own = load_or_create(tmp_path)
+
+    assert own.keys[0] not in repr(own)
+    assert own.token not in repr(own)
+
+
+def test_several_keys_may_be_in_the_file_newest_first(tmp_path: Path) -> None:
+    load_or_create(tmp_path)
+    (tmp_path / "secret_key").write_text(f"{NEW}\n\n{OLD}\n")
+
+    assert load_or_create(tmp_path).keys == (NEW, OLD)
+
+
+def test_two_starts_at_once_agree(tmp_path: Path) -> None:
+    """The slower of two processes takes what the quicker one has made."""
+    found: list[secrets.OwnSecrets] = []
+    barrier = threading.Barrier(8)
+
+    def start() -> None:
+        barrier.wait()
+        found.append(load_or_create(tmp_path))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(found) == 8
+    assert len(set(found)) == 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_start_that_was_killed_leaves_no_half_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file appears whole or not at all: the disk is full while it is written."""
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(SettingsError, match="cannot be used: No space left on device"):
+        load_or_create(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620])
+def test_a_file_that_others_may_open_is_refused(tmp_path: Path, mode: int) -> None:
+    load_or_create(tmp_path)
+    path = tmp_path / "secret_key"
+    path.chmod(mode)
+
+    with pytest.raises(SettingsError) as caught:
+        load_or_create(tmp_path)
+    assert str(caught.value) == (
+        f"{path} may be read or changed by others (mode {mode:04o}): it holds a secret; run chmod 600 {path}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("secret_key", b"", "is empty: put the former one back, or delete it and a fresh one is made"),
+        ("secret_key", b"confidential", "holds a secret that is too short: it needs at least 32 characters"),
+        ("api_token", b"confidential", "holds a secret that is too short: it needs at least 16 characters"),
+        ("api_token", b"a-token-of-some-length\n" * 2, "holds more than one line: keep the one API token"),
+        ("secret_key", b"\xff", "is not plain text: put the former one back, or delete it and a fresh one is made"),
+    ],
+)
+def test_a_spoilt_file_is_refused(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+    load_or_create(tmp_path)
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(SettingsError) as caught:
+        load_or_create(tmp_path)
+    assert str(caught.value) == f"{tmp_path / name} {sentence}"
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret_key").mkdir()
+
+    with pytest.raises(SettingsError, match="secret_key cannot be used: Is a directory"):
+        load_or_create(tmp_path)
+
+
+def test_a_device_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret_key").symlink_to("/dev/null")
+
+    with pytest.raises(SettingsError, match="secret_key is not a plain file"):
+        load_or_create(tmp_path)
+
+
+def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(SettingsError, match=r"data_dir: .*file cannot be used: "):
+        load_or_create(tmp_path / "file")
