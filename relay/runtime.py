@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import aiohttp
@@ -19,16 +20,18 @@ from redis.asyncio.connection import ConnectionPool
 
 from relay.delivery.guard import Guard
 from relay.delivery.send import Sender
-from relay.delivery.subscriptions import Subscriptions
+from relay.delivery.subscriptions import Subscription, Subscriptions
 from relay.enrich.contacts import AddressBook
 from relay.errors import StoreInUse, StoreTooNew
 from relay.events.advance import Advance
 from relay.events.operations import Operations
 from relay.ledger import keys
 from relay.ledger.calls import Ledger
+from relay.ledger.health import read_health
 from relay.ledger.lane import Lane, LaneName
 from relay.ledger.runner import Runner
 from relay.ledger.sources import SourceStates
+from relay.model import iso
 from relay.poll.budget import Budget
 from relay.poll.poller import Poller
 from relay.poll.window import Tier, first_offset_s
@@ -43,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 DAY_S = 86_400
 QUEUE = "relay:arq"
+CONFIGURED_OFF = "enabled: false in the configuration"
 _WAKE_EVERY_S = 0.005
 
 
@@ -192,15 +196,21 @@ class Runtime:
         )
         await self.lanes["enrich"].change([("cap", sid, 500, 0) for sid in self.sources])
         await self.lanes["record"].change([("cap", sid, 4, 0) for sid in self.sources])
-        await self.lanes["deliver"].change(
-            [("cap", sid, each.options.max_in_flight, 0) for sid, each in self.subscriptions.items()]
-        )
+        for sid, each in self.subscriptions.items():
+            await self.lanes["deliver"].change(each.rules())
+            await self._heed_switch(sid, each)
+
+    async def _heed_switch(self, sid: str, subscription: Subscription) -> None:
+        """What the configuration switches off is off; switching it on there undoes only that."""
+        off = (await read_health(self.redis, sid)).off
+        if not subscription.options.enabled and not off:
+            await self.lanes["deliver"].off(sid, CONFIGURED_OFF)
+        elif subscription.options.enabled and off == CONFIGURED_OFF:
+            await self.lanes["deliver"].off(sid, None)
 
     async def switch_off(self, sub: str, why: str) -> None:
         """Stop a subscription: nothing new is queued for it, what is queued waits behind a closed gate."""
-        name = keys.partition("deliver", sub)
-        await self.redis.hset(name, mapping={"off": why})  # type: ignore[misc]  # typed for both clients
-        await self.lanes["deliver"].gate(sub, "inf")
+        await self.lanes["deliver"].off(sub, why)
         log.error("subscription_disabled", subscription=sub, why=why)
         await self.operations.say(
             "subscription.disabled",
@@ -208,6 +218,14 @@ class Runtime:
             of=sub,
             which=str(self.lanes["deliver"].store_now_ms),
         )
+
+    async def failing(self, sub: str, why: str, disables_at: datetime) -> None:
+        """Say `subscription.failing`, once a day for each subscription."""
+        if await self.redis.set(keys.told(sub), 1, nx=True, ex=DAY_S):
+            log.warning("subscription_failing", subscription=sub, why=why, disables_at=iso(disables_at))
+            about = {"id": sub, "reason": why, "disables_at": iso(disables_at)}
+            now_ms = self.lanes["deliver"].store_now_ms
+            await self.operations.say("subscription.failing", {"subscription": about}, of=sub, which=str(now_ms))
 
     async def run(self, stop: asyncio.Event, *, drain_s: float) -> None:
         """Run the runners until told to stop, then let them finish what they hold, for `drain_s` at most."""

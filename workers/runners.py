@@ -1,9 +1,12 @@
 """The three runners of a worker, built over a runtime."""
 
 from relay.delivery.attempt import Attempts
+from relay.ledger.health import read_health
 from relay.ledger.runner import Runner
 from relay.runtime import Runtime
-from workers.lanes import Deliver, Enrich, Record
+from workers.deliver import Deliver
+from workers.enrich import Enrich
+from workers.record import Record
 
 ENRICH_AT_ONCE = 20
 ENRICH_BATCH = 50
@@ -25,7 +28,19 @@ def add_runners(runtime: Runtime) -> None:
     attempts = Attempts(
         runtime.sender, link=runtime.links.for_event, find_call=runtime.ledger.call, timeout_s=timeout_s
     )
-    deliver = Deliver(runtime.subscriptions, attempts, switch_off=runtime.switch_off)
+    deliver = Deliver(
+        runtime.subscriptions,
+        attempts,
+        health=lambda sub: read_health(runtime.redis, sub),
+        switch_off=runtime.switch_off,
+        failing=runtime.failing,
+    )
     deliver.runner = runtime.add_runner(
-        Runner(runtime.lanes["deliver"], deliver.work, at_once=DELIVER_AT_ONCE, needs_s=timeout_s + 5)
+        Runner(
+            runtime.lanes["deliver"],
+            deliver.work,
+            at_once=DELIVER_AT_ONCE,
+            needs_s=timeout_s + 5,
+            doubtful=deliver.doubtful,
+        )
     )

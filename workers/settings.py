@@ -73,9 +73,7 @@ async def host(runtime: Runtime, *, poll_delay_s: float = WAKE_POLL_S) -> None:
             raise
         except (RedisError, OSError) as error:
             if not away:
-                log.warning(
-                    "wake_ups_paused", error=str(error), why="the store is away"
-                )
+                log.warning("wake_ups_paused", error=str(error), why="the store is away")
             away = True
             await asyncio.sleep(1)
         else:

@@ -55,6 +55,7 @@ async def trim(runtime: Runtime) -> None:
     now_ms = runtime.lanes["poll"].store_now_ms
     await runtime.redis.zremrangebyscore(keys.CALLS, "-inf", now_ms - retention.calls_days * DAY_S * 1000)
     await runtime.redis.zremrangebyscore(keys.EVENTS, "-inf", now_ms - retention.events_days * DAY_S * 1000)
+    await runtime.redis.zremrangebyscore(keys.DEAD, "-inf", now_ms - retention.events_days * DAY_S * 1000)
     try:
         gone = await runtime.storage.trim(datetime.now(UTC) - timedelta(days=retention.recordings_days))
     except StorageError as error:

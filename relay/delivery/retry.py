@@ -132,10 +132,7 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
         return None
     if then.tzinfo is None:
         then = then.replace(tzinfo=UTC)
-    try:
-        wait_s = (then - now).total_seconds()
-    except OverflowError:
-        return None
+    wait_s = (then - now).total_seconds()
     return _bounded(wait_s) if wait_s > 0 else None
 
 

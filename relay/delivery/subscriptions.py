@@ -10,6 +10,10 @@ from relay.events.render import Payload
 from relay.model import Json
 from relay.settings import FieldMap, SubscriptionOptions
 
+ZAPIER_HOSTS = frozenset({"hooks.zapier.com"})
+ZAPIER_RATE_PER_S = 30.0
+"""Zapier throttles a hook beyond this; told to its hosts unless the subscription says otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
@@ -40,12 +44,35 @@ class Subscription:
             plain=payload == "full" and not options.include_raw,
         )
 
+    def rules(self) -> list[tuple[str, str, str | float, float]]:
+        """Give the changes that make the deliver lane keep to this subscription's cap and pace."""
+        rate = self.options.rate_per_s
+        if rate is None and self.host in ZAPIER_HOSTS:
+            rate = ZAPIER_RATE_PER_S
+        pace: tuple[str, str, str | float, float] = ("pace", self.id, "", 0)
+        if rate is not None:
+            interval_ms, slack_ms = pacing(rate)
+            pace = ("pace", self.id, interval_ms, slack_ms)
+        return [("cap", self.id, self.options.max_in_flight, 0), pace]
+
+
+def pacing(rate_per_s: float) -> tuple[float, float]:
+    """Give the claim interval and the slack, ms, that let no 10 s hold more than 10 s worth of the rate.
+
+    A tenth of a second's worth may go at once; the rest of the ten seconds is spread evenly. One post in 10 s is
+    given up to absorb the time between a claim and its post.
+    """
+    most = max(int(rate_per_s * 10) - 1, 1)
+    burst = max(int(rate_per_s / 10), 1)
+    interval_ms = 10_000 / max(most - burst + 1, 1)
+    return interval_ms, (burst - 1) * interval_ms
+
 
 class Subscriptions(Mapping[str, Subscription]):
-    """All subscriptions in force, by id."""
+    """All subscriptions, by id: those that are switched off too, for what they miss is written down."""
 
     def __init__(self, options: Mapping[str, SubscriptionOptions]) -> None:
-        self._by_id = {sid: Subscription.of(sid, each) for sid, each in options.items() if each.enabled}
+        self._by_id = {sid: Subscription.of(sid, each) for sid, each in options.items()}
 
     def __getitem__(self, sid: str) -> Subscription:
         return self._by_id[sid]

@@ -439,7 +439,7 @@ class _Bounded(TreeInterpreter):
     """An interpreter that stops when it works too long or builds too much.
 
     Only the nodes below can make a value larger than their input, `[@, @] | [@, @] | …` being the shortest way; what
-    they make is weighed before anything else is made of it. Comparing costs what the compared values weigh.
+    they make is weighed before anything else is made of it. Functions and comparisons cost what they are given.
     """
 
     _BUILDERS: Final = frozenset(
@@ -459,11 +459,21 @@ class _Bounded(TreeInterpreter):
         self._work = 0
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
-        if node["type"] == "comparator" or (node["type"] == "function_expression" and args):
-            self._spend(_weigh(args[0]))
         value = super().visit(node, *args, **kwargs)
         self._spend(_weigh(value) if node["type"] in self._BUILDERS else 1)
         return value
+
+    def visit_function_expression(self, node: Any, value: Any) -> Any:
+        return super().visit_function_expression(self._weighed(node, value), value)
+
+    def visit_comparator(self, node: Any, value: Any) -> Any:
+        return super().visit_comparator(self._weighed(node, value), value)
+
+    def _weighed(self, node: Any, value: Any) -> Any:
+        """Evaluate what a node is about to work on, pay for its weight, and hand it on."""
+        found = [self.visit(child, value) for child in node["children"]]
+        self._spend(sum(map(_weigh, found)))
+        return {**node, "children": [{"type": "literal", "value": each, "children": []} for each in found]}
 
     def _spend(self, work: int) -> None:
         self._work += work

@@ -8,6 +8,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from relay.ledger import ids, keys
+from relay.ledger.deliveries import DeliveryState
 from relay.ledger.lane import Claim, script
 from relay.ledger.pack import pack, unpack, unpack_bytes
 from relay.model import Json, Record
@@ -111,6 +112,7 @@ class Ledger:
         self.keep_raw = keep_raw
         self._admit = script(redis, "admit")
         self._publish = script(redis, "publish")
+        self._replay = script(redis, "replay")
 
     async def unknown(self, sid: str, rows: Sequence[Row], *, mapping: int) -> list[Row]:
         """Leave out the rows that `seen` has exactly as they are: with deep overlap more than 99 % are repeats.
@@ -189,6 +191,12 @@ class Ledger:
             args += (event.id, pack(event.document), len(event.subscriptions), *event.subscriptions)
         made = await self._publish(args=args)
         return None if made < 0 else int(made)
+
+    async def replay(self, eid: str, subject: str, subscriptions: Sequence[str], *, at_ms: int, force: bool) -> str:
+        """Queue an event again in its old place; a letter a subscription, see replay.lua. Its schedule begins anew."""
+        state = DeliveryState(restarted_ms=at_ms).write()
+        args: list[Any] = [eid, subject, int(force), self.events_ttl_s, state, len(subscriptions), *subscriptions]
+        return b"".join(await self._replay(args=args)).decode()
 
     async def call(self, cid: str) -> StoredCall | None:
         """Read one call."""

@@ -8,19 +8,21 @@ import orjson
 
 from relay.model import Json
 
-Status = Literal["waiting", "delivered", "exhausted", "unknown", "expired", "missing", "poison", "dropped"]
+Status = Literal["waiting", "intent", "delivered", "exhausted", "unknown", "expired", "missing", "poison", "dropped"]
 
 _KEPT_ATTEMPTS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryState:
-    """One event on its way to one subscription. `at_ms` is the last attempt's time, `next_ms` the next one's."""
+    """One event on its way to one subscription. `at_ms` is the last attempt's time, `next_ms` the next one's;
+    `restarted_ms` is when a person asked for it again, from where its schedule then counts."""
 
     status: Status = "waiting"
     attempts: int = 0
     at_ms: int = 0
     next_ms: int = 0
+    restarted_ms: int = 0
     log: Sequence[Json] = ()
 
     @classmethod
@@ -29,7 +31,14 @@ class DeliveryState:
         if not stored:
             return cls()
         fields = orjson.loads(stored)
-        return cls(fields["s"], fields.get("n", 0), fields.get("t", 0), fields.get("next", 0), fields.get("a", ()))
+        return cls(
+            fields["s"],
+            fields.get("n", 0),
+            fields.get("t", 0),
+            fields.get("next", 0),
+            fields.get("r", 0),
+            fields.get("a", ()),
+        )
 
     def write(self) -> bytes:
         """Write it, leaving out what is empty."""
@@ -40,6 +49,8 @@ class DeliveryState:
             fields["t"] = self.at_ms
         if self.next_ms:
             fields["next"] = self.next_ms
+        if self.restarted_ms:
+            fields["r"] = self.restarted_ms
         if self.log:
             fields["a"] = self.log
         return orjson.dumps(fields)

@@ -2,12 +2,15 @@
 -- Settle what a runner has done and claim what it does next, in one step.
 --
 -- KEYS   none (no cluster; names come from lane.lua)
--- ARGV   lane, want, lease_ms, most per partition, event TTL s, n, then n × (partition, item, token, verb, wait_ms, a, b)
+-- ARGV   lane, want, lease_ms, most per partition, event TTL s,
+--        n, then n × (partition, item, token, verb, wait_ms, a, b, c)
 --        verb: done   the item's work is finished; when it was put again meanwhile it is due again
 --              again  due wait_ms from now, or earlier when it was put again meanwhile
 --              renew  the lease goes on for lease_ms from now
+--              intent (deliver lane) the item stays held; b is written down before the subscriber is dialled
 --              part   (record lane) like done; b is the call's recording part: stored, and the call put into enrich
 --        deliver lane: a = event id, b = state of the delivery; done takes the event off the subject's pending ones
+--        c tells the health of the partition: s heard · f not heard, looks unwell · n not heard · x given up
 --        record lane: b with again = how far fetching has come
 -- ANSWER { now_ms, next_due_ms or -1, { settled 1 or refused 0, … }, { claim, … } }
 --        claim: { partition, item, token, expiries, …what the lane's work needs }
@@ -25,12 +28,38 @@ local most, event_ttl = tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = now_ms()
 local answers, touched = {}, {}
 
-local function settle(p, item, token, verb, wait, a, b)
+-- The health of a subscription, and its breaker: after five attempts in a row that looked unwell nothing is claimed for
+-- a while (30 s, doubled up to 10 min); then one probe at a time, until one is heard.
+local function health(p, c)
+  local name = k_partition(lane, p)
+  if c == 's' then
+    redis.call('HDEL', name, 'unwell', 'failing_since', 'opened', 'opens')
+    if redis.call('HDEL', name, 'breaker') == 1 then redis.call('HDEL', name, 'gate') end
+    redis.call('HSET', name, 'heard', now)
+  elseif c ~= '' then
+    redis.call('HSETNX', name, 'failing_since', now)
+    if c ~= 'f' then return end
+    local unwell = redis.call('HINCRBY', name, 'unwell', 1)
+    local open = redis.call('HEXISTS', name, 'breaker') == 1
+    if (unwell >= 5 or open) and redis.call('HGET', name, 'gate') ~= 'inf' then
+      local until_now = tonumber(redis.call('HGET', name, 'gate')) or 0
+      if open and until_now > now then return end -- an attempt from before it opened
+      local opens = redis.call('HINCRBY', name, 'opens', 1)
+      redis.call('HSETNX', name, 'opened', now)
+      redis.call('HSET', name, 'breaker', 'open', 'gate', now + math.min(30000 * 2 ^ (opens - 1), 600000))
+    end
+  end
+end
+
+local function settle(p, item, token, verb, wait, a, b, c)
   local lease = lease_of(lane, p, item)
   if not lease or lease.token ~= token then return 0 end
   if verb == 'renew' then
     redis.call('ZADD', k_leased(lane, p), now + lease_ms, item)
     touched[p] = true
+    return 1
+  elseif verb == 'intent' then
+    redis.call('HSET', 'relay:deliveries:' .. a, p, b)
     return 1
   end
   local at = nil
@@ -46,6 +75,8 @@ local function settle(p, item, token, verb, wait, a, b)
       redis.call('EXPIRE', 'relay:deliveries:' .. a, event_ttl)
       redis.call('EXPIRE', 'relay:event:' .. a, event_ttl)
     end
+    health(p, c)
+    if c == 'x' then redis.call('ZADD', 'relay:dead', now, p .. '\31' .. a) end
     if verb == 'done' then
       redis.call('ZREM', k_pending(p, item), a)
       at = redis.call('EXISTS', k_pending(p, item)) == 1 and now or nil
@@ -69,8 +100,9 @@ end
 
 local i = 7
 for n = 1, tonumber(ARGV[6]) do
-  answers[n] = settle(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4]), ARGV[i + 5], ARGV[i + 6])
-  i = i + 7
+  answers[n] = settle(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4]), ARGV[i + 5], ARGV[i + 6],
+    ARGV[i + 7])
+  i = i + 8
 end
 for p in pairs(touched) do rescore(lane, p) end
 
@@ -141,12 +173,18 @@ if want > 0 then
       if alone then break end
       take(p, item, lease_of(lane, p, item))
     end
-    local cap = tonumber(redis.call('HGET', k_partition(lane, p), 'cap'))
+    local rule = redis.call('HMGET', k_partition(lane, p), 'cap', 'breaker', 'interval', 'slack', 'tat')
+    local cap = rule[2] and 1 or tonumber(rule[1])
     room = room - (#claims - started)
     if cap then room = math.min(room, cap - redis.call('ZCARD', k_leased(lane, p))) end
+    local interval, tat = tonumber(rule[3]), math.max(tonumber(rule[5]) or 0, now)
+    if interval then room = math.min(room, math.floor((now + tonumber(rule[4]) - tat) / interval) + 1) end
     if room > 0 and not alone then
       local due = redis.call('ZRANGEBYSCORE', k_waiting(lane, p), '-inf', now, 'LIMIT', 0, room)
       for _, item in ipairs(due) do take(p, item, nil) end
+    end
+    if interval and #claims > started then
+      redis.call('HSET', k_partition(lane, p), 'tat', string.format('%.3f', tat + (#claims - started) * interval))
     end
     rescore(lane, p)
   end

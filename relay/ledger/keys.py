@@ -17,6 +17,8 @@ CALLS = "relay:calls"
 """ZSET  call id → first seen, ms; trimmed by the sweep after `retention.calls_days`."""
 EVENTS = "relay:events"
 """ZSET  event id → made at, ms; trimmed by the sweep after `retention.events_days`."""
+DEAD = "relay:dead"
+"""ZSET  subscription and event id (U+001F between) of deliveries that were given up → when; trimmed with the events."""
 COUNTS = "relay:counts"
 """HASH  what happened so far (calls admitted, late, rows quarantined, …) for people to look at; no TTL."""
 
@@ -103,6 +105,11 @@ def contact(sid: str, generation: int, number: str) -> str:
     """STR   the contacts of one number, packed; TTL 24 h when there are any, 1 h when there are none."""
     digest = hashlib.sha256(number.encode()).digest()[:9]
     return f"relay:contacts:{sid}:{generation}:{base64.urlsafe_b64encode(digest).decode()}"
+
+
+def told(sub: str) -> str:
+    """STR   there while `subscription.failing` was said within a day."""
+    return f"relay:told:{sub}"
 
 
 def progress(job: str) -> str:

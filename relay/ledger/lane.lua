@@ -3,7 +3,7 @@
 -- A lane is an index of partitions; a partition holds waiting items (a ZSET by due) and leased ones (a ZSET by the
 -- lease's end, and a HASH with token|expiries|dirty). The index scores a partition by the earliest moment at which
 -- something can be claimed from it: its earliest waiting item unless its cap is reached, its earliest lease to end,
--- and not before its gate. Every change of a partition ends with `rescore`, so a claim never wades through partitions
+-- not before its gate, and not faster than its pace. Every change of a partition ends with `rescore`, so a claim never wades through partitions
 -- that may not run.
 --
 -- Time is the store's own (TIME): no clock of a process decides anything.
@@ -21,10 +21,10 @@ local function k_partition(lane, p) return 'relay:partition:' .. lane .. ':' .. 
 local function k_pending(sub, subject) return 'relay:pending:' .. sub .. ':' .. subject end
 
 local function rescore(lane, p)
-  local rule = redis.call('HMGET', k_partition(lane, p), 'gate', 'cap')
+  local rule = redis.call('HMGET', k_partition(lane, p), 'gate', 'cap', 'breaker', 'tat', 'slack')
   local held = redis.call('ZRANGE', k_leased(lane, p), 0, 0, 'WITHSCORES')
   local earliest = held[2] and tonumber(held[2])
-  local cap = tonumber(rule[2])
+  local cap = rule[3] and 1 or tonumber(rule[2])
   if not cap or not held[1] or redis.call('ZCARD', k_leased(lane, p)) < cap then
     local head = redis.call('ZRANGE', k_waiting(lane, p), 0, 0, 'WITHSCORES')
     local due = head[2] and tonumber(head[2])
@@ -36,7 +36,8 @@ local function rescore(lane, p)
     redis.call('ZADD', k_index(lane), '+inf', p)
   else
     local gate = tonumber(rule[1]) or 0
-    redis.call('ZADD', k_index(lane), math.max(earliest, gate), p)
+    local pace = rule[4] and rule[5] and math.ceil(tonumber(rule[4]) - tonumber(rule[5])) or 0
+    redis.call('ZADD', k_index(lane), math.max(earliest, gate, pace), p)
   end
 end
 

@@ -12,7 +12,7 @@ from redis.commands.core import AsyncScript
 LaneName = Literal["poll", "enrich", "record", "deliver"]
 LANES: tuple[LaneName, ...] = ("poll", "enrich", "record", "deliver")
 
-Verb = Literal["done", "again", "renew", "part"]
+Verb = Literal["done", "again", "renew", "intent", "part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How the work on a claim ended; see exchange.lua for the verbs and for `a` and `b`."""
+    """How the work on a claim ended; see exchange.lua for the verbs and for `a`, `b` and `c`."""
 
     claim: Claim
     verb: Verb
     wait_ms: int = 0
     a: str = ""
     b: bytes = b""
+    c: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Lane:
         args: list[Any] = [self.name, want, int(self.lease_s * 1000), self._most, self._event_ttl_s, len(settlements)]
         for each in settlements:
             claim = each.claim
-            args += (claim.partition, claim.item, claim.token, each.verb, each.wait_ms, each.a, each.b)
+            args += (claim.partition, claim.item, claim.token, each.verb, each.wait_ms, each.a, each.b, each.c)
         now_ms, next_due_ms, settled, claims = await self._exchange(args=args)
         self._store_ahead_ms = now_ms - time.monotonic() * 1000
         until = asked_at + self.lease_s
@@ -122,7 +123,11 @@ class Lane:
         """Limit how many items of a partition are out at once, over all processes."""
         await self.change([("cap", partition, most_in_flight, 0)])
 
-    async def change(self, changes: Iterable[tuple[str, str, str | int, int]]) -> int:
+    async def off(self, partition: str, why: str | None) -> None:
+        """Queue and claim nothing for a partition; None switches it on again, with its health forgotten."""
+        await self.change([("off", partition, why or "", 0)])
+
+    async def change(self, changes: Iterable[tuple[str, str, str | float, float]]) -> int:
         """Do several of the above in one step; gives the store's time, ms."""
         args: list[Any] = [0]
         for verb, partition, a, b in changes:

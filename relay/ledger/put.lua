@@ -7,6 +7,8 @@
 --        drop  a = item: forget it
 --        gate  a = ms or 'inf', '' = open: nothing is claimed from the partition before
 --        cap   a = most items in flight
+--        pace  a = ms between two claims ('' = any), b = ms that claims may be ahead of that (a small burst)
+--        off   a = why nothing is queued or claimed ('' = it is again, and its health is forgotten)
 -- ANSWER now_ms
 --
 -- Race closed here: a gate that is set while a claim looks at the partition; both rescore the index in one step, so no
@@ -27,6 +29,20 @@ for _ = 1, tonumber(ARGV[1]) do
     rescore(lane, p)
   elseif verb == 'cap' then
     redis.call('HSET', k_partition(lane, p), 'cap', a)
+    rescore(lane, p)
+  elseif verb == 'pace' then
+    if a == '' then
+      redis.call('HDEL', k_partition(lane, p), 'interval', 'slack', 'tat')
+    else
+      redis.call('HSET', k_partition(lane, p), 'interval', a, 'slack', b)
+    end
+    rescore(lane, p)
+  elseif verb == 'off' then
+    if a == '' then
+      redis.call('HDEL', k_partition(lane, p), 'off', 'gate', 'breaker', 'unwell', 'failing_since', 'opened', 'opens')
+    else
+      redis.call('HSET', k_partition(lane, p), 'off', a, 'gate', 'inf')
+    end
     rescore(lane, p)
   end
 end

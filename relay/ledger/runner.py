@@ -23,22 +23,36 @@ Work = Callable[[Sequence[Claim]], Awaitable[None]]
 
 _SLEEP_S = 1.0
 _GROUP_S = 0.002
+_DOUBTED_WAIT_MS = 500
 
 
 class Runner:
     """Runs the work of one lane in this process.
 
     `at_once` attempts run at the same time. An item with less lease left than `needs_s` when its turn comes is given
-    back. With `batch` > 1 the work gets up to that many claims of one partition together.
+    back. With `batch` > 1 the work gets up to that many claims of one partition together. Claims of partitions that
+    `doubtful` names (slow ones, and those nobody has heard from yet) share a fifth of the room.
     """
 
-    def __init__(self, lane: Lane, work: Work, *, at_once: int, needs_s: float, batch: int = 1) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        work: Work,
+        *,
+        at_once: int,
+        needs_s: float,
+        batch: int = 1,
+        doubtful: Callable[[str], bool] | None = None,
+    ) -> None:
         self.lane = lane
         self._work = work
         self._at_once = at_once
         self._needs_s = needs_s
         self._batch = batch
+        self._doubtful = doubtful
         self._ready: deque[list[Claim]] = deque()
+        self._doubted: deque[list[Claim]] = deque()
+        self._doubted_running: set[asyncio.Task[None]] = set()
         self._suspect: Claim | None = None
         self._held: dict[bytes, Claim] = {}
         self._outbox: list[Settlement] = []
@@ -66,11 +80,11 @@ class Runner:
         self._claim_soon = True
         self._something.set()
 
-    def settle(self, claim: Claim, verb: Verb, *, wait_ms: int = 0, a: str = "", b: bytes = b"") -> None:
+    def settle(self, claim: Claim, verb: Verb, *, wait_ms: int = 0, a: str = "", b: bytes = b"", c: str = "") -> None:
         """Report how the work on a claim ended. It leaves with the next exchange."""
         if verb != "renew" and self._held.pop(claim.token, None) is None:
             return
-        self._outbox.append(Settlement(claim, verb, wait_ms, a, b))
+        self._outbox.append(Settlement(claim, verb, wait_ms, a, b, c))
         self._something.set()
 
     def stop(self, *, within_s: float) -> None:
@@ -159,28 +173,42 @@ class Runner:
             self._suspect = claims[0]
             return
         if self._batch == 1:
-            self._ready.extend([claim] for claim in claims)
+            for claim in claims:
+                doubted = self._doubtful is not None and self._doubtful(claim.partition)
+                (self._doubted if doubted else self._ready).append([claim])
             return
         for _, group in groupby(claims, key=lambda claim: claim.partition):
             members = list(group)
             self._ready.extend(members[at : at + self._batch] for at in range(0, len(members), self._batch))
 
     def _start(self) -> None:
-        if self._suspect is not None and not self._running and not self._ready:
+        if self._suspect is not None and not self._running and not self._ready and not self._doubted:
             self._launch([self._suspect])
             return
         while self._ready and len(self._running) < self._at_once:
-            claims = self._ready.popleft()
-            if claims[0].left_s < self._needs_s:
-                for claim in claims:
-                    self.settle(claim, "again")
-                continue
-            self._launch(claims)
+            self._launch_in_time(self._ready.popleft())
+        fifth = max(self._at_once // 5, 1)
+        while self._doubted and len(self._doubted_running) < fifth:
+            task = self._launch_in_time(self._doubted.popleft())
+            if task is not None:
+                self._doubted_running.add(task)
+                task.add_done_callback(self._doubted_running.discard)
+        while len(self._doubted) > fifth:
+            for claim in self._doubted.pop():
+                self.settle(claim, "again", wait_ms=_DOUBTED_WAIT_MS)
 
-    def _launch(self, claims: list[Claim]) -> None:
+    def _launch_in_time(self, claims: list[Claim]) -> "asyncio.Task[None] | None":
+        if claims[0].left_s >= self._needs_s:
+            return self._launch(claims)
+        for claim in claims:
+            self.settle(claim, "again")
+        return None
+
+    def _launch(self, claims: list[Claim]) -> "asyncio.Task[None]":
         task = asyncio.create_task(self._attempt(claims))
         self._running.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
@@ -204,8 +232,9 @@ class Runner:
                 self._suspect = None
 
     def _give_back_what_waits(self) -> None:
-        waiting = [claim for claims in self._ready for claim in claims]
+        waiting = [claim for claims in (*self._ready, *self._doubted) for claim in claims]
         self._ready.clear()
+        self._doubted.clear()
         if self._suspect is not None and not self._running:
             waiting.append(self._suspect)
             self._suspect = None

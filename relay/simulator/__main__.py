@@ -5,7 +5,6 @@ Prints one line of JSON with the URLs when both are ready, and ends on SIGTERM o
 
 import argparse
 import asyncio
-import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,41 +37,52 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def run(arguments: argparse.Namespace) -> None:
+async def _serve(provider: WebfonesSimulator, subscriber: VerifyingSubscriber, arguments: argparse.Namespace) -> None:
     """Serve both until a signal comes."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    provider = _provider(arguments)
-    subscriber = VerifyingSubscriber(
-        verify_every=arguments.verify_every,
-        keep_bodies=not arguments.lean,
-        keep_arrivals=not arguments.lean,
-        seed=arguments.seed,
-    )
-    names = [name for name in arguments.hooks.split(",") if name]
-    for name in names:
-        subscriber.add_hook(name, arguments.secret)
-    async with contextlib.AsyncExitStack() as stack:
-        provider_url = await stack.enter_async_context(provider.serve(host=arguments.host, port=arguments.port))
-        subscriber_url = await stack.enter_async_context(
-            subscriber.serve(host=arguments.host, port=arguments.subscriber_port)
-        )
+    host: str = arguments.host
+    async with (
+        provider.serve(host=host, port=arguments.port) as provider_url,
+        subscriber.serve(host=host, port=arguments.subscriber_port) as subscriber_url,
+    ):
         ready = {
             "provider": provider_url,
             "subscriber": subscriber_url,
             "key": arguments.key,
-            "hooks": {name: f"{subscriber_url}/hook/{name}" for name in names},
+            "hooks": {name: f"{subscriber_url}/hook/{name}" for name in _names(arguments)},
         }
         sys.stdout.write(orjson.dumps(ready).decode() + "\n")
         sys.stdout.flush()
         await stop.wait()
 
 
+def _names(arguments: argparse.Namespace) -> list[str]:
+    return [name for name in arguments.hooks.split(",") if name]
+
+
+def _subscriber(arguments: argparse.Namespace) -> VerifyingSubscriber:
+    subscriber = VerifyingSubscriber(
+        verify_every=arguments.verify_every,
+        keep_bodies=not arguments.lean,
+        keep_arrivals=not arguments.lean,
+        seed=arguments.seed,
+    )
+    for name in _names(arguments):
+        subscriber.add_hook(name, arguments.secret)
+    return subscriber
+
+
 def _provider(arguments: argparse.Namespace) -> WebfonesSimulator:
+    if arguments.hurry <= 0 or arguments.calls_per_minute < 0 or arguments.verify_every < 1:
+        raise ValueError("--hurry must be above 0, --calls-per-minute at least 0, --verify-every at least 1")
     provider = WebfonesSimulator()
-    provider.add_account(arguments.key, zone=arguments.zone)
+    try:
+        provider.add_account(arguments.key, zone=arguments.zone)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"--zone {arguments.zone!r} is no time zone") from None
     habits = Habits().hurried(arguments.hurry)
     provider.put_people(arguments.key, people(arguments.seed, habits=habits))
     if arguments.calls_per_minute > 0:
@@ -82,9 +92,14 @@ def _provider(arguments: argparse.Namespace) -> WebfonesSimulator:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        provider, subscriber = _provider(arguments), _subscriber(arguments)
+    except ValueError as error:
+        parser.error(str(error))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(run(arguments))
+        runner.run(_serve(provider, subscriber, arguments))
 
 
 def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":

@@ -6,6 +6,7 @@ sent again after a refusal is a retry, and no fault.
 """
 
 import asyncio
+import base64
 import hashlib
 import random
 import ssl
@@ -230,8 +231,11 @@ class VerifyingSubscriber:
         self._news = asyncio.Event()
 
     def add_hook(self, name: str, *secrets: str) -> None:
-        """Open `/hook/{name}`, or give it other secrets; a signature by any of them holds. No secret: none is asked."""
-        webhooks = tuple(Webhook(secret) for secret in secrets)
+        """Open `/hook/{name}`, or give it other secrets; a signature by any of them holds. No secret: none is asked.
+
+        Raise ValueError for a secret that is none.
+        """
+        webhooks = tuple(_webhook(secret) for secret in secrets)
         known = self._hooks.get(name)
         if known is None:
             self._hooks[name] = _Hook(name, webhooks)
@@ -472,6 +476,17 @@ def _event(body: bytes) -> _Event | None:
         revision=revision if isinstance(revision, int) else None,
         digest=hashlib.blake2b(orjson.dumps(document), digest_size=12).digest(),
     )
+
+
+def _webhook(secret: str) -> Webhook:
+    """A verifier for a secret as the Standard Webhooks specification has it, or ValueError."""
+    try:
+        size = len(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+    except ValueError:
+        size = 0
+    if not secret.startswith("whsec_") or not 24 <= size <= 64:
+        raise ValueError("a secret is whsec_ and the base64 of 24 to 64 bytes")
+    return Webhook(secret)
 
 
 def _text(value: Any) -> str | None:

@@ -36,9 +36,9 @@ def matches(selector: Object, labels: Object) -> bool:
 class Rendered:
     """What one set of values becomes."""
 
+    values: Object
     objects: list[Object]
     notes: str
-    text: str
 
     def of(self, kind: str) -> list[Object]:
         return [item for item in self.objects if item["kind"] == kind]
@@ -49,9 +49,7 @@ class Rendered:
 
     def deployment(self, role: str) -> Object:
         (found,) = (
-            item
-            for item in self.of("Deployment")
-            if item["metadata"]["labels"]["app.kubernetes.io/component"] == role
+            item for item in self.of("Deployment") if item["metadata"]["labels"]["app.kubernetes.io/component"] == role
         )
         return found
 
@@ -88,13 +86,13 @@ def chart(helm: Any) -> Iterator[Any]:
 def render(chart: Any) -> Render:
     """Render a values file of the matrix, with more values on top."""
 
-    def rendered(name: str = "minimal", extra: Object | None = None, **release: Any) -> Rendered:
-        values = deep_merge(yaml.safe_load(MATRIX[name].read_text(encoding="utf-8")), extra or {})
+    def rendered(values_file: str, extra: Object | None = None, **release: Any) -> Rendered:
+        values = deep_merge(yaml.safe_load(MATRIX[values_file].read_text(encoding="utf-8")), extra or {})
         files = chart.render(values, **{"name": RELEASE, "namespace": NAMESPACE, **release})
         notes = next(text for path, text in files.items() if path.endswith("NOTES.txt"))
         manifests = {path: text for path, text in sorted(files.items()) if not path.endswith("NOTES.txt")}
         objects = [item for text in manifests.values() for item in yaml.safe_load_all(text) if item]
-        return Rendered(objects, notes, "\n---\n".join(manifests.values()))
+        return Rendered(values, objects, notes)
 
     return rendered
 

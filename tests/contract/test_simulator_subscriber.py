@@ -125,6 +125,16 @@ async def test_a_malformed_signature_is_caught_and_not_a_crash(
     assert _hook(subscriber).signature_failures == 1
 
 
+@pytest.mark.parametrize(
+    "secret", ["", "bad!", "whsec_", "whsec_c2hvcnQ=", SECRET.removeprefix("whsec_"), SECRET + "!"]
+)
+def test_a_secret_that_is_none_is_refused(subscriber: VerifyingSubscriber, secret: str) -> None:
+    with pytest.raises(ValueError, match="24 to 64 bytes"):
+        subscriber.add_hook("b", secret)
+
+    assert set(subscriber.report().hooks) == {"a"}
+
+
 async def test_during_a_rotation_either_secret_holds(
     subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from relay.simulator.__main__ import main
 from relay.simulator.timeline import CallPlan, Habits, calls, calls_between, people
 from relay.simulator.webfones import Fault, Kind, Mischief, WebfonesSimulator, audio_chunks, audio_sha256, normalised
 
@@ -722,6 +723,25 @@ async def test_an_order_that_makes_no_sense_is_refused_with_a_reason(http: aioht
     async with http.post("/_control", json=wish) as answer:
         assert answer.status == 400
         assert len((await answer.json())["error"]) > 10
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--zone", "Mars/Olympus"], "is no time zone"),
+        (["--secret", "whsec_c2hvcnQ="], "24 to 64 bytes"),
+        (["--hurry", "0"], "--hurry must be above 0"),
+        (["--port", "http"], "invalid int value"),
+    ],
+)
+def test_wrong_arguments_stop_the_start_with_a_sentence(
+    wrong: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(wrong)
+
+    assert stopped.value.code == 2
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import errno
 import gzip
 import ipaddress
 import socket
@@ -490,6 +491,47 @@ async def test_a_host_that_does_not_accept_is_unreachable_and_known_not_to_have_
     assert outcome.known_not_received
 
 
+class Stumbling(Guard):
+    """A guard whose sockets cannot be had after the first few."""
+
+    def __init__(self, error: OSError, *, after: int = 0) -> None:
+        super().__init__(LOOPBACK)
+        self.error = error
+        self.left = after
+
+    def socket_factory(self, *, plain: bool = False) -> Callable[[Any], socket.socket]:
+        make = super().socket_factory(plain=plain)
+
+        def stumble(addr_info: Any) -> socket.socket:
+            if self.left == 0:
+                raise self.error
+            self.left -= 1
+            return make(addr_info)
+
+        return stumble
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.EHOSTUNREACH, "there is no route to the subscriber"),
+        (errno.ENETUNREACH, "there is no route to the subscriber"),
+        (errno.ETIMEDOUT, "the connection timed out"),
+        (errno.ECONNRESET, "the connection was reset before anything was sent"),
+        (errno.EMFILE, "no connection could be made: EMFILE"),
+        (None, "no connection could be made"),
+    ],
+)
+async def test_a_connection_that_cannot_be_made_is_said_in_words(code: int | None, words: str) -> None:
+    error = OSError("odd") if code is None else OSError(code, "odd")
+    async with Sender(Stumbling(error)) as sender:
+        outcome = await post(sender, "http://127.0.0.1:9/")
+
+    assert isinstance(outcome, Unreachable)
+    assert (outcome.stage, outcome.words) == ("connect", words)
+    assert outcome.known_not_received
+
+
 async def test_a_header_with_a_line_break_is_not_sent(sender: Sender) -> None:
     async with peer(answers(OK)) as subscriber:
         outcome = await sender.send(subscriber.url(), b"{}", {"x-note": "a\r\nx-evil: 1"}, timeout_s=5)
@@ -709,6 +751,17 @@ async def test_a_certificate_that_is_not_accepted_is_said_in_words(authority: Au
     assert outcome.known_not_received
     assert again.words == words
     assert subscriber.requests == []
+
+
+async def test_an_expired_certificate_is_told_without_its_date_when_it_cannot_be_looked_at(
+    authority: Authority,
+) -> None:
+    tls = authority.server("127.0.0.1", valid_from=TODAY - 60 * DAY, valid_until=TODAY - 30 * DAY)
+    guard = Stumbling(OSError(errno.EMFILE, "odd"), after=1)
+    async with peer(answers(OK), tls=tls) as subscriber, Sender(guard, ssl_context=authority.client()) as sender:
+        outcome = await post(sender, subscriber.url(scheme="https"))
+
+    assert outcome.words == "the subscriber's certificate has expired"
 
 
 async def test_a_port_that_does_not_speak_tls_is_said_in_words(sender: Sender) -> None:

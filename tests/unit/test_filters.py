@@ -60,11 +60,15 @@ def about_subscription(event_type: str = "subscription.failing") -> dict[str, An
         (Wish(direction=("inbound",)), call_event(), None),
         (Wish(direction=(Direction.INBOUND,)), call_event(), None),
         (Wish(direction=("outbound",)), call_event(), "direction=inbound is not among outbound"),
-        (Wish(outcome=(Outcome.NO_ANSWER, Outcome.BUSY)), call_event(), "outcome=answered is not among busy, no_answer"),
+        (
+            Wish(outcome=(Outcome.NO_ANSWER, Outcome.BUSY)),
+            call_event(),
+            "outcome=answered is not among busy, no_answer",
+        ),
         (Wish(outcome=("no_answer",)), call_event(outcome="no_answer"), None),
         (Wish(extensions=("3203",)), call_event(), None),
         (Wish(extensions=("17",)), call_event(), "extension=3203 is not among 17"),
-        (Wish(extensions=("17",)), call_event(**{"from": {"extension": "17"}}), None),
+        (Wish(extensions=("17",)), call_event(to={"extension": "17"}), None),
         (
             Wish(extensions=("17",)),
             call_event(extension=None, to={"extension": None}),

@@ -525,6 +525,37 @@ async def test_a_dns_that_never_answers_holds_nobody_up_beyond_the_deadline() ->
     await guard.close()
 
 
+async def test_closing_ends_a_look_up_that_somebody_waits_for() -> None:
+    asked = asyncio.Event()
+
+    async def lookup(host: str) -> Sequence[str]:
+        asked.set()
+        await asyncio.Event().wait()
+        return []
+
+    guard = Guard((), lookup)
+    waiting = asyncio.create_task(guard.addresses("hooks.example.org"))
+    await asked.wait()
+    await guard.close()
+
+    with pytest.raises(NoAddress, match="was stopped"):
+        await waiting
+
+
+async def test_what_is_kept_of_the_dns_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.delivery.guard._MAX_CACHED", 3)
+    zone = Zone(["93.184.216.34"])
+    guard = Guard((), zone, clock=lambda: 0.0)
+
+    for number in range(10):
+        await guard.addresses(f"h{number}.example.org")
+    await guard.addresses("h9.example.org")
+    await guard.addresses("h0.example.org")
+
+    assert len(zone.asked) == 11
+    assert len(guard._known) == 3
+
+
 async def test_somebody_who_stops_waiting_stops_nobody_else() -> None:
     go = asyncio.Event()
 

@@ -1,7 +1,6 @@
 """The body of an event in its three shapes: stable, signed as it is sent, never over 20 KB, and not to be blown up."""
 
 import copy
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -254,6 +253,24 @@ def test_a_flat_body_that_is_too_large_is_cut() -> None:
     assert sent["transcription_text"].endswith("…")
 
 
+def test_a_flat_body_of_nothing_but_long_strings_keeps_what_identifies_the_call() -> None:
+    escaped = "\x01" * 200
+    call: dict[str, Any] = {name: dict.fromkeys(party(None), escaped) for name in ("from", "to")}
+    contact = dict.fromkeys(event()["data"]["call"]["contact"], escaped)
+    recording = dict.fromkeys(event()["data"]["call"]["recording"], escaped)
+
+    call |= dict.fromkeys(("status_raw", "end_reason", "ended_by", "answered_at", "external_number"), escaped)
+
+    body = render(event(**call, contact=contact, recording=recording), payload="flat")
+
+    sent = orjson.loads(body)
+    assert len(body) <= MAX_BODY_BYTES
+    assert sent["truncated"] == ["long strings", "details"]
+    assert (sent["id"], sent["call_id"], sent["outcome"]) == ("evt_abc", "call_abc", "answered")
+    assert sent["contact_name"] is None
+    assert tuple(sent) == (*FLAT_FIELDS, "truncated")
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abcurl", max_size=5), inner, max_size=4),
@@ -270,9 +287,7 @@ anything = st.recursive(
     shape=st.sampled_from(["full", "flat"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_event_whatever_makes_a_body_over_20_kb(
-    values: dict[str, Any], times: int, place: str, shape: Any
-) -> None:
+def test_no_event_whatever_makes_a_body_over_20_kb(values: dict[str, Any], times: int, place: str, shape: Any) -> None:
     large = {"custom": {"k" * times: "v\x01" * times}, "derived": ["\x02"] * times}.get(place, "\x03" * times)
 
     body = render(event(**(values | {place: large})), payload=shape)
@@ -292,7 +307,7 @@ def mapped(mapping: Mapping[str, str], one: dict[str, Any] | None = None, **opti
 
 def test_a_map_makes_the_receivers_own_shape() -> None:
     mapping = {
-        "Subject": "join(' ', [`Call with`, data.call.contact.name])",
+        "Subject": "join(' ', ['Call with', data.call.contact.name])",
         "Phone": "data.call.external_number",
         "Minutes": "data.call.duration_seconds",
         "People": "data.call.contact.others[].name",
@@ -300,7 +315,6 @@ def test_a_map_makes_the_receivers_own_shape() -> None:
         "Nested": "{id: data.call.id, missed: data.call.missed}",
         "Raw": "data.call.raw.rid",
     }
-    mapping["Subject"] = "join(' ', ['Call with', data.call.contact.name])"
 
     assert check_map(mapping, event()) == []
     assert mapped(mapping, recording_link=LINK, raw={"rid": 7}, include_raw=True) == {
@@ -338,23 +352,83 @@ def test_a_field_that_fails_for_one_event_is_null_and_the_others_are_heard() -> 
         ("data.call-id", "no JMESPath expression"),
         ("nosuch(@)", "Unknown function: nosuch"),
         ("length(data.call.missed)", "invalid type"),
-        ("length(data, data)", "takes 1 argument but received 2|Expected 1"),
+        ("length(data, data)", "1 argument"),
         ("&foo", "no result that is JSON"),
         ("to_number('99999999999999999999999')", "no result that is JSON"),
-        ("`\"\\ud800\"`", "no result that is JSON"),
+        ('`"\\ud800"`', "no result that is JSON"),
         ("a" * 513, "at most 512 characters"),
-        ("[" * 21 + "a" + "]" * 21, "at most 20 levels|no JMESPath"),
+        ("[" * 21 + "a" + "]" * 21, "at most 20 levels"),
         ("!" * 500 + "a", "at most 20 levels"),
-        ("(" * 250 + "a" + ")" * 250, "at most 20 levels"),
         ("a" + ".b" * 20 + " || !!!!!!!!!!!!!!!!!!!!!!!!a", "at most 20 levels"),
-        ("[0:10:0]", "slice|step|no JMESPath|no result"),
+        ("data.call.derived[0:10:0]", "no result that is JSON: slice step"),
     ],
 )
 def test_a_wrong_expression_is_named_with_its_field_when_it_is_saved(expression: Any, reason: str) -> None:
     [error] = check_map({"good": "data.call.id", "Contact": expression}, event(derived=[[1]]))
 
     assert error.startswith("Contact: ")
-    import re
-
-    assert re.search(reason, error), error
+    assert reason in error
     assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("mapping", "reason"),
+    [
+        ({}, "the map has no fields"),
+        ({f"f{number}": "id" for number in range(101)}, "101 fields; at most 100"),
+        ({"": "id"}, "an output field is a text"),
+        ({"x" * 101: "id"}, "an output field is a text"),
+        ({"a\nb": "id"}, "an output field is a text"),
+        ({"all": "@", "again": "@"}, "the result has"),
+    ],
+)
+def test_a_wrong_map_is_refused_in_a_sentence(mapping: dict[str, str], reason: str) -> None:
+    [error] = check_map(mapping, event(custom={"a": "x" * 9000}))
+
+    assert reason in error
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        (" | ".join(["`1`", *["[@, @]"] * 18]), "too long"),
+        (" | ".join(["@", *["[@, @, @, @]"] * 18]), "too large"),
+        (" | ".join(["[@]", *["[@, @][]"] * 10, "[]", *["[@, @][]"] * 8]), "20 levels"),
+        ("[@, @][] | [@, @, @, @, @, @, @, @][] | [@, @, @, @, @, @, @, @][]", "too large"),
+        ("length(join(data.call.end_reason, map(&'', data.call.derived)))", "too large"),
+        ("{a: @, b: @} | {a: @, b: @} | {a: @, b: @} | length(keys(@))", "too large"),
+        ("length(data.call.derived[?@ == `0` || contains(to_string(`[1]`), '2')])", "too long"),
+        ("map(&@, data.call.derived)", "bytes; at most"),
+    ],
+)
+def test_an_expression_that_blows_up_is_stopped(expression: str, reason: str) -> None:
+    """A few characters that double what they are given, again and again, cost neither memory nor time."""
+    one = event(derived=["x" * 2] * 20_000, end_reason="y" * 1000)
+
+    [error] = check_map({"bomb": expression}, one)
+
+    assert reason in error
+    assert mapped({"bomb": expression, "id": "data.call.id"}, one) == {"bomb": None, "id": "call_abc"}
+
+
+def test_a_result_over_16_kib_loses_its_largest_fields_and_says_which() -> None:
+    mapping = {"small": "data.call.id", "text": "data.call.status_raw", "list": "data.call.derived", "x": "id"}
+    one = event(status_raw="y" * 9000, derived=["z" * 50] * 200)
+
+    sent = mapped(mapping, one)
+
+    assert sent == {"truncated": ["list"], "small": "call_abc", "text": "y" * 9000, "list": None, "x": "evt_abc"}
+
+
+grammar = st.text("abd.[]{}()|&@!=<>'`\"*?:,0127 -", max_size=40)
+
+
+@given(expression=grammar | st.sampled_from(["sort_by", "max_by", "merge", "to_array", "reverse"]).map("{}(@)".format))
+@settings(deadline=None)
+def test_no_expression_whatever_breaks_the_check_or_the_body(expression: str) -> None:
+    errors = check_map({"field": expression}, event())
+
+    sent = mapped({"field": expression, "id": "id"})
+    assert sent["id"] == "evt_abc"
+    if errors:
+        assert sent["field"] is None

@@ -1,0 +1,42 @@
+-- Deliver an event again, or at last, to some subscriptions: in its old place of the call's order.
+--
+-- KEYS   none
+-- ARGV   event id, subject, force 1|0, event TTL s, state to begin with, n subscriptions, then each
+-- ANSWER one letter a subscription: q queued · w waiting already · d delivered, left alone · o switched off · g event gone
+--
+-- Races closed here:
+-- * the delivery goes on meanwhile (its own next attempt): it is waiting, and stays one delivery.
+-- * it is heard meanwhile: it is not repeated unless forced.
+-- * the subject is held or waits for a later event's attempt: the replayed event takes the place of its number, and
+--   only when that makes it the head is the subject due now; the backoff of another head is not shortened.
+
+local eid, subject, force = ARGV[1], ARGV[2], ARGV[3] == '1'
+local ttl = tonumber(ARGV[4])
+local k_deliveries = 'relay:deliveries:' .. eid
+local answers = {}
+local exists = redis.call('EXPIRE', 'relay:event:' .. eid, ttl) == 1
+local now = now_ms()
+local sequence = redis.call('HGET', k_deliveries, '#') or 0
+for n = 1, tonumber(ARGV[6]) do
+  local sub = ARGV[6 + n]
+  local state = redis.call('HGET', k_deliveries, sub)
+  local answer = 'q'
+  if not exists then
+    answer = 'g'
+  elseif redis.call('HGET', k_partition('deliver', sub), 'off') then
+    answer = 'o'
+  elseif redis.call('ZSCORE', k_pending(sub, subject), eid) then
+    answer = 'w'
+  elseif state and not force and string.find(state, '"s":"delivered"', 1, true) then
+    answer = 'd'
+  else
+    redis.call('HSET', k_deliveries, sub, ARGV[5])
+    redis.call('EXPIRE', k_deliveries, ttl)
+    redis.call('ZREM', 'relay:dead', sub .. '\31' .. eid)
+    redis.call('ZADD', k_pending(sub, subject), sequence, eid)
+    local head = redis.call('ZRANGE', k_pending(sub, subject), 0, 0)[1]
+    put('deliver', sub, subject, now, head == eid and 'LT' or 'NX')
+  end
+  answers[n] = answer
+end
+return answers

@@ -1,0 +1,120 @@
+"""The record lane: the audio of answered calls. A shell: read the claim, call the relay, settle.
+
+It may run twice without harm: the audio is kept under the call's name, whole or not at all.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import assert_never
+
+import structlog
+
+from relay import metrics
+from relay.ledger.calls import StoredCall, claimed_call
+from relay.ledger.lane import Claim
+from relay.ledger.pack import pack
+from relay.ledger.runner import Runner
+from relay.ledger.sources import SourceStates
+from relay.model import Json
+from relay.recordings import fetch
+from relay.recordings.fetch import Denied, Fetched, FetchState, GaveUp, NoneThere, RecordingStatus, TryAgain
+from relay.recordings.storage import RecordingStorage
+from relay.sources import Source
+from workers import EXTRA_OFF_S
+
+log = structlog.get_logger(__name__)
+
+
+class Record:
+    """Fetches the audio of answered calls."""
+
+    runner: Runner
+
+    def __init__(
+        self,
+        sources: Callable[[], Mapping[str, Source]],
+        storage: RecordingStorage,
+        states: SourceStates,
+        *,
+        wake_enrich: Callable[[], None],
+    ) -> None:
+        self._sources = sources
+        self._storage = storage
+        self._states = states
+        self._wake_enrich = wake_enrich
+
+    async def work(self, claims: Sequence[Claim]) -> None:
+        """Fetch one recording and keep it."""
+        claim = claims[0]
+        call = claimed_call(claim)
+        source = self._sources().get(claim.partition)
+        if source is None or not source.rules.recordings or call.record["outcome"] != "answered":
+            self.runner.settle(claim, "done")
+            return
+        state = FetchState.from_json(call.fetch) if call.fetch else None
+        async with self._lease_renewed(claim), source.asking() as provider:
+            assert provider.recordings is not None  # noqa: S101 - rules.recordings says so
+            result = await fetch.fetch(
+                provider.recordings,
+                self._storage,
+                call.id,
+                call.key,
+                state,
+                clock=self._store_now,
+                started_at=datetime.fromtimestamp(call.started_ms / 1000, UTC),
+            )
+        await self._settle(claim, call, source, state, result)
+
+    async def _settle(
+        self, claim: Claim, call: StoredCall, source: Source, state: FetchState | None, result: fetch.Result
+    ) -> None:
+        match result:
+            case Fetched(part):
+                log.info("recording_stored", call=call.id, source=source.id, size_bytes=part["size_bytes"])
+                self._keep(claim, part)
+            case NoneThere():
+                self._keep(claim, fetch.recording_part(RecordingStatus.NONE))
+            case GaveUp(reason):
+                log.warning("recording_failed", call=call.id, source=source.id, why=reason)
+                self._keep(claim, fetch.recording_part(RecordingStatus.UNAVAILABLE))
+            case TryAgain(at, kept, _):
+                wait_ms = max(int((at - self._store_now()).total_seconds() * 1000), 1)
+                self.runner.settle(claim, "again", wait_ms=wait_ms, b=pack(kept.to_json()))
+            case Denied(reason):
+                first = state.first_try_at if state else self._store_now()
+                if self._store_now() - first > timedelta(hours=24):
+                    self._keep(claim, fetch.recording_part(RecordingStatus.UNAVAILABLE))
+                    return
+                log.error("recordings_off", source=source.id, why=reason, retry_s=EXTRA_OFF_S)
+                await self._states.note(source.id, recordings_off=reason)
+                kept = state or FetchState(first)
+                self.runner.settle(claim, "again", wait_ms=EXTRA_OFF_S * 1000, b=pack(kept.to_json()))
+            case _:
+                assert_never(result)
+
+    def _keep(self, claim: Claim, part: Json) -> None:
+        metrics.RECORDINGS.labels(part["status"]).inc()
+        self.runner.settle(claim, "part", b=pack(part))
+        self._wake_enrich()
+
+    def _store_now(self) -> datetime:
+        return datetime.fromtimestamp(self.runner.lane.store_now_ms / 1000, UTC)
+
+    @contextlib.asynccontextmanager
+    async def _lease_renewed(self, claim: Claim) -> AsyncIterator[None]:
+        """Keep the lease while the audio flows, however long it is."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(self.runner.lane.lease_s / 4)
+                self.runner.settle(claim, "renew")
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await renewing
