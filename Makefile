@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+CHART  := $(VENV)/.chart
 
 .PHONY: help install demo test check format bench faults lock clean
 
@@ -16,18 +17,25 @@ $(STAMP): .ci/development.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+# What renders and checks the chart and the Dockerfile: 350 MB, so in a group of its own.
+$(CHART): .ci/chart.lock $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/chart.lock
+	@touch $(CHART)
+
 install: $(STAMP) ## the virtual environment, from the hashed lock
 
 demo: $(STAMP) ## the whole relay against a simulated provider and a verifying subscriber
 	$(BIN)/relay demo $(ARGS)
 
-test: $(STAMP) ## the whole suite
+test: $(STAMP) $(CHART) ## the whole suite
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(STAMP) ## lint, format and types: what CI runs
+check: $(STAMP) $(CHART) ## lint, format and types: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/chart_readme.py --check
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; else echo 'hadolint has no build for this platform: the Dockerfile was not linted'; fi
 
 format: $(STAMP) ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix --quiet .
@@ -39,10 +47,14 @@ bench: $(STAMP) ## the figures of benchmarks/README.md, measured now
 faults: $(STAMP) ## the long fault runs
 	$(BIN)/python -m pytest -m "faults" --long tests/faults $(ARGS)
 
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
+
 lock: $(STAMP) ## make the hashed locks again (with uv, brought in for the occasion)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate $(UPGRADE) pyproject.toml -o .ci/runtime.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate $(UPGRADE) pyproject.toml --group dev -o .ci/development.lock
+	$(LOCK) $(UPGRADE) pyproject.toml -o .ci/runtime.lock
+	$(LOCK) $(UPGRADE) pyproject.toml --group dev -o .ci/development.lock
+	$(LOCK) $(UPGRADE) pyproject.toml --only-group build -o .ci/build.lock
+	$(LOCK) $(UPGRADE) pyproject.toml --only-group chart -c .ci/development.lock -o .ci/chart.lock
 
 clean: ## forget the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

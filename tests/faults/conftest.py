@@ -1,0 +1,25 @@
+"""A lab for each test of the fault suite; its seed is printed, and can be given again."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.harness import Lab
+
+
+@pytest.fixture
+def seed() -> int:
+    """The seed of everything random: FAULT_SEED, or a fresh one."""
+    found = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(1_000_000))
+    sys.stdout.write(f"FAULT_SEED={found}\n")
+    return found
+
+
+@pytest.fixture
+def lab(seed: int) -> Iterator[Lab]:
+    """A lab that ends all it started."""
+    with Lab(seed=seed) as opened:
+        yield opened
