@@ -53,8 +53,8 @@ lock: $(STAMP) ## make the hashed locks again (with uv, brought in for the occas
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOCK) $(UPGRADE) pyproject.toml -o .ci/runtime.lock
 	$(LOCK) $(UPGRADE) pyproject.toml --group dev -o .ci/development.lock
-	$(LOCK) $(UPGRADE) pyproject.toml --only-group build -o .ci/build.lock
-	$(LOCK) $(UPGRADE) pyproject.toml --only-group chart -c .ci/development.lock -o .ci/chart.lock
+	$(LOCK) $(UPGRADE) --group build -o .ci/build.lock
+	$(LOCK) $(UPGRADE) --group chart -c .ci/development.lock -o .ci/chart.lock
 
 clean: ## forget the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

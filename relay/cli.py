@@ -19,9 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="relay.yaml; absent: RELAY_CONFIG, or RELAY_…")
-]
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="relay.yaml; absent: RELAY_CONFIG, or RELAY_…")]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -44,11 +42,16 @@ def _run(main_: Coroutine[Any, Any, Any]) -> Any:
     return uvloop.run(main_)
 
 
-def _settings(config: Path | None) -> Any:
-    from relay.log import configure
+def _read(config: Path | None) -> Any:
     from relay.settings import load
 
-    settings = load(config, os.environ)
+    return load(config, os.environ)
+
+
+def _settings(config: Path | None) -> Any:
+    from relay.log import configure
+
+    settings = _read(config)
     configure(settings.log.level, settings.log.format)
     return settings
 
@@ -78,8 +81,13 @@ def up(config: Config = None) -> None:
     settings = _settings(config)
 
     async def run() -> None:
+        stop = processes.stop_on_signals()
         await processes.up(
-            settings, add_runners, lambda runtime: host(runtime, poll_delay_s=0.5), processes.stop_on_signals()
+            settings,
+            add_runners,
+            lambda runtime: host(runtime, poll_delay_s=0.5),
+            stop,
+            read=lambda: _read(config),
         )
 
     _run(run())
@@ -114,9 +122,9 @@ def _role(config: Path | None, name: str) -> None:
     async def run() -> None:
         stop = processes.stop_on_signals()
         if name == "worker":
-            await processes.role(settings, name, stop, add_runners=add_runners, host=host)
+            await processes.role(settings, name, stop, add_runners=add_runners, host=host, read=lambda: _read(config))
         else:
-            await processes.role(settings, name, stop)
+            await processes.role(settings, name, stop, read=lambda: _read(config))
 
     _run(run())
 

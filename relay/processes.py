@@ -14,7 +14,7 @@ from relay.api.server import serve_api, serve_internal
 from relay.errors import SettingsError
 from relay.ledger.embedded import EmbeddedStore
 from relay.runtime import Runtime, open_runtime
-from relay.settings import Settings
+from relay.settings import Settings, changed_outside_maps
 
 log = structlog.get_logger(__name__)
 
@@ -70,8 +70,15 @@ def stop_on_signals() -> asyncio.Event:
     return stop
 
 
-async def up(settings: Settings, add_runners: Callable[[Runtime], None], host: Host, stop: asyncio.Event) -> None:
-    """Run everything in this process."""
+async def up(
+    settings: Settings,
+    add_runners: Callable[[Runtime], None],
+    host: Host,
+    stop: asyncio.Event,
+    *,
+    read: Callable[[], Settings],
+) -> None:
+    """Run everything in this process; `read` reads the configuration again."""
     async with store_of(settings) as (url, keys), open_runtime(settings, redis_url=url, secret_keys=keys) as runtime:
         runtime.add_poller()
         add_runners(runtime)
@@ -79,6 +86,7 @@ async def up(settings: Settings, add_runners: Callable[[Runtime], None], host: H
             await stack.enter_async_context(serve_api(runtime))
             await stack.enter_async_context(serve_internal(runtime))
             await stack.enter_async_context(_hosted(host, runtime))
+            read_again_on_hangup(runtime, read)
             greet(runtime)
             await runtime.run(stop, drain_s=settings.drain_s)
     log.info("stopped")
@@ -91,6 +99,7 @@ async def role(
     *,
     add_runners: Callable[[Runtime], None] | None = None,
     host: Host | None = None,
+    read: Callable[[], Settings],
 ) -> None:
     """Run one role: `poller`, `worker` (with its runners and arq host), or `api`."""
     url, keys = needs_of_a_role(settings)
@@ -105,9 +114,27 @@ async def role(
         await stack.enter_async_context(serve_internal(runtime))
         if host is not None:
             await stack.enter_async_context(_hosted(host, runtime))
+        read_again_on_hangup(runtime, read)
         log.info("started", role=name)
         await runtime.run(stop, drain_s=settings.drain_s)
     log.info("stopped", role=name)
+
+
+def read_again_on_hangup(runtime: Runtime, read: Callable[[], Settings]) -> None:
+    """On SIGHUP read the configuration again: sources and subscriptions change, the rest needs a restart."""
+
+    def read_again() -> None:
+        try:
+            fresh = read()
+        except SettingsError as error:
+            log.error("configuration_not_read", error=str(error), kept="the former one")
+            return
+        for name in changed_outside_maps(runtime.settings, fresh):
+            log.warning("needs_a_restart", setting=name)
+        runtime.directory.reconfigure(fresh)
+        log.info("configuration_read", sources=len(fresh.sources), subscriptions=len(fresh.subscriptions))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again)
 
 
 @asynccontextmanager
@@ -136,10 +163,6 @@ def greet(runtime: Runtime) -> None:
         data_dir=str(Path(settings.data_dir)),
     )
     if not runtime.sources:
-        log.warning(
-            "no_sources", hint="nothing to ask: add an account under sources: in relay.yaml"
-        )
+        log.warning("no_sources", hint="nothing to ask: add an account under sources: in relay.yaml")
     if not runtime.subscriptions:
-        log.warning(
-            "no_subscriptions", hint="nobody hears: add a subscriber under subscriptions: in relay.yaml"
-        )
+        log.warning("no_subscriptions", hint="nobody hears: add a subscriber under subscriptions: in relay.yaml")

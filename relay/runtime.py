@@ -20,13 +20,15 @@ from redis.asyncio.connection import ConnectionPool
 
 from relay.delivery.guard import Guard
 from relay.delivery.send import Sender
-from relay.delivery.subscriptions import Subscription, Subscriptions
+from relay.delivery.subscriptions import Subscription
+from relay.directory import Directory
 from relay.enrich.contacts import AddressBook
 from relay.errors import StoreInUse, StoreTooNew
 from relay.events.advance import Advance
 from relay.events.operations import Operations
 from relay.ledger import keys
 from relay.ledger.calls import Ledger
+from relay.ledger.declared import Declarations
 from relay.ledger.health import read_health
 from relay.ledger.lane import Lane, LaneName
 from relay.ledger.runner import Runner
@@ -40,7 +42,7 @@ from relay.recordings.mint import LinkMint
 from relay.recordings.storage import RecordingStorage, open_storage
 from relay.secrets import SecretBox
 from relay.settings import Settings
-from relay.sources import Source, connect
+from relay.sources import Source
 
 log = structlog.get_logger(__name__)
 
@@ -117,7 +119,7 @@ class Runtime:
             redis,
             calls_ttl_s=retention.calls_days * DAY_S,
             events_ttl_s=retention.events_days * DAY_S,
-            keep_raw=any(each.include_raw for each in settings.subscriptions.values()),
+            keep_raw=lambda: any(each.options.include_raw for each in self.subscriptions.values()),
         )
         self.lanes: dict[LaneName, Lane] = {
             "poll": Lane(redis, "poll", lease_s=120),
@@ -132,8 +134,8 @@ class Runtime:
         }
         self.states = SourceStates(redis)
         self.budget = Budget(redis)
-        self.sources: dict[str, Source] = connect(settings.sources, http, self.budget, public_url=settings.public_url)
-        self.subscriptions = Subscriptions(settings.subscriptions)
+        self.directory = Directory(settings, Declarations(redis, box), http, self.budget)
+        self.subscriptions = self.directory.subscriptions
         self.operations = Operations(self.ledger, self.subscriptions)
         self.book = AddressBook(redis)
         self.markers = Markers(storage)
@@ -145,6 +147,11 @@ class Runtime:
             key=box.signing_keys("recording-links")[0],
         )
         self.runners: list[Runner] = []
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The sources in force, by id."""
+        return self.directory.sources
 
     def add_runner(self, runner: Runner) -> Runner:
         """Host a runner, to be started with `run`."""
@@ -275,8 +282,15 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
         stack.push_async_callback(storage.aclose)
         runtime = Runtime(settings, redis, arq, box, http, sender, storage)
         stack.push_async_callback(runtime.wakes.aclose)
+        await runtime.directory.load()
         await runtime.arrange()
-        yield runtime
+        following = asyncio.create_task(runtime.directory.follow(runtime.arrange), name="directory")
+        try:
+            yield runtime
+        finally:
+            following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await following
 
 
 _REDIS: dict[str, Any] = {"socket_timeout": 15, "socket_connect_timeout": 5, "health_check_interval": 30}

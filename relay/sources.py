@@ -1,6 +1,6 @@
 """The configured accounts, connected: what every stage needs to ask one provider within its budget."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -14,7 +14,8 @@ from relay.providers.base import Provider, ProviderKind, SourceOptions
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One account: its id, its options, its connected provider, and our share of the provider's limit."""
+    """One account: its id, its options, its connected provider, and our share of the provider's limit, and whose it is
+    (`tenant`; None: the operator's)."""
 
     id: str
     options: SourceOptions
@@ -22,6 +23,7 @@ class Source:
     provider: Provider
     limit: Limit | None
     rules: Rules
+    tenant: str | None
     _budget: Budget
 
     @property
@@ -43,18 +45,16 @@ class Source:
         return await self._budget.left(self.kind.name, self.kind.credential(self.options), self.limit)
 
 
-def connect(
-    sources: Mapping[str, SourceOptions], http: aiohttp.ClientSession, budget: Budget, *, public_url: str | None
-) -> dict[str, Source]:
-    """Connect every enabled account; asks nothing yet."""
-    return {
-        sid: _connect(sid, options, http, budget, public_url) for sid, options in sources.items() if options.enabled
-    }
-
-
-def _connect(
-    sid: str, options: SourceOptions, http: aiohttp.ClientSession, budget: Budget, public_url: str | None
+def connect_one(
+    sid: str,
+    options: SourceOptions,
+    http: aiohttp.ClientSession,
+    budget: Budget,
+    *,
+    public_url: str | None,
+    tenant: str | None = None,
 ) -> Source:
+    """Connect an account; asks nothing yet."""
     kind = PROVIDERS[options.provider]
     limit = None
     if kind.requests_per_window and kind.window_s:
@@ -70,4 +70,4 @@ def _connect(
         hold_for_recording_ms=int(options.hold_for_recording_s * 1000),
         public_url=public_url,
     )
-    return Source(sid, options, kind, provider, limit, rules, budget)
+    return Source(sid, options, kind, provider, limit, rules, tenant, budget)

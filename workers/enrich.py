@@ -123,7 +123,7 @@ class Enrich:
                     parts["lookup"] = {"tries": tries + 1, "next_ms": self.runner.lane.store_now_ms + retry_ms}
             elif call.lookup and call.lookup["tries"] < len(LADDER_S):
                 retry_ms = max(call.lookup["next_ms"] - self.runner.lane.store_now_ms, 0)
-        wait_ms = await self._advance(call, source.rules, parts)
+        wait_ms = await self._advance(call, source.rules, parts, tenant=source.tenant)
         waits = [wait for wait in (wait_ms, retry_ms) if wait is not None]
         if waits:
             self.runner.settle(claim, "again", wait_ms=max(min(waits), 1))

@@ -1,22 +1,39 @@
 """What arq runs: wake-ups, which return at once, and the operator's long work. Each may run twice without harm."""
 
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
+from arq import Retry
+from arq.constants import in_progress_key_prefix
+from redis.exceptions import RedisError
 
-from relay.errors import OverBudget, ProviderError
+from relay.errors import OverBudget, ProviderError, RateLimited, RelayError, Unavailable
 from relay.ledger.lane import LANES
 from relay.ledger.sources import Progress
-from relay.model import from_iso
+from relay.model import from_iso, iso
 from relay.poll.poller import Reader, Tally
 from relay.poll.window import FLOOR
 from relay.providers.base import Purpose, Window
 from relay.runtime import Runtime
+from relay.sources import Source
 
 log = structlog.get_logger(__name__)
 
 _STEP = timedelta(hours=6)
+_BEAT_S = 1.0
+_HELD_MS = 45_000
+"""How long a job counts as running after its last beat; a killed worker's job goes on elsewhere after that."""
+_STINT_S = 3600.0
+"""How long one run may go on before it lines up again, well before arq would end it."""
+_LONGEST_WAIT_S = 60.0
+_UNAVAILABLE_WAITS_S = (1.0, 5.0, 20.0, 60.0)
+_STORE_AWAY_S = 5
 
 
 async def wake(ctx: dict[str, Any], lane: str) -> None:
@@ -29,38 +46,154 @@ async def wake(ctx: dict[str, Any], lane: str) -> None:
 async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job: str, force: bool = False) -> None:
     """Read a range of a source again and tell what was never told. Never moves the cursor.
 
-    Rows older than what can be told apart from known ones are only taken with `force`.
+    Rows older than what can be told apart from known ones are only taken with `force`. A run that was cut short, by a
+    restart or a kill, is taken up where its progress stands; two at once only read twice.
     """
     runtime: Runtime = ctx["runtime"]
     progress = Progress(runtime.redis, job)
-    source = runtime.sources.get(sid)
-    if source is None:
-        await progress.write(state="failed", error=f"there is no source {sid}")
-        return
-    now = datetime.fromtimestamp(runtime.lanes["poll"].store_now_ms / 1000, UTC)
-    state = await runtime.states.read(sid)
-    reader = Reader(runtime.ledger, runtime.states)
-    floor = None if force or state.standing.cursor is None else state.standing.cursor - FLOOR
-    at, end = from_iso(since), from_iso(until)
-    total = Tally()
-    await progress.write(state="running", done=0)
-    first = at
-    while at < end:
-        upto = min(at + _STEP, end) if source.kind.upper_bound else end
+    try:
+        kept = await progress.read()
+        if kept.get("state") in ("done", "failed"):
+            return
+        source = runtime.sources.get(sid)
+        if source is None:
+            await progress.write(state="failed", error=f"no source called {sid} is configured where the relay runs")
+            return
+        state = await runtime.states.read(sid)
+        if state.standing.cursor is None and not force:
+            await progress.write(
+                state="failed",
+                error=f"{sid} has not been polled with success so far, so what is known of it cannot be told from "
+                "what is new; wait for its first poll, and run this again",
+            )
+            return
+        floor = None if force or state.standing.cursor is None else state.standing.cursor - FLOOR
+        total = Tally(**json.loads(kept["total"])) if "total" in kept else Tally()
+        reading = _Backfill(runtime, source, progress, floor=floor, total=total, sleep=ctx["sleep"])
+        at = from_iso(kept["at"]) if "at" in kept else from_iso(since)
+        async with _beating(ctx, reading):
+            await reading.read(at, from_iso(since), from_iso(until))
+    except (RedisError, OSError) as error:
+        log.warning("backfill_interrupted", source=sid, error=str(error), again_in_s=_STORE_AWAY_S)
+        raise Retry(defer=_STORE_AWAY_S) from error
+
+
+class _Backfill:
+    """One run of a backfill: window by window, with the time that each of them may take to come through."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        source: Source,
+        progress: Progress,
+        *,
+        floor: datetime | None,
+        total: Tally,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._runtime = runtime
+        self._source = source
+        self._progress = progress
+        self._floor = floor
+        self._total = total
+        self._sleep = sleep
+        self._under_way = Tally()
+
+    async def read(self, at: datetime, first: datetime, end: datetime) -> None:
+        """Read from `at` to `end`; `first` is where the whole began."""
+        source = self._source
+        await self._progress.write(state="running")
+        failures = 0
+        began = time.monotonic()
+        while at < end:
+            if time.monotonic() - began > _STINT_S:
+                raise Retry
+            upto = min(at + _STEP, end) if source.kind.upper_bound else end
+            try:
+                await self._window(at, upto, end)
+            except OverBudget as error:
+                await self._wait(error.wait_s, "our share of the provider's limit is used up")
+                continue
+            except RateLimited as error:
+                await self._wait(error.retry_after_s or _LONGEST_WAIT_S, str(error))
+                continue
+            except Unavailable as error:
+                if failures == len(_UNAVAILABLE_WAITS_S):
+                    await self._failed(error)
+                    return
+                failures += 1
+                await self._wait(_UNAVAILABLE_WAITS_S[failures - 1], str(error))
+                continue
+            except ProviderError as error:
+                await self._failed(error)
+                return
+            failures = 0
+            at = upto
+            counts = self._total.counts()
+            done = round((at - first) / (end - first), 3)
+            stands = {"at": iso(at) or "", "total": json.dumps(counts)}
+            await self._progress.write(state="running", done=done, **stands, **counts)
+        await self._progress.write(state="done", done=1, **self._total.counts())
+        log.info("backfill_done", source=source.id, **self._total.counts())
+
+    async def beat(self) -> None:
+        """Say how far it is, while a window is being read."""
+        so_far = Tally()
+        so_far.add(self._total)
+        so_far.add(self._under_way)
+        await self._progress.write(**so_far.counts())
+
+    async def _window(self, at: datetime, upto: datetime, end: datetime) -> None:
+        runtime = self._runtime
+        seconds, micros = await runtime.redis.time()
+        reader = Reader(runtime.ledger, runtime.states)
+
+        def noted(tally: Tally) -> None:
+            self._under_way = tally
+
         try:
             tally = await reader.read(
-                source, Window(at, upto, Purpose.BACKFILL), now=now, via="backfill", floor=floor, until=end
+                self._source,
+                Window(at, upto, Purpose.BACKFILL),
+                now=datetime.fromtimestamp(int(seconds) + int(micros) / 1_000_000, UTC),
+                via="backfill",
+                floor=self._floor,
+                until=end,
+                on_page=noted,
             )
-        except OverBudget as error:
-            await progress.write(state="waiting", wait_s=round(error.wait_s))
-            await ctx["sleep"](min(error.wait_s, 60))
-            continue
-        except ProviderError as error:
-            await progress.write(state="failed", error=str(error))
-            return
-        total.add(tally)
-        at = upto
-        await progress.write(state="running", done=round((at - first) / (end - first), 3), **total.counts())
-        runtime.wakes("enrich")
-    await progress.write(state="done", done=1, **total.counts())
-    log.info("backfill_done", source=sid, **total.counts())
+        finally:
+            self._under_way = Tally()
+            runtime.wakes("enrich")
+            runtime.wakes("record")
+        self._total.add(tally)
+
+    async def _wait(self, wait_s: float, why: str) -> None:
+        wait_s = min(max(wait_s, 0.05), _LONGEST_WAIT_S)
+        await self._progress.write(state="waiting", wait_s=round(wait_s), error=why)
+        await self._sleep(wait_s)
+        await self._progress.write(state="running", error="")
+
+    async def _failed(self, error: RelayError) -> None:
+        log.error("backfill_failed", source=self._source.id, error=str(error))
+        await self._progress.write(state="failed", error=str(error), **self._total.counts())
+
+
+@contextlib.asynccontextmanager
+async def _beating(ctx: dict[str, Any], reading: _Backfill) -> AsyncIterator[None]:
+    """Keep the job ours for as long as we live, and not for the hours that arq would believe us dead or alive."""
+    runtime: Runtime = ctx["runtime"]
+
+    async def beat() -> None:
+        while True:
+            with contextlib.suppress(RedisError, OSError):
+                await runtime.redis.pexpire(in_progress_key_prefix + ctx["job_id"], _HELD_MS)
+                await reading.beat()
+            await asyncio.sleep(_BEAT_S)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beating

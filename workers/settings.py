@@ -40,7 +40,7 @@ async def _sweep(ctx: dict[str, Any]) -> None:
 
 FUNCTIONS = [
     func(jobs.wake, name="wake", max_tries=1, keep_result=0, timeout=5),
-    func(jobs.backfill, name="backfill", max_tries=3, keep_result=0, timeout=6 * 3600),
+    func(jobs.backfill, name="backfill", max_tries=10_000, keep_result=0, timeout=2 * 3600),
 ]
 CRON = [cron(_sweep, name="sweep", second={0, 30}, timeout=60, keep_result=0, max_tries=1)]
 OPTIONS: dict[str, Any] = {

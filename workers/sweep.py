@@ -53,9 +53,14 @@ async def trim(runtime: Runtime) -> None:
     """Let go of what is older than its retention; bodies expire by themselves, this is about lists and audio."""
     retention = runtime.settings.retention
     now_ms = runtime.lanes["poll"].store_now_ms
-    await runtime.redis.zremrangebyscore(keys.CALLS, "-inf", now_ms - retention.calls_days * DAY_S * 1000)
-    await runtime.redis.zremrangebyscore(keys.EVENTS, "-inf", now_ms - retention.events_days * DAY_S * 1000)
-    await runtime.redis.zremrangebyscore(keys.DEAD, "-inf", now_ms - retention.events_days * DAY_S * 1000)
+    calls = [keys.CALLS, *map(keys.calls_of, runtime.sources)]
+    events = [keys.EVENTS, keys.DEAD, *map(keys.events_of, runtime.sources)]
+    events += map(keys.deliveries_of, runtime.subscriptions)
+    for names, days in ((calls, retention.calls_days), (events, retention.events_days)):
+        async with runtime.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.zremrangebyscore(name, "-inf", now_ms - days * DAY_S * 1000)
+            await pipe.execute()
     try:
         gone = await runtime.storage.trim(datetime.now(UTC) - timedelta(days=retention.recordings_days))
     except StorageError as error:

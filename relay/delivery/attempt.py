@@ -38,7 +38,7 @@ class Attempts:
     async def __call__(self, subscription: Subscription, event: ClaimedEvent, *, now_ms: int) -> Outcome:
         """Make one. `now_ms` is the store's time, which the signature carries."""
         body = await self._body(subscription, event)
-        headers = signature.headers(event.id, now_ms // 1000, body, subscription.keys)
+        headers = signature.headers(event.id, now_ms // 1000, body, subscription.keys_at(now_ms / 1000))
         if subscription.headers:
             headers = {**subscription.headers, **headers}
         return await self._sender.send(

@@ -17,7 +17,8 @@ ZAPIER_RATE_PER_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One subscription, ready to use: `keys` sign, newest first; `plain` bodies are the canonical event as it is."""
+    """One subscription, ready to use: `keys` sign, newest first, and `former_keys` too until
+    they end (Unix seconds); `plain` bodies are the canonical event as it is."""
 
     id: str
     options: SubscriptionOptions
@@ -27,9 +28,11 @@ class Subscription:
     headers: Mapping[str, str]
     payload: Payload
     plain: bool
+    tenant: str | None = None
+    former_keys: tuple[tuple[bytes, float], ...] = ()
 
     @classmethod
-    def of(cls, sid: str, options: SubscriptionOptions) -> "Subscription":
+    def of(cls, sid: str, options: SubscriptionOptions, *, tenant: str | None = None) -> "Subscription":
         """Prepare what every delivery needs."""
         form = options.payload
         payload: Payload = dict(form.map) if isinstance(form, FieldMap) else form
@@ -42,7 +45,14 @@ class Subscription:
             headers={name: value.get_secret_value() for name, value in options.headers.items()},
             payload=payload,
             plain=payload == "full" and not options.include_raw,
+            tenant=tenant,
         )
+
+    def keys_at(self, now_s: float) -> tuple[bytes, ...]:
+        """The keys that sign now."""
+        if not self.former_keys:
+            return self.keys
+        return (*self.keys, *(key for key, until_s in self.former_keys if until_s > now_s))
 
     def rules(self) -> list[tuple[str, str, str | float, float]]:
         """Give the changes that make the deliver lane keep to this subscription's cap and pace."""
@@ -71,8 +81,8 @@ def pacing(rate_per_s: float) -> tuple[float, float]:
 class Subscriptions(Mapping[str, Subscription]):
     """All subscriptions, by id: those that are switched off too, for what they miss is written down."""
 
-    def __init__(self, options: Mapping[str, SubscriptionOptions]) -> None:
-        self._by_id = {sid: Subscription.of(sid, each) for sid, each in options.items()}
+    def __init__(self, by_id: Mapping[str, Subscription]) -> None:
+        self._by_id = dict(by_id)
 
     def __getitem__(self, sid: str) -> Subscription:
         return self._by_id[sid]
@@ -83,14 +93,14 @@ class Subscriptions(Mapping[str, Subscription]):
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def replace(self, options: Mapping[str, SubscriptionOptions]) -> None:
+    def replace(self, by_id: Mapping[str, Subscription]) -> None:
         """Put others in force."""
-        self._by_id = Subscriptions(options)._by_id
+        self._by_id = dict(by_id)
 
-    def of(self, document: Json) -> Sequence[str]:
-        """Ids of the subscriptions that want an event."""
+    def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
+        """Ids of the subscriptions that want an event of a tenant's; a tenant's subscription hears only its own."""
         return [
             sid
             for sid, each in self._by_id.items()
-            if filters.wants(each.options, document, subscription_id=sid) is None
+            if each.tenant in (None, tenant) and filters.wants(each.options, document, subscription_id=sid) is None
         ]

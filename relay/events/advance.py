@@ -22,7 +22,7 @@ _TRIES = 8
 class Audience(Protocol):
     """Knows who wants to hear an event."""
 
-    def of(self, document: Json) -> Sequence[str]:
+    def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
         """Ids of the subscriptions that want it."""
         ...
 
@@ -38,7 +38,9 @@ class Advance:
         self._now_ms = now_ms
         self._published = published
 
-    async def __call__(self, call: StoredCall, rules: Rules, parts: Mapping[str, Any]) -> int | None:
+    async def __call__(
+        self, call: StoredCall, rules: Rules, parts: Mapping[str, Any], *, tenant: str | None = None
+    ) -> int | None:
         """Write new parts of a call (`contact`, `lookup`) and say what is owed.
 
         Returns after how many ms the call must be looked at again, None when nothing is pending.
@@ -53,7 +55,10 @@ class Advance:
                 if not parts or await self._ledger.publish(current, parts, ()) is not None:
                     return verdict.wait_ms
             else:
-                events = [Said(draft.id, draft.document, self._audience.of(draft.document)) for draft in verdict.events]
+                events = [
+                    Said(draft.id, draft.document, self._audience.of(draft.document, tenant=tenant))
+                    for draft in verdict.events
+                ]
                 fields = dict(parts)
                 if verdict.said is not None:
                     fields["said"] = verdict.said

@@ -19,6 +19,9 @@ class AboutSource(Protocol):
     @property
     def kind(self) -> Any: ...
 
+    @property
+    def tenant(self) -> str | None: ...
+
 
 class Operations:
     """Says that something needs a person, and that it does not any more."""
@@ -30,14 +33,16 @@ class Operations:
     async def source_error(self, source: AboutSource, error: str, *, since_ms: int) -> None:
         """Say `source.error`: once for each stretch of trouble."""
         about = {"id": source.id, "provider": source.kind.name, "error": error, "since": _instant(since_ms)}
-        await self.say("source.error", {"source": about}, of=source.id, which=str(since_ms))
+        await self.say("source.error", {"source": about}, of=source.id, which=str(since_ms), tenant=source.tenant)
 
     async def source_recovered(self, source: AboutSource, *, since_ms: int) -> None:
         """Say `source.recovered`."""
         about = {"id": source.id, "provider": source.kind.name, "since": _instant(since_ms)}
-        await self.say("source.recovered", {"source": about}, of=source.id, which=str(since_ms))
+        await self.say("source.recovered", {"source": about}, of=source.id, which=str(since_ms), tenant=source.tenant)
 
-    async def say(self, event_type: str, data: Json, *, of: str, which: str, to: str | None = None) -> str:
+    async def say(
+        self, event_type: str, data: Json, *, of: str, which: str, to: str | None = None, tenant: str | None = None
+    ) -> str:
         """Publish an event without a call; `which` tells this one from others of its type. Gives its id."""
         eid = ids.event_id(of, "", event_type, which)
         document: Json = {
@@ -47,7 +52,7 @@ class Operations:
             "api_version": API_VERSION,
             "data": data,
         }
-        audience = [to] if to is not None else self._audience.of(document)
+        audience = [to] if to is not None else self._audience.of(document, tenant=tenant)
         await self._ledger.publish(None, {}, [Said(eid, document, audience)], subject=eid)
         return eid
 

@@ -159,7 +159,12 @@ def _differences(call: StoredCall, said: Json | None, now_ms: int, rules: Rules)
         draft("call.recording.completed")
     if transcript and not known["transcript"]:
         draft("call.transcript.completed")
-    now_said = {"content": content, "revision": revision, "audio": audio, "transcript": transcript}
+    now_said = {
+        "content": content,
+        "revision": revision,
+        "audio": audio,
+        "transcript": transcript or known["transcript"],
+    }
     return Owed(tuple(events), None if now_said == said else now_said)
 
 

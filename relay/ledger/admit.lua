@@ -13,6 +13,8 @@
 -- * two pollers, or a poll and a backfill, bring the same row: `seen` and the call are written in the same step, so one
 --   of them is new and the other known.
 -- * a poll dies half way: the cursor moves with the last chunk only; the chunks before it are simply known next time.
+-- * a call finishes while the relay is upgraded: a row that the new mapping writes otherwise is re-hashed in silence, but
+--   not where that would swallow the end of the call.
 
 local sid, token, mapping, via = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local call_ttl = tonumber(ARGV[5])
@@ -43,8 +45,14 @@ local function remember(key, day, flag, hash, found_on)
   redis.call('EXPIRE', k_seen(day), 7776000)
 end
 
+-- A holder may just have seen that there is nothing to fetch: then its lease becomes dirty, so that it looks again.
 local function want_audio(cid)
-  if redis.call('HEXISTS', 'relay:call:' .. cid, 'recording') == 0 then put('record', sid, cid, now, 'NX') end
+  if redis.call('HEXISTS', 'relay:call:' .. cid, 'recording') == 1 then return end
+  put('record', sid, cid, now, lease_of('record', sid, cid) and 'LT' or 'NX')
+end
+
+local function finishes(k_call, finished)
+  return finished == '1' and redis.call('HGET', k_call, 'finished') == '0'
 end
 
 for n = 1, tonumber(ARGV[6]) do
@@ -66,6 +74,7 @@ for n = 1, tonumber(ARGV[6]) do
       'record', record, 'raw', raw)
     redis.call('EXPIRE', k_call, call_ttl)
     redis.call('ZADD', 'relay:calls', 'NX', now, cid)
+    redis.call('ZADD', 'relay:calls:' .. sid, 'NX', now, cid)
     redis.call('HINCRBY', 'relay:counts', 'calls', 1)
     remember(key, day, 'e', hash, found_on)
     put('enrich', sid, cid, now, 'LT')
@@ -76,7 +85,8 @@ for n = 1, tonumber(ARGV[6]) do
     answer = 's'
   elseif old == hash then
     if by ~= mapping or found_on ~= day then remember(key, day, flag, hash, found_on) end
-  elseif by ~= mapping then
+    if by ~= mapping and redis.call('EXISTS', k_call) == 1 then redis.call('HSET', k_call, 'mapping', mapping) end
+  elseif by ~= mapping and not finishes(k_call, finished) then
     remember(key, day, flag, hash, found_on)
     if redis.call('EXISTS', k_call) == 1 then redis.call('HSET', k_call, 'mapping', mapping, 'hash', hash) end
     answer = 'r'
@@ -84,10 +94,9 @@ for n = 1, tonumber(ARGV[6]) do
     remember(key, day, flag, hash, found_on)
     answer = 's'
     if flag == 'e' and redis.call('EXISTS', k_call) == 1 then
-      if finished == '1' and redis.call('HGET', k_call, 'finished') ~= '1' then
-        redis.call('HSET', k_call, 'ready', stamp)
-      end
-      redis.call('HSET', k_call, 'hash', hash, 'finished', finished, 'record', record, 'raw', raw, 'started', started)
+      if finishes(k_call, finished) then redis.call('HSET', k_call, 'ready', stamp) end
+      redis.call('HSET', k_call, 'mapping', mapping, 'hash', hash, 'finished', finished, 'record', record, 'raw', raw,
+        'started', started)
       redis.call('HINCRBY', k_call, 'version', 1)
       redis.call('EXPIRE', k_call, call_ttl)
       put('enrich', sid, cid, now, 'LT')

@@ -1,6 +1,6 @@
 """Calls and events as the ledger keeps them: the only place that knows their fields."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
@@ -105,7 +105,7 @@ class Said:
 class Ledger:
     """Takes records in and gives events out, each in one step of the store."""
 
-    def __init__(self, redis: Redis, *, calls_ttl_s: int, events_ttl_s: int, keep_raw: bool = False) -> None:
+    def __init__(self, redis: Redis, *, calls_ttl_s: int, events_ttl_s: int, keep_raw: Callable[[], bool]) -> None:
         self.redis = redis
         self.calls_ttl_s = calls_ttl_s
         self.events_ttl_s = events_ttl_s
@@ -139,6 +139,7 @@ class Ledger:
         self, sid: str, rows: Sequence[Row], *, token: bytes, mapping: int, via: str, last: Landmark | None = None
     ) -> str:
         """Take at most `CHUNK` rows in: a letter a row, see admit.lua. Raises LeaseLost; a backfill has no token."""
+        keep_raw = self.keep_raw()
         args: list[Any] = [sid, token, mapping, via, self.calls_ttl_s, len(rows)]
         for row in rows:
             record = row.record
@@ -155,7 +156,7 @@ class Ledger:
                 int(record.audio),
                 int(record.started_at.timestamp() * 1000),
                 pack(record.content()),
-                pack(record.raw) if self.keep_raw else b"",
+                pack(record.raw) if keep_raw else b"",
             )
         if last is None:
             args.append(0)

@@ -37,7 +37,7 @@ class DeliveryState:
             fields.get("t", 0),
             fields.get("next", 0),
             fields.get("r", 0),
-            fields.get("a", ()),
+            tuple(fields.get("a", ())),
         )
 
     def write(self) -> bytes:
@@ -57,7 +57,7 @@ class DeliveryState:
 
     def attempted(self, status: Status, attempt: Json | None, *, at_ms: int, next_ms: int = 0) -> "DeliveryState":
         """Add an attempt. One that went well leaves a line only where others went wrong before."""
-        log = list(self.log)
+        log = tuple(self.log)
         if attempt is not None and (status != "delivered" or log):
-            log = [*log, {"at": at_ms, **attempt}][-_KEPT_ATTEMPTS:]
+            log = (*log, {"at": at_ms, **attempt})[-_KEPT_ATTEMPTS:]
         return replace(self, status=status, attempts=self.attempts + 1, at_ms=at_ms, next_ms=next_ms, log=log)

@@ -34,7 +34,9 @@ local function health(p, c)
   local name = k_partition(lane, p)
   if c == 's' then
     redis.call('HDEL', name, 'unwell', 'failing_since', 'opened', 'opens')
-    if redis.call('HDEL', name, 'breaker') == 1 then redis.call('HDEL', name, 'gate') end
+    if redis.call('HDEL', name, 'breaker') == 1 and redis.call('HGET', name, 'gate') ~= 'inf' then
+      redis.call('HDEL', name, 'gate') -- the breaker's own; one that is shut for good stays
+    end
     redis.call('HSET', name, 'heard', now)
   elseif c ~= '' then
     redis.call('HSETNX', name, 'failing_since', now)
@@ -62,6 +64,7 @@ local function settle(p, item, token, verb, wait, a, b, c)
     redis.call('HSET', 'relay:deliveries:' .. a, p, b)
     return 1
   end
+  if lane == 'record' and verb ~= 'done' then lease.dirty = nil end -- only an item that was let go looks again
   local at = nil
   if verb == 'again' then
     at = now + wait
@@ -128,7 +131,11 @@ local function put_aside(p, item)
   if lane == 'deliver' then
     local eid = redis.call('ZRANGE', k_pending(p, item), 0, 0)[1]
     if eid then
-      redis.call('HSET', 'relay:deliveries:' .. eid, p, '{"s":"poison","t":' .. string.format('%.0f', now) .. '}')
+      local state = redis.call('HGET', 'relay:deliveries:' .. eid, p)
+      if not state or state == '' then state = '{"s":"waiting","t":' .. string.format('%.0f', now) .. '}' end
+      redis.call('HSET', 'relay:deliveries:' .. eid, p, (string.gsub(state, '"s":"%a+"', '"s":"poison"', 1)))
+      redis.call('EXPIRE', 'relay:deliveries:' .. eid, event_ttl)
+      redis.call('ZADD', 'relay:dead', now, p .. '\31' .. eid)
       redis.call('ZREM', k_pending(p, item), eid)
       if redis.call('EXISTS', k_pending(p, item)) == 1 then
         redis.call('ZREM', k_leased(lane, p), item)
@@ -141,7 +148,7 @@ local function put_aside(p, item)
   forget(lane, p, item)
 end
 
--- Lease one item; false when there is nothing to hand out after all.
+-- Lease one item, unless there is nothing to hand out after all.
 local function take(p, item, lease)
   local expiries = lease and lease.expiries + 1 or 0
   if expiries >= 5 then

@@ -6,6 +6,7 @@ its events, an event outlives its deliveries' schedule.
 
 import base64
 import hashlib
+from typing import Literal
 
 IDENTITY = "relay:identity"
 """STR   fingerprint of the relay that owns this database; no TTL: a second relay must find it."""
@@ -17,12 +18,23 @@ CALLS = "relay:calls"
 """ZSET  call id → first seen, ms; trimmed by the sweep after `retention.calls_days`."""
 EVENTS = "relay:events"
 """ZSET  event id → made at, ms; trimmed by the sweep after `retention.events_days`."""
+TOKEN = "relay:token"  # noqa: S105 - a lease token, nothing secret
+"""STR   the last lease token given out; no TTL: a token is never given out twice."""
 DEAD = "relay:dead"
 """ZSET  subscription and event id (U+001F between) of deliveries that were given up → when; trimmed with the events."""
 COUNTS = "relay:counts"
 """HASH  what happened so far (calls admitted, late, rows quarantined, …) for people to look at; no TTL."""
 
+DECLARED_VERSION = "relay:declared-version"
+"""STR   a number that each change to what was made at run time raises; no TTL."""
+DECLARED_KINDS: tuple[Literal["source", "subscription", "token"], ...] = ("source", "subscription", "token")
+
 SCHEMA_VERSION = 1
+
+
+def declared(kind: str) -> str:
+    """HASH  id → sealed document of what was made at run time (sources, subscriptions, tokens); no TTL."""
+    return f"relay:declared:{kind}"
 
 
 def source(sid: str) -> str:
@@ -54,6 +66,21 @@ def event(eid: str) -> str:
 def deliveries(eid: str) -> str:
     """HASH  subscription → state of that delivery, JSON. Lives as long as its event."""
     return f"relay:deliveries:{eid}"
+
+
+def calls_of(sid: str) -> str:
+    """ZSET  call id → first seen, ms, of one source; trimmed like `relay:calls`."""
+    return f"relay:calls:{sid}"
+
+
+def events_of(sid: str) -> str:
+    """ZSET  event id → made at, ms, of one source's calls; trimmed like `relay:events`."""
+    return f"relay:events:{sid}"
+
+
+def deliveries_of(sub: str) -> str:
+    """ZSET  event id → queued first, ms, of one subscription; trimmed like `relay:events`."""
+    return f"relay:deliveries-of:{sub}"
 
 
 def pending(sub: str, subject: str) -> str:

@@ -3,8 +3,8 @@
 -- A lane is an index of partitions; a partition holds waiting items (a ZSET by due) and leased ones (a ZSET by the
 -- lease's end, and a HASH with token|expiries|dirty). The index scores a partition by the earliest moment at which
 -- something can be claimed from it: its earliest waiting item unless its cap is reached, its earliest lease to end,
--- not before its gate, and not faster than its pace. Every change of a partition ends with `rescore`, so a claim never wades through partitions
--- that may not run.
+-- not before its gate, and not faster than its pace. Every change of a partition ends with `rescore`, so a claim never
+-- wades through partitions that may not run.
 --
 -- Time is the store's own (TIME): no clock of a process decides anything.
 

@@ -102,7 +102,7 @@ class Lane:
 
     @property
     def store_now_ms(self) -> int:
-        """The store's time as of the last exchange, carried on by our monotonic clock; before that, our own."""
+        """The store's time as of the last exchange or change, carried on by our monotonic clock; before, our own."""
         if self._store_ahead_ms is None:
             return int(time.time() * 1000)
         return int(time.monotonic() * 1000 + self._store_ahead_ms)
@@ -133,4 +133,6 @@ class Lane:
         for verb, partition, a, b in changes:
             args += (verb, self.name, partition, a, b)
             args[0] += 1
-        return int(await self._put(args=args))
+        now_ms = int(await self._put(args=args))
+        self._store_ahead_ms = now_ms - time.monotonic() * 1000
+        return now_ms

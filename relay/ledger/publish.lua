@@ -11,7 +11,7 @@
 --   `version`, so the publish is refused and whoever wanted it reads again.
 -- * two holders of one call (a lease that ended) publish the same difference: the second finds another version.
 -- * an event that exists already (the call was forgotten and found again): it keeps its body, and a subscription that
---   has a delivery of it gets no second one.
+--   has a delivery of it gets no second one. What is new then comes after it.
 -- * a subscription is switched off meanwhile: nothing is queued for it; that it is missing is written down.
 
 local cid, version, subject = ARGV[1], ARGV[2], ARGV[3]
@@ -20,6 +20,7 @@ local k_call = 'relay:call:' .. cid
 if cid ~= '' and redis.call('HGET', k_call, 'version') ~= version then return -1 end
 
 local now = now_ms()
+local sid = cid ~= '' and redis.call('HGET', k_call, 'source')
 local i = 7
 for _ = 1, tonumber(ARGV[6]) do
   if ARGV[i + 1] == '' then redis.call('HDEL', k_call, ARGV[i]) else redis.call('HSET', k_call, ARGV[i], ARGV[i + 1]) end
@@ -43,15 +44,19 @@ for _ = 1, events do
     redis.call('HINCRBY', 'relay:counts', 'events', 1)
   end
   redis.call('ZADD', 'relay:events', 'NX', now, eid)
+  if sid then redis.call('ZADD', 'relay:events:' .. sid, 'NX', now, eid) end
   local sequence = redis.call('HGET', k_deliveries, '#')
   if not sequence then
     sequence = cid ~= '' and redis.call('HINCRBY', k_call, 'sequence', 1) or 0
     redis.call('HSET', k_deliveries, '#', sequence)
+  elseif cid ~= '' and tonumber(sequence) > tonumber(redis.call('HGET', k_call, 'sequence') or 0) then
+    redis.call('HSET', k_call, 'sequence', sequence)
   end
   for s = 1, subs do
     local sub = ARGV[i]
     i = i + 1
     if redis.call('HEXISTS', k_deliveries, sub) == 0 then
+      redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
       if redis.call('HGET', k_partition('deliver', sub), 'off') then
         redis.call('HSET', k_deliveries, sub, '{"s":"missing"}')
       else

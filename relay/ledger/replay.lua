@@ -32,6 +32,7 @@ for n = 1, tonumber(ARGV[6]) do
   else
     redis.call('HSET', k_deliveries, sub, ARGV[5])
     redis.call('EXPIRE', k_deliveries, ttl)
+    redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
     redis.call('ZREM', 'relay:dead', sub .. '\31' .. eid)
     redis.call('ZADD', k_pending(sub, subject), sequence, eid)
     local head = redis.call('ZRANGE', k_pending(sub, subject), 0, 0)[1]

@@ -1,7 +1,7 @@
 """The loop that claims from one lane and does the work: each attempt is settled when it ends, none waits for another.
 
 It streams: finished work leaves with the next exchange, which claims what there is room for. It holds at most twice
-what it can start. Trouble with the store never cancels work: outcomes are kept and offered again while leases last.
+what it can start. Trouble with the store never cancels work: outcomes are kept and offered again until the store is back.
 """
 
 import asyncio
@@ -54,11 +54,11 @@ class Runner:
         self._doubted: deque[list[Claim]] = deque()
         self._doubted_running: set[asyncio.Task[None]] = set()
         self._suspect: Claim | None = None
+        self._suspect_runs = False
         self._held: dict[bytes, Claim] = {}
         self._outbox: list[Settlement] = []
         self._running: set[asyncio.Task[None]] = set()
         self._something = asyncio.Event()
-        self._claim_soon = True
         self._stopping = False
         self._deadline = float("inf")
         self._store_is_away = False
@@ -77,13 +77,14 @@ class Runner:
 
     def wake(self) -> None:
         """Say that the lane has fresh work."""
-        self._claim_soon = True
         self._something.set()
 
     def settle(self, claim: Claim, verb: Verb, *, wait_ms: int = 0, a: str = "", b: bytes = b"", c: str = "") -> None:
         """Report how the work on a claim ended. It leaves with the next exchange."""
-        if verb != "renew" and self._held.pop(claim.token, None) is None:
+        if claim.token not in self._held:
             return
+        if verb != "renew":
+            del self._held[claim.token]
         self._outbox.append(Settlement(claim, verb, wait_ms, a, b, c))
         self._something.set()
 
@@ -129,14 +130,17 @@ class Runner:
             self._give_back_what_waits()
         room = self._room()
         outbox, self._outbox = self._outbox, []
-        if not outbox and (room <= 0 or not self._claim_soon):
-            self._claim_soon = True  # the wait that follows ends by time or by an event; either is a reason to look
+        if not outbox and room <= 0:
+            self._start()  # a suspect waits only so long for the others to end
             return self._until_deadline(_SLEEP_S)
         try:
             reply = await self.lane.exchange(outbox, want=max(room, 0))
         except (RedisError, OSError) as error:
             await self._keep(outbox, error)
             return 0
+        except asyncio.CancelledError:
+            self._outbox = outbox + self._outbox
+            raise
         if self._store_is_away:
             self._store_is_away = False
             log.info("store_is_back", lane=self.lane.name)
@@ -150,7 +154,6 @@ class Runner:
             return 0
         if reply.claims and len(reply.claims) >= room > 0:
             return 0
-        self._claim_soon = True
         if reply.next_due_ms is None:
             return self._until_deadline(_SLEEP_S)
         return self._until_deadline(min(max((reply.next_due_ms - reply.now_ms) / 1000, 0.001), _SLEEP_S))
@@ -160,7 +163,9 @@ class Runner:
 
     async def _keep(self, outbox: list[Settlement], error: Exception) -> None:
         """Keep outcomes, past their lease too: they count until somebody else gets the item. Say once what is wrong."""
-        self._outbox = [each for each in outbox + self._outbox if each.claim.left_s > -self.lane.lease_s]
+        kept = outbox + self._outbox
+        renewals = {each.claim.token: each for each in kept if each.verb == "renew"}
+        self._outbox = [*renewals.values(), *(each for each in kept if each.verb != "renew")]
         if not self._store_is_away:
             self._store_is_away = True
             log.warning("store_is_away", lane=self.lane.name, error=str(error), kept=len(self._outbox))
@@ -182,9 +187,13 @@ class Runner:
             self._ready.extend(members[at : at + self._batch] for at in range(0, len(members), self._batch))
 
     def _start(self) -> None:
-        if self._suspect is not None and not self._running and not self._ready and not self._doubted:
-            self._launch([self._suspect])
-            return
+        if self._suspect is not None and not self._suspect_runs and not self._stopping:
+            busy = self._running or self._ready or self._doubted
+            if not busy or self._suspect.left_s < self._needs_s + _SLEEP_S:
+                self._suspect_runs = True
+                self._launch([self._suspect])
+            if not busy:
+                return
         while self._ready and len(self._running) < self._at_once:
             self._launch_in_time(self._ready.popleft())
         fifth = max(self._at_once // 5, 1)
@@ -229,13 +238,13 @@ class Runner:
             for claim in claims:
                 self._held.pop(claim.token, None)
             if self._suspect in claims:
-                self._suspect = None
+                self._suspect, self._suspect_runs = None, False
 
     def _give_back_what_waits(self) -> None:
         waiting = [claim for claims in (*self._ready, *self._doubted) for claim in claims]
         self._ready.clear()
         self._doubted.clear()
-        if self._suspect is not None and not self._running:
+        if self._suspect is not None and not self._suspect_runs:
             waiting.append(self._suspect)
             self._suspect = None
         for claim in waiting:

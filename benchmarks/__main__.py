@@ -1,0 +1,63 @@
+"""`python -m benchmarks [names…]`: one table, everything in it measured now. Exit code 1 when a target is missed."""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from benchmarks import readme, throughput
+from benchmarks.figures import Figure, table
+from benchmarks.house import Bench
+
+BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
+    "throughput": throughput.run,
+}
+
+
+async def measure(names: list[str], *, quick: bool, console: Console) -> list[Figure]:
+    """Run the named benchmarks one after the other."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<12}"),
+        BarColumn(24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[doing]}", style="dim"),
+    )
+    figures: list[Figure] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="relay-bench-") as folder,
+        Progress(*columns, console=console) as progress,
+    ):
+        bench = Bench(Path(folder), quick, progress)
+        for name in names:
+            figures += await BENCHMARKS[name](bench)
+    return figures
+
+
+def main() -> int:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"what to measure: {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small, its figures mean little")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    if arguments.write and (arguments.quick or arguments.names):
+        parser.error("--write wants the whole table: not with --quick, and not for some names only")
+    console = Console(stderr=True)
+    figures = asyncio.run(measure(arguments.names or list(BENCHMARKS), quick=arguments.quick, console=console))
+    Console(width=None if sys.stdout.isatty() else 160).print(table(figures))
+    if arguments.write:
+        readme.write(figures)
+    return 1 if any(each.ok is False for each in figures) and not arguments.quick else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

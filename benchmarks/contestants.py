@@ -1,0 +1,108 @@
+"""`python -m benchmarks.contestants bare|arq …`: what the relay's delivery is held against, each in a process of its own.
+
+bare  a loop that signs and posts the same bodies with aiohttp, as many at once as the relay: no store, no promises
+arq   a plain relay: one arq job a delivery, with uvloop, JSON, max_jobs 100, poll delay 10 ms, no results kept
+"""
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import uvloop
+from arq import Worker, func
+from arq.connections import ArqRedis
+from redis.asyncio.connection import ConnectionPool
+
+from benchmarks.house import SECRET
+from relay.delivery import signature
+
+QUEUE = "plain:queue"
+_KEYS = (signature.decode_secret(SECRET),)
+
+
+def to_json(job: dict[str, Any]) -> bytes:
+    """Write a job as the baseline stores it."""
+    return orjson.dumps(job)
+
+
+def plain_redis(url: str) -> ArqRedis:
+    """The baseline's client."""
+    return ArqRedis(
+        ConnectionPool.from_url(url), default_queue_name=QUEUE, job_serializer=to_json, job_deserializer=orjson.loads
+    )
+
+
+async def post(http: aiohttp.ClientSession, url: str, event_id: str, body: bytes) -> None:
+    """Sign and post one event."""
+    headers = signature.headers(event_id, int(time.time()), body, _KEYS)
+    headers["Content-Type"] = "application/json"
+    async with http.post(url, data=body, headers=headers) as answer:
+        await answer.read()
+        answer.raise_for_status()
+
+
+async def bare(arguments: argparse.Namespace) -> None:
+    """Post every body to every URL."""
+    bodies: list[tuple[str, bytes]] = [
+        (json.loads(line)["id"], line) for line in Path(arguments.bodies).read_bytes().splitlines()
+    ]
+    urls: list[str] = arguments.urls.split(",")
+    todo: Iterator[tuple[str, str, bytes]] = ((url, eid, body) for eid, body in bodies for url in urls)
+
+    async def loop(http: aiohttp.ClientSession) -> None:
+        for url, eid, body in todo:
+            await post(http, url, eid, body)
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False) as http:
+        await asyncio.gather(*(loop(http) for _ in range(arguments.at_once)))
+
+
+async def deliver(ctx: dict[str, Any], url: str, event_id: str, body: str) -> None:
+    """The plain relay's job."""
+    await post(ctx["http"], url, event_id, body.encode())
+
+
+async def arq(arguments: argparse.Namespace) -> None:
+    """Work off the queue until it is empty."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False) as http:
+        worker = Worker(
+            functions=[func(deliver, name="deliver", keep_result=0, max_tries=10)],
+            redis_pool=plain_redis(arguments.redis),
+            queue_name=QUEUE,
+            ctx={"http": http},
+            burst=True,
+            max_jobs=100,
+            poll_delay=0.01,
+            keep_result=0,
+            handle_signals=False,
+            job_serializer=to_json,
+            job_deserializer=orjson.loads,
+        )
+        await worker.main()
+        await worker.close()
+
+
+def main() -> None:
+    """Run one of them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.contestants")
+    kinds = parser.add_subparsers(required=True)
+    one = kinds.add_parser("bare")
+    one.add_argument("--bodies", required=True, help="file with a JSON event a line")
+    one.add_argument("--urls", required=True, help="with commas")
+    one.add_argument("--at-once", type=int, required=True)
+    one.set_defaults(run=bare)
+    other = kinds.add_parser("arq")
+    other.add_argument("--redis", required=True)
+    other.set_defaults(run=arq)
+    arguments = parser.parse_args()
+    uvloop.run(arguments.run(arguments))
+
+
+if __name__ == "__main__":
+    main()

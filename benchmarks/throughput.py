@@ -1,0 +1,182 @@
+"""One worker process draining deliveries, against a bare loop and a plain relay; all of them timed by the sink.
+
+Each round runs every contestant once, so that what else the machine does hits all of them; ratios are made within a
+round. The rate is (posts - 1) / (last arrival - first arrival).
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from benchmarks import office
+from benchmarks.contestants import plain_redis
+from benchmarks.figures import Figure, median
+from benchmarks.house import (
+    Bench,
+    Sink,
+    embedded,
+    role_environ,
+    running,
+    runtime_on,
+    sink,
+    subscriptions,
+    write_config,
+)
+from relay.events.say import Draft
+from relay.ledger.calls import Said
+from relay.runtime import Runtime
+from workers.runners import DELIVER_AT_ONCE
+
+SUBSCRIBERS = tuple(f"s{index:02d}" for index in range(20))
+"""Twenty with the usual ten posts in flight each keep all slots of one worker busy."""
+
+
+async def publish(runtime: Runtime, events: Sequence[Draft], subs: Sequence[str], *, at_once: int = 16) -> None:
+    """Say events the way the relay does, each to the same subscriptions."""
+    todo = iter(events)
+
+    async def some() -> None:
+        for event in todo:
+            subject = event.document["data"]["call"]["id"]
+            await runtime.ledger.publish(None, {}, [Said(event.id, event.document, subs)], subject=subject)
+
+    await asyncio.gather(*(some() for _ in range(at_once)))
+
+
+async def _rate(target: Sink, posts: int) -> float:
+    report = await target.reached(posts)
+    if report["distinct"] != posts:
+        raise RuntimeError(f"{posts} events were to be told, {report['distinct']} were")
+    return (posts - 1) / (report["last_s"] - report["first_s"])
+
+
+class Drain:
+    """The contestants on one store."""
+
+    def __init__(self, folder: Path, target: Sink, redis_url: str) -> None:
+        self._folder = folder
+        self._target = target
+        self._redis_url = redis_url
+        self._config = write_config(folder, subscriptions=subscriptions(target.url, SUBSCRIBERS))
+        self._seed = 0
+
+    def _events(self, count: int) -> Sequence[Draft]:
+        self._seed += 1
+        return office.drafts(count, sid=f"office{self._seed}", seed=self._seed)
+
+    async def relay(self, calls: int) -> float:
+        """`relay worker`, as it is deployed."""
+        events = self._events(calls)
+        async with runtime_on(self._config, self._redis_url) as runtime:
+            await publish(runtime, events, SUBSCRIBERS)
+        await self._target.reset()
+        async with running(
+            "relay",
+            "worker",
+            "-c",
+            str(self._config),
+            log=self._folder / "worker.log",
+            environ=role_environ(self._redis_url),
+        ):
+            rate = await _rate(self._target, calls * len(SUBSCRIBERS))
+        async with Redis.from_url(self._redis_url) as redis:
+            left = await redis.zcard("relay:lane:deliver")
+            if left:
+                raise RuntimeError(f"{left} subscriptions have deliveries left")
+        return rate
+
+    async def bare(self, calls: int) -> float:
+        """The loop without a store."""
+        events = self._events(calls)
+        bodies = self._folder / "bodies.jsonl"
+        bodies.write_text("".join(json.dumps(event.document, separators=(",", ":")) + "\n" for event in events))
+        await self._target.reset()
+        urls = ",".join(f"{self._target.url}/ok/{name}" for name in SUBSCRIBERS)
+        async with running(
+            "benchmarks.contestants",
+            "bare",
+            "--bodies",
+            str(bodies),
+            "--urls",
+            urls,
+            "--at-once",
+            str(DELIVER_AT_ONCE),
+            log=self._folder / "bare.log",
+        ):
+            return await _rate(self._target, calls * len(SUBSCRIBERS))
+
+    async def plain(self, calls: int) -> float:
+        """One arq job a delivery."""
+        redis = plain_redis(self._redis_url)
+        for event in self._events(calls):
+            body = json.dumps(event.document, separators=(",", ":"))
+            jobs = (
+                redis.enqueue_job("deliver", f"{self._target.url}/ok/{name}", event.id, body) for name in SUBSCRIBERS
+            )
+            await asyncio.gather(*jobs)
+        await redis.aclose(close_connection_pool=True)
+        await self._target.reset()
+        async with running(
+            "benchmarks.contestants", "arq", "--redis", self._redis_url, log=self._folder / "arq.log"
+        ):
+            return await _rate(self._target, calls * len(SUBSCRIBERS))
+
+
+async def run(bench: Bench) -> list[Figure]:
+    """Hold them against each other."""
+    rounds, calls, plain_calls = bench.scaled(5, 1), bench.scaled(1500, 100), bench.scaled(300, 30)
+    bench.begin("throughput", 3 * rounds + 2)
+    folder = bench.room("throughput")
+    rates: dict[str, list[float]] = {"relay": [], "bare": [], "plain": []}
+    async with contextlib.AsyncExitStack() as stack:
+        target = await stack.enter_async_context(sink(folder))
+        drain = Drain(folder, target, await stack.enter_async_context(embedded(folder / "store")))
+        for number in range(rounds):
+            bench.step(f"round {number + 1}: relay")
+            rates["relay"].append(await drain.relay(calls))
+            bench.step(f"round {number + 1}: bare loop")
+            rates["bare"].append(await drain.bare(calls))
+            bench.step(f"round {number + 1}: plain relay on arq")
+            rates["plain"].append(await drain.plain(plain_calls))
+    other: dict[str, float] = {}
+    for fsync in ("everysec", "no"):
+        bench.step(f"relay with appendfsync {fsync}")
+        apart = bench.room(fsync)
+        async with sink(apart) as target, embedded(apart / "store", fsync=fsync) as url:
+            drain = Drain(apart, target, url)
+            other[fsync] = median([await drain.relay(calls) for _ in range(bench.scaled(3, 1))])
+    bench.end()
+    posts = calls * len(SUBSCRIBERS)
+    always = median(rates["relay"])
+    said = " · ".join(f"{name} {median(each):,.0f}/s" for name, each in rates.items())
+    return [
+        Figure(
+            "one worker draining deliveries ÷ a bare loop that signs and posts",
+            median([ours / theirs for ours, theirs in zip(rates["relay"], rates["bare"], strict=True)]),
+            "×",
+            0.55,
+            "at least",
+            f"{rounds} rounds of {posts:,} posts, 200 at once: {said}",
+        ),
+        Figure(
+            "one worker draining deliveries ÷ a plain relay with one arq job each",
+            median([ours / theirs for ours, theirs in zip(rates["relay"], rates["plain"], strict=True)]),
+            "×",
+            4,
+            "at least",
+            "the same rounds; both on a store with appendfsync always",
+        ),
+        *(
+            Figure(
+                f"the same drain with appendfsync {fsync} ÷ always",
+                rate / always,
+                "×",
+                note=f"{rate:,.0f}/s",
+            )
+            for fsync, rate in other.items()
+        ),
+    ]

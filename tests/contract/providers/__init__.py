@@ -1,0 +1,1 @@
+"""One suite for every provider, run on each against its simulator."""

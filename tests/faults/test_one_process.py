@@ -1,0 +1,113 @@
+"""`relay up` and its embedded store: each is killed under load, and two of them never share a directory."""
+
+import contextlib
+import os
+import signal
+
+import pytest
+
+from tests.faults.harness import Lab, Ledger, Process, until
+
+pytestmark = pytest.mark.faults
+
+LOAD = [pytest.param(60, id="short"), pytest.param(1_000, id="long", marks=pytest.mark.long)]
+
+
+@pytest.fixture
+def up(lab: Lab) -> Process:
+    lab.start_simulator("a", "b")
+    lab.configure(timeout_s=2)
+    return lab.start("up")
+
+
+@pytest.fixture
+def embedded(lab: Lab, up: Process) -> Ledger:
+    ledger = lab.embedded()
+    lab.await_first_poll(ledger)
+    return ledger
+
+
+@pytest.fixture(autouse=True)
+def _no_orphan(lab: Lab) -> object:
+    """End a server that outlived the relay of a test."""
+    yield
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(store_pid(lab), signal.SIGKILL)
+
+
+def store_pid(lab: Lab) -> int:
+    return int((lab.folder / "data" / "store" / "valkey.pid").read_text())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("count", LOAD)
+def test_the_embedded_store_killed_under_load_comes_back_with_everything(
+    lab: Lab, up: Process, embedded: Ledger, count: int
+) -> None:
+    """`kill -9` of the store: the relay starts it again and goes on; outcomes that it had in hand are not lost."""
+    lab.simulator.behave({"delay_s": 0.05}, hooks=["a", "b"])
+    for killed in (1, 2):
+        heard = lab.heard()
+        lab.call(count)
+        until(lambda: lab.heard() > heard, "some are told")  # noqa: B023
+        os.kill(store_pid(lab), signal.SIGKILL)
+        until(lambda: len(up.lines("store_restarted")) == killed, "the store is started again")  # noqa: B023
+    lab.simulator.behave(hooks=["a", "b"])
+
+    figures = lab.finish("embedded store killed under load", ledger=embedded, within_s=150)
+
+    assert figures.duplicates == 0, "the attempts went on, and their outcomes were kept until the store was back"
+    assert up.stop() == 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("count", LOAD)
+def test_a_killed_relay_is_started_again_on_the_same_directory(
+    lab: Lab, up: Process, embedded: Ledger, count: int
+) -> None:
+    """`kill -9` of `relay up` leaves its store running; the next one takes it over and tells the rest."""
+    lab.simulator.behave({"way": "act_then_hang", "times": 4}, hooks=["b"])
+    lab.call(count)
+    until(lambda: lab.simulator.in_flight() >= 4, "four are acted upon and not answered")
+    orphan = store_pid(lab)
+    up.pause()
+    lab.in_flight += embedded.leased("deliver")
+    up.kill()
+    os.kill(orphan, 0)
+    embedded.end_leases()
+    again = lab.start("up")
+
+    assert again.lines("store_taken_over")
+    assert store_pid(lab) != orphan
+    lab.finish("relay up killed and started again", ledger=embedded, within_s=150)
+    assert again.stop() == 0
+
+
+def test_a_second_start_on_a_directory_is_refused(lab: Lab, up: Process, embedded: Ledger) -> None:
+    """Two relays on one directory would each tell everything: the second says who is there and stops, code 1."""
+    second = lab.start("up", ready=False)
+
+    assert second.wait() == 1
+    assert f"is in use by another relay (process {up.pid}). Stop that one" in second.written()
+    assert "Traceback" not in second.written()
+    lab.call(3)
+    lab.finish("the first goes on", ledger=embedded)
+    assert up.stop() == 0
+
+
+def test_control_c_drains_and_leaves_nothing_running(lab: Lab, up: Process, embedded: Ledger) -> None:
+    """SIGINT: what is in flight is answered and settled, the store is shut down, the exit code is 0."""
+    lab.simulator.behave({"delay_s": 1.0}, hooks=["a"])
+    lab.call(20)
+    until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
+    store = store_pid(lab)
+    os.kill(up.pid, signal.SIGINT)
+
+    assert up.wait() == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(store, 0)
+    assert "Traceback" not in up.written()
+    lab.simulator.behave(hooks=["a"])
+    lab.start("up")
+    figures = lab.finish("relay up stopped and started", ledger=embedded)
+    assert figures.duplicates == 0
