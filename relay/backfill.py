@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from arq.connections import ArqRedis
 from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.exceptions import RedisError
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 from relay import secrets
-from relay.errors import SettingsError, StoreError
+from relay.errors import RelayError, SettingsError, StoreError
 from relay.human_time import instant
 from relay.ledger import keys
 from relay.ledger.embedded import EmbeddedStore
@@ -100,6 +104,10 @@ def standing(fields: Mapping[str, str]) -> Standing:
     return Standing(known.get(state, "queued"), float(fields.get("done", 0)), error=fields.get("error", ""), **counts)
 
 
+class BackfillFailed(RelayError):
+    """The relay gave the range up; the text says why."""
+
+
 class NobodyHome(StoreError):
     """No relay has taken the job up; the text says how to start one."""
 
@@ -176,3 +184,37 @@ async def watch(
                 "or `relay worker` where roles are apart; the job stays queued until then"
             )
         await asyncio.sleep(_LOOK_EVERY_S)
+
+
+async def run(settings: Settings, wanted: Range) -> None:
+    """Submit, show, and say how it ended; raises BackfillFailed. Ctrl-C only stops the showing."""
+    console = Console(soft_wrap=True, highlight=False)
+    async with queue_of(settings) as arq:
+        job = await submit(arq, wanted)
+        console.print(f"{wanted.source}: calls from {iso(wanted.since)} to {iso(wanted.until)}")
+        watching = asyncio.create_task(_show(arq, job, console))
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, watching.cancel)
+        try:
+            ended = await watching
+        except asyncio.CancelledError:
+            console.print("No longer watching. The backfill goes on in the relay, whose log says when it is done.")
+            return
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+    if ended.state == "failed":
+        so_far = f" after it had {ended.words()}" if ended.rows else ""
+        raise BackfillFailed(f"the backfill failed{so_far}: {ended.error}")
+    console.print(ended.words())
+
+
+async def _show(redis: Redis, job: str, console: Console) -> Standing:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("queued", total=1.0, words="")
+
+        def show(now: Standing) -> None:
+            why = f" ({now.error})" if now.state == "waiting" else ""
+            bar.update(task, completed=now.done, description=now.state, words=now.words() + why if now.rows else why)
+
+        return await watch(redis, job, show=show)

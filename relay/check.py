@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from ipaddress import ip_address
+from typing import Final, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -27,6 +28,7 @@ from relay.errors import OverBudget, RelayError, SettingsError, StorageError
 from relay.human_time import in_words
 from relay.ledger import keys
 from relay.ledger.embedded import EmbeddedStore
+from relay.ledger.health import read_health
 from relay.ledger.lane import LANES
 from relay.ledger.sources import SourceStates
 from relay.model import Json, Record
@@ -117,17 +119,15 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
         for task in asking:
             for finding in await task:
                 yield finding
-    for finding in await _storage(settings):
-        yield finding
-    yield links(settings)
-    if not settings.subscriptions:
-        yield Finding("subscriptions", "warn", "there are none, so nobody hears", "add one under subscriptions:")
-    guard = Guard(tuple(settings.delivery.allowed_networks))
-    try:
+        for finding in await _storage(settings):
+            yield finding
+        yield links(settings)
+        if not settings.subscriptions:
+            yield Finding("subscriptions", "warn", "there are none, so nobody hears", "add one under subscriptions:")
+        guard = Guard(tuple(settings.delivery.allowed_networks))
+        stack.push_async_callback(guard.close)
         for sub, subscription in settings.subscriptions.items():
-            yield await _subscription(sub, subscription, guard)
-    finally:
-        await guard.close()
+            yield await _subscription(sub, subscription, guard, store.redis)
 
 
 async def _end(tasks: Sequence["asyncio.Task[list[Finding]]"]) -> None:
@@ -187,7 +187,7 @@ async def _holder(store: EmbeddedStore, settings: Settings) -> str | None:
         return None
     redis = Redis.from_url(store.url, socket_timeout=5, socket_connect_timeout=5)
     try:
-        await redis.ping()  # type: ignore[misc]  # typed for both clients
+        await redis.ping()
     except (RedisError, OSError):
         return None
     finally:
@@ -484,14 +484,12 @@ def links(settings: Settings) -> Finding:
         return Finding(what, "warn", text, "set public_url, or recording_links: presigned with an object store")
     host = urlsplit(settings.public_url).hostname or ""
     text = f"begin with {settings.public_url}, for 7 days; it must lead to {settings.api.host}:{settings.api.port}"
-    if host == "localhost" or (_address_is_special(host)):
+    if host == "localhost" or _is_special(host):
         return Finding(what, "warn", f"{text} and is not reached from outside", "set public_url to a public address")
     return Finding(what, "ok", text)
 
 
-def _address_is_special(host: str) -> bool:
-    from ipaddress import ip_address
-
+def _is_special(host: str) -> bool:
     try:
         return special_purpose(ip_address(host)) is not None
     except ValueError:
@@ -501,7 +499,7 @@ def _address_is_special(host: str) -> bool:
 # -- subscribers ------------------------------------------------------------------------------------------------------
 
 
-async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard) -> Finding:
+async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, redis: Redis | None) -> Finding:
     """Resolve and judge a subscriber's address; nothing is sent."""
     what = f"subscription {sub}"
     if not options.enabled:
@@ -515,12 +513,18 @@ async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard) ->
         return Finding(what, "fail", reason, f"to allow it: {fix}" if fix else "")
     except NoAddress as error:
         return Finding(what, "fail", str(error), "correct the url, or the name service of this machine")
+    off = ""
+    if redis is not None:
+        with contextlib.suppress(RedisError, OSError):
+            off = (await read_health(redis, sub)).off
+    if off:
+        return Finding(what, "fail", f"{target.host} is not told anything: {off}", "put it right there, then enable it")
     return Finding(what, "ok", f"{target.host} may be dialled; nothing was sent")
 
 
-def as_text(findings: Sequence[Finding]) -> str:
-    """Close with how many of each there were."""
-    counts: dict[Any, int] = {status: sum(each.status == status for each in findings) for status in MARKS}
+def closing(findings: Sequence[Finding]) -> str:
+    """Say in a line what all of them come to."""
+    counts = {status: sum(each.status == status for each in findings) for status in MARKS}
     if counts["fail"]:
         return f"{counts['fail']} to fix, {counts['warn']} to know"
     return f"all well, {counts['warn']} to know" if counts["warn"] else "all well"

@@ -1,7 +1,7 @@
 """The loop that claims from one lane and does the work: each attempt is settled when it ends, none waits for another.
 
 It streams: finished work leaves with the next exchange, which claims what there is room for. It holds at most twice
-what it can start. Trouble with the store never cancels work: outcomes are kept and offered again until the store is back.
+what it can start. Trouble with the store never cancels work: outcomes are kept and offered until the store is back.
 """
 
 import asyncio

@@ -115,6 +115,44 @@ class ContactSource(Protocol):
         ...
 
 
+class CallStream(Protocol):
+    """Is told of calls as they come. Only ever a shortcut: polling goes on, and finds whatever the stream lost."""
+
+    def listening(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Record | BadRow]]]:
+        """Connect, one request; then rows as they arrive, until the stream ends, falls silent or needs a new token.
+
+        Trouble is a ProviderError, before and while rows come; the end of a stream is none.
+        """
+        ...
+
+
+class DetailSource(Protocol):
+    """Adds to records what the call list only announces, such as a transcript."""
+
+    async def complete(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Complete records, in their order; never raises ProviderError.
+
+        One that could not be completed now comes back as if there were nothing more yet, and will be found changed.
+        """
+        ...
+
+
+class Safe(Protocol):
+    """Keeps what one source must remember in secret, over restarts and for all processes."""
+
+    async def read(self) -> str | None:
+        """Read what was written last."""
+        ...
+
+    async def write(self, text: str) -> None:
+        """Keep a text, encrypted."""
+        ...
+
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        """Wait until no other process is inside, then keep the others out, for at most half a minute."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """What `relay check` shows: a line a service, and whether all is well."""
@@ -129,6 +167,8 @@ class Provider(Protocol):
     calls: CallList
     recordings: RecordingSource | None
     contacts: ContactSource | None
+    stream: CallStream | None
+    details: DetailSource | None
 
     async def health(self) -> Health:
         """Ask the provider how it is, in at most two requests; never raises ProviderError."""
@@ -173,7 +213,8 @@ class ProviderKind:
     `options` is the pydantic model of a source of this kind; `connect(options, http, pay)` opens one account on a
     shared aiohttp session, without asking anything yet. `mapping_version` is raised when the normalising changes
     content, so that an upgrade re-hashes in silence. `credential(options)` is what the rate limit is keyed by.
-    `upper_bound` says that a window's end is heeded, so that a long range can be read in steps.
+    `upper_bound` says that a window's end is heeded, so that a long range can be read in steps. Where a credential
+    changes while it is used, `connect_safely` opens the account with a safe for it; `connect` then never changes it.
     """
 
     name: str
@@ -184,6 +225,7 @@ class ProviderKind:
     requests_per_window: int | None
     window_s: int | None
     upper_bound: bool = False
+    connect_safely: Callable[[Any, aiohttp.ClientSession, Pay, Safe], Provider] | None = None
 
 
 def excerpt(row: Json, *, keep: int = 120) -> str:

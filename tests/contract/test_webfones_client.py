@@ -25,6 +25,7 @@ from relay.errors import (
     Unavailable,
 )
 from relay.model import Contact
+from relay.providers import http as http_module
 from relay.providers.base import Audio, ContactChanges, NoRecordingYet, NoSuchCall, Page, Purpose, Window
 from relay.providers.webfones import WEBFONES
 from relay.providers.webfones import client as client_module
@@ -275,7 +276,7 @@ async def test_a_port_where_nobody_listens_is_unavailable(http: aiohttp.ClientSe
 async def test_a_list_that_takes_too_long_is_unavailable(
     serve: Serve, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_LIST", aiohttp.ClientTimeout(total=0.1))
+    monkeypatch.setattr(client_module, "LIST", aiohttp.ClientTimeout(total=0.1))
     let_go = asyncio.Event()
 
     async def stalls(request: web.Request) -> web.StreamResponse:
@@ -342,7 +343,7 @@ async def test_a_body_that_unpacks_beyond_the_cap_is_given_up(
     serve: Serve, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few kilobytes may unpack to gigabytes; what counts is what they unpack to."""
-    monkeypatch.setattr(client_module, "LARGEST_BODY_BYTES", 1024 * 1024)
+    monkeypatch.setattr(http_module, "LARGEST_BODY_BYTES", 1024 * 1024)
     bomb = gzip.compress(b" " * (8 * 1024 * 1024))
     assert len(bomb) < 10_000
 
@@ -442,7 +443,7 @@ async def test_a_recording_that_is_cut_off_is_unavailable(serve: Serve, http: ai
 async def test_a_recording_that_stalls_is_unavailable(
     serve: Serve, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_AUDIO", aiohttp.ClientTimeout(total=None, sock_read=0.1))
+    monkeypatch.setattr(client_module, "AUDIO", aiohttp.ClientTimeout(total=None, sock_read=0.1))
     let_go = asyncio.Event()
 
     async def stalls(request: web.Request) -> web.StreamResponse:

@@ -63,7 +63,13 @@ class Process:
         self.log = log
         with log.open("ab") as out:
             self._popen = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(environ), cwd=cwd
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=dict(environ),
+                cwd=cwd,
+                restore_signals=False,  # SIGXFSZ stays ignored: a file that may not grow is an error, not the end
             )
 
     @property
@@ -576,7 +582,8 @@ class WrongClock:
 
     @property
     def environ(self) -> dict[str, str]:
-        return {"FAULT_CLOCK": str(self._path), "PYTHONPATH": str(_CLOCK)}
+        paths = [str(_CLOCK), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {"FAULT_CLOCK": str(self._path), "PYTHONPATH": os.pathsep.join(paths)}
 
     def step(self, offset_s: float) -> None:
         """Set the clock off by so much from now on."""

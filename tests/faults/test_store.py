@@ -1,8 +1,7 @@
 """The store is restarted, put back, paused, and filled up: work goes on where it was, and outcomes are kept."""
 
 import resource
-import signal
-import sys
+import time
 
 import pytest
 
@@ -60,11 +59,13 @@ def test_a_store_copy_one_second_old_repeats_only_what_it_forgot(lab: Lab) -> No
     lab.call(20)
     until(lambda: lab.accepted() > before + 60 and lab.store.count("calls") == 80, "the store is ahead of its copy")
     lab.store.running.pause()
+    until(lambda: lab.simulator.in_flight() == 0, "what the worker held is answered")
     forgotten = lab.accepted() - before
     lab.store.kill()
     lab.store.put_back(copied)
     lab.store.start()
-    lab.in_flight += forgotten + lab.store.leased("deliver")
+    lab.in_flight += forgotten + lab.store.end_leases("deliver")
+    lab.store.end_leases("enrich")
 
     figures = lab.finish("store copy put back")
 
@@ -94,9 +95,7 @@ def test_a_full_store_keeps_outcomes_and_goes_on_when_there_is_room(lab: Lab) ->
 def test_a_full_disk_stops_the_store_not_the_truth(lab: Lab) -> None:
     """The store cannot write its log and refuses writes: outcomes wait in the worker, calls at the provider."""
     lab.start_simulator("a")
-    before = signal.getsignal(signal.SIGXFSZ)
     lab.start_store(fsync="everysec")
-    assert before == signal.SIG_IGN
     lab.configure(timeout_s=10)
     poller, _ = lab.start("poller"), lab.start("worker")
     lab.await_first_poll()
@@ -136,19 +135,9 @@ def test_a_store_that_stands_still_loses_and_repeats_nothing(lab: Lab, pause_s: 
     until(lambda: lab.heard() > 10, "the backlog is being told")
     paused = lab.store.running
     paused.pause()
-    until(stands_for(pause_s), "the pause is over", within_s=pause_s + 5)
+    time.sleep(pause_s)  # what is tried is the length of the pause
     paused.resume()
 
     figures = lab.finish(f"store paused for {pause_s} s", within_s=120)
 
     assert figures.duplicates == 0
-
-
-def stands_for(seconds: float):  # type: ignore[no-untyped-def]
-    import time
-
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() >= end
-
-
-assert sys.platform != "win32"

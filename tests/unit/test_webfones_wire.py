@@ -13,6 +13,7 @@ from multidict import CIMultiDict
 
 from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
 from relay.model import Contact, Direction, Json, NumberType, Outcome, Party, Record
+from relay.providers import reading
 from relay.providers.base import BadRow, ContactChanges
 from relay.providers.webfones import wire
 
@@ -234,7 +235,7 @@ def test_long_and_odd_text_is_cut_and_cleaned() -> None:
     name = parsed.callee.name
     assert name is not None
     assert name.startswith("👩‍👩‍👧 Łódź")
-    assert len(name) == wire.LONGEST_TEXT
+    assert len(name) == reading.LONGEST_TEXT
     assert not set("\x00\ud800") & set(name)
     assert len(orjson.dumps(parsed.content())) < 4096
     assert len(orjson.dumps(parsed.raw)) <= 8192
@@ -508,7 +509,7 @@ def test_an_answer_that_contradicts_itself_is_not_believed(answer: object) -> No
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"records": [', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b",}"])
 def test_a_body_that_is_not_json_is_odd(body: bytes) -> None:
     with pytest.raises(OddAnswer, match="not JSON"):
-        wire.load_json(body)
+        reading.load_json(body, name=wire.NAME)
 
 
 @pytest.mark.parametrize(
@@ -521,7 +522,7 @@ def test_a_body_that_is_not_json_is_odd(body: bytes) -> None:
     ],
 )
 def test_one_broken_character_does_not_hide_the_other_rows(body: bytes) -> None:
-    answer = wire.load_json(body)
+    answer = reading.load_json(body, name=wire.NAME)
 
     assert wire.read_call_list(answer)[1] == {"rid": 1}
 
@@ -685,21 +686,21 @@ def test_the_text_says_whose_limit_it_is(text: str, bucket: str) -> None:
     ],
 )
 def test_the_wait_is_read_from_whatever_header_there_is(headers: dict[str, str], wait_s: float | None) -> None:
-    assert wire.retry_after_s(CIMultiDict(headers), SEEN_AT) == wait_s
+    assert reading.retry_after_s(CIMultiDict(headers), SEEN_AT) == wait_s
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["Retry-After", "RateLimit", "X-RateLimit-Reset", "Date"]), st.text()))
 def test_no_header_can_raise_or_make_the_wait_absurd(headers: dict[str, str]) -> None:
-    wait_s = wire.retry_after_s(CIMultiDict(headers), SEEN_AT)
+    wait_s = reading.retry_after_s(CIMultiDict(headers), SEEN_AT)
 
     assert wait_s is None or 1 <= wait_s <= 3600
-    assert wire.server_time(CIMultiDict(headers)) is None or "Date" in headers
+    assert reading.server_time(CIMultiDict(headers)) is None or "Date" in headers
 
 
 def test_the_servers_time_is_its_date() -> None:
-    assert wire.server_time({"Date": "Tue, 01 Jul 2025 21:00:00 GMT"}) == SEEN_AT
-    assert wire.server_time({"Date": "today"}) is None
+    assert reading.server_time({"Date": "Tue, 01 Jul 2025 21:00:00 GMT"}) == SEEN_AT
+    assert reading.server_time({"Date": "today"}) is None
 
 
 @pytest.mark.parametrize(
@@ -733,7 +734,7 @@ def test_the_ways_of_having_no_recording_are_told_apart(status: int, text: str, 
     ],
 )
 def test_only_audio_or_plain_bytes_are_taken_for_a_recording(written: str | None, kind: str | None) -> None:
-    assert wire.audio_type(written) == kind
+    assert reading.audio_type(written) == kind
 
 
 def test_health_is_said_in_a_line() -> None:

@@ -4,24 +4,25 @@ Each request is paid for first, carries the key, follows no redirect, and ends i
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 from zoneinfo import ZoneInfo
 
 import aiohttp
-from yarl import URL
 
-from relay import __version__
 from relay.clock import Clock, SystemClock
-from relay.errors import OddAnswer, OverBudget, ProviderError, SettingsError, Unavailable
+from relay.errors import OddAnswer, OverBudget, ProviderError
 from relay.model import Contact, Json, Record
 from relay.providers.base import (
     Audio,
     BadRow,
     CallList,
+    CallStream,
     ContactChanges,
     ContactSource,
+    DetailSource,
     Health,
     NoRecordingYet,
     NoSuchCall,
@@ -31,20 +32,14 @@ from relay.providers.base import (
     RecordingSource,
     Window,
 )
+from relay.providers.http import AUDIO, LIST, QUICK, HttpAccount, loaded
+from relay.providers.reading import audio_type, load_json, server_time
 from relay.providers.webfones import wire
 from relay.providers.webfones.options import WebfonesOptions
 
-LARGEST_BODY_BYTES: Final = 64 * 1024 * 1024
 ROWS_PER_PAGE: Final = 2000
 CONTACTS_PER_REQUEST: Final = 50
 _ROWS_AT_ONCE: Final = 50
-_LARGEST_REFUSAL_BYTES: Final = 16 * 1024
-_PARSED_BESIDE_THE_LOOP_BYTES: Final = 1024 * 1024
-_READ_BYTES: Final = 64 * 1024
-
-_LIST: Final = aiohttp.ClientTimeout(total=60)
-_QUICK: Final = aiohttp.ClientTimeout(total=10)
-_AUDIO: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=30)
 
 
 class Webfones:
@@ -56,26 +51,36 @@ class Webfones:
         self, options: WebfonesOptions, http: aiohttp.ClientSession, pay: Pay, *, clock: Clock | None = None
     ) -> None:
         self._options = options
-        self._http = http
-        self._pay = pay
         self._clock = clock or SystemClock()
+        self._account = HttpAccount(
+            http,
+            pay,
+            name=wire.NAME,
+            base_url=options.base_url,
+            host=options.host,
+            credentials=self._key_header,
+            refuse=self._refuse,
+            proxy_url=options.proxy_url,
+        )
         self._zone = ZoneInfo(options.timezone)
         self.calls: CallList = self
         self.recordings: RecordingSource | None = self
         self.contacts: ContactSource | None = self
+        self.stream: CallStream | None = None
+        self.details: DetailSource | None = None
 
     async def pages(self, window: Window) -> AsyncIterator[Page]:
         """List the calls since `window.since`: one request, whose rows come in pages of at most ROWS_PER_PAGE."""
         path = wire.records_path(window.since, self._zone)
-        async with self._ask("GET", path, "the call list", window.purpose, _LIST) as response:
-            body = await self._body(response, "the call list")
-            server_time = wire.server_time(response.headers)
-        rows = wire.read_call_list(await _load(body))
+        async with self._account.ask("GET", path, "the call list", window.purpose, LIST) as response:
+            body = await self._account.body(response, "the call list")
+            said_at = server_time(response.headers)
+        rows = wire.read_call_list(await loaded(body, _load))
         size_bytes = len(body)
         del body
         for start in range(0, max(len(rows), 1), ROWS_PER_PAGE):
             parsed = await self._parse(rows[start : start + ROWS_PER_PAGE])
-            yield Page(parsed, server_time=server_time, size_bytes=size_bytes if start == 0 else 0)
+            yield Page(parsed, server_time=said_at, size_bytes=size_bytes if start == 0 else 0)
 
     @asynccontextmanager
     async def recording(
@@ -86,18 +91,19 @@ class Webfones:
             yield NoSuchCall()
             return
         path, what = f"/call_log/recording/{key}", "a recording"
-        async with self._ask("GET", path, what, purpose, _AUDIO, accept="audio/*", missing=True) as response:
+        account = self._account
+        async with account.ask("GET", path, what, purpose, AUDIO, accept="audio/*", also=(400, 404)) as response:
             if response.status != 200:
-                body = await self._refusal(response)
+                body = await account.beginning(response)
                 missing = wire.recording_missing(response.status, body)
                 if missing is None:
-                    raise self._refused(response, body, what)
+                    raise account.refused(response, body, what)
                 yield NoRecordingYet() if missing == "no recording" else NoSuchCall()
                 return
-            content_type = wire.audio_type(response.headers.get("Content-Type"))
+            content_type = audio_type(response.headers.get("Content-Type"))
             if content_type is None:
                 raise OddAnswer("WebFones sent text where a recording was asked for; it was not taken over")
-            chunks = self._chunks(response, await self._first_chunk(response))
+            chunks = account.chunks(response, await account.first_chunk(response, what), what)
             size_bytes = None if "Content-Encoding" in response.headers else response.content_length
             try:
                 yield Audio(chunks, content_type, size_bytes)
@@ -145,95 +151,16 @@ class Webfones:
     async def _json(
         self, method: str, path: str, what: str, purpose: Purpose, *, body: Json | None = None, keyed: bool = True
     ) -> object:
-        async with self._ask(method, path, what, purpose, _QUICK, body=body, keyed=keyed) as response:
-            content = await self._body(response, what)
-        return await _load(content)
+        async with self._account.ask(method, path, what, purpose, QUICK, body=body, keyed=keyed) as response:
+            content = await self._account.body(response, what)
+        return await loaded(content, _load)
 
-    @asynccontextmanager
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        what: str,
-        purpose: Purpose,
-        timeout: aiohttp.ClientTimeout,
-        *,
-        body: Json | None = None,
-        accept: str = "application/json",
-        keyed: bool = True,
-        missing: bool = False,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Pay, ask, and hand out an answer of status 200; with `missing`, one of 400 or 404 too."""
-        headers = {"Accept": accept, "User-Agent": f"call-relay/{__version__}"}
-        if keyed:
-            headers |= self._key_header()
-        if accept != "application/json":
-            headers["Accept-Encoding"] = "identity"
-        await self._pay(purpose)
-        with self._trouble(what):
-            response = await self._http.request(
-                method,
-                URL(self._options.base_url + path, encoded=True),
-                headers=headers,
-                json=body,
-                timeout=timeout,
-                allow_redirects=False,
-                proxy=self._options.proxy_url,
-            )
-        try:
-            if response.status != 200 and not (missing and response.status in (400, 404)):
-                raise self._refused(response, await self._refusal(response), what)
-            yield response
-        finally:
-            response.close()
-
-    def _key_header(self) -> dict[str, str]:
-        try:
-            key = self._options.credential()
-        except SettingsError as error:
-            raise Unavailable(f"WebFones was not asked: {error}") from error
+    def _key_header(self) -> Mapping[str, str]:
+        key = self._options.credential()
         return {"Authorization": f"Bearer {key}"} if self._options.auth == "bearer" else {"x-api-key": key}
 
-    @contextmanager
-    def _trouble(self, what: str) -> Iterator[None]:
-        """Name the trouble that a connection may have, without the address, which may hold numbers."""
-        try:
-            yield
-        except TimeoutError as error:
-            raise Unavailable(f"WebFones at {self._options.host} took too long to send {what}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(
-                f"the connection to WebFones at {self._options.host} failed for {what} ({type(error).__name__})"
-            ) from error
-
-    async def _body(self, response: aiohttp.ClientResponse, what: str) -> bytes:
-        """Read a body, counting what it unpacks to, so that no answer takes more memory than LARGEST_BODY_BYTES."""
-        body = bytearray()
-        with self._trouble(what):
-            async for chunk in response.content.iter_chunked(_READ_BYTES):
-                body += chunk
-                if len(body) > LARGEST_BODY_BYTES:
-                    raise OddAnswer(
-                        f"WebFones sent more than {LARGEST_BODY_BYTES >> 20} MiB for {what}; nothing was taken over"
-                    )
-        return bytes(body)
-
-    async def _refusal(self, response: aiohttp.ClientResponse) -> bytes:
-        """Read the beginning of an unwanted answer; its status says enough where the rest does not come."""
-        body = bytearray()
-        try:
-            async for chunk in response.content.iter_chunked(_LARGEST_REFUSAL_BYTES):
-                body += chunk
-                if len(body) >= _LARGEST_REFUSAL_BYTES:
-                    break
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            pass
-        return bytes(body)
-
-    def _refused(self, response: aiohttp.ClientResponse, body: bytes, what: str) -> ProviderError:
-        return wire.refusal(
-            response.status, body, response.headers, what=what, host=self._options.host, now=self._clock.now()
-        )
+    def _refuse(self, status: int, body: bytes, headers: Mapping[str, str], *, what: str) -> ProviderError:
+        return wire.refusal(status, body, headers, what=what, host=self._options.host, now=self._clock.now())
 
     async def _parse(self, rows: Sequence[object]) -> list[Record | BadRow]:
         """Read rows a few at a time: thousands of new ones take a second, and the loop has other things to do."""
@@ -244,22 +171,5 @@ class Webfones:
             await asyncio.sleep(0)
         return parsed
 
-    async def _first_chunk(self, response: aiohttp.ClientResponse) -> bytes:
-        with self._trouble("a recording"):
-            first = await response.content.readany()
-        if not first:
-            raise OddAnswer("WebFones sent an empty recording; it was not taken over")
-        return first
 
-    async def _chunks(self, response: aiohttp.ClientResponse, first: bytes) -> AsyncGenerator[bytes, None]:
-        chunk = first
-        while chunk:
-            yield chunk
-            with self._trouble("a recording"):
-                chunk = await response.content.readany()
-
-
-async def _load(body: bytes) -> object:
-    if len(body) > _PARSED_BESIDE_THE_LOOP_BYTES:
-        return await asyncio.to_thread(wire.load_json, body)
-    return wire.load_json(body)
+_load = partial(load_json, name=wire.NAME)

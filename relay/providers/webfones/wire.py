@@ -8,9 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from json import loads as tolerant_loads
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -19,30 +17,25 @@ import orjson
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
 from relay.enrich.numbers import match_key, national_digits, read_number
-from relay.errors import OddAnswer, ProviderError, RateLimited, Unauthorized, Unavailable
+from relay.errors import OddAnswer, ProviderError
 from relay.model import Contact, Direction, Json, NumberType, Outcome, Party, Record
+from relay.providers import reading
 from relay.providers.base import BadRow, ContactChanges, excerpt
+from relay.providers.reading import LONGEST_CALL, Text, complaint, dumped, kept, seconds, shrunk, shrunk_row, text
 
+NAME: Final = "WebFones"
 MAPPING_VERSION: Final = 1
 """Raise it with every change of the mapping that changes a row's content."""
 
-LONGEST_TEXT: Final = 256
 MOST_CONTACTS_PER_NUMBER: Final = 20
-_LARGEST_RAW_BYTES: Final = 8192
 _LARGEST_CACHED_ROW_BYTES: Final = 2048
 _CACHED_ROWS: Final = 8192
-_LONGEST_CALL: Final = timedelta(hours=24)
 _CLOCK_SKEW: Final = timedelta(minutes=5)
-_LONGEST_RETRY_AFTER_S: Final = 3600.0
 
 _STAMP: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:?[0-9]{2})?"
 )
-_CLOCK: Final = re.compile(r"(?:([0-9]{1,3}):)?([0-9]{1,2}):([0-9]{2})(?:\.[0-9]+)?")
-_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NOT_LETTERS: Final = re.compile(r"[^A-Z]+")
-_AUDIO_TYPE: Final = re.compile(r"audio/[a-z0-9][a-z0-9.+-]{0,63}")
-_RESET_PARAMETER: Final = re.compile(r"\b(?:reset|t)\s*=\s*([0-9]{1,10})")
 
 _DIRECTIONS: Final[Mapping[str, Direction]] = {
     "INCOMING": Direction.INBOUND,
@@ -130,18 +123,6 @@ class CallListAnswer(BaseModel):
     records: list[Any]
 
 
-def load_json(body: bytes) -> object:
-    """Read a JSON body. One broken character must not hide all other rows: what orjson refuses is read tolerantly."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        return tolerant_loads(body.decode("utf-8-sig", "replace"), parse_constant=lambda _name: None)
-    except (ValueError, RecursionError):
-        raise OddAnswer("WebFones sent something that is not JSON; check base_url, and any proxy in between") from None
-
-
 def read_call_list(answer: object) -> list[object]:
     """Take the rows out of the call list's answer; raises OddAnswer when the answer contradicts itself."""
     try:
@@ -155,17 +136,6 @@ def read_call_list(answer: object) -> list[object]:
             f"WebFones announced {envelope.count} calls and sent {len(envelope.records)}; nothing of it was taken over"
         )
     return envelope.records
-
-
-def _text(value: object) -> str | None:
-    """Keep what can be read as text: trimmed, cut to LONGEST_TEXT, without control characters and half characters."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
-        value = str(value)
-    if not isinstance(value, str):
-        return None
-    return _UNPRINTABLE.sub(" ", value[: 4 * LONGEST_TEXT]).strip()[:LONGEST_TEXT].rstrip() or None
 
 
 def _rid(value: object) -> str:
@@ -196,19 +166,6 @@ def _stamp_or_none(value: object) -> datetime | None:
         return None
 
 
-def _seconds(value: object) -> float | None:
-    """Read 207, "207", 207.5 or "0:03:27"; whole seconds stay whole, impossible ones become None."""
-    if isinstance(value, str) and (clock := _CLOCK.fullmatch(value.strip())):
-        hours, minutes, seconds = (int(part or 0) for part in clock.groups())
-        value = hours * 3600 + minutes * 60 + seconds
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,6})?", value.strip()):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 7 * 86_400:
-        return None
-    return int(value) if value == int(value) else round(value, 3)
-
-
-Text = Annotated[str | None, BeforeValidator(_text)]
 MaybeStamp = Annotated[datetime | None, PlainValidator(_stamp_or_none)]
 
 
@@ -228,7 +185,7 @@ class CallRow(BaseModel):
     cidnumber_outside: Text = None
     cidnumber_inside: Text = None
     disposition: Text = None
-    duration: Annotated[float | None, PlainValidator(_seconds)] = Field(
+    duration: Annotated[float | None, PlainValidator(seconds)] = Field(
         None, validation_alias=AliasChoices("duration", "call_duration", "billsec")
     )
     answered: MaybeStamp = Field(None, validation_alias=AliasChoices("answer_timestamp", "answer_time", "answered_at"))
@@ -267,15 +224,15 @@ class _Unsettled:
 
 def _given_up(record: Record, seen_at: datetime) -> Record:
     """Take a row for finished that has not said so a day after its start: it will not, and the call must be told."""
-    if record.finished or seen_at - record.started_at < _LONGEST_CALL:
+    if record.finished or seen_at - record.started_at < LONGEST_CALL:
         return record
     return replace(record, finished=True)
 
 
 def parse_row(row: object, *, zone: ZoneInfo, region: str, seen_at: datetime) -> Record | BadRow:
     """Read one row; whatever it is, it becomes a Record or a BadRow. `zone` is that of its times."""
-    reading = _read(row, zone, region)
-    return reading.at(seen_at) if isinstance(reading, _Unsettled) else reading
+    read = _read(row, zone, region)
+    return read.at(seen_at) if isinstance(read, _Unsettled) else read
 
 
 def parse_rows(rows: Sequence[object], *, zone: ZoneInfo, region: str, seen_at: datetime) -> list[Record | BadRow]:
@@ -284,37 +241,27 @@ def parse_rows(rows: Sequence[object], *, zone: ZoneInfo, region: str, seen_at: 
 
 
 def _parse_again(row: object, zone: ZoneInfo, region: str, seen_at: datetime) -> Record | BadRow:
-    dumped = _dumped(row)
-    if dumped is None or len(dumped) > _LARGEST_CACHED_ROW_BYTES:
+    again = dumped(row)
+    if again is None or len(again) > _LARGEST_CACHED_ROW_BYTES:
         return parse_row(row, zone=zone, region=region, seen_at=seen_at)
-    reading = _read_once(dumped, zone, region)
-    return reading.at(seen_at) if isinstance(reading, _Unsettled) else reading
+    read = _read_once(again, zone, region)
+    return read.at(seen_at) if isinstance(read, _Unsettled) else read
 
 
 @lru_cache(maxsize=_CACHED_ROWS)
-def _read_once(dumped: bytes, zone: ZoneInfo, region: str) -> Record | BadRow | _Unsettled:
-    return _read(orjson.loads(dumped), zone, region)
-
-
-def _dumped(row: object) -> bytes | None:
-    try:
-        return orjson.dumps(row)
-    except (TypeError, RecursionError):
-        return None
+def _read_once(row: bytes, zone: ZoneInfo, region: str) -> Record | BadRow | _Unsettled:
+    return _read(orjson.loads(row), zone, region)
 
 
 def _read(row: object, zone: ZoneInfo, region: str) -> Record | BadRow | _Unsettled:
     if not isinstance(row, dict):
-        return BadRow("the row is not a JSON object", excerpt=excerpt({"row": _shrunk(row)}))
+        return BadRow("the row is not a JSON object", excerpt=excerpt({"row": shrunk(row)}))
     try:
         parsed = CallRow.model_validate(row)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = str(problem["loc"][0])
-        reason = f"{name} is missing" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
-        return BadRow(reason, key=_key_of(row), excerpt=excerpt(_shrunk_row(row)))
+        return BadRow(complaint(error), key=_key_of(row), excerpt=excerpt(shrunk_row(row)))
     first, second = _instants(parsed.call_timestamp, zone)
-    raw = _kept(row)
+    raw = kept(row, CallRow.model_fields)
     record = _record(parsed, first, zone, region, raw)
     if second is not None:
         return _Unsettled(record, _record(parsed, second, zone, region, raw))
@@ -392,32 +339,6 @@ def _outside(parsed: CallRow, region: str, direction: Direction) -> Party:
     return replace(party, name=parsed.cidname_outside)
 
 
-def _kept(row: Json) -> Json:
-    """Keep the row as it came; one that is huge, or that JSON cannot say again, only in part."""
-    for candidate in (row, _shrunk_row(row)):
-        dumped = _dumped(candidate)
-        if dumped is not None and len(dumped) <= _LARGEST_RAW_BYTES:
-            return candidate
-    return {name: value for name, value in _shrunk_row(row).items() if name in CallRow.model_fields}
-
-
-def _shrunk_row(row: Json) -> Json:
-    shrunk: Json = _shrunk(row)
-    return shrunk
-
-
-def _shrunk(value: Any, depth: int = 0) -> Any:
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, int | float | None):
-        return value if not isinstance(value, int) or abs(value) < 2**63 else None
-    if depth == 4:
-        return None
-    if isinstance(value, dict):
-        return {_text(name) or "": _shrunk(item, depth + 1) for name, item in list(value.items())[:64]}
-    return [_shrunk(item, depth + 1) for item in value[:64]]
-
-
 # -- contacts ---------------------------------------------------------------------------------------------------------
 
 
@@ -426,7 +347,7 @@ class ContactRow(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    uuid: Annotated[str, BeforeValidator(_text)]
+    uuid: Annotated[str, BeforeValidator(text)]
     firstname: Text = None
     lastname: Text = None
     organization: Text = None
@@ -556,7 +477,7 @@ def status_line(answer: object) -> tuple[bool, str]:
         status = StatusAnswer.model_validate(answer)
     except ValidationError:
         return False, "services: an answer that its document does not know"
-    services = [f"{_text(name) or '?'} {one.status or 'unknown'}" for name, one in sorted(status.services.items())]
+    services = [f"{text(name) or '?'} {one.status or 'unknown'}" for name, one in sorted(status.services.items())]
     well = status.status in ("healthy", "ok") and all(one.status == "online" for one in status.services.values())
     return well, "key accepted; services: " + (", ".join(services) or status.status or "unknown")
 
@@ -568,79 +489,16 @@ def refusal(
     status: int, body: bytes, headers: Mapping[str, str], *, what: str, host: str, now: datetime
 ) -> ProviderError:
     """Turn an unwanted answer into the error that says so; `what` is what was asked for, as in "the call list"."""
-    if status in (401, 403):
-        return Unauthorized(
-            f"WebFones at {host} refuses the key for {what} ({status}); set an API key that is valid for it",
-            status=status,
-        )
-    if status == 429:
-        bucket: Literal["key", "ip"] = "ip" if b"this ip" in body.lower() else "key"
-        whose = "from this address" if bucket == "ip" else "with this API key"
-        return RateLimited(
-            f"WebFones at {host} says there were too many requests {whose} ({what}); asking pauses for now",
-            bucket=bucket,
-            retry_after_s=retry_after_s(headers, now),
-        )
-    if status >= 500:
-        return Unavailable(f"WebFones at {host} failed to answer {what} ({status}); it will be asked again")
-    if 300 <= status < 400:
-        return OddAnswer(
-            f"WebFones at {host} redirects {what} ({status}), which is not followed since the key would go along; "
-            "set base_url to where the API is"
-        )
-    return OddAnswer(f"WebFones at {host} answered {what} with status {status}, which its document does not know")
-
-
-def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Read how long to wait, in seconds, from the first usual header that can be believed; None when there is none."""
-    hints = (
-        _plain_seconds(headers.get("Retry-After")),
-        _until(_http_date(headers.get("Retry-After")), now),
-        _plain_seconds(headers.get("RateLimit-Reset")),
-        _reset_parameter(headers.get("RateLimit")),
-        _until_epoch(headers.get("X-RateLimit-Reset"), now),
+    return reading.refusal(
+        status,
+        headers,
+        name=NAME,
+        what=what,
+        host=host,
+        now=now,
+        credential="key",
+        bucket="ip" if b"this ip" in body.lower() else "key",
     )
-    return next((min(max(hint, 1.0), _LONGEST_RETRY_AFTER_S) for hint in hints if hint is not None), None)
-
-
-def _plain_seconds(text: str | None) -> float | None:
-    text = (text or "").strip()
-    return float(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
-
-
-def _reset_parameter(text: str | None) -> float | None:
-    found = _RESET_PARAMETER.search(text or "")
-    return float(found.group(1)) if found else None
-
-
-def _until_epoch(text: str | None, now: datetime) -> float | None:
-    """`X-RateLimit-Reset` is the second of the reset since 1970, and with some servers the seconds until then."""
-    text = (text or "").strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= 10):
-        return None
-    value = float(text)
-    return value - now.timestamp() if value > 10**9 else value
-
-
-def _http_date(text: str | None) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(text or "")
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-
-
-def _until(moment: datetime | None, now: datetime) -> float | None:
-    return None if moment is None else (moment - now).total_seconds()
-
-
-def server_time(headers: Mapping[str, str]) -> datetime | None:
-    """Read the answer's `Date`, aware UTC; None when it has none, or nonsense."""
-    moment = _http_date(headers.get("Date"))
-    try:
-        return moment.astimezone(UTC) if moment else None
-    except OverflowError:
-        return None
 
 
 def recording_missing(status: int, body: bytes) -> Literal["no recording", "no call"] | None:
@@ -651,11 +509,3 @@ def recording_missing(status: int, body: bytes) -> Literal["no recording", "no c
     if status == 400 or (status == 404 and b"recording not found" in text):
         return "no call"
     return None
-
-
-def audio_type(content_type: str | None) -> str | None:
-    """Name the audio's type for storage and links; None when the answer is text and so no audio at all."""
-    kind = (content_type or "").partition(";")[0].strip().lower()
-    if kind.startswith("text/") or kind.endswith(("/json", "+json", "/xml", "+xml")):
-        return None
-    return kind if _AUDIO_TYPE.fullmatch(kind) else "application/octet-stream"

@@ -25,7 +25,9 @@ class WebfonesSubject:
         Refusal("bad_timestamp", 400, '{"error":"Invalid timestamp format"}', OddAnswer),
         Refusal("missing_key", 401, '{"error":"Missing API key"}', Unauthorized),
         Refusal("invalid_key", 403, '{"error":"Invalid API key"}', Unauthorized),
-        Refusal("too_many", 429, '{"error":"Too many requests for this API key, please try again later."}', RateLimited),
+        Refusal(
+            "too_many", 429, '{"error":"Too many requests for this API key"}', RateLimited
+        ),
         Refusal("server_error", 500, '{"error":"Internal server error"}', Unavailable),
         Refusal("bad_gateway", 502, '{"error":"Bad gateway"}', Unavailable),
         Refusal("unavailable", 503, '{"error":"Service unavailable"}', Unavailable),
@@ -64,9 +66,7 @@ class WebfonesSubject:
         self.simulator.misbehave(Fault(what=Mischief(what), on=Kind.RECORDS, times=times, rows=_HUGE_ROWS))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
-        fault = Fault(
-            what=Mischief.STATUS, on=Kind.RECORDS, times=times, status=refusal.status, body=refusal.body
-        )
+        fault = Fault(what=Mischief.STATUS, on=Kind.RECORDS, times=times, status=refusal.status, body=refusal.body)
         self.simulator.misbehave(fault)
 
     def behave(self) -> None:

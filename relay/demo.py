@@ -1,0 +1,465 @@
+"""`relay demo`: a simulated WebFones, the whole relay, and a subscriber that verifies, live and on loopback only.
+
+The relay is the very `relay up` that an operator starts, a process of its own with an embedded store in a temporary
+directory. Chaos kills it or its store with SIGKILL, and it goes on. What the subscriber heard is compared with what the
+provider has shown; the summary says what was lost.
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+import aiohttp
+from redis import Redis as BlockingRedis
+from redis.exceptions import RedisError
+from rich.console import Console, Group
+from rich.live import Live
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from relay.errors import RelayError, SettingsError
+from relay.human_time import in_words
+from relay.ledger.embedded import EmbeddedStore
+from relay.model import Json
+from relay.secrets import generate_whsec
+from relay.simulator.subscriber import Arrival, HookReport, VerifyingSubscriber
+from relay.simulator.timeline import CallPlan, Habits, calls, people
+from relay.simulator.webfones import Kind, WebfonesSimulator
+
+_KEY: Final = "demo-key"
+_HOOK: Final = "crm"
+_LOOK_EVERY_S: Final = 0.2
+_START_S: Final = 60.0
+_STOP_S: Final = 20.0
+_QUIET_S: Final = 1.0
+_LONGEST_QUIET_S: Final = 45.0
+_LONGEST_QUIET_IN_CHAOS_S: Final = 150.0
+"""What a killed process held is claimable again when its lease ends, which for a poll is two minutes."""
+_CHAOS_EVERY_S: Final = (3.5, 6.5)
+
+
+class DemoFailed(RelayError):
+    """The demo could not be played."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to play: for how long (None: until Ctrl-C), how busy, and with how much trouble."""
+
+    for_s: float | None = None
+    calls_per_minute: float = 30.0
+    chaos: bool = False
+    seed: int = 1
+
+    @property
+    def poll_interval_s(self) -> float:
+        """A poll each second is for the short demo: the provider's 1,000 requests in 15 minutes hold here too."""
+        return 1.0 if self.for_s is not None and self.for_s <= 300 else 2.0
+
+    def habits(self) -> Habits:
+        """Short calls of a busy office, whose audio is there when they are shown."""
+        return Habits(
+            calls_per_hour=self.calls_per_minute * 60,
+            ring_s=(0.5, 2.0),
+            talk_median_s=2.5,
+            talk_sigma=0.7,
+            talk_max_s=6.0,
+            visible_after_s=(0.2, 0.8),
+            late=0.0,
+            changed=0.08,
+            change_after_s=(2.0, 5.0),
+            recording_after_s=(0.0, 0.0),
+        )
+
+
+# -- what is seen -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class CallLine:
+    """A call that the provider shows; `contact` is what the relay has found out, once it was heard."""
+
+    at: datetime
+    rid: str
+    incoming: bool
+    number: str
+    name: str
+    outcome: str
+    contact: str = ""
+    heard_after_s: float | None = None
+
+    def text(self) -> str:
+        """Write it as a line."""
+        arrow = "←" if self.incoming else "→"
+        return f"{_clock(self.at)} call   {arrow} {self.number:<15} {self.name:<15} {self.outcome}"
+
+
+@dataclass(frozen=True, slots=True)
+class EventLine:
+    """An event that the subscriber has heard; its signature was right, or it would not be here."""
+
+    at: datetime
+    type: str
+    rid: str
+    after_s: float | None
+    about: str
+    url: str = ""
+
+    def text(self) -> str:
+        """Write it as a line."""
+        after = "" if self.after_s is None else f"{self.after_s:.2f} s"
+        about = f"  {self.about}" if self.about else ""
+        return f"{_clock(self.at)} event  ✓ {self.type:<25} {after:>8}{about}" + (f"  {self.url}" if self.url else "")
+
+
+@dataclass(slots=True)
+class Board:
+    """All that was seen so far, and what is new since the last look."""
+
+    provider: WebfonesSimulator
+    subscriber: VerifyingSubscriber
+    calls: dict[str, CallLine] = field(default_factory=dict)
+    events: list[EventLine] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    link: str = ""
+    kills: int = 0
+    status: str = "starting"
+    _arrivals: int = 0
+
+    def look(self, screen: "Screen") -> None:
+        """Take in what happened at both ends."""
+        shown = [plan for plan in self.provider.visible(_KEY, self.provider.clock()) if str(plan.rid) not in self.calls]
+        for plan in sorted(shown, key=lambda plan: plan.visible_at):
+            line = _call_line(plan)
+            self.calls[line.rid] = line
+            screen.call(line)
+        arrivals = self.subscriber.arrivals(_HOOK)
+        for arrival in arrivals[self._arrivals :]:
+            event = self._heard(arrival)
+            self.events.append(event)
+            screen.event(event)
+        self._arrivals = len(arrivals)
+
+    def note(self, text: str, screen: "Screen") -> None:
+        """Say what is being done to the relay."""
+        self.notes.append(text)
+        screen.note(text)
+
+    def _heard(self, arrival: Arrival) -> EventLine:
+        document = self.subscriber.event(_HOOK, arrival.event_id) or {}
+        call: Json = document.get("data", {}).get("call") or {}
+        line = self.calls.get(arrival.provider_call_id or "")
+        plan = self.provider.accounts[_KEY].plans.get(int(arrival.provider_call_id or 0))
+        after_s = _after_s(arrival, plan)
+        contact = _contact(call)
+        if line is not None:
+            line.contact = contact or line.contact
+            if arrival.type == "call.completed" and line.heard_after_s is None:
+                line.heard_after_s = after_s
+        url = ""
+        about = contact or (line.number if line else "")
+        if arrival.type == "call.recording.completed":
+            url = str(call.get("recording", {}).get("url") or "")
+            self.link = url or self.link
+        if arrival.type == "call.updated":
+            about = ", ".join(document.get("data", {}).get("changes", {}))
+        return EventLine(arrival.at, arrival.type, arrival.provider_call_id or "", after_s, about, url)
+
+    def latencies_s(self) -> list[float]:
+        """From a call's being shown by the provider to its being heard."""
+        return [line.heard_after_s for line in self.calls.values() if line.heard_after_s is not None]
+
+    def all_heard(self) -> bool:
+        """Whether every call that was made has been shown and told, with its recording."""
+        now = self.provider.clock()
+        plans = self.provider.accounts[_KEY].plans.values()
+        if any(plan.visible_at > now for plan in plans):
+            return False
+        report = self.report()
+        recorded = sum(plan.recording_at is not None for plan in plans)
+        told = report.types.get("call.recording.completed", 0) + report.types.get("call.recording.failed", 0)
+        return told >= recorded and not report.lost(str(plan.rid) for plan in plans)
+
+    def report(self) -> HookReport:
+        """What the subscriber makes of it."""
+        return self.subscriber.report().hooks[_HOOK]
+
+    def summary(self, *, interrupted: bool = False) -> "Summary":
+        """Compare both ends."""
+        plans = self.provider.visible(_KEY, self.provider.clock())
+        return summarise(
+            self.report(),
+            expected=[str(plan.rid) for plan in plans],
+            recordings=sum(plan.recording_at is not None for plan in plans),
+            latencies_s=self.latencies_s(),
+            kills=self.kills,
+            interrupted=interrupted,
+        )
+
+
+def _call_line(plan: CallPlan) -> CallLine:
+    outcome = plan.disposition.lower().replace(" ", "_")
+    incoming = plan.direction == "INCOMING"
+    return CallLine(plan.visible_at, str(plan.rid), incoming, plan.outside_number, plan.outside_name, outcome)
+
+
+def _after_s(arrival: Arrival, plan: CallPlan | None) -> float | None:
+    """How long after the provider showed it; an update counts from the change."""
+    if plan is None:
+        return None
+    since = plan.visible_at
+    if arrival.type == "call.updated":
+        since = max((change.at for change in plan.changes if change.at <= arrival.at), default=since)
+    return max((arrival.at - since).total_seconds(), 0.0)
+
+
+def _contact(call: Json) -> str:
+    contact = call.get("contact") or {}
+    if contact.get("lookup_status") != "matched":
+        return ""
+    return ", ".join(str(contact[name]) for name in ("name", "organization") if contact.get(name))
+
+
+def _clock(at: datetime) -> str:
+    return at.astimezone().strftime("%H:%M:%S")
+
+
+# -- what it came to --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the demo came to. Lost are calls that the provider has shown and nobody has heard of."""
+
+    made: int
+    told: int
+    lost: tuple[str, ...]
+    events: int
+    recordings: int
+    recordings_made: int
+    duplicates: int
+    signature_failures: int
+    order: tuple[str, ...]
+    changed_ids: tuple[str, ...]
+    others: tuple[str, ...]
+    p50_s: float | None
+    p99_s: float | None
+    kills: int = 0
+    interrupted: bool = False
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What must not happen, a sentence each. Duplicates are none: a kill between sending and noting makes one."""
+        found: list[str] = []
+        if self.lost and not self.interrupted:
+            found.append(f"{len(self.lost)} calls were lost: {', '.join(self.lost[:5])}")
+        if not self.made and not self.interrupted:
+            found.append("no call was made, so nothing was shown; play for longer, or with more calls a minute")
+        if self.signature_failures:
+            found.append(f"{self.signature_failures} signatures did not verify")
+        if self.changed_ids:
+            found.append(f"ids changed: {'; '.join(self.changed_ids[:3])}")
+        if self.order:
+            found.append(f"order per call was broken: {'; '.join(self.order[:3])}")
+        return (*found, *self.others)
+
+    def lines(self) -> list[str]:
+        """Write it for a person."""
+        lines = [
+            f"calls        {self.made} made, {self.told} told",
+            f"events       {self.events}",
+            f"recordings   {self.recordings} of {self.recordings_made}",
+            f"duplicates   {self.duplicates}",
+            f"order        {'broken' if self.order else 'kept for every call'}",
+            f"ids          {'changed' if self.changed_ids else 'one for each event'}",
+            f"signatures   {f'{self.signature_failures} wrong' if self.signature_failures else 'all verified'}",
+        ]
+        if self.p50_s is not None and self.p99_s is not None:
+            lines.append(f"freshness    p50 {self.p50_s:.2f} s, p99 {self.p99_s:.2f} s from shown to heard")
+        if self.kills:
+            lines.append(f"chaos        {self.kills} × kill -9, each followed by a restart")
+        if self.interrupted and self.lost:
+            lines.append(f"not awaited  {len(self.lost)} calls were still on their way")
+        lines += [f"✗ {problem}" for problem in self.problems]
+        if not self.problems and not self.interrupted:
+            lines.append("✓ nothing was lost")
+        return lines
+
+
+def summarise(
+    report: HookReport,
+    *,
+    expected: Sequence[str],
+    recordings: int,
+    latencies_s: Sequence[float],
+    kills: int = 0,
+    interrupted: bool = False,
+) -> Summary:
+    """Judge what a subscriber heard against what the provider has shown."""
+    lost = report.lost(expected)
+    others = {
+        f"{len(report.changed_bodies)} bodies changed between attempts": report.changed_bodies,
+        f"{len(report.mismatched_ids)} bodies carried another id than their webhook-id": report.mismatched_ids,
+        f"{report.unreadable} bodies were not readable": report.unreadable,
+    }
+    return Summary(
+        made=len(set(expected)),
+        told=len(set(expected)) - len(lost),
+        lost=lost,
+        events=report.events,
+        recordings=report.types.get("call.recording.completed", 0),
+        recordings_made=recordings,
+        duplicates=sum(report.duplicates.values()),
+        signature_failures=report.signature_failures,
+        order=report.order_violations,
+        changed_ids=report.changed_ids,
+        others=tuple(sentence for sentence, wrong in others.items() if wrong),
+        p50_s=percentile(latencies_s, 50),
+        p99_s=percentile(latencies_s, 99),
+        kills=kills,
+        interrupted=interrupted,
+    )
+
+
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """Give the value that `percent` of them do not exceed (nearest rank); None when there are none."""
+    if not values:
+        return None
+    rank = math.ceil(percent / 100 * len(values))
+    return sorted(values)[max(rank, 1) - 1]
+
+
+# -- how it is shown --------------------------------------------------------------------------------------------------
+
+
+class Screen(Protocol):
+    """Shows what happens."""
+
+    def call(self, line: CallLine) -> None: ...
+
+    def event(self, line: EventLine) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def refresh(self, board: Board) -> None: ...
+
+
+class Lines:
+    """A line for each thing: for logs, CI, and who does not like colours."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def call(self, line: CallLine) -> None:
+        self._write(line.text())
+
+    def event(self, line: EventLine) -> None:
+        self._write(line.text())
+
+    def note(self, text: str) -> None:
+        self._write(f"{_clock(datetime.now().astimezone())} demo   {text}")
+
+    def refresh(self, board: Board) -> None:
+        """Nothing to redraw."""
+
+    def _write(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Table2:
+    """Two tables that move, calls above and events below."""
+
+    def __init__(self, console: Console, live: Live) -> None:
+        self._console = console
+        self._live = live
+
+    def call(self, line: CallLine) -> None:
+        """Shown with the next redraw."""
+
+    def event(self, line: EventLine) -> None:
+        """Shown with the next redraw."""
+
+    def note(self, text: str) -> None:
+        """Shown with the next redraw."""
+
+    def refresh(self, board: Board) -> None:
+        """Draw all of it anew."""
+        rows = max(min((self._console.size.height - 12) // 2, 20), 3)
+        self._live.update(
+            Group(
+                _head(board),
+                Rule("calls at the provider", style="dim"),
+                _calls_table(list(board.calls.values())[-rows:]),
+                Rule("events at the subscriber", style="dim"),
+                _events_table(board.events[-rows:]),
+                _foot(board),
+            )
+        )
+
+
+def _head(board: Board) -> Text:
+    report = board.report()
+    told = f"{len(report.completed)} of {len(board.calls)} calls told"
+    wrong = report.signature_failures + len(report.order_violations) + len(report.changed_ids)
+    text = Text.assemble(
+        ("call relay ", "bold"), f"{board.status} · {told} · {report.events} events · ", f"{wrong} wrong"
+    )
+    p50 = percentile(board.latencies_s(), 50)
+    if p50 is not None:
+        text.append(f" · p50 {p50:.2f} s")
+    if board.kills:
+        text.append(f" · {board.kills} × kill -9", style="red")
+    return text
+
+
+def _calls_table(lines: Sequence[CallLine]) -> Table:
+    table = Table.grid(padding=(0, 1), expand=True)
+    for line in lines:
+        style = "green" if line.outcome == "answered" else "yellow"
+        heard = Text("✓", "green") if line.heard_after_s is not None else Text("…", "dim")
+        arrow = "←" if line.incoming else "→"
+        who = line.contact or Text(line.name, "dim")
+        table.add_row(_clock(line.at), arrow, line.number, who, Text(line.outcome, style), heard)
+    return table
+
+
+def _events_table(lines: Sequence[EventLine]) -> Table:
+    table = Table.grid(padding=(0, 1), expand=True)
+    for line in lines:
+        after = "" if line.after_s is None else f"{line.after_s:.2f} s"
+        about = Text("listen", f"link {line.url} underline blue") if line.url else Text(line.about)
+        table.add_row(_clock(line.at), Text("✓", "green"), line.type, after, about)
+    return table
+
+
+def _foot(board: Board) -> Group:
+    parts: list[Rule | Text] = [Rule(style="dim")]
+    if board.link:
+        parts.append(Text.assemble("newest recording: ", (board.link, f"link {board.link} blue")))
+    if board.notes:
+        parts.append(Text(board.notes[-1], "red" if "kill" in board.notes[-1] else "dim"))
+    return Group(*parts)
+
+
+@contextlib.contextmanager
+def _screen(console: Console) -> "contextlib._GeneratorContextManager[Screen]":  # type: ignore[misc]
+    if not console.is_terminal or os.environ.get("NO_COLOR"):
+        yield Lines(console)
+        return
+    with Live(console=console, refresh_per_second=5, transient=True) as live:
+        yield Table2(console, live)

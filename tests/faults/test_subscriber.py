@@ -1,0 +1,160 @@
+"""Subscribers that are slow, rude or gone: what they do to one delivery is contained, and everything else is told."""
+
+import pytest
+
+from tests.faults.harness import Json, Lab, deaf_port, until
+
+pytestmark = pytest.mark.faults
+
+HOSTILE: dict[str, Json] = {
+    "hangs": {"way": "hang"},
+    "drips its headers": {"way": "drip_head", "every_s": 0.2},
+    "drips its refusal": {"way": "drip", "status": 500, "every_s": 0.2},
+    "resets": {"way": "reset"},
+    "half a header": {"way": "half_head", "acts": False},
+    "an endless refusal": {"way": "endless", "status": 500},
+    "a gzip bomb": {"way": "gzip_bomb", "status": 500, "size_bytes": 4_000_000_000},
+    "a gigabyte": {"way": "big", "status": 500},
+    "redirects": {"status": 302, "headers": {"Location": "http://169.254.169.254/latest/meta-data"}},
+    "fails": {"status": 500},
+}
+RUDE_BUT_HEARD: dict[str, Json] = {
+    "an endless thank you": {"way": "endless"},
+    "a gigabyte of thanks": {"way": "big"},
+    "a gzip bomb of thanks": {"way": "gzip_bomb", "size_bytes": 4_000_000_000},
+}
+MOST_GROWTH_MB = 80
+
+
+def test_hostile_answers_cost_one_attempt_each(lab: Lab) -> None:
+    """Whatever a subscriber does instead of answering, the event is told later, others at once, and memory stays."""
+    _, worker = lab.start_all("a", "b", timeout_s=1)
+    lab.call(3)
+    until(lambda: lab.heard() == 3, "all is warm")
+    before_mb = worker.resident_mb()
+    lab.simulator.behave(*({**way, "times": 2} for way in HOSTILE.values()), hooks=["a"])
+    lab.call(2 * len(HOSTILE))
+    until(lambda: lab.heard(hooks=["b"]) == len(lab.expected), "the other subscriber hears all")
+    until(lambda: lab.simulator.hook("a")["received"] >= 3 + 2 * len(HOSTILE), "each event was refused once")
+
+    figures = lab.finish("hostile answers")
+
+    assert figures.duplicates == 0
+    hook = lab.simulator.hook("a")
+    assert hook["retries"] == 2 * len(HOSTILE), "one attempt each was lost on them"
+    assert worker.resident_mb() - before_mb < MOST_GROWTH_MB
+
+
+def test_a_rude_thank_you_is_a_thank_you(lab: Lab) -> None:
+    """The status was 2xx: the event counts as heard, however much follows, and is not told again."""
+    _, worker = lab.start_all("a", timeout_s=2)
+    lab.call(3)
+    until(lambda: lab.heard() == 3, "all is warm")
+    before_mb = worker.resident_mb()
+    lab.simulator.behave(*({**way, "times": 2} for way in RUDE_BUT_HEARD.values()))
+    lab.call(2 * len(RUDE_BUT_HEARD))
+
+    figures = lab.finish("rude thanks")
+
+    assert figures.duplicates == 0
+    assert worker.resident_mb() - before_mb < MOST_GROWTH_MB
+
+
+STORMS = [
+    pytest.param(20, 7, id="short"),
+    pytest.param(300, 20, id="long", marks=[pytest.mark.long, pytest.mark.timeout(300)]),
+]
+
+
+@pytest.mark.parametrize(("count", "wait_s"), STORMS)
+def test_a_storm_of_429_is_waited_out(lab: Lab, count: int, wait_s: int) -> None:
+    """Nothing is sent again before the time that `Retry-After` names, and then everything is told."""
+    lab.start_all("a", "b")
+    lab.simulator.behave({"status": 429, "headers": {"Retry-After": str(wait_s)}, "times": count}, hooks=["a"])
+    lab.call(count)
+    until(lambda: lab.heard(hooks=["b"]) == count, "the other subscriber hears all")
+
+    figures = lab.finish(f"{count} answers 429", within_s=wait_s * 2 + 60)
+
+    assert figures.duplicates == 0
+    first: dict[str, float] = {}
+    for arrival in lab.simulator.arrivals("a"):
+        asked_s = first.setdefault(arrival["event_id"], arrival["monotonic_s"])
+        if arrival["accepted"]:
+            waited_s = arrival["monotonic_s"] - asked_s
+            assert waited_s == 0 or waited_s >= wait_s - 0.1, f"asked to wait {wait_s} s, waited {waited_s:.2f} s"
+    assert lab.simulator.hook("a")["retries"] == count
+
+
+BACKLOGS = [pytest.param(40, id="short"), pytest.param(1_000, id="long", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("count", BACKLOGS)
+def test_a_410_in_the_middle_of_a_backlog_stops_that_subscriber_only(lab: Lab, count: int) -> None:
+    """The subscriber wants no more: it gets no more than was in flight, nothing listed for it is lost, others hear all."""
+    poller, worker = lab.start_all("a", "b")
+    lab.simulator.behave({"delay_s": 0.02, "times": count // 4}, {"status": 410}, hooks=["a"])
+    lab.call(count)
+    until(lambda: lab.heard(hooks=["b"]) == count, "the other subscriber hears all")
+    until(lambda: worker.lines("subscription_disabled"), "the subscription is disabled")
+    until(lambda: lab.store.leased("deliver") == 0, "nothing is in flight")
+    seen = lab.simulator.hook("a")
+    lab.call(5)
+    until(lambda: lab.heard(hooks=["b"]) == count + 5, "later calls are told to the other")
+
+    assert seen["accepted"] == count // 4
+    assert seen["received"] - seen["accepted"] <= 10, "no more than was in flight heard of it"
+    assert lab.simulator.hook("a")["received"] == seen["received"], "not one post more"
+    states = list(lab.store.states("a").values())
+    assert states.count("delivered") == count // 4
+    assert len(states) == count + 5, "what was not told is listed"
+    assert states.count("missing") == 5, "what came while it was off is marked as missing"
+    lab.hooks = ("b",)
+    figures = lab.figures(lab.store)
+    figures.assert_kept()
+    assert (poller.runs, worker.runs) == (True, True)
+
+
+SLOWNESS = [
+    pytest.param(60, 2.0, 1.6, 30, id="short"),
+    pytest.param(400, 15.0, 14.0, 50, id="long", marks=[pytest.mark.long, pytest.mark.timeout(400)]),
+]
+
+
+@pytest.mark.parametrize(("count", "timeout_s", "delay_s", "at_once"), SLOWNESS)
+def test_a_slow_subscriber_with_a_backlog_hears_nothing_twice(
+    lab: Lab, count: int, timeout_s: float, delay_s: float, at_once: int
+) -> None:
+    """Answers that take almost as long as they may, and hundreds waiting: no lease ends before its answer is settled."""
+    lab.start_all("a", "b", timeout_s=timeout_s, subscription={"max_in_flight": at_once})
+    lab.simulator.behave({"delay_s": delay_s}, hooks=["a"])
+    lab.call(count)
+    until(lambda: lab.heard(hooks=["b"]) == count, "the fast subscriber hears all")
+    assert lab.heard(hooks=["a"]) < count, "long before the slow one"
+
+    figures = lab.finish(f"{count} waiting for answers of {delay_s} s", within_s=count / at_once * delay_s + 90)
+
+    assert figures.duplicates == 0
+    hook = lab.simulator.hook("a")
+    assert hook["retries"] == 0
+    assert hook["in_flight_peak"] <= at_once
+
+
+def test_a_subscriber_that_takes_no_bytes_holds_up_nobody_else(lab: Lab) -> None:
+    """One subscriber accepts connections and reads nothing; the other hears every call as if there were no other."""
+    lab.start_simulator("b")
+    lab.start_store()
+    with deaf_port() as port:
+        urls = {"deaf": f"http://127.0.0.1:{port}/", "b": f"{lab.simulator.subscriber_url}/hook/b"}
+        lab.configure(urls=urls, timeout_s=15)
+        lab.start("poller")
+        worker = lab.start("worker")
+        lab.await_first_poll()
+        lab.call(60)
+        until(lambda: lab.heard() == 60, "the other subscriber hears all", within_s=14)
+
+        assert lab.store.leased("deliver") == 10, "ten attempts wait for the deaf one"
+        figures = lab.figures(lab.store)
+        figures.assert_kept()
+        assert figures.duplicates == 0
+        worker.kill()

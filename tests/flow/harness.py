@@ -1,0 +1,153 @@
+"""A relay inside the test: the real ledger, runners and sender, a verifying subscriber on loopback, no provider.
+
+Calls are admitted by hand, so a test says exactly what became known and when.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from redis.asyncio import Redis
+
+from relay.ledger import ids, keys
+from relay.ledger.calls import Row
+from relay.ledger.deliveries import DeliveryState
+from relay.model import Direction, Outcome, Party, Record
+from relay.runtime import Runtime, open_runtime
+from relay.settings import Settings
+from relay.simulator.subscriber import HookReport, VerifyingSubscriber
+from workers.runners import add_runners
+
+SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
+KEY = "k" * 40
+T = TypeVar("T")
+
+
+@dataclass
+class RelayHarness:
+    """A running worker and its subscriber."""
+
+    runtime: Runtime
+    subscriber: VerifyingSubscriber
+    redis: Redis
+    _made: int = field(default=0)
+
+    async def call(self, key: str | None = None, **fields: Any) -> str:
+        """Admit a finished call (or a new version of one) of source `main`; gives its id."""
+        self._made += 1
+        key = key or str(1000 + self._made)
+        values: dict[str, Any] = {
+            "key": key,
+            "started_at": datetime(2026, 11, 20, 12, 0, self._made % 60, tzinfo=UTC),
+            "local_date": "2026-11-20",
+            "direction": Direction.INBOUND,
+            "outcome": Outcome.NO_ANSWER,
+            "external": Party(number="+15551230001", raw="(555) 123-0001"),
+        }
+        record = Record(**values | fields)
+        await self.runtime.ledger.admit("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+        self.runtime.wakes("enrich")
+        return ids.call_id("main", key)
+
+    def event_of(self, key: str, event_type: str = "call.completed") -> str:
+        """The id of a call's event."""
+        return ids.event_id("main", key, event_type)
+
+    async def state(self, eid: str, sub: str = "a") -> DeliveryState:
+        """The state of a delivery in the store."""
+        return DeliveryState.read(await self.redis.hget(keys.deliveries(eid), sub) or b"")  # type: ignore[misc]
+
+    async def until_state(self, eid: str, *statuses: str, sub: str = "a", timeout_s: float = 10) -> DeliveryState:
+        """Wait until a delivery stands at one of the statuses."""
+        return await eventually(
+            lambda: self.state(eid, sub), lambda state: state.status in statuses, timeout_s=timeout_s
+        )
+
+    async def until_attempts(self, eid: str, attempts: int, sub: str = "a") -> DeliveryState:
+        """Wait until so many attempts of a delivery were settled."""
+        return await eventually(lambda: self.state(eid, sub), lambda state: state.attempts >= attempts)
+
+    async def until_heard(self, hook: str, count: int, timeout_s: float = 10) -> None:
+        """Wait until a hook accepted so many events."""
+        await self.subscriber.until(lambda: self.report(hook).accepted >= count, timeout_s=timeout_s)
+
+    def report(self, hook: str = "a") -> HookReport:
+        """What a hook has heard."""
+        return self.subscriber.report().hooks[hook]
+
+    async def due_now(self, sub: str, subject: str) -> None:
+        """Let a waiting attempt be due: the schedule's waits are not sat out in tests."""
+        await self.redis.zadd(keys.waiting("deliver", sub), {subject: 1})
+        await self.runtime.lanes["deliver"].change([("cap", sub, 10, 0)])  # rescores the partition
+        self.runtime.wakes("deliver")
+
+    async def open_gate(self, sub: str) -> None:
+        """Let a breaker's pause be over."""
+        await self.runtime.lanes["deliver"].gate(sub, 1)
+        self.runtime.wakes("deliver")
+
+
+@contextlib.asynccontextmanager
+async def relay_harness(
+    redis: Redis, valkey_url: str, tmp_path: Path, subscriptions: dict[str, dict[str, Any]] | None = None, **top: Any
+) -> AsyncIterator[RelayHarness]:
+    """Run a worker whose subscriptions, one hook each, are named by `subscriptions` (default: one, `a`)."""
+    subscriptions = subscriptions if subscriptions is not None else {"a": {}}
+    subscriber = VerifyingSubscriber()
+    for name in subscriptions:
+        subscriber.add_hook(name, SECRET)
+    async with subscriber.serve() as base:
+        document: dict[str, Any] = {
+            "data_dir": str(tmp_path),
+            "delivery": {"allowed_networks": ["127.0.0.0/8"], "timeout_s": top.pop("timeout_s", 5)},
+            "sources": {
+                "main": {
+                    "provider": "webfones",
+                    "base_url": "http://127.0.0.1:9",
+                    "api_key": "unused",
+                    "contacts": False,
+                    "recordings": False,
+                }
+            },
+            "subscriptions": {
+                name: {"url": f"{base}/hook/{name}", "secret": SECRET, **options}
+                for name, options in subscriptions.items()
+            },
+            **top,
+        }
+        settings = read_settings(document)
+        async with open_runtime(settings, redis_url=valkey_url, secret_keys=[KEY]) as runtime:
+            add_runners(runtime)
+            stop = asyncio.Event()
+            running = asyncio.create_task(runtime.run(stop, drain_s=5))
+            try:
+                yield RelayHarness(runtime, subscriber, redis)
+            finally:
+                stop.set()
+                await running
+
+
+async def eventually(read: Callable[[], Awaitable[T]], holds: Callable[[T], bool], *, timeout_s: float = 10) -> T:
+    """Read until what was read holds; a TimeoutError when it never does."""
+    async with asyncio.timeout(timeout_s):
+        while not holds(value := await read()):  # noqa: ASYNC110 - the store tells nobody
+            await asyncio.sleep(0.01)
+    return value
+
+
+def read_settings(document: dict[str, Any]) -> Settings:
+    """Read settings as the relay does, from a file."""
+    import tempfile
+
+    import yaml
+
+    from relay.settings import load
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(document, file)
+        file.flush()
+        return load(Path(file.name), {})

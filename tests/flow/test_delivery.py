@@ -1,0 +1,255 @@
+"""Delivery against a subscriber that misbehaves: promises 3, 4 and 5, and what an operator counts on."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from relay.ledger import ids, keys
+from relay.ledger.health import read_health
+from relay.model import Outcome
+from relay.simulator.subscriber import Behaviour, Way
+from tests.flow.harness import RelayHarness, eventually, relay_harness
+
+Start = Callable[..., AbstractAsyncContextManager[RelayHarness]]
+
+
+@pytest.fixture
+def start(redis: Redis, valkey_url: str, tmp_path: Path) -> Start:
+    def run(
+        subscriptions: dict[str, dict[str, Any]] | None = None, **top: Any
+    ) -> AbstractAsyncContextManager[RelayHarness]:
+        return relay_harness(redis, valkey_url, tmp_path, subscriptions, **top)
+
+    return run
+
+
+async def test_an_event_is_heard_once_signed_and_with_its_id(start: Start) -> None:
+    """A call goes in, a verified event comes out."""
+    async with start() as relay:
+        await relay.call("1")
+        await relay.until_heard("a", 1)
+
+        state = await relay.until_state(relay.event_of("1"), "delivered")
+        assert state.attempts == 1
+        assert relay.report().problems() == ()
+        assert relay.report().events == 1
+
+
+async def test_a_failed_attempt_is_retried_and_kept_with_its_words(start: Start) -> None:
+    """A 500 is tried again after the first step; the attempts say what happened."""
+    async with start() as relay:
+        relay.subscriber.behave("a", Behaviour(status=500, times=1))
+        cid = await relay.call("1")
+        state = await relay.until_attempts(relay.event_of("1"), 1)
+        waits_ms = state.next_ms - state.at_ms
+
+        await relay.due_now("a", cid)
+        state = await relay.until_state(relay.event_of("1"), "delivered")
+
+        assert 5000 <= waits_ms <= 6000
+        assert [each["outcome"] for each in state.log] == ["rejected", "delivered"]
+        assert state.log[0]["words"] == "answered 500"
+        assert relay.report().duplicates == {}
+
+
+async def test_events_of_one_call_keep_their_order_and_others_go_on(start: Start) -> None:
+    """While the first event of a call waits for its retry, its update waits behind it; another call is heard."""
+    async with start() as relay:
+        relay.subscriber.behave("a", Behaviour(status=500, times=1))
+        cid = await relay.call("1")
+        await relay.until_attempts(relay.event_of("1"), 1)
+        await relay.call("1", outcome=Outcome.ANSWERED)
+        await relay.call("2")
+        await relay.until_heard("a", 1)
+        heard_meanwhile = relay.report().completed
+
+        await relay.due_now("a", cid)
+        await relay.until_heard("a", 3)
+
+        assert set(heard_meanwhile) == {"2"}
+        assert relay.report().problems() == ()
+        assert relay.report().types == {"call.completed": 2, "call.updated": 1}
+
+
+async def test_410_switches_the_subscription_off_and_loses_nothing_that_is_listed(start: Start) -> None:
+    """Zapier's "off": nothing more is posted, what was queued stays, what comes later is written down as missing."""
+    async with start() as relay:
+        relay.subscriber.behave("a", Behaviour(status=410, times=1))
+        await relay.call("1")
+        await eventually(lambda: read_health(relay.redis, "a"), lambda health: bool(health.off))
+        health = await read_health(relay.redis, "a")
+        await relay.call("2")
+        await relay.until_state(relay.event_of("2"), "missing")
+        assert relay.report().received == 1
+        assert "410" in health.off
+
+        await relay.runtime.lanes["deliver"].off("a", None)
+        relay.runtime.wakes("deliver")
+        await relay.until_heard("a", 1)
+        letters = await relay.runtime.ledger.replay(
+            relay.event_of("2"), ids.call_id("main", "2"), ["a"], at_ms=1, force=False
+        )
+        await relay.until_heard("a", 2)
+
+        assert letters == "q"
+        assert set(relay.report().completed) == {"1", "2"}
+
+
+async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> None:
+    """`call.completed` was given up and `call.updated` waits: the replayed one goes first."""
+    async with start() as relay:
+        relay.subscriber.behave("a", Behaviour(status=500))
+        cid = await relay.call("1")
+        first = relay.event_of("1")
+        await relay.until_attempts(first, 1)
+        # Its schedule ends: 100 hours pass for this event only.
+        await relay.redis.hset(keys.deliveries(first), "a", '{"s":"waiting","n":20}')  # type: ignore[misc]
+        await relay.due_now("a", cid)
+        await relay.until_state(first, "exhausted")
+        dead = await relay.redis.zrange(keys.DEAD, 0, -1)
+        await relay.call("1", outcome=Outcome.ANSWERED)
+        update_pending = keys.pending("a", cid)
+        await eventually(lambda: relay.redis.zcard(update_pending), bool)
+
+        relay.subscriber.behave("a")
+        letters = await relay.runtime.ledger.replay(
+            first, cid, ["a"], at_ms=relay.runtime.lanes["deliver"].store_now_ms, force=False
+        )
+        relay.runtime.wakes("deliver")
+        await relay.until_heard("a", 1)
+        await relay.due_now("a", cid)
+        await relay.until_heard("a", 2)
+
+        assert dead == [f"a\x1f{first}".encode()]
+        assert letters == "q"
+        assert relay.report().order_violations == ()
+        assert await relay.redis.zcard(keys.DEAD) == 0
+
+
+async def test_replay_repeats_nothing_that_was_heard_unless_forced(start: Start) -> None:
+    """A delivered event is left alone; `force` sends it again under the same id."""
+    async with start() as relay:
+        cid = await relay.call("1")
+        await relay.until_state(relay.event_of("1"), "delivered")
+
+        left_alone = await relay.runtime.ledger.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=False)
+        forced = await relay.runtime.ledger.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=True)
+        relay.runtime.wakes("deliver")
+        await relay.until_heard("a", 2)
+
+        assert (left_alone, forced) == ("d", "q")
+        assert sum(relay.report().duplicates.values()) >= 1
+
+
+async def test_the_breaker_opens_spends_no_attempts_and_one_probe_closes_it(start: Start) -> None:
+    """Five failures in a row hold everything back; then one call is tried, and when it is heard all of them are."""
+    async with start() as relay:
+        relay.subscriber.behave("a", Behaviour(status=500))
+        for key in range(8):
+            await relay.call(str(key))
+        await eventually(lambda: read_health(relay.redis, "a"), lambda health: health.breaker_open)
+        received = relay.report().received
+        relay.subscriber.behave("a")
+        await relay.call("late")
+        index = await relay.redis.zscore(keys.lane("deliver"), "a")
+        now_ms = relay.runtime.lanes["deliver"].store_now_ms
+
+        assert index is not None
+        assert index > now_ms + 20_000
+        await relay.open_gate("a")
+        await relay.until_heard("a", 1)
+        await eventually(lambda: read_health(relay.redis, "a"), lambda health: not health.breaker_open)
+        await relay.until_state(relay.event_of("late"), "delivered")
+        assert received <= 8 + 5
+        assert (await read_health(relay.redis, "a")).failing_since_ms == 0
+
+
+async def test_a_hung_subscriber_delays_nobody_else(start: Start) -> None:
+    """One hook accepts and never answers; the other hears its calls at once."""
+    async with start({"hung": {}, "well": {}}, timeout_s=3) as relay:
+        relay.subscriber.behave("hung", Behaviour(way=Way.HANG))
+        for key in range(30):
+            await relay.call(str(key))
+        await relay.until_heard("well", 30, timeout_s=2.5)
+
+        assert relay.report("well").problems() == ()
+        assert relay.report("hung").accepted == 0
+
+
+async def test_at_most_once_is_not_repeated_after_a_time_out(start: Start) -> None:
+    """The subscriber acted and did not answer: the outcome is unknown, and the event is not sent again."""
+    async with start({"a": {"delivery": "at_most_once"}}, timeout_s=1) as relay:
+        relay.subscriber.behave("a", Behaviour(way=Way.ACT_THEN_HANG, times=1))
+        await relay.call("1")
+        state = await relay.until_state(relay.event_of("1"), "unknown")
+        await relay.call("2")
+        await relay.until_state(relay.event_of("2"), "delivered")
+
+        assert state.log[-1]["outcome"] == "timed_out"
+        assert relay.report().duplicates == {}
+        assert relay.report().received == 2
+
+
+async def test_at_most_once_finds_the_intent_of_a_worker_that_died(start: Start) -> None:
+    """A claim that finds an intent cannot know what became of it: it ends as unknown, unsent."""
+    async with start({"a": {"delivery": "at_most_once", "enabled": False}}) as relay:
+        await relay.call("1")
+        eid = relay.event_of("1")
+        await relay.until_state(eid, "missing")
+        await relay.runtime.lanes["deliver"].off("a", None)
+        cid = ids.call_id("main", "1")
+        await relay.runtime.ledger.replay(eid, cid, ["a"], at_ms=1, force=False)
+        await relay.redis.hset(keys.deliveries(eid), "a", '{"s":"intent","n":1}')  # type: ignore[misc]
+        relay.runtime.wakes("deliver")
+        await relay.until_state(eid, "unknown")
+
+        assert relay.report().received == 0
+
+
+async def test_a_refused_connection_under_at_most_once_is_tried_again(start: Start, free_port: int) -> None:
+    """Nothing was sent, so nothing can have been acted on: the schedule goes on."""
+    url = {"delivery": "at_most_once", "url": f"http://127.0.0.1:{free_port}/"}
+    async with start({"a": url}) as relay:
+        await relay.call("1")
+        state = await relay.until_attempts(relay.event_of("1"), 1)
+
+        assert state.status == "waiting"
+        assert state.log[0]["outcome"] == "unreachable"
+
+
+async def test_a_failing_subscription_is_announced_well_before_it_is_switched_off(start: Start) -> None:
+    """From the 4th failed attempt those who asked are told the date; after 5 days without one success it is off."""
+    async with start({"a": {}, "ops": {"events": ["subscription.*"]}}) as relay:
+        relay.subscriber.behave("a", Behaviour(status=404))
+        cid = await relay.call("1")
+        eid = relay.event_of("1")
+        for attempt in range(1, 5):
+            await relay.until_attempts(eid, attempt)
+            if attempt < 4:
+                await relay.due_now("a", cid)
+        await relay.until_heard("ops", 1)
+        six_days_ago = relay.runtime.lanes["deliver"].store_now_ms - 6 * 86_400_000
+        await relay.redis.hset(keys.partition("deliver", "a"), "failing_since", str(six_days_ago))  # type: ignore[misc]
+        await relay.due_now("a", cid)
+        await relay.until_heard("ops", 2)
+
+        assert relay.report("ops").types == {"subscription.failing": 1, "subscription.disabled": 1}
+        assert "5 days" in (await read_health(relay.redis, "a")).off
+
+
+async def test_the_rate_holds_over_any_ten_seconds(start: Start) -> None:
+    """`rate_per_s: 20` lets at most 200 posts into any 10 s; scaled here to what a short run can show."""
+    async with start({"a": {"rate_per_s": 20, "max_in_flight": 100}}) as relay:
+        for key in range(60):
+            await relay.call(str(key))
+        await relay.until_heard("a", 60)
+        arrivals = sorted(each.monotonic_s for each in relay.subscriber.arrivals("a"))
+
+        # 2 at once, then 198 more in 10 s: no second can hold more than 2 + 20.
+        most = max(sum(1 for other in arrivals if at <= other < at + 1) for at in arrivals)
+        assert most <= 23
+        assert arrivals[-1] - arrivals[0] >= 2.5

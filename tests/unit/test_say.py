@@ -1,0 +1,501 @@
+"""What is owed for a call: tables of what is held, folded, updated and said once, and the properties behind them."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.events.say import (
+    API_VERSION,
+    NO_CONTACT,
+    NO_RECORDING,
+    Draft,
+    Owed,
+    Rules,
+    Wait,
+    contact_hold_left_ms,
+    recording_of,
+    what_to_say,
+)
+from relay.ledger import ids
+from relay.ledger.calls import StoredCall
+from relay.model import Direction, Json, NumberType, Outcome, Party, Record
+
+READY_MS = 1_751_403_284_000
+RULES = Rules("webfones", "UTC", True, True, 5_000, 30_000, "https://relay.example.com")
+PLAIN = replace(RULES, contacts=False, recordings=False)
+MATCHED: Json = NO_CONTACT | {"lookup_status": "matched", "count": 1, "id": "c1", "name": "Jo"}
+NOBODY: Json = NO_CONTACT | {"lookup_status": "none"}
+AUDIO: Json = NO_RECORDING | {"status": "available", "size_bytes": 320, "path": "2025/07/01/call.wav"}
+NO_AUDIO: Json = NO_RECORDING | {"status": "none"}
+LOST_AUDIO: Json = NO_RECORDING | {"status": "unavailable"}
+LATER_MS = READY_MS + 3_600_000
+
+
+def record(**fields: Any) -> Json:
+    caller = Party("+12125550100", "(212) 555-0100", NumberType.E164)
+    defaults: dict[str, Any] = {
+        "key": "7",
+        "started_at": datetime(2025, 7, 1, 20, 54, tzinfo=UTC),
+        "local_date": "2025-07-01",
+        "direction": Direction.INBOUND,
+        "outcome": Outcome.ANSWERED,
+        "caller": caller,
+        "external": caller,
+        "duration_seconds": 12.5,
+    }
+    return Record(**defaults | fields).content()
+
+
+def stored(**parts: Any) -> StoredCall:
+    defaults: dict[str, Any] = {
+        "id": ids.call_id("main", "7"),
+        "source_id": "main",
+        "key": "7",
+        "version": 1,
+        "finished": True,
+        "started_ms": READY_MS - 60_000,
+        "first_seen_ms": READY_MS,
+        "ready_ms": READY_MS,
+        "via": "poll",
+        "record": record(),
+    }
+    return StoredCall(**defaults | parts)
+
+
+def owed(call: StoredCall, *, now_ms: int = LATER_MS, rules: Rules = RULES) -> Owed:
+    verdict = what_to_say(call, now_ms=now_ms, rules=rules)
+    assert isinstance(verdict, Owed), verdict
+    return verdict
+
+
+def types(verdict: Owed) -> list[str]:
+    return [draft.type for draft in verdict.events]
+
+
+def heard(call: StoredCall, *, rules: Rules = RULES) -> StoredCall:
+    """The call after everything owed was said, as the store gives it back."""
+    said = owed(call, rules=rules).said
+    return call if said is None else replace(call, said=orjson.loads(orjson.dumps(said)), version=call.version + 1)
+
+
+def the(verdict: Owed, event_type: str) -> Draft:
+    [draft] = [draft for draft in verdict.events if draft.type == event_type]
+    return draft
+
+
+# Holds
+
+
+@pytest.mark.parametrize(
+    ("parts", "rules", "waits_ms"),
+    [
+        ({}, RULES, 30_000),
+        ({"contact": MATCHED}, RULES, 30_000),
+        ({"recording": NO_AUDIO}, RULES, 5_000),
+        ({"recording": AUDIO}, RULES, 5_000),
+        ({"recording": LOST_AUDIO}, RULES, 5_000),
+        ({"record": record(outcome=Outcome.NO_ANSWER)}, RULES, 5_000),
+        ({"recording": NO_AUDIO, "contact": NO_CONTACT | {"lookup_status": "unavailable"}}, RULES, 5_000),
+        ({"recording": NO_AUDIO, "contact": MATCHED}, RULES, 0),
+        ({"recording": NO_AUDIO, "contact": NOBODY}, RULES, 0),
+        ({"recording": NO_AUDIO, "contact": NO_CONTACT}, RULES, 0),
+        ({}, replace(RULES, contacts=False), 30_000),
+        ({}, replace(RULES, recordings=False), 5_000),
+        ({}, replace(RULES, hold_for_recording_ms=0), 5_000),
+        ({}, replace(RULES, hold_for_recording_ms=0, hold_for_contact_ms=0), 0),
+        ({}, PLAIN, 0),
+    ],
+)
+def test_an_event_is_held_for_what_may_still_come_and_no_longer(
+    parts: dict[str, Any], rules: Rules, waits_ms: int
+) -> None:
+    """The longest hold that still has something to wait for decides; to the millisecond nothing is said before."""
+    call = stored(**parts)
+
+    assert types(owed(call, now_ms=READY_MS + waits_ms, rules=rules))[0] == "call.completed"
+    if waits_ms:
+        assert what_to_say(call, now_ms=READY_MS, rules=rules) == Wait(waits_ms)
+        assert what_to_say(call, now_ms=READY_MS + waits_ms - 1, rules=rules) == Wait(1)
+
+
+def test_the_hold_counts_from_the_end_of_the_call_not_from_its_first_sight() -> None:
+    """A call that was watched for an hour before it finished still waits for its contact."""
+    call = stored(first_seen_ms=READY_MS - 3_600_000, recording=NO_AUDIO)
+
+    assert what_to_say(call, now_ms=READY_MS, rules=RULES) == Wait(5_000)
+
+
+def test_a_call_that_goes_on_is_not_told_however_long_it_waits() -> None:
+    """A row of an unfinished call is remembered, nothing more."""
+    call = stored(finished=False, contact=MATCHED, recording=AUDIO)
+
+    assert what_to_say(call, now_ms=LATER_MS, rules=RULES) == Owed((), None)
+
+
+def test_a_told_call_is_never_held_again() -> None:
+    """After the first event each difference goes out at once."""
+    call = replace(heard(stored()), record=record(status_raw="BUSY"))
+
+    assert types(owed(call, now_ms=READY_MS)) == ["call.updated"]
+
+
+def test_the_contact_may_hold_a_call_up_until_it_is_settled() -> None:
+    """`unavailable` is no answer: the hold goes on while it is tried again."""
+    unavailable = NO_CONTACT | {"lookup_status": "unavailable"}
+
+    assert contact_hold_left_ms(stored(), now_ms=READY_MS + 1, rules=RULES) == 4_999
+    assert contact_hold_left_ms(stored(contact=unavailable), now_ms=READY_MS, rules=RULES) == 5_000
+    assert contact_hold_left_ms(stored(contact=MATCHED), now_ms=READY_MS, rules=RULES) == 0
+    assert contact_hold_left_ms(stored(), now_ms=LATER_MS, rules=RULES) == 0
+    assert contact_hold_left_ms(stored(), now_ms=READY_MS, rules=PLAIN) == 0
+
+
+# The first event
+
+
+def test_what_changed_while_held_is_folded_into_the_first_event() -> None:
+    """A row that is corrected within the hold makes one event with the correction, not two."""
+    call = stored()
+    assert isinstance(what_to_say(call, now_ms=READY_MS + 1, rules=RULES), Wait)
+    corrected = replace(call, record=record(outcome=Outcome.NO_ANSWER), contact=MATCHED, version=3)
+
+    verdict = owed(corrected)
+
+    assert types(verdict) == ["call.completed"]
+    about = verdict.events[0].document["data"]["call"]
+    assert (about["outcome"], about["contact"]["name"], about["revision"]) == ("no_answer", "Jo", 1)
+    assert "changes" not in verdict.events[0].document["data"]
+
+
+def test_the_first_event_has_the_whole_document() -> None:
+    """Envelope and call object, name by name."""
+    [draft] = owed(stored(contact=MATCHED, recording=NO_AUDIO)).events
+
+    assert draft.document["id"] == draft.id == ids.event_id("main", "7", "call.completed")
+    assert draft.document["timestamp"] == "2025-07-01T21:54:44Z"
+    assert draft.document["api_version"] == API_VERSION
+    assert draft.document["context"] == {
+        "via": "poll",
+        "observed_at": "2025-07-01T20:54:44Z",
+        "timezone_assumed": "UTC",
+    }
+    call_id = ids.call_id("main", "7")
+    assert draft.document["links"] == {
+        "call": f"https://relay.example.com/v1/calls/{call_id}",
+        "recording": f"https://relay.example.com/v1/calls/{call_id}/recording",
+    }
+    assert list(draft.document["data"]["call"]) == [
+        *("id", "provider", "provider_call_id", "source_id", "kind", "revision"),
+        *("direction", "outcome", "missed", "status_raw", "end_reason", "ended_by", "from", "to"),
+        *("external_number", "internal_number", "extension", "started_at", "answered_at", "ended_at"),
+        *("duration_seconds", "derived", "recording", "contact"),
+        *("transcription", "transfers", "participants", "custom"),
+    ]
+
+
+def test_without_a_public_url_there_are_no_links() -> None:
+    """A relay behind NAT says null instead of an address nobody can open."""
+    [draft] = owed(stored(recording=NO_AUDIO), rules=replace(RULES, public_url=None)).events
+
+    assert draft.document["links"] == {"call": None, "recording": None}
+
+
+@pytest.mark.parametrize(
+    ("contact", "rules", "status"),
+    [
+        (None, RULES, "unavailable"),
+        (None, PLAIN, "skipped"),
+        (NOBODY, RULES, "none"),
+        (MATCHED, RULES, "matched"),
+        (NO_CONTACT, RULES, "skipped"),
+    ],
+)
+def test_an_event_says_how_the_contact_look_up_went(contact: Json | None, rules: Rules, status: str) -> None:
+    """Nobody found and not asked are different things to a CRM."""
+    [draft] = owed(stored(contact=contact, recording=NO_AUDIO), rules=rules).events
+
+    assert draft.document["data"]["call"]["contact"]["lookup_status"] == status
+
+
+# The audio
+
+
+@pytest.mark.parametrize(
+    ("recording", "outcome", "rules", "status", "also"),
+    [
+        (AUDIO, Outcome.ANSWERED, RULES, "available", ["call.recording.completed"]),
+        (LOST_AUDIO, Outcome.ANSWERED, RULES, "unavailable", ["call.recording.failed"]),
+        (NO_AUDIO, Outcome.ANSWERED, RULES, "none", []),
+        (None, Outcome.ANSWERED, RULES, "pending", []),
+        (None, Outcome.BUSY, RULES, "none", []),
+        (None, Outcome.ANSWERED, PLAIN, "unsupported", []),
+    ],
+)
+def test_the_audio_is_told_right_after_the_call(
+    recording: Json | None, outcome: Outcome, rules: Rules, status: str, also: list[str]
+) -> None:
+    """The first event says what is known of the recording, and an event of its own says that it is there, or lost."""
+    verdict = owed(stored(record=record(outcome=outcome), recording=recording), rules=rules)
+
+    assert types(verdict) == ["call.completed", *also]
+    assert [draft.document["data"]["call"]["recording"]["status"] for draft in verdict.events] == [status] * len(
+        verdict.events
+    )
+
+
+def test_where_the_audio_lies_is_nobody_elses_business() -> None:
+    """The path in our storage is part of what we know, not of what we say."""
+    part = recording_of(stored(recording=AUDIO), RULES)
+
+    assert "path" not in part
+    assert list(part) == list(NO_RECORDING)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([AUDIO], [["call.recording.completed"]]),
+        ([AUDIO, AUDIO | {"size_bytes": 999}], [["call.recording.completed"], []]),
+        ([LOST_AUDIO, AUDIO], [["call.recording.failed"], ["call.recording.completed"]]),
+        ([LOST_AUDIO, AUDIO, LOST_AUDIO], [["call.recording.failed"], ["call.recording.completed"], []]),
+        ([NO_AUDIO], [[]]),
+        ([NO_AUDIO, AUDIO], [[], ["call.recording.completed"]]),
+    ],
+)
+def test_audio_that_comes_late_is_one_later_event(steps: list[Json], expected: list[list[str]]) -> None:
+    """`.completed` once; `.failed` once, and `.completed` after it when a person got the audio after all."""
+    call = heard(stored())
+    for recording, event_types in zip(steps, expected, strict=True):
+        call = replace(call, recording=recording)
+        assert types(owed(call)) == event_types
+        call = heard(call)
+
+
+# Updates
+
+
+def test_each_difference_is_named_with_what_it_was_and_what_it_is() -> None:
+    """An automation can act on the one field it cares about."""
+    call = replace(heard(stored(contact=MATCHED)), record=record(outcome=Outcome.BUSY, status_raw="BUSY"))
+
+    draft = the(owed(call), "call.updated")
+
+    assert draft.document["data"]["changes"] == {"outcome": ["answered", "busy"], "status_raw": [None, "BUSY"]} | {
+        "missed": [False, True]
+    }
+
+
+def test_a_difference_inside_a_party_is_named_by_its_path() -> None:
+    """`from.name`, not the whole of `from`."""
+    named = Party("+12125550100", "(212) 555-0100", NumberType.E164, name="B WHITTAKER")
+    call = replace(heard(stored()), record=record(caller=named))
+
+    assert the(owed(call), "call.updated").document["data"]["changes"] == {"from.name": [None, "B WHITTAKER"]}
+
+
+def test_a_contact_that_resolves_late_is_an_update() -> None:
+    """The address book was down: the call is told without it, and again when it is known."""
+    call = replace(heard(stored()), contact=MATCHED)
+
+    changes = the(owed(call), "call.updated").document["data"]["changes"]
+
+    assert changes["contact.lookup_status"] == ["unavailable", "matched"]
+    assert changes["contact.name"] == [None, "Jo"]
+
+
+def test_revisions_count_updates() -> None:
+    """1 is the first telling; every update is one more; a recording's event carries the number that stands."""
+    call = heard(stored())
+    revisions = []
+    for status in ("A", "B", "C"):
+        call = replace(call, record=record(status_raw=status))
+        revisions.append(the(owed(call), "call.updated").document["data"]["call"]["revision"])
+        call = heard(call)
+    call = replace(call, recording=AUDIO)
+
+    assert revisions == [2, 3, 4]
+    assert the(owed(call), "call.recording.completed").document["data"]["call"]["revision"] == 4
+
+
+def test_a_change_to_and_fro_is_two_updates_with_ids_of_their_own() -> None:
+    """The third state equals the first; it is news all the same."""
+    first = heard(stored(contact=MATCHED))
+    second = replace(first, record=record(status_raw="X"))
+    third = replace(heard(second), record=first.record)
+
+    to, fro = the(owed(second), "call.updated"), the(owed(third), "call.updated")
+
+    assert to.id != fro.id
+    assert fro.document["data"]["changes"] == {"status_raw": ["X", None]}
+
+
+def test_a_told_call_that_goes_on_again_waits_for_its_end() -> None:
+    """A provider that reopens a row is not believed until the call is over again."""
+    told = heard(stored())
+    reopened = replace(told, finished=False, record=record(status_raw="ONGOING"))
+
+    assert owed(reopened) == Owed((), None)
+    assert types(owed(replace(reopened, finished=True))) == ["call.updated"]
+
+
+# Transcripts
+
+TRANSCRIPT: Json = {"available": True, "text": "hello"}
+
+
+def test_a_transcript_is_told_with_the_call_when_it_is_there_already() -> None:
+    """After `call.completed`, as an event of its own."""
+    verdict = owed(stored(record=record(transcription=TRANSCRIPT)), rules=PLAIN)
+
+    assert types(verdict) == ["call.completed", "call.transcript.completed"]
+
+
+def test_a_transcript_that_comes_later_is_one_event_and_no_update() -> None:
+    """Its coming changes the row; the event of its own says so, once."""
+    for before in (None, {"available": False, "text": None}):
+        told = heard(stored(record=record(transcription=before)), rules=PLAIN)
+        call = replace(told, record=record(transcription=TRANSCRIPT))
+
+        assert types(owed(call, rules=PLAIN)) == ["call.transcript.completed"]
+        assert types(owed(heard(call, rules=PLAIN), rules=PLAIN)) == []
+
+
+def test_a_transcript_that_comes_with_another_change_is_two_events() -> None:
+    """The update names the change alone."""
+    told = heard(stored(), rules=PLAIN)
+    call = replace(told, record=record(transcription=TRANSCRIPT, status_raw="X"))
+
+    verdict = owed(call, rules=PLAIN)
+
+    assert types(verdict) == ["call.updated", "call.transcript.completed"]
+    assert verdict.events[0].document["data"]["changes"] == {"status_raw": [None, "X"]}
+
+
+def test_a_transcript_that_goes_and_comes_again_is_told_as_updates() -> None:
+    """`call.transcript.completed` has one id for ever, so its second coming must be heard another way."""
+    call = heard(stored(record=record(transcription=TRANSCRIPT)), rules=PLAIN)
+    gone = replace(call, record=record(transcription=None))
+    assert types(owed(gone, rules=PLAIN)) == ["call.updated"]
+    back = replace(heard(gone, rules=PLAIN), record=record(transcription=TRANSCRIPT))
+
+    assert types(owed(back, rules=PLAIN)) == ["call.updated"]
+
+
+def test_a_corrected_transcript_is_an_update() -> None:
+    """After its own event a transcript is content like any other."""
+    call = heard(stored(record=record(transcription=TRANSCRIPT)), rules=PLAIN)
+    corrected = replace(call, record=record(transcription=TRANSCRIPT | {"text": "hallo"}))
+
+    changes = the(owed(corrected, rules=PLAIN), "call.updated").document["data"]["changes"]
+    assert changes == {"transcription.text": ["hello", "hallo"]}
+
+
+# Properties
+
+RECORDS = st.builds(
+    lambda outcome, status, name, transcription, custom: record(
+        outcome=outcome,
+        status_raw=status,
+        caller=Party("+12125550100", "(212) 555-0100", NumberType.E164, name=name),
+        transcription=transcription,
+        custom=custom,
+    ),
+    st.sampled_from(Outcome),
+    st.sampled_from([None, "ANSWERED", "BUSY"]),
+    st.sampled_from([None, "Jo", "Ärger"]),
+    st.sampled_from([None, {"available": False}, TRANSCRIPT]),
+    st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 2) | st.none(), max_size=2),
+)
+CONTACTS = st.sampled_from([None, MATCHED, NOBODY, NO_CONTACT, NO_CONTACT | {"lookup_status": "unavailable"}])
+RECORDINGS = st.sampled_from([None, AUDIO, NO_AUDIO, LOST_AUDIO])
+STATES = st.fixed_dictionaries(
+    {"record": RECORDS, "contact": CONTACTS, "recording": RECORDINGS, "finished": st.sampled_from([True, True, False])}
+)
+ALL_RULES = st.builds(replace, st.just(RULES), contacts=st.booleans(), recordings=st.booleans())
+
+
+@given(st.lists(STATES, min_size=1, max_size=6), ALL_RULES)
+def test_saying_everything_and_then_asking_again_owes_nothing(states: list[dict[str, Any]], rules: Rules) -> None:
+    """Whatever a call has been through, what was said is said; a crash before the settle repeats nothing."""
+    call = stored()
+    for parts in states:
+        call = heard(replace(call, **parts), rules=rules)
+
+        assert owed(call, rules=rules) == Owed((), None)
+
+
+def amended(old: Any, path: list[str], pair: list[Any]) -> Any:
+    if not path:
+        assert old == pair[0]
+        return pair[1]
+    for cut in range(len(path), 0, -1):
+        field = ".".join(path[:cut])
+        if field in old or cut == 1:
+            return {**old, field: amended(old.get(field), path[cut:], pair)}
+    raise AssertionError
+
+
+def dropping_none(document: Any) -> Any:
+    """A field that is absent and one that is null are one thing to `changes`."""
+    if isinstance(document, dict):
+        return {name: dropping_none(value) for name, value in document.items() if value is not None}
+    return document
+
+
+@given(st.lists(STATES, min_size=1, max_size=8), ALL_RULES)
+def test_a_subscriber_that_applies_every_change_knows_the_call(states: list[dict[str, Any]], rules: Rules) -> None:
+    """One `call.completed`; each update's changes lead from what was said to what is said now; ids are unique."""
+    call = stored()
+    drafts: list[Draft] = []
+    for parts in states:
+        call = replace(call, **parts)
+        verdict = owed(call, rules=rules)
+        drafts += verdict.events
+        call = heard(call, rules=rules)
+
+    told: Json | None = None
+    revision = 1
+    for draft in drafts:
+        about = draft.document["data"]["call"]
+        content = {name: about[name] for name in (*record(), "contact") if name != "provider_call_id"}
+        if draft.type == "call.completed":
+            assert told is None
+        elif draft.type == "call.updated":
+            revision += 1
+            assert told is not None
+            for field, pair in draft.document["data"]["changes"].items():
+                told = amended(told, field.split("."), pair)
+            if about["transcription"] == told["transcription"]:
+                assert dropping_none(told) == dropping_none(content)
+        assert about["revision"] == revision
+        told = content
+    assert [draft.type for draft in drafts[:1]] in ([], ["call.completed"])
+    assert len({draft.id for draft in drafts}) == len(drafts)
+    for once in ("call.completed", "call.recording.completed", "call.recording.failed", "call.transcript.completed"):
+        assert [draft.type for draft in drafts].count(once) <= 1
+    if told is not None and call.finished:
+        assert told["outcome"] == call.record["outcome"]
+
+
+@given(STATES, STATES, st.integers(0, 10**9), st.sampled_from(["poll", "backfill", "stream"]))
+def test_ids_do_not_depend_on_when_or_how_a_call_was_seen(
+    first: dict[str, Any], second: dict[str, Any], later_ms: int, via: str
+) -> None:
+    """The same story, seen by another relay at another time, has the same ids."""
+    stories = []
+    for at_ms, way in ((LATER_MS, "poll"), (LATER_MS + later_ms, via)):
+        call = stored(via=way, first_seen_ms=at_ms - 7_200_000, ready_ms=at_ms - 3_600_000)
+        told: list[str] = []
+        for parts in (first, second):
+            call = replace(call, **parts)
+            verdict = owed(call, now_ms=at_ms)
+            told += [draft.id for draft in verdict.events]
+            call = call if verdict.said is None else replace(call, said=verdict.said)
+        stories.append(told)
+
+    assert stories[0] == stories[1]
