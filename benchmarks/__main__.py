@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import shutil
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -29,13 +30,16 @@ async def measure(names: list[str], *, quick: bool, console: Console) -> list[Fi
         TextColumn("{task.fields[doing]}", style="dim"),
     )
     figures: list[Figure] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="relay-bench-") as folder,
-        Progress(*columns, console=console) as progress,
-    ):
-        bench = Bench(Path(folder), quick, progress)
-        for name in names:
-            figures += await BENCHMARKS[name](bench)
+    folder = Path(tempfile.mkdtemp(prefix="relay-bench-"))
+    with Progress(*columns, console=console) as progress:
+        bench = Bench(folder, quick, progress)
+        try:
+            for name in names:
+                figures += await BENCHMARKS[name](bench)
+        except BaseException:
+            console.print(f"the logs of the processes are in {folder}")
+            raise
+    shutil.rmtree(folder)
     return figures
 
 

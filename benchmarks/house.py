@@ -151,7 +151,7 @@ class Sink:
         """When each (path, webhook-id) came first, by this machine's monotonic clock."""
         return await self._get("/arrivals")
 
-    async def reached(self, count: int, *, group: str = "ok", within_s: float = 300) -> dict[str, Any]:
+    async def reached(self, count: int, *, group: str = "ok", within_s: float = 90) -> dict[str, Any]:
         """Wait until so many posts came; gives the report of the group."""
         async with asyncio.timeout(within_s):
             while True:

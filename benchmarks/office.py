@@ -40,7 +40,7 @@ def page(office: WebfonesSimulator) -> bytes:
 
 def records(body: bytes) -> list[Record]:
     """The rows of such an answer, normalised."""
-    rows = wire.read_call_list(wire.load_json(body))
+    rows = wire.read_call_list(orjson.loads(body))
     parsed = wire.parse_rows(rows, zone=ZoneInfo("UTC"), region="US", seen_at=datetime.now(UTC))
     return [row for row in parsed if isinstance(row, Record)]
 

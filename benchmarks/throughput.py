@@ -31,8 +31,8 @@ from relay.ledger.calls import Said
 from relay.runtime import Runtime
 from workers.runners import DELIVER_AT_ONCE
 
-SUBSCRIBERS = tuple(f"s{index:02d}" for index in range(20))
-"""Twenty with the usual ten posts in flight each keep all slots of one worker busy."""
+SUBSCRIBERS = tuple(f"s{index:02d}" for index in range(50))
+"""Fifty with the usual ten posts in flight each: more than the 200 that one worker has in flight."""
 
 
 async def publish(runtime: Runtime, events: Sequence[Draft], subs: Sequence[str], *, at_once: int = 16) -> None:
@@ -128,7 +128,7 @@ class Drain:
 
 async def run(bench: Bench) -> list[Figure]:
     """Hold them against each other."""
-    rounds, calls, plain_calls = bench.scaled(5, 1), bench.scaled(1500, 100), bench.scaled(300, 30)
+    rounds, calls, plain_calls = bench.scaled(5, 1), bench.scaled(600, 40), bench.scaled(120, 12)
     bench.begin("throughput", 3 * rounds + 2)
     folder = bench.room("throughput")
     rates: dict[str, list[float]] = {"relay": [], "bare": [], "plain": []}

@@ -145,3 +145,68 @@ def healthcheck(config: Config = None) -> None:
     except (urllib.error.URLError, OSError) as error:
         typer.echo(f"not ready: {getattr(error, 'reason', error)}", err=True)
         raise typer.Exit(1) from None
+
+
+@app.command()
+def demo(
+    duration: Annotated[
+        str | None, typer.Option("--for", help="end after so long, such as 20s; absent: Ctrl-C")
+    ] = None,
+    calls_per_minute: Annotated[float, typer.Option(min=0.1, max=600, help="how busy the office is")] = 30,
+    chaos: Annotated[bool, typer.Option("--chaos", help="kill -9 the relay and its store now and then")] = False,
+    seed: Annotated[int, typer.Option(help="another seed makes other calls")] = 1,
+) -> None:
+    """Show the whole relay at work: a simulated WebFones, a subscriber that verifies, all on this machine."""
+    from relay.demo import Plan, run
+    from relay.human_time import duration_s
+
+    for_s = None if duration is None else duration_s(duration, name="--for")
+    if not _run(run(Plan(for_s=for_s, calls_per_minute=calls_per_minute, chaos=chaos, seed=seed))):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON document, for programs")] = False,
+) -> None:
+    """Look at everything that the relay needs, and say what to fix; works beside a running relay."""
+    import json
+
+    from relay import check as checking
+    from relay.log import configure
+    from relay.settings import load
+
+    settings = load(config, os.environ)
+    configure("error", settings.log.format)
+
+    async def run() -> bool:
+        findings = []
+        async for finding in checking.check(settings):
+            findings.append(finding)
+            if not as_json:
+                typer.echo(finding.line())
+        typer.echo(json.dumps(checking.verdict(findings), indent=2) if as_json else checking.closing(findings))
+        return bool(checking.verdict(findings)["ok"])
+
+    if not _run(run()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def backfill(
+    source: Annotated[str, typer.Argument(help="id of the source to read again")],
+    since: Annotated[str, typer.Option(help="from when on: 2h, 3d, or 2026-11-20T10:00:00Z")],
+    until: Annotated[str | None, typer.Option(help="up to when, likewise; absent: now")] = None,
+    force: Annotated[bool, typer.Option("--force", help="also rows too old to be told apart from known ones")] = False,
+    config: Config = None,
+) -> None:
+    """Have the running relay read a range again, and tell the calls that were never told."""
+    from datetime import UTC, datetime
+
+    from relay import backfill as filling
+    from relay.settings import load
+
+    settings = load(config, os.environ)
+    wanted = filling.asked_for(settings, source, since=since, until=until, force=force, now=datetime.now(UTC))
+    _run(filling.run(settings, wanted))

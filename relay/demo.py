@@ -7,6 +7,7 @@ provider has shown; the summary says what was lost.
 
 import asyncio
 import contextlib
+import io
 import json
 import math
 import os
@@ -17,13 +18,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol
 
-import aiohttp
 from redis import Redis as BlockingRedis
 from redis.exceptions import RedisError
 from rich.console import Console, Group
@@ -50,6 +51,7 @@ _QUIET_S: Final = 1.0
 _LONGEST_QUIET_S: Final = 45.0
 _LONGEST_QUIET_IN_CHAOS_S: Final = 150.0
 """What a killed process held is claimable again when its lease ends, which for a poll is two minutes."""
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CHAOS_EVERY_S: Final = (3.5, 6.5)
 
 
@@ -381,7 +383,7 @@ class Lines:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-class Table2:
+class Tables:
     """Two tables that move, calls above and events below."""
 
     def __init__(self, console: Console, live: Live) -> None:
@@ -457,9 +459,254 @@ def _foot(board: Board) -> Group:
 
 
 @contextlib.contextmanager
-def _screen(console: Console) -> "contextlib._GeneratorContextManager[Screen]":  # type: ignore[misc]
+def _screen(console: Console) -> Iterator[Screen]:
     if not console.is_terminal or os.environ.get("NO_COLOR"):
         yield Lines(console)
         return
     with Live(console=console, refresh_per_second=5, transient=True) as live:
-        yield Table2(console, live)
+        yield Tables(console, live)
+
+
+# -- the relay, a process of its own ----------------------------------------------------------------------------------
+
+
+class RelayProcess:
+    """`relay up` in a directory, started again whenever it ends before it is told to."""
+
+    def __init__(self, folder: Path, config: Json) -> None:
+        self._folder = folder
+        self._config = folder / "relay.yaml"
+        self._config.write_text(json.dumps(config, indent=1), encoding="utf-8")
+        self._log = (folder / "relay.log").open("ab")
+        self._store = EmbeddedStore(folder / "data")
+        self._process = self._start()
+        self.ended_by_itself = False
+        self._killed = False
+
+    def alive(self) -> bool:
+        """Whether it runs; when it does not, start it again."""
+        if self._process.poll() is None:
+            return True
+        self.ended_by_itself |= not self._killed
+        self._killed = False
+        self._process = self._start()
+        return False
+
+    def kill(self) -> None:
+        """Kill -9: the store outlives it, and whoever comes next takes that over."""
+        self._killed = True
+        self._process.kill()
+        self._process.wait()
+
+    def kill_store(self) -> bool:
+        """Kill -9 the store; False when it is not there just now."""
+        client = BlockingRedis(unix_socket_path=str(self._store.socket), socket_timeout=2)
+        try:
+            os.kill(int(client.info("server")["process_id"]), signal.SIGKILL)  # type: ignore[index]  # both clients
+        except (RedisError, OSError):
+            return False
+        finally:
+            client.close()
+        return True
+
+    def stop(self) -> None:
+        """Let it finish and end, and its store with it."""
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+        client = BlockingRedis(unix_socket_path=str(self._store.socket), socket_timeout=2)
+        with contextlib.suppress(RedisError, OSError):  # gone, as it should be
+            client.shutdown(nosave=True, now=True, force=True)
+        client.close()
+
+    def log_tail(self) -> str:
+        """Its last lines, for a failure."""
+        return "\n".join((self._folder / "relay.log").read_text(errors="replace").splitlines()[-15:])
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        environ = {name: value for name, value in os.environ.items() if not name.upper().startswith("RELAY_")}
+        return subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-m", "relay", "up", "--config", str(self._config)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=environ,
+            start_new_session=True,
+        )
+
+
+def _config(plan: Plan, provider_url: str, hook_url: str, secret: str, ports: tuple[int, int]) -> Json:
+    api_port, internal_port = ports
+    return {
+        "public_url": f"http://127.0.0.1:{api_port}",
+        "data_dir": "data",
+        "api": {"host": "127.0.0.1", "port": api_port},
+        "internal": {"host": "127.0.0.1", "port": internal_port},
+        "log": {"format": "json"},
+        "delivery": {"allowed_networks": ["127.0.0.0/8"], "timeout_s": 3},
+        "drain_s": 5,
+        "sources": {
+            "office": {
+                "provider": "webfones",
+                "base_url": provider_url,
+                "api_key": _KEY,
+                "poll_interval_s": plan.poll_interval_s,
+                "hold_for_recording_s": 0,
+                "budget_share": 1.0,
+            }
+        },
+        "subscriptions": {_HOOK: {"url": hook_url, "secret": secret}},
+    }
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+# -- the play ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Signals:
+    """Ctrl-C once: make no more calls. Twice, or when the terminal goes away: wait for nothing."""
+
+    enough: asyncio.Event = field(default_factory=asyncio.Event)
+    now: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def told(self, number: signal.Signals) -> None:
+        if self.enough.is_set() or number == signal.SIGHUP:
+            self.now.set()
+        self.enough.set()
+
+
+async def run(plan: Plan, *, console: Console | None = None) -> bool:
+    """Play, and say what it came to; False when something happened that must not. Raises DemoFailed."""
+    if not 0.1 <= plan.calls_per_minute <= 600:
+        raise SettingsError("--calls-per-minute must be from 0.1 to 600")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    console = console or Console()
+    folder = Path(tempfile.mkdtemp(prefix="relay-demo-"))
+    keep = False
+    try:
+        summary = await _play(plan, folder, console)
+        keep = bool(summary.problems)
+        for line in summary.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return not summary.problems
+    except DemoFailed:
+        keep = True
+        raise
+    finally:
+        if keep:
+            console.print(f"the relay's log is kept: {folder / 'relay.log'}", highlight=False, soft_wrap=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _play(plan: Plan, folder: Path, console: Console) -> Summary:
+    signals = _Signals()
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, signals.told, number)
+    secret = generate_whsec()
+    provider, subscriber = WebfonesSimulator(), VerifyingSubscriber(seed=plan.seed)
+    provider.add_account(_KEY)
+    provider.put_people(_KEY, people(plan.seed, habits=plan.habits()))
+    subscriber.add_hook(_HOOK, secret)
+    board = Board(provider, subscriber)
+    async with provider.serve() as provider_url, subscriber.serve() as subscriber_url:
+        config = _config(plan, provider_url, f"{subscriber_url}/hook/{_HOOK}", secret, _free_ports())
+        relay = RelayProcess(folder, config)
+        try:
+            with _screen(console) as screen:
+                await _until_polled(relay, board, screen, signals)
+                await _make_calls(plan, relay, board, screen, signals)
+                await _until_quiet(plan, relay, board, screen, signals)
+                board.look(screen)
+        finally:
+            await asyncio.to_thread(relay.stop)
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+    return board.summary(interrupted=signals.now.is_set())
+
+
+async def _until_polled(relay: RelayProcess, board: Board, screen: Screen, signals: _Signals) -> None:
+    """Wait for the first poll: what starts after it is told, what was there before is only known."""
+    board.note("the relay starts", screen)
+    deadline = time.monotonic() + _START_S
+    while not board.provider.statuses[_KEY, Kind.RECORDS, 200]:
+        if not relay.alive() or time.monotonic() > deadline:
+            raise DemoFailed(f"the relay did not start:\n{relay.log_tail()}")
+        screen.refresh(board)
+        if await _happens(signals.enough):
+            return
+
+
+async def _make_calls(plan: Plan, relay: RelayProcess, board: Board, screen: Screen, signals: _Signals) -> None:
+    """Let the office make calls until the time is over; with chaos, kill something now and then."""
+    provider = board.provider
+    provider.feed(_KEY, calls(provider.clock(), seed=plan.seed, habits=plan.habits()))
+    ends_at = math.inf if plan.for_s is None else time.monotonic() + plan.for_s
+    board.status = "Ctrl-C ends it" if plan.for_s is None else f"for {in_words(plan.for_s)}"
+    board.note("it has looked once, and now people make calls", screen)
+    rng = random.Random(plan.seed)  # noqa: S311 - when to kill, nothing secret
+    kill_at = time.monotonic() + rng.uniform(*_CHAOS_EVERY_S) if plan.chaos else math.inf
+    while time.monotonic() < ends_at and not await _happens(signals.enough):
+        _step(relay, board, screen)
+        if time.monotonic() >= kill_at:
+            await _kill_something(relay, board, screen)
+            kill_at = time.monotonic() + rng.uniform(*_CHAOS_EVERY_S)
+    board.look(screen)
+    provider.feed(_KEY, iter(()))
+
+
+async def _kill_something(relay: RelayProcess, board: Board, screen: Screen) -> None:
+    """Kill the relay and its store in turn."""
+    if board.kills % 2:
+        if not await asyncio.to_thread(relay.kill_store):
+            return
+        board.note("kill -9: the store; the relay starts it again", screen)
+    else:
+        relay.kill()
+        board.note("kill -9: the relay, with its poller and its worker; it is started again", screen)
+    board.kills += 1
+
+
+async def _until_quiet(plan: Plan, relay: RelayProcess, board: Board, screen: Screen, signals: _Signals) -> None:
+    """Wait until every call is told and nothing more comes, or for as long as can be waited."""
+    board.status = "no more calls; waiting for the last to be told"
+    board.note(board.status, screen)
+    deadline = time.monotonic() + (_LONGEST_QUIET_IN_CHAOS_S if plan.chaos else _LONGEST_QUIET_S)
+    quiet_since = time.monotonic()
+    heard = -1
+    while time.monotonic() < deadline and not await _happens(signals.now):
+        _step(relay, board, screen)
+        if not board.all_heard() or len(board.events) != heard:
+            heard = len(board.events)
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since > _QUIET_S:
+            return
+
+
+def _step(relay: RelayProcess, board: Board, screen: Screen) -> None:
+    if not relay.alive():
+        if relay.ended_by_itself:
+            raise DemoFailed(f"the relay ended by itself:\n{relay.log_tail()}")
+        board.note("the relay starts again", screen)
+    board.look(screen)
+    screen.refresh(board)
+
+
+async def _happens(event: asyncio.Event) -> bool:
+    """Wait a moment; whether it has happened."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), _LOOK_EVERY_S)
+    return event.is_set()

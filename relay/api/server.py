@@ -1,7 +1,6 @@
 """The two ports: one that people may expose (recording links), one for probes and metrics that they should not."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,11 +9,9 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from redis.exceptions import RedisError
 
-from relay import metrics
+from relay import gauges
 from relay.api.recordings import recording_routes
 from relay.clock import SystemClock
-from relay.ledger import keys
-from relay.ledger.lane import LANES
 from relay.model import Json
 from relay.runtime import Runtime
 
@@ -49,7 +46,7 @@ async def serve_internal(runtime: Runtime) -> AsyncIterator[int]:
     app.add_routes(_probes(runtime))
 
     async def show_metrics(_: web.Request) -> web.Response:
-        await _measure(runtime)
+        await gauges.measure(runtime)
         return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app.add_routes([web.get("/metrics", show_metrics)])
@@ -71,32 +68,6 @@ def _probes(runtime: Runtime) -> list[web.RouteDef]:
         return web.Response(text="ok\n")
 
     return [web.get("/livez", livez), web.get("/readyz", readyz)]
-
-
-async def _measure(runtime: Runtime) -> None:
-    """Look at the lanes and the sources: these gauges are read from the store when somebody asks."""
-    seconds, micros = await runtime.redis.time()
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
-    for lane in LANES:
-        due = 0
-        oldest_ms = now_ms
-        partitions = await runtime.redis.zrangebyscore(keys.lane(lane), "-inf", now_ms, start=0, num=1000)
-        async with runtime.redis.pipeline(transaction=False) as pipe:
-            for partition in partitions:
-                name = keys.waiting(lane, partition.decode())
-                pipe.zcount(name, "-inf", now_ms)
-                pipe.zrange(name, 0, 0, withscores=True)
-            answers = await pipe.execute()
-        for count, head in zip(answers[::2], answers[1::2], strict=True):
-            due += count
-            if head:
-                oldest_ms = min(oldest_ms, int(head[0][1]))
-        metrics.LANE_DUE.labels(lane).set(due)
-        metrics.LANE_OLDEST.labels(lane).set((now_ms - oldest_ms) / 1000)
-    for sid in runtime.sources:
-        state = await runtime.states.read(sid)
-        if state.last_poll is not None:
-            metrics.POLL_LAG.labels(sid).set(max(time.time() - state.last_poll.timestamp(), 0))
 
 
 @asynccontextmanager

@@ -30,6 +30,8 @@ import idna
 import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from relay import metrics
+
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
@@ -395,6 +397,7 @@ class Guard:
             family, kind, protocol, _, address = addr_info
             literal = _parse(address[0])
             self.check(_written(literal), literal, plain=plain)
+            metrics.CONNECTIONS.inc()
             return socket.socket(family, kind, protocol)
 
         return vetted_socket

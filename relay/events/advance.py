@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from relay import metrics
 from relay.events.say import Rules, Wait, what_to_say
 from relay.ledger.calls import Ledger, Said, StoredCall
 from relay.model import Json
@@ -67,6 +68,7 @@ class Advance:
                 made = await self._ledger.publish(current, fields, events)
                 if made is not None:
                     for draft in verdict.events:
+                        metrics.EVENTS.labels(draft.type).inc()
                         log.info("event_published", type=draft.type, event_id=draft.id, call=call.id)
                     if made:
                         self._published()

@@ -3,15 +3,16 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final, Literal
 
 import orjson
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, PlainValidator, ValidationError
 
 from relay.errors import OddAnswer, ProviderError, RateLimited, Unauthorized, Unavailable
-from relay.model import Json
+from relay.model import Json, Record
 
 LONGEST_TEXT: Final = 256
 LONGEST_CALL: Final = timedelta(hours=24)
@@ -21,9 +22,35 @@ _LONGEST_RETRY_AFTER_S: Final = 3600.0
 
 _CLOCK: Final = re.compile(r"(?:([0-9]{1,3}):)?([0-9]{1,2}):([0-9]{2})(?:\.[0-9]+)?")
 _SECONDS: Final = re.compile(r"[0-9]{1,7}(\.[0-9]{1,9})?")
+_STAMP: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})?"
+)
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _AUDIO_TYPE: Final = re.compile(r"audio/[a-z0-9][a-z0-9.+-]{0,63}")
 _RESET_PARAMETER: Final = re.compile(r"\b(?:reset|t)\s*=\s*([0-9]{1,10})")
+
+_UNDER_WAY: Final = frozenset(
+    {
+        "ACTIVE",
+        "CALLING",
+        "DIALING",
+        "DIALLING",
+        "HOLD",
+        "IN CALL",
+        "IN PROGRESS",
+        "IN QUEUE",
+        "INPROGRESS",
+        "ON HOLD",
+        "ONGOING",
+        "PROGRESS",
+        "QUEUED",
+        "RING",
+        "RINGING",
+        "TALKING",
+        "TRYING",
+        "UP",
+    }
+)
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -54,6 +81,44 @@ def seconds(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 7 * 86_400:
         return None
     return int(value) if value == int(value) else round(value, 3)
+
+
+def under_way(status: str | None) -> bool:
+    """Whether a status, in capitals and with single blanks, says that the call is not over."""
+    return status in _UNDER_WAY
+
+
+def given_up(record: Record, seen_at: datetime) -> Record:
+    """Take a row for finished that has not said so a day after its start: it will not, and the call must be told."""
+    if record.finished or seen_at - record.started_at < LONGEST_CALL:
+        return record
+    return replace(record, finished=True)
+
+
+def stamp(value: object, name: str) -> datetime:
+    """Read a time that carries its zone, as RFC 3339 has it; aware UTC. `name` is the column, for the complaint."""
+    wrong = f"{name} is not a possible time of the form 2025-07-01T20:54:53Z"
+    if not isinstance(value, str) or not _STAMP.fullmatch(value.strip()):
+        raise ValueError(wrong)
+    try:
+        moment = datetime.fromisoformat(value.strip().upper().replace("Z", "+00:00"))
+        moment = (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(wrong) from None
+    if not 2000 <= moment.year < 2100:
+        raise ValueError(f"{name} is not in this century")
+    return moment
+
+
+def stamp_or_none(value: object) -> datetime | None:
+    """Read a time that may be missing, or be nonsense without harm."""
+    try:
+        return stamp(value, "")
+    except ValueError:
+        return None
+
+
+MaybeStamp = Annotated[datetime | None, PlainValidator(stamp_or_none)]
 
 
 def complaint(error: ValidationError) -> str:

@@ -270,6 +270,12 @@ class VerifyingSubscriber:
         """The body of each event, parsed, in order of its first arrival."""
         return [orjson.loads(body) for body in self._hooks[name].bodies.values()]
 
+    def event(self, name: str, event_id: str) -> Json | None:
+        """The body of one event as it first arrived, parsed."""
+        body = self._hooks[name].bodies.get(event_id)
+        event: Json | None = None if body is None else orjson.loads(body)
+        return event
+
     def last_headers(self, name: str) -> Mapping[str, str]:
         """The headers of the newest POST, names in lower case."""
         return {header.lower(): value for header, value in self._hooks[name].last_headers.items()}

@@ -385,14 +385,16 @@ class Lab:
         assert isinstance(found, Store)
         return found
 
-    def start_simulator(self, *hooks: str, subscriber_port: int = 0) -> Simulator:
+    def start_simulator(
+        self, *hooks: str, subscriber_port: int = 0, environ: Mapping[str, str] | None = None
+    ) -> Simulator:
         """Start a provider and a subscriber with these hooks."""
         self.hooks = hooks or ("a",)
         name = f"simulator-{len(self._simulators)}"
         command = [sys.executable, "-m", "relay.simulator", "--key", KEY, "--secret", SECRET]
         command += ["--hooks", ",".join(self.hooks), "--seed", str(self.seed)]
         command += ["--subscriber-port", str(subscriber_port)]
-        process = Process(name, command, self.folder / f"{name}.log", environ=_environ(), cwd=self.folder)
+        process = Process(name, command, self.folder / f"{name}.log", environ=_environ(environ), cwd=self.folder)
         ready = until(lambda: next(iter(_json_lines(process)), None), "the simulator starts")
         self._simulators.append(Simulator(process, ready))
         return self.simulator

@@ -1,16 +1,19 @@
 """A lane hands due work out once, loses no update, and lets nobody stand in another's way; against a real Valkey."""
 
+import inspect
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib import resources
-from typing import Any, get_args
+from typing import Any
 
 import orjson
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError
 
 from relay.ledger import keys
-from relay.ledger.calls import Landmark, Ledger, Row, Said, claimed_call, claimed_event
+from relay.ledger.calls import Ledger, Row, Said, claimed_call, claimed_event
 from relay.ledger.deliveries import DeliveryState
 from relay.ledger.lane import LANES, Claim, Lane, LaneName, Settlement, Verb
 from relay.ledger.pack import pack
@@ -24,11 +27,15 @@ def lane_of(redis: Redis, name: LaneName = "poll", *, lease_s: float = 60, most:
 
 
 def ledger_of(redis: Redis) -> Ledger:
-    return Ledger(redis, calls_ttl_s=3000, events_ttl_s=EVENT_TTL_S)
+    return Ledger(redis, calls_ttl_s=3000, events_ttl_s=EVENT_TTL_S, keep_raw=lambda: False)
 
 
 async def claims_of(lane: Lane, want: int = 100) -> list[Claim]:
     return list((await lane.exchange(want=want)).claims)
+
+
+async def items_of(lane: Lane, want: int = 100) -> list[str]:
+    return [claim.item for claim in await claims_of(lane, want)]
 
 
 async def claim_one(lane: Lane) -> Claim:
@@ -36,38 +43,741 @@ async def claim_one(lane: Lane) -> Claim:
     return claim
 
 
-async def settle(lane: Lane, claim: Claim, verb: Verb = "done", **also: Any) -> bool:
+async def settled(lane: Lane, claim: Claim, verb: Verb = "done", **also: Any) -> bool:
     """Settle; False when it was refused."""
     return not (await lane.exchange([Settlement(claim, verb, **also)])).refused
 
 
-async def let_leases_end(redis: Redis, lane: Lane, *partitions: str) -> None:
-    """What the passing of time does: each lease's end, and what the index says of it, lie in the past."""
-    for partition in partitions or ("",):
-        for item in await redis.zrange(keys.leased(lane.name, partition), 0, -1):
-            await redis.zadd(keys.leased(lane.name, partition), {item: 1})
-        await lane.change([("new", partition, "rescore", 10**9), ("drop", partition, "rescore", 0)])
+async def let_leases_end(redis: Redis, lane: Lane, partition: str = "") -> None:
+    """Do what the passing of time does to leases; dropping nobody has the index follow."""
+    for item in await redis.zrange(keys.leased(lane.name, partition), 0, -1):
+        await redis.zadd(keys.leased(lane.name, partition), {item: 1})
+    await lane.drop(partition, "nobody")
 
 
-async def let_dues_pass(redis: Redis, lane: Lane, partition: str = "") -> None:
-    """Make everything that waits due."""
-    for item in await redis.zrange(keys.waiting(lane.name, partition), 0, -1):
-        await lane.put(partition, item.decode())
+async def due_of(redis: Redis, lane: Lane, item: str, partition: str = "") -> float | None:
+    """When a waiting item is due, ms from the store's now."""
+    due = await redis.zscore(keys.waiting(lane.name, partition), item)
+    return None if due is None else due - lane.store_now_ms
 
 
-async def queue_event(redis: Redis, sub: str, subject: str, *eids: str) -> None:
-    ledger = ledger_of(redis)
+async def publish(redis: Redis, sub: str, subject: str, *eids: str) -> None:
     for eid in eids:
-        await ledger.publish(None, {}, [Said(eid, {"id": eid}, [sub])], subject=subject)
+        await ledger_of(redis).publish(None, {}, [Said(eid, {"id": eid}, [sub])], subject=subject)
 
 
-async def admit_call(redis: Redis, key: str = "7") -> str:
-    """Take a call in; gives its id. The call waits in the enrich lane of `main`, and in its record lane."""
-    record = _record(key)
-    await ledger_of(redis).admit("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
-    [cid] = await redis.zrange(keys.waiting("enrich", "main"), -1, -1)
-    return cid.decode()
+async def admit(redis: Redis, *record_keys: str) -> list[str]:
+    """Take calls in; each then waits in the enrich and in the record lane of `main`. Gives their ids."""
+    rows = []
+    for key in record_keys:
+        record = Record(key=key, started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01", audio=True)
+        rows.append(Row(record, record.content_hash()))
+    await ledger_of(redis).admit("main", rows, token=b"", mapping=1, via="poll")
+    return [cid.decode() for cid in await redis.zrange(keys.CALLS, 0, -1)]
 
 
-def _record(key: str) -> Record:
-    return Record(key=key, started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01", audio=True)
+async def field(redis: Redis, name: str, of: str) -> bytes | None:
+    value: bytes | None = await redis.hget(name, of)  # type: ignore[misc,assignment]  # typed for both clients
+    return value
+
+
+@asynccontextmanager
+async def full_memory(redis: Redis) -> AsyncIterator[None]:
+    """A store that takes nothing more."""
+    await redis.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        await redis.config_set("maxmemory", 0)
+
+
+# Claiming
+
+
+async def test_one_of_two_claimers_gets_an_item(redis: Redis) -> None:
+    """Two workers look at the same moment; the item is handed out once."""
+    one, other = lane_of(redis), lane_of(redis)
+    await one.change([("put", "", f"source{n}", 0) for n in range(20)])
+
+    first, second = await items_of(one, 12), await items_of(other, 12)
+
+    assert (len(first), len(second)) == (12, 8)
+    assert {*first, *second} == {f"source{n}" for n in range(20)}
+
+
+async def test_what_is_due_first_is_handed_out_first(redis: Redis) -> None:
+    """In order of the due times, over partitions and within them; what is not due yet stays."""
+    lane = lane_of(redis)
+    for partition, item, due in (("b", "1", 20), ("a", "2", 30), ("a", "3", 40), ("c", "4", 10)):
+        await lane.put(partition, item, wait_ms=10**7)
+        await redis.zadd(keys.waiting("poll", partition), {item: due})
+        await lane.drop(partition, "nobody")
+    await lane.put("d", "later", wait_ms=5000)
+
+    reply = await lane.exchange(want=100)
+
+    assert [claim.item for claim in reply.claims] == ["4", "1", "2", "3"]
+    assert reply.next_due_ms is not None
+    assert 0 < reply.next_due_ms - reply.now_ms <= 5000
+
+
+async def test_a_claim_takes_no_more_of_one_partition_than_it_may(redis: Redis) -> None:
+    """`most` keeps one flooding partition from filling a whole claim; its rest comes with the next."""
+    lane = lane_of(redis, most=3)
+    await lane.change([("put", "flood", str(n), 0) for n in range(10)])
+    await lane.put("quiet", "q")
+
+    first = await claims_of(lane)
+
+    assert [claim.partition for claim in first].count("flood") == 3
+    assert [claim.partition for claim in first].count("quiet") == 1
+    assert len(await items_of(lane)) == 3
+
+
+async def test_an_empty_lane_has_nothing_due(redis: Redis) -> None:
+    """A runner may sleep as long as it likes."""
+    reply = await lane_of(redis).exchange(want=5)
+
+    assert (reply.claims, reply.next_due_ms) == ([], None)
+
+
+async def test_a_settled_partition_leaves_nothing_behind(redis: Redis) -> None:
+    """A year of calls leaves no trace in the lanes."""
+    lane = lane_of(redis)
+    await lane.put("p", "item")
+    assert await settled(lane, await claim_one(lane))
+
+    assert await redis.keys("relay:l*") == []
+
+
+async def test_tokens_are_never_given_out_twice(redis: Redis) -> None:
+    """However often an item goes to and fro, each lease has a token of its own."""
+    lane = lane_of(redis)
+    await lane.put("", "item")
+    tokens = []
+    for _ in range(5):
+        claim = await claim_one(lane)
+        tokens.append(claim.token)
+        assert await settled(lane, claim, "again")
+
+    assert len(set(tokens)) == 5
+
+
+async def test_put_moves_an_item_forward_only(redis: Redis) -> None:
+    """Wanting a thing later never delays who wanted it earlier; `keep_due` changes nothing at all."""
+    lane = lane_of(redis)
+    await lane.put("", "item", wait_ms=60_000)
+    await lane.put("", "item", wait_ms=90_000)
+    assert 50_000 < (await due_of(redis, lane, "item") or 0) <= 60_000
+    await lane.put("", "item", wait_ms=1000, keep_due=True)
+    assert (await due_of(redis, lane, "item") or 0) > 50_000
+    await lane.put("", "item", wait_ms=20_000)
+
+    assert 10_000 < (await due_of(redis, lane, "item") or 0) <= 20_000
+
+
+# Leases
+
+
+async def test_an_item_that_is_put_while_it_is_held_is_due_again(redis: Redis) -> None:
+    """An update that arrives during the work is not lost, whatever the work ends with."""
+    lane = lane_of(redis)
+    for verb, wait_ms in (("done", 0), ("again", 600_000)):
+        await lane.put("", "item")
+        claim = await claim_one(lane)
+        await lane.put("", "item")
+        assert await items_of(lane) == []
+
+        assert await settled(lane, claim, verb, wait_ms=wait_ms)  # type: ignore[arg-type]  # both are verbs
+
+        again = await claim_one(lane)
+        assert again.item == "item"
+        assert await settled(lane, again)
+
+
+async def test_an_update_for_later_does_not_bring_a_retry_forward_beyond_it(redis: Redis) -> None:
+    """Dirty with a due: the earlier of both counts."""
+    lane = lane_of(redis)
+    await lane.put("", "item")
+    claim = await claim_one(lane)
+    await lane.put("", "item", wait_ms=60_000)
+    await lane.put("", "item", wait_ms=30_000)
+    await lane.put("", "item", wait_ms=90_000)
+
+    assert await settled(lane, claim, "again", wait_ms=600_000)
+    assert 20_000 < (await due_of(redis, lane, "item") or 0) <= 30_000
+
+
+async def test_an_item_that_nobody_wanted_again_is_gone(redis: Redis) -> None:
+    """Done is done; `keep_due` on a held item is no wish for another turn."""
+    lane = lane_of(redis)
+    await lane.put("", "item")
+    claim = await claim_one(lane)
+    await lane.put("", "item", keep_due=True)
+
+    assert await settled(lane, claim)
+    assert (await lane.exchange(want=1)).next_due_ms is None
+
+
+async def test_an_expired_lease_is_simply_due_again(redis: Redis) -> None:
+    """A worker was killed: another gets its item, and is told how often that happened."""
+    lane, other = lane_of(redis), lane_of(redis)
+    await lane.put("", "item")
+    dead = await claim_one(lane)
+    assert await items_of(other) == []
+    await let_leases_end(redis, lane)
+
+    heir = await claim_one(other)
+
+    assert (dead.expiries, heir.expiries) == (0, 1)
+    assert heir.token != dead.token
+
+
+async def test_an_old_token_is_refused(redis: Redis) -> None:
+    """A worker that was thought dead wakes up: nothing that it says counts, whatever it says."""
+    lane = lane_of(redis)
+    await lane.put("", "item")
+    dead = await claim_one(lane)
+    await let_leases_end(redis, lane)
+    heir = await claim_one(lane)
+
+    for verb in ("done", "again", "renew", "intent", "part"):
+        assert not await settled(lane, dead, verb, a="evt_x", b=b"x")  # type: ignore[arg-type]  # all are verbs
+    assert await redis.exists(keys.deliveries("evt_x")) == 0
+    assert await settled(lane, heir)
+
+
+async def test_an_outcome_counts_past_the_lease_until_somebody_else_has_the_item(redis: Redis) -> None:
+    """The store was away for longer than a lease: what was done then is still believed."""
+    lane = lane_of(redis)
+    await lane.put("", "item")
+    late = await claim_one(lane)
+    await let_leases_end(redis, lane)
+
+    assert await settled(lane, late)
+    assert await items_of(lane) == []
+
+
+async def test_a_settle_counts_once(redis: Redis) -> None:
+    """An answer that got lost is offered again, and refused."""
+    lane = lane_of(redis)
+    await lane.put("", "item")
+    claim = await claim_one(lane)
+
+    assert await settled(lane, claim)
+    assert not await settled(lane, claim)
+
+
+async def test_a_settled_item_begins_anew(redis: Redis) -> None:
+    """Only leases that ended in a row count against an item."""
+    lane = lane_of(redis)
+    await lane.put("", "item")
+    for expiries in (0, 1, 2):
+        claim = await claim_one(lane)
+        assert claim.expiries == expiries
+        await let_leases_end(redis, lane)
+    assert await settled(lane, claim, "again")
+
+    assert (await claim_one(lane)).expiries == 0
+
+
+async def test_a_renewed_lease_goes_on_from_now(redis: Redis) -> None:
+    """Long work keeps its item as long as it says that it is at it."""
+    lane = lane_of(redis, lease_s=60)
+    await lane.put("", "item")
+    claim = await claim_one(lane)
+    await let_leases_end(redis, lane)
+
+    assert await settled(lane, claim, "renew")
+
+    assert await items_of(lane) == []
+    end_ms = await redis.zscore(keys.leased("poll", ""), "item")
+    assert 59_000 < (end_ms or 0) - lane.store_now_ms <= 60_000
+    assert await settled(lane, claim)
+
+
+async def test_a_dropped_item_is_gone_whoever_holds_it(redis: Redis) -> None:
+    """A source that was removed is not polled again; its last poll is refused."""
+    lane = lane_of(redis)
+    await lane.change([("put", "", "held", 0), ("put", "", "waits", 60_000)])
+    claim = await claim_one(lane)
+    await lane.drop("", "held")
+    await lane.drop("", "waits")
+
+    assert not await settled(lane, claim, "again")
+    assert await redis.keys("relay:l*") == []
+
+
+# Caps and gates
+
+
+async def test_a_cap_holds_over_all_processes(redis: Redis) -> None:
+    """`max_in_flight` is a promise to the subscriber, however many workers there are."""
+    one, other = lane_of(redis), lane_of(redis)
+    await one.cap("sub", 3)
+    await one.change([("put", "sub", str(n), 0) for n in range(10)])
+
+    first = await claims_of(one)
+    assert len(first) == 3
+    assert await claims_of(other) == []
+    assert await settled(other, first[0])
+
+    assert len(await claims_of(other)) == 1
+
+
+async def test_a_cap_counts_leases_that_ended(redis: Redis) -> None:
+    """A worker was killed with three attempts out: they come first, and nothing comes on top."""
+    one, other = lane_of(redis), lane_of(redis)
+    await one.cap("sub", 3)
+    await one.change([("put", "sub", str(n), 0) for n in range(10)])
+    dead = await claims_of(one)
+    await let_leases_end(redis, one, "sub")
+
+    heirs = await claims_of(other)
+
+    assert {claim.item for claim in heirs} == {claim.item for claim in dead}
+    assert await redis.zcard(keys.leased("poll", "sub")) == 3
+    assert await claims_of(one) == []
+    assert not await settled(one, dead[0])
+    assert await claims_of(one) == []
+
+
+async def test_a_full_partition_is_looked_at_when_a_lease_ends(redis: Redis) -> None:
+    """A runner does not spin over a partition whose cap is reached; it sleeps until the first lease would end."""
+    lane = lane_of(redis, lease_s=60)
+    await lane.cap("sub", 1)
+    await lane.change([("put", "sub", str(n), 0) for n in range(5)])
+    await claim_one(lane)
+
+    reply = await lane.exchange(want=5)
+
+    assert reply.claims == []
+    assert reply.next_due_ms is not None
+    assert 58_000 < reply.next_due_ms - reply.now_ms <= 60_000
+
+
+async def test_a_raised_cap_is_used_at_once(redis: Redis) -> None:
+    """Nobody waits for a lease to end when the operator allows more."""
+    lane = lane_of(redis)
+    await lane.cap("sub", 1)
+    await lane.change([("put", "sub", str(n), 0) for n in range(5)])
+    await claim_one(lane)
+    await lane.cap("sub", 4)
+
+    assert len(await claims_of(lane)) == 3
+
+
+async def test_a_gate_holds_until_its_moment(redis: Redis) -> None:
+    """Closed: nothing is claimed, also nothing whose lease ended, and the runner knows when to look again."""
+    lane = lane_of(redis)
+    await lane.change([("put", "p", "a", 0), ("put", "p", "b", 0)])
+    await claims_of(lane, 1)
+    await let_leases_end(redis, lane, "p")
+    gate_ms = lane.store_now_ms + 30_000
+    await lane.gate("p", gate_ms)
+
+    reply = await lane.exchange(want=5)
+    assert (reply.claims, reply.next_due_ms) == ([], gate_ms)
+    await lane.gate("p", None)
+
+    assert await items_of(lane) == ["a", "b"]
+
+
+async def test_a_gate_in_the_past_is_open(redis: Redis) -> None:
+    """A breaker's time is over: what waits goes on by itself."""
+    lane = lane_of(redis)
+    await lane.put("p", "a")
+    await lane.gate("p", lane.store_now_ms - 5)
+
+    assert await items_of(lane) == ["a"]
+
+
+async def test_a_gate_for_good_holds_against_everything_that_comes(redis: Redis) -> None:
+    """A switched-off partition: whatever is put, settled, renewed or capped meanwhile, nothing is handed out."""
+    lane = lane_of(redis)
+    await lane.change([("put", "p", "held", 0), ("put", "p", "renewed", 0)])
+    held, renewed = await claims_of(lane)
+    await lane.gate("p", "inf")
+
+    await lane.put("p", "new")
+    assert await settled(lane, held, "again")
+    assert await settled(lane, renewed, "renew")
+    await lane.cap("p", 10)
+    await let_leases_end(redis, lane, "p")
+    reply = await lane.exchange(want=5)
+    assert (reply.claims, reply.next_due_ms) == ([], None)
+    await lane.gate("p", None)
+
+    assert sorted(await items_of(lane)) == ["held", "new", "renewed"]
+
+
+async def test_a_success_from_before_does_not_open_a_gate_that_is_shut_for_good(redis: Redis) -> None:
+    """The breaker was open when the subscription was switched off; a late 200 closes the breaker and opens nothing."""
+    lane = lane_of(redis, "deliver")
+    for n in range(7):
+        await publish(redis, "sub", f"call{n}", f"evt_{n}")
+    *unwell, late = await claims_of(lane, 6)
+    for claim in unwell:
+        assert await settled(lane, claim, "again", a=claimed_event(claim).id, b=b'{"s":"waiting"}', c="f")
+    assert await field(redis, keys.partition("deliver", "sub"), "breaker") == b"open"
+    await lane.off("sub", "a person said so")
+
+    assert await settled(lane, late, a=claimed_event(late).id, b=b'{"s":"delivered"}', c="s")
+
+    assert await claims_of(lane) == []
+    assert await field(redis, keys.partition("deliver", "sub"), "gate") == b"inf"
+
+
+async def calls_in_the_store(redis: Redis) -> int:
+    stats = await redis.info("commandstats")
+    return sum(
+        each["calls"] for name, each in stats.items() if name not in ("cmdstat_info", "cmdstat_config|resetstat")
+    )
+
+
+async def test_a_hundred_thousand_gated_partitions_hide_no_healthy_one(redis: Redis) -> None:
+    """A claim costs what it hands out, not what may not run: dead subscribers are not waded through."""
+    lane = lane_of(redis)
+    gates: list[str | int] = ["inf", lane.store_now_ms + 10**7]
+    for start in range(0, 100_000, 1000):
+        await lane.change(
+            change
+            for n in range(start, start + 1000)
+            for change in (("gate", f"dead{n}", gates[n % 2], 0), ("put", f"dead{n}", "item", 0))
+        )
+    await lane.put("healthy", "item")
+    await redis.config_resetstat()
+
+    claims = await claims_of(lane)
+
+    assert [claim.partition for claim in claims] == ["healthy"]
+    assert await calls_in_the_store(redis) < 40
+    assert await redis.zcard(keys.lane("poll")) == 100_001
+
+
+# Poison
+
+
+async def fill(redis: Redis, lane: LaneName) -> str:
+    """Put the item that will turn out bad into a lane; gives its partition."""
+    if lane == "deliver":
+        await publish(redis, "main", "bad", "evt_1")
+        return "main"
+    if lane == "poll":
+        await lane_of(redis).put("", "bad")
+        return ""
+    await admit(redis, "bad")
+    return "main"
+
+
+async def add_healthy(redis: Redis, lane: LaneName, partition: str) -> None:
+    if lane == "deliver":
+        await publish(redis, partition, "good", "evt_good")
+    elif lane == "poll":
+        await lane_of(redis).put(partition, "good")
+    else:
+        await admit(redis, "good")
+
+
+@pytest.mark.parametrize("name", LANES)
+async def test_an_item_that_kills_its_holders_is_claimed_alone_and_then_put_aside(redis: Redis, name: LaneName) -> None:
+    """Three leases ended: it goes alone and takes nobody with it. Five: it is put aside where a person looks."""
+    lane = lane_of(redis, name)
+    partition = await fill(redis, name)
+    bad = await claim_one(lane)
+    for expiries in (1, 2):
+        await let_leases_end(redis, lane, partition)
+        assert (await claim_one(lane)).expiries == expiries
+    await let_leases_end(redis, lane, partition)
+    await add_healthy(redis, name, partition)
+
+    alone = await claims_of(lane)
+    assert [(claim.item, claim.expiries) for claim in alone] == [(bad.item, 3)]
+    [good] = await claims_of(lane)
+    assert good.item != bad.item
+    assert await settled(lane, good, a="evt_good" if name == "deliver" else "")
+    await let_leases_end(redis, lane, partition)
+    assert [(claim.item, claim.expiries) for claim in await claims_of(lane)] == [(bad.item, 4)]
+    await let_leases_end(redis, lane, partition)
+
+    assert await claims_of(lane) == []
+    assert await redis.zrange(keys.poison(name), 0, -1) == [f"{partition}\x1f{bad.item}".encode()]
+    assert await field(redis, keys.COUNTS, f"poison_{name}") == b"1"
+    assert await redis.zscore(keys.lane(name), partition) is None
+
+
+async def test_a_suspect_behind_others_waits_for_a_claim_of_its_own(redis: Redis) -> None:
+    """A claim that has something already leaves the suspect where it is; the next one brings it."""
+    lane = lane_of(redis)
+    await lane.put("late", "bad")
+    for _ in range(3):
+        await claim_one(lane)
+        await let_leases_end(redis, lane, "late")
+    await lane.put("early", "good")
+    await redis.zadd(keys.lane("poll"), {"early": 0})
+
+    assert await items_of(lane) == ["good"]
+    assert await items_of(lane) == ["bad"]
+
+
+async def test_a_poisonous_event_lets_the_next_of_its_call_go(redis: Redis) -> None:
+    """Only the event at the head is put aside, with what is known of its attempts; the call's next one follows."""
+    lane = lane_of(redis, "deliver")
+    await publish(redis, "sub", "subject", "evt_1", "evt_2")
+    await redis.zadd(keys.pending("sub", "subject"), {"evt_1": 1, "evt_2": 2})
+    failed = DeliveryState().attempted("waiting", {"kind": "timeout"}, at_ms=77)
+    assert await settled(lane, await claim_one(lane), "again", a="evt_1", b=failed.write())
+    for _ in range(5):
+        assert claimed_event(await claim_one(lane)).id == "evt_1"
+        await let_leases_end(redis, lane, "sub")
+
+    following = await claim_one(lane)
+
+    assert claimed_event(following).id == "evt_2"
+    assert following.expiries == 0
+    state = DeliveryState.read(await field(redis, keys.deliveries("evt_1"), "sub") or b"")
+    assert (state.status, state.attempts, state.log) == ("poison", 1, failed.log)
+    assert await redis.zrange(keys.DEAD, 0, -1) == [b"sub\x1fevt_1"]
+    assert await settled(lane, following, a="evt_2", b=b'{"s":"delivered"}')
+    assert await redis.exists(keys.pending("sub", "subject")) == 0
+
+
+# What the lanes hand out and take back
+
+
+async def test_the_events_of_a_subject_are_handed_out_one_after_the_other(redis: Redis) -> None:
+    """In order per call: the second waits for the end of the first, and a retry of the first holds it up."""
+    lane = lane_of(redis, "deliver")
+    await publish(redis, "sub", "call", "evt_1", "evt_2", "evt_3")
+    await redis.zadd(keys.pending("sub", "call"), {"evt_1": 1, "evt_2": 2, "evt_3": 3})
+
+    claim = await claim_one(lane)
+    assert claimed_event(claim).id == "evt_1"
+    assert await settled(lane, claim, "again", wait_ms=0, a="evt_1", b=b'{"s":"waiting","n":1}')
+    claim = await claim_one(lane)
+    assert claimed_event(claim).id == "evt_1"
+    assert claimed_event(claim).state == b'{"s":"waiting","n":1}'
+    assert await settled(lane, claim, a="evt_1", b=b'{"s":"delivered","n":2}')
+    for eid in ("evt_2", "evt_3"):
+        claim = await claim_one(lane)
+        assert claimed_event(claim).id == eid
+        assert await settled(lane, claim, a=eid, b=b'{"s":"delivered"}')
+
+    assert await claims_of(lane) == []
+    assert await redis.keys("relay:pending:*") == []
+
+
+async def test_an_event_that_arrives_while_its_call_is_held_follows(redis: Redis) -> None:
+    """Published during an attempt at the event before it: the settle finds it."""
+    lane = lane_of(redis, "deliver")
+    await publish(redis, "sub", "call", "evt_1")
+    claim = await claim_one(lane)
+    await publish(redis, "sub", "call", "evt_2")
+
+    assert await settled(lane, claim, a="evt_1", b=b'{"s":"delivered"}')
+    assert claimed_event(await claim_one(lane)).id == "evt_2"
+
+
+async def test_an_event_that_arrives_does_not_shorten_the_wait_of_the_one_before(redis: Redis) -> None:
+    """A backoff is a backoff, however lively the call."""
+    lane = lane_of(redis, "deliver")
+    await publish(redis, "sub", "call", "evt_1")
+    claim = await claim_one(lane)
+    await publish(redis, "sub", "call", "evt_2")
+    assert await settled(lane, claim, "again", wait_ms=300_000, a="evt_1", b=b'{"s":"waiting"}')
+    await publish(redis, "sub", "call", "evt_3")
+
+    assert 290_000 < (await due_of(redis, lane, "call", "sub") or 0) <= 300_000
+
+
+async def test_an_event_whose_body_is_gone_is_handed_out_without(redis: Redis) -> None:
+    """It outlived its retention: the worker says so and the next one goes on."""
+    lane = lane_of(redis, "deliver")
+    await publish(redis, "sub", "call", "evt_1")
+    await redis.delete(keys.event("evt_1"))
+
+    event = claimed_event(await claim_one(lane))
+
+    assert (event.id, event.body, event.state) == ("evt_1", None, b"")
+
+
+async def test_a_subject_without_pending_events_leaves_the_lane(redis: Redis) -> None:
+    """Nothing to say is nothing to claim."""
+    lane = lane_of(redis, "deliver")
+    await publish(redis, "sub", "call", "evt_1")
+    await redis.delete(keys.pending("sub", "call"))
+
+    assert await claims_of(lane) == []
+    assert await redis.zcard(keys.waiting("deliver", "sub")) == 0
+
+
+async def test_every_settle_keeps_the_event_alive(redis: Redis) -> None:
+    """An event that is retried for days must not expire under its retries."""
+    lane = lane_of(redis, "deliver")
+    await publish(redis, "sub", "call", "evt_1")
+    for name in (keys.event("evt_1"), keys.deliveries("evt_1")):
+        await redis.expire(name, 5)
+
+    assert await settled(lane, await claim_one(lane), "again", a="evt_1", b=b'{"s":"waiting"}')
+
+    for name in (keys.event("evt_1"), keys.deliveries("evt_1")):
+        assert await redis.ttl(name) > EVENT_TTL_S - 60
+
+
+async def test_the_audio_is_written_down_and_the_call_looked_at_again(redis: Redis) -> None:
+    """`part`: the recording, a new version, and the call due in enrich, in one step."""
+    [cid] = await admit(redis, "7")
+    record, enrich = lane_of(redis, "record"), lane_of(redis, "enrich")
+    enriching = await claim_one(enrich)
+    assert await settled(enrich, enriching)
+    claim = await claim_one(record)
+    assert await settled(record, claim, "again", b=pack({"step": 1}))
+    claim = await claim_one(record)
+    assert claimed_call(claim).fetch == {"step": 1}
+
+    assert await settled(record, claim, "part", b=pack({"status": "none"}))
+
+    kept = await ledger_of(redis).call(cid)
+    assert kept is not None
+    assert (kept.recording, kept.fetch) == ({"status": "none"}, None)
+    assert kept.version == claimed_call(enriching).version + 1
+    assert await claims_of(record) == []
+    assert await items_of(enrich) == [cid]
+
+
+async def test_audio_that_comes_while_the_call_is_enriched_is_not_lost(redis: Redis) -> None:
+    """The enrich lane holds the call: its settle finds that it is wanted again."""
+    await admit(redis, "7")
+    record, enrich = lane_of(redis, "record"), lane_of(redis, "enrich")
+    enriching = await claim_one(enrich)
+    assert await settled(record, await claim_one(record), "part", b=pack({"status": "none"}))
+    assert await claims_of(enrich) == []
+
+    assert await settled(enrich, enriching)
+    assert claimed_call(await claim_one(enrich)).recording == {"status": "none"}
+
+
+async def test_audio_of_a_forgotten_call_brings_nothing_back(redis: Redis) -> None:
+    """The call was erased while its audio was fetched."""
+    [cid] = await admit(redis, "7")
+    record = lane_of(redis, "record")
+    claim = await claim_one(record)
+    await redis.delete(keys.call(cid))
+
+    assert await settled(record, claim, "part", b=pack({"status": "none"}))
+    assert await redis.exists(keys.call(cid)) == 0
+
+
+@pytest.mark.parametrize("name", ["enrich", "record"])
+async def test_a_forgotten_call_is_not_handed_out(redis: Redis, name: LaneName) -> None:
+    """Its retention is over; what still waits for it goes too."""
+    [cid] = await admit(redis, "7")
+    await redis.delete(keys.call(cid))
+
+    assert await claims_of(lane_of(redis, name)) == []
+    assert await redis.zcard(keys.waiting(name, "main")) == 0
+
+
+# The store at its limits
+
+
+async def test_outcomes_are_kept_when_the_memory_is_full(redis: Redis) -> None:
+    """Or everything would be sent again; new calls are refused whole and nothing of them is written."""
+    lane = lane_of(redis, "deliver")
+    await publish(redis, "sub", "call", "evt_1", "evt_2")
+    claim = await claim_one(lane)
+    before = sorted(await redis.keys("*"))
+
+    async with full_memory(redis):
+        with pytest.raises(OutOfMemoryError):
+            await admit(redis, "7")
+        with pytest.raises(OutOfMemoryError):
+            await publish(redis, "sub", "call", "evt_3")
+        assert sorted(await redis.keys("*")) == before
+        assert await settled(lane, claim, a="evt_1", b=b'{"s":"delivered"}')
+        following = await claim_one(lane)
+
+    assert claimed_event(following).id == "evt_2"
+    assert await field(redis, keys.deliveries("evt_1"), "sub") == b'{"s":"delivered"}'  # type: ignore[misc]
+    assert len(await admit(redis, "7")) == 1
+
+
+async def test_a_store_that_has_forgotten_our_scripts_gets_them_again_even_when_full(redis: Redis) -> None:
+    """A restarted store has an empty script cache."""
+    lane = lane_of(redis)
+    await lane.put("", "item")
+    claim = await claim_one(lane)
+    await redis.script_flush()
+
+    async with full_memory(redis):
+        assert await settled(lane, claim)
+
+
+# One place for the names
+
+_LUA_NAME = re.compile(r"'relay:[^']*'(?:\s*\.\.\s*(?:'[^']*'|[A-Za-z_][\w.]*(?:\[[^\]]*\])?))*")
+_LUA_PART = re.compile(r"'([^']*)'|([A-Za-z_][\w.]*(?:\[[^\]]*\])?)")
+
+
+def names_in_lua() -> dict[str, str]:
+    """Each name that a Lua file builds, with {} for what varies, and the file it is in."""
+    found = {}
+    for file in resources.files("relay.ledger").iterdir():
+        if file.name.endswith(".lua"):
+            code = "\n".join(line.split("--")[0] for line in file.read_text().splitlines())
+            for name in _LUA_NAME.findall(code):
+                found["".join("{}" if variable else text for text, variable in _LUA_PART.findall(name))] = file.name
+    return found
+
+
+def names_in_python() -> set[str]:
+    constants = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
+    made = set()
+    for name, function in inspect.getmembers(keys, inspect.isfunction):
+        if name not in ("bucket", "contact"):
+            made.add(function(*("{}" for _ in inspect.signature(function).parameters)))
+    return constants | made
+
+
+def test_lua_and_python_name_the_same_keys() -> None:
+    """keys.py is where a person looks a key up; a name that only a script knows would be nowhere."""
+    in_lua = names_in_lua()
+
+    assert len(in_lua) > 12
+    assert {name: file for name, file in in_lua.items() if name not in names_in_python()} == {}
+
+
+async def test_every_key_that_a_flow_leaves_has_its_place_in_the_list(redis: Redis) -> None:
+    """Read back from the store after each kind of work."""
+    await admit(redis, "7", "8")
+    enrich, deliver = lane_of(redis, "enrich"), lane_of(redis, "deliver")
+    await claims_of(enrich, 1)
+    await publish(redis, "sub", "call", "evt_1", "evt_2")
+    await deliver.cap("sub", 4)
+    assert await settled(deliver, await claim_one(deliver), a="evt_1", b=b'{"s":"exhausted"}', c="x")
+    for _ in range(6):
+        await let_leases_end(redis, deliver, "sub")
+        await claims_of(deliver)
+
+    patterns = [re.compile(re.escape(name).replace(r"\{\}", "[^:]*")) for name in names_in_python()]
+    names = [name.decode() for name in await redis.keys("*")]
+    assert len(names) > 12
+    assert [name for name in names if not any(pattern.fullmatch(name) for pattern in patterns)] == []
+
+
+def test_each_script_says_what_it_takes_what_it_gives_and_which_race_it_closes() -> None:
+    """The header of a Lua file is its contract."""
+    for file in resources.files("relay.ledger").iterdir():
+        if file.name.endswith(".lua") and file.name != "lane.lua":
+            header = file.read_text().split("\n\n")[0]
+            assert all(word in header for word in ("KEYS", "ARGV", "ANSWER")), file.name
+            assert re.search(r"Races? closed here", file.read_text()), file.name
+
+
+def test_a_state_that_a_script_writes_can_be_read() -> None:
+    """`missing` is written by a script, not by `DeliveryState.write`."""
+    text = resources.files("relay.ledger").joinpath("publish.lua").read_text()
+    written = re.findall(r"'(\{\"s\".*?\})'", text)
+
+    assert [DeliveryState.read(each.encode()).status for each in written] == ["missing"]
+    assert [orjson.loads(each) for each in written] == [{"s": "missing"}]

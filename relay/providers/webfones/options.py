@@ -6,34 +6,18 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, SecretStr, model_validator
 
-from relay.errors import SettingsError
 from relay.providers.base import SourceOptions
+from relay.providers.credentials import checked_url, credential, one_word
 
 DEFAULT_BASE_URL = "https://api.webfones.com:2343"
 
 
 def _base_url(text: str) -> str:
-    wanted = "base_url must look like https://api.webfones.com:2343"
-    try:
-        parts = urlsplit(text)
-        port_is_possible = parts.port != 0
-    except ValueError:
-        raise ValueError(wanted) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_possible:
-        raise ValueError(wanted)
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("base_url must not hold a user name or password; the key belongs into api_key")
-    if parts.query or parts.fragment or not text.isprintable() or " " in text:
-        raise ValueError(f"{wanted}, with nothing after the path")
-    return text.rstrip("/")
-
-
-def _usable_key(key: str) -> bool:
-    return bool(key) and key.isascii() and key.isprintable() and " " not in key
+    return checked_url(text, example=DEFAULT_BASE_URL, hint="key belongs into api_key")
 
 
 def _header_safe(key: SecretStr) -> SecretStr:
-    if not _usable_key(key.get_secret_value()):
+    if not one_word(key.get_secret_value()):
         raise ValueError("api_key must be one word of plain characters, as the WebFones API Preferences page shows it")
     return key
 
@@ -66,13 +50,4 @@ class WebfonesOptions(SourceOptions):
 
     def credential(self) -> str:
         """Return the API key; a key file is read each time. Raises SettingsError when it holds none."""
-        if self.api_key_file is None:
-            return self.api_key.get_secret_value() if self.api_key else ""
-        try:
-            key = self.api_key_file.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            cause = error.strerror if isinstance(error, OSError) else "it is not plain text"
-            raise SettingsError(f"api_key_file {self.api_key_file} cannot be read: {cause}") from error
-        if not _usable_key(key):
-            raise SettingsError(f"api_key_file {self.api_key_file} must hold the API key, one word, and nothing else")
-        return key
+        return credential(self.api_key, self.api_key_file, setting="api_key_file", what="the API key")

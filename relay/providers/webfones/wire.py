@@ -21,7 +21,7 @@ from relay.errors import OddAnswer, ProviderError
 from relay.model import Contact, Direction, Json, NumberType, Outcome, Party, Record
 from relay.providers import reading
 from relay.providers.base import BadRow, ContactChanges, excerpt
-from relay.providers.reading import LONGEST_CALL, Text, complaint, dumped, kept, seconds, shrunk, shrunk_row, text
+from relay.providers.reading import Text, complaint, dumped, given_up, kept, seconds, shrunk, shrunk_row, text
 
 NAME: Final = "WebFones"
 MAPPING_VERSION: Final = 1
@@ -62,29 +62,6 @@ _OUTCOMES: Final[Mapping[str, Outcome]] = {
     }.items()
     for word in words
 }
-
-_UNDER_WAY: Final = frozenset(
-    {
-        "ACTIVE",
-        "CALLING",
-        "DIALING",
-        "DIALLING",
-        "HOLD",
-        "IN CALL",
-        "IN PROGRESS",
-        "IN QUEUE",
-        "INPROGRESS",
-        "ON HOLD",
-        "ONGOING",
-        "PROGRESS",
-        "QUEUED",
-        "RING",
-        "RINGING",
-        "TALKING",
-        "TRYING",
-        "UP",
-    }
-)
 
 
 # -- asking -----------------------------------------------------------------------------------------------------------
@@ -215,18 +192,11 @@ class _Unsettled:
 
     def at(self, seen_at: datetime) -> Record:
         if self.second is None or self.second.started_at > seen_at + _CLOCK_SKEW:
-            return _given_up(self.record, seen_at)
-        second = _given_up(self.second, seen_at)
+            return given_up(self.record, seen_at)
+        second = given_up(self.second, seen_at)
         first = replace(self.record, finished=second.finished)
         values = {field.name: getattr(second, field.name) for field in fields(Record)}
         return SecondReading(**values, first_reading_hash=first.content_hash())
-
-
-def _given_up(record: Record, seen_at: datetime) -> Record:
-    """Take a row for finished that has not said so a day after its start: it will not, and the call must be told."""
-    if record.finished or seen_at - record.started_at < LONGEST_CALL:
-        return record
-    return replace(record, finished=True)
 
 
 def parse_row(row: object, *, zone: ZoneInfo, region: str, seen_at: datetime) -> Record | BadRow:
@@ -300,7 +270,7 @@ def _record(parsed: CallRow, started_at: datetime, zone: ZoneInfo, region: str, 
     caller, callee = (outside, inside) if direction in (Direction.INBOUND, Direction.UNKNOWN) else (inside, outside)
     ended_at = _at_or_after(parsed.ended, zone, started_at)
     said = _words(parsed.disposition)
-    under_way = ended_at is None and (said in _UNDER_WAY or (not parsed.disposition and not parsed.duration))
+    under_way = ended_at is None and (reading.under_way(said) or (not parsed.disposition and not parsed.duration))
     outcome = _OUTCOMES.get(said, Outcome.UNKNOWN)
     return Record(
         key=parsed.rid,

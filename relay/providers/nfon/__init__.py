@@ -1,0 +1,18 @@
+"""NFON Call History. Promise: the stream makes calls quick, the polls make them complete, and nothing is deleted."""
+
+from relay.providers.base import ProviderKind
+from relay.providers.nfon.client import Nfon
+from relay.providers.nfon.options import NfonOptions
+from relay.providers.nfon.wire import MAPPING_VERSION
+
+NFON = ProviderKind(
+    name="nfon",
+    options=NfonOptions,
+    connect=Nfon,
+    mapping_version=MAPPING_VERSION,
+    credential=NfonOptions.credential,
+    requests_per_window=None,
+    window_s=None,
+    connect_safely=Nfon,
+)
+"""The document names no request limit; a 429 is heeded all the same."""

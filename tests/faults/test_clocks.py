@@ -1,0 +1,79 @@
+"""Clocks that are wrong, steps in time, and processes that slept past their leases: only the store's time decides."""
+
+import pytest
+
+from tests.faults.harness import Lab, WrongClock, until
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.mark.parametrize("offset_s", [40.0, -40.0])
+def test_two_of_each_with_expired_leases_and_a_clock_that_is_wrong(lab: Lab, offset_s: float) -> None:
+    """One worker sleeps past its leases with posts under way; the others, 40 s off, take over: each event has one id."""
+    wrong = WrongClock(lab.folder, offset_s)
+    _, first = lab.start_all("a", "b", timeout_s=15)
+    second_poller = lab.start("poller", environ=wrong.environ)
+    lab.simulator.behave({"delay_s": 1.5, "times": 10}, hooks=["a"])
+    lab.call(40)
+    until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
+    lab.freeze_and_count(first)
+    second = lab.start("worker", environ=wrong.environ)
+    lab.store.end_leases()
+    until(lambda: lab.heard() == 40, "the second worker tells all")
+    first.resume()
+    until(lambda: first.lines("settle_refused"), "the first learns that its leases had ended")
+    lab.call(20, recorded_share=0.2)
+
+    figures = lab.finish(f"two of each, one past its leases, clocks off by {offset_s:g} s")
+
+    assert figures.duplicates == 10, "the ten that the sleeper had under way, and no other"
+    assert not second.lines("settle_refused")
+    assert second_poller.runs
+
+
+def test_process_clocks_that_jump_by_an_hour_change_nothing(lab: Lab) -> None:
+    """Somebody sets the clocks of poller and worker forth and back: calls go on, signatures hold, ids stay."""
+    wrong = WrongClock(lab.folder)
+    lab.start_simulator("a")
+    lab.start_store()
+    lab.configure()
+    lab.start("poller", environ=wrong.environ)
+    lab.start("worker", environ=wrong.environ)
+    lab.await_first_poll()
+    for offset_s in (3600.0, -3600.0, 0.0):
+        lab.simulator.behave({"delay_s": 0.3, "times": 5})
+        lab.call(15)
+        until(lambda: lab.simulator.in_flight() > 0, "some are being answered")
+        wrong.step(offset_s)
+        lab.call(15, recorded_share=0.2)
+        until(lambda: lab.all_told(lab.store), f"all is told, {offset_s:g} s off")
+
+    figures = lab.finish("process clocks jump by an hour")
+
+    assert figures.duplicates == 0
+
+
+@pytest.mark.parametrize(
+    "step_s", [pytest.param(3600.0, id="forth"), pytest.param(-3600.0, id="back")]
+)
+def test_a_machine_whose_clock_is_set_by_an_hour_goes_on(lab: Lab, step_s: float) -> None:
+    """The store, the relay and the subscriber live on one machine; its clock is stepped and new calls are told soon."""
+    wrong = WrongClock(lab.folder)
+    environ = wrong.preloaded()
+    if environ is None:
+        pytest.skip("needs Linux and a C compiler to give the store another clock")
+    lab.start_simulator("a", environ=environ)
+    lab.start_store(environ=environ)
+    lab.configure()
+    lab.start("poller", environ=environ)
+    lab.start("worker", environ=environ)
+    lab.await_first_poll()
+    lab.call(15, recorded_share=0.2)
+    until(lambda: lab.all_told(lab.store), "the first are told")
+    wrong.step(step_s)
+    lab.call(15, recorded_share=0.2)
+    until(lambda: lab.heard() == 30, "calls after the step are told", within_s=15)
+
+    figures = lab.finish(f"the machine's clock steps by {step_s:g} s")
+
+    assert figures.duplicates == 0
