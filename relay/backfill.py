@@ -120,12 +120,11 @@ async def queue_of(settings: Settings) -> AsyncIterator[ArqRedis]:
     """
     if settings.redis_url is not None:
         url, secret_keys = needs_of_a_role(settings)
-        start = "relay worker"
     else:
         store = EmbeddedStore(settings.data_dir)
         if not store.socket.exists():
-            raise NobodyHome(_not_running(settings, "relay up"))
-        url, start = store.url, "relay up"
+            raise NobodyHome(_not_running(settings))
+        url = store.url
         secret_keys = [key.get_secret_value() for key in settings.secret_key]
         secret_keys = secret_keys or secrets.load_or_create(settings.data_dir).keys
     pool = ConnectionPool.from_url(url, **_REDIS)
@@ -134,7 +133,9 @@ async def queue_of(settings: Settings) -> AsyncIterator[ArqRedis]:
         try:
             owner = await arq.get(keys.IDENTITY)
         except (RedisError, OSError) as error:
-            raise NobodyHome(f"{_not_running(settings, start)} ({type(error).__name__})") from error
+            if settings.redis_url is None:
+                raise NobodyHome(_not_running(settings)) from error
+            raise StoreError(f"the Redis of RELAY_REDIS_URL does not answer: {error}") from error
         if owner is not None and owner.decode() not in SecretBox(secret_keys).fingerprints():
             raise StoreError(
                 "this Redis database belongs to another relay (it was started with another RELAY_SECRET_KEY); "
@@ -145,9 +146,11 @@ async def queue_of(settings: Settings) -> AsyncIterator[ArqRedis]:
         await arq.aclose(close_connection_pool=True)
 
 
-def _not_running(settings: Settings, start: str) -> str:
-    where = "the configured Redis" if settings.redis_url is not None else str(settings.data_dir)
-    return f"no relay is running on {where}; start one with `{start}` and the same configuration, then run this again"
+def _not_running(settings: Settings) -> str:
+    return (
+        f"no relay is running on {settings.data_dir}; "
+        "start one with `relay up` and the same configuration, then run this again"
+    )
 
 
 async def submit(arq: ArqRedis, wanted: Range) -> str:

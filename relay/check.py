@@ -319,7 +319,8 @@ async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, re
     except OverBudget as error:
         findings.append(Finding(what, "warn", str(error), "wait, or raise budget_share when the account is ours alone"))
     except RelayError as error:
-        findings.append(Finding(what, "fail", str(error), _fix_of([str(error)])))
+        if all(finding.status == "ok" for finding in findings):  # else it has been said why
+            findings.append(Finding(what, "fail", str(error), _fix_of([str(error)])))
     return findings
 
 

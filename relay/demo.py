@@ -33,7 +33,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from relay.errors import RelayError, SettingsError
+from relay.errors import RelayError
 from relay.human_time import in_words
 from relay.ledger.embedded import EmbeddedStore
 from relay.model import Json
@@ -78,9 +78,9 @@ class Plan:
         return Habits(
             calls_per_hour=self.calls_per_minute * 60,
             ring_s=(0.5, 2.0),
-            talk_median_s=2.5,
+            talk_median_s=2.0,
             talk_sigma=0.7,
-            talk_max_s=6.0,
+            talk_max_s=4.0,
             visible_after_s=(0.2, 0.8),
             late=0.0,
             changed=0.08,
@@ -588,8 +588,6 @@ class _Signals:
 
 async def run(plan: Plan, *, console: Console | None = None) -> bool:
     """Play, and say what it came to; False when something happened that must not. Raises DemoFailed."""
-    if not 0.1 <= plan.calls_per_minute <= 600:
-        raise SettingsError("--calls-per-minute must be from 0.1 to 600")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     console = console or Console()

@@ -1,4 +1,4 @@
-"""Addresses and credentials as a source's options take them: wrong ones are refused in a sentence that repeats neither."""
+"""Addresses and credentials as options take them: a wrong one is refused in a sentence that does not repeat it."""
 
 from pathlib import Path
 from typing import Annotated

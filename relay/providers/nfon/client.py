@@ -6,8 +6,8 @@ ever asks NFON to delete anything.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -35,7 +35,7 @@ from relay.providers.base import (
 from relay.providers.http import LIST, QUICK, HttpAccount, loaded
 from relay.providers.nfon import wire
 from relay.providers.nfon.options import NfonOptions
-from relay.providers.nfon.sse import EventReader, TooLarge
+from relay.providers.nfon.sse import Event, EventReader, TooLarge
 from relay.providers.nfon.tokens import AccessToken, Tokens
 from relay.providers.reading import load_json, server_time
 
@@ -93,29 +93,28 @@ class Nfon:
         offset steps back until a known row is met. A page may be short because NFON gives fewer rows than were asked
         for, so the end is a page shorter than others have been, or one that brings nothing.
         """
-        first = await self._first(window)
-        rows, page = first
-        known: set[str] = set()
-        offset = 0
+        rows, page = await self._first(window)
         beginning = wire.row_identity(rows[0]) if rows else ""
-        steps_back = 0
+        known: set[str] = set()
+        offset, overlaps, steps_back = 0, False, 0
         while True:
             names = [wire.row_identity(row) for row in rows]
-            if offset and names and names[0] not in known and steps_back < _MOST_STEPS_BACK:
+            if overlaps and offset and (not names or names[0] not in known) and steps_back < _MOST_STEPS_BACK:
                 offset = max(0, offset - 2**steps_back)
                 steps_back += 1
                 rows, page = await self._list(window, offset)
                 continue
             fresh = [row for row, name in zip(rows, names, strict=True) if name not in known]
-            ignored = offset > 0 and bool(names) and names[0] == beginning
-            if ignored and len(rows) >= self._options.page_size:
+            again = offset > 0 and bool(names) and names[0] == beginning
+            if again and len(rows) >= self._options.page_size:
                 raise OddAnswer("NFON sends the same page whatever the offset; the calls behind it cannot be read")
             known.update(names)
             self._largest_page = max(self._largest_page, len(rows))
             yield replace(page, rows=await self._parse(fresh))
-            if not fresh and (len(rows) <= 1 or ignored) or len(rows) < self._largest_page:
+            if len(rows) < self._largest_page or (not fresh and (again or len(rows) <= 1)):
                 return
-            offset, steps_back = offset + max(len(rows) - 1, 1), 0
+            overlaps = len(rows) > 1
+            offset, steps_back = offset + (len(rows) - 1 if overlaps else len(rows)), 0
             rows, page = await self._list(window, offset)
 
     async def _first(self, window: Window) -> tuple[list[object], Page]:
@@ -169,26 +168,28 @@ class Nfon:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[AsyncIterator[Sequence[Record | BadRow]]]:
         """Connect to the event stream; see CallStream."""
-        path = wire.stream_path(self._scope)
-        idle_s = self._options.stream_idle_s
-        with self._account.trouble("the event stream"):
-            connecting = asyncio.timeout(idle_s)
-            async with connecting:
-                asking = self._ask(path, "the event stream", Purpose.POLL, _STREAM, accept="text/event-stream")
-                response = await asking.__aenter__()
-        try:
+        async with AsyncExitStack() as stack:
+            with self._account.trouble("the event stream"):
+                async with asyncio.timeout(self._options.stream_idle_s):
+                    response = await stack.enter_async_context(
+                        self._ask(
+                            wire.stream_path(self._scope),
+                            "the event stream",
+                            Purpose.POLL,
+                            _STREAM,
+                            accept="text/event-stream",
+                        )
+                    )
             if response.content_type != "text/event-stream":
                 raise OddAnswer(
                     f"NFON at {self._options.host} answers with {response.content_type} where an event stream was "
                     "asked for; set stream: false when it has none"
                 )
-            yield self._events(response, await self._tokens.current())
-        finally:
-            await asking.__aexit__(None, None, None)
+            yield await stack.enter_async_context(aclosing(self._events(response, await self._tokens.current())))
 
     async def _events(
         self, response: aiohttp.ClientResponse, token: AccessToken
-    ) -> AsyncIterator[Sequence[Record | BadRow]]:
+    ) -> AsyncGenerator[Sequence[Record | BadRow], None]:
         reader = EventReader()
         while True:
             wait_s = self._options.stream_idle_s
@@ -202,13 +203,15 @@ class Nfon:
                 return  # silent for too long, or the token ends
             if not chunk:
                 return
-            rows = [self._row(event.data) for event in reader.feed(chunk) if not isinstance(event, TooLarge)]
+            rows = [self._row(event) for event in reader.feed(chunk)]
             if rows:
                 yield rows
 
-    def _row(self, data: str) -> Record | BadRow:
+    def _row(self, event: Event | TooLarge) -> Record | BadRow:
+        if isinstance(event, TooLarge):
+            return BadRow("an event of the stream is larger than 1 MiB")
         try:
-            row = load_json(data.encode("utf-8", "replace"), name=wire.NAME)
+            row = load_json(event.data.encode("utf-8", "replace"), name=wire.NAME)
         except OddAnswer:
             return BadRow("an event of the stream is not JSON")
         return wire.parse_row(self._newest.of(row), region=self._options.region)
@@ -240,10 +243,10 @@ class Nfon:
                         return wire.completed(record, None)
                     body = await self._account.body(response, "a transcript")
                 return wire.completed(record, await loaded(body, _load))
-        except Unauthorized as error:
-            log.warning("transcript_refused", host=self._options.host, error=str(error))
-            return wire.completed(record, None)
         except (ProviderError, OverBudget, TimeoutError) as error:
+            if isinstance(error, Unauthorized) and error.status == 403:
+                log.warning("transcript_refused", host=self._options.host, error=str(error))
+                return wire.completed(record, None)
             log.info("transcript_not_now", host=self._options.host, error=str(error) or "took too long")
             return wire.not_yet(record)
 

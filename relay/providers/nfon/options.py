@@ -5,55 +5,23 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from relay.errors import SettingsError
 from relay.providers.base import SourceOptions
+from relay.providers.credentials import Credential, checked_url, credential
 
 DEFAULT_BASE_URL = "https://api.nfon.com/call-history"
 
 
-def _url(text: str) -> str:
-    wanted = "must look like https://api.nfon.com/call-history"
+def _base_url(text: str) -> str:
+    return checked_url(text, example=DEFAULT_BASE_URL, hint="token belongs into token")
+
+
+def _token_url(text: str) -> str:
     try:
-        parts = urlsplit(text)
-        port_is_possible = parts.port != 0
-    except ValueError:
-        raise ValueError(wanted) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_possible:
-        raise ValueError(wanted)
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("must not hold a user name or password; credentials have settings of their own")
-    if parts.query or parts.fragment or not text.isprintable() or " " in text:
-        raise ValueError(f"{wanted}, with nothing after the path")
-    return text.rstrip("/")
-
-
-def _usable(secret: str) -> bool:
-    return bool(secret) and secret.isascii() and secret.isprintable() and " " not in secret
-
-
-def _one_word(secret: SecretStr) -> SecretStr:
-    if not _usable(secret.get_secret_value()):
-        raise ValueError("must be one word of plain characters")
-    return secret
-
-
-Url = Annotated[str, AfterValidator(_url)]
-Credential = Annotated[SecretStr, AfterValidator(_one_word)]
-
-
-def _content(name: str, value: SecretStr | None, path: Path | None) -> str:
-    """Return a credential, from its file where it has one, which is read each time. Raises SettingsError."""
-    if path is None:
-        return value.get_secret_value() if value else ""
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "it is not plain text"
-        raise SettingsError(f"{name} {path} cannot be read: {cause}") from error
-    if not _usable(text):
-        raise SettingsError(f"{name} {path} must hold one word, and nothing else")
+        checked_url(text, example="https://login.example.com/oauth2/token", hint="client's secret into client_secret")
+    except ValueError as error:
+        raise ValueError(str(error).replace("base_url", "token_url")) from None
     return text
 
 
@@ -71,7 +39,9 @@ class OAuthOptions(BaseModel):
     client_secret_file: Path | None = Field(None, description="file with the client's secret")
     refresh_token: Credential | None = Field(None, description="refresh token of the first login")
     refresh_token_file: Path | None = Field(None, description="file with the refresh token of the first login")
-    token_url: Url = Field(description="where tokens are issued, an address that ends in /token or the like")
+    token_url: Annotated[str, AfterValidator(_token_url)] = Field(
+        description="where tokens are issued, an address that ends in /token or the like"
+    )
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -88,11 +58,15 @@ class OAuthOptions(BaseModel):
 
     def secret(self) -> str:
         """Return the client's secret, empty for a public client."""
-        return _content("client_secret_file", self.client_secret, self.client_secret_file)
+        return credential(
+            self.client_secret, self.client_secret_file, setting="client_secret_file", what="the client's secret"
+        )
 
     def first_refresh_token(self) -> str:
         """Return the refresh token of the first login."""
-        return _content("refresh_token_file", self.refresh_token, self.refresh_token_file)
+        return credential(
+            self.refresh_token, self.refresh_token_file, setting="refresh_token_file", what="the refresh token"
+        )
 
 
 class NfonOptions(SourceOptions):
@@ -101,7 +75,9 @@ class NfonOptions(SourceOptions):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     provider: Literal["nfon"] = Field("nfon", description="the kind of phone system")
-    base_url: Url = Field(DEFAULT_BASE_URL, description="where the Call History API is")
+    base_url: Annotated[str, AfterValidator(_base_url)] = Field(
+        DEFAULT_BASE_URL, description="where the Call History API is, up to the part before /records"
+    )
     token: Credential | None = Field(None, description="access token, for as long as it lasts; oauth renews it")
     token_file: Path | None = Field(None, description="file with the access token; read for each request")
     oauth: OAuthOptions | None = Field(None, description="client and refresh token of Login with NFON")
@@ -118,7 +94,9 @@ class NfonOptions(SourceOptions):
     time_unit: Literal["auto", "seconds", "milliseconds"] = Field(
         "auto", description="unit of `from` in a request, which NFON's document leaves open; auto finds out safely"
     )
-    page_size: int = Field(500, ge=2, le=5000, description="rows asked for in one request")
+    page_size: int = Field(500, ge=2, le=5000, description="rows asked for in one request; NFON may give fewer")
+    recordings: bool = Field(False, description="has no effect: the call history has no recordings")
+    contacts: bool = Field(False, description="has no effect: there is no address book")
 
     @model_validator(mode="after")
     def _one_credential(self) -> Self:
@@ -134,7 +112,7 @@ class NfonOptions(SourceOptions):
 
     def access_token(self) -> str:
         """Return the configured access token; a file is read each time. Raises SettingsError when it holds none."""
-        return _content("token_file", self.token, self.token_file)
+        return credential(self.token, self.token_file, setting="token_file", what="the access token")
 
     def credential(self) -> str:
         """Name whose limit requests count towards; stays the same while an OAuth token is renewed."""

@@ -134,9 +134,11 @@ class Tokens:
                 allow_redirects=False,
                 proxy=self._options.proxy_url,
             ) as response:
-                body = await response.content.read(_LARGEST_ANSWER_BYTES)
-                while len(body) < _LARGEST_ANSWER_BYTES and (more := await response.content.read(_LARGEST_ANSWER_BYTES)):
-                    body += more
+                body = b""
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > _LARGEST_ANSWER_BYTES:
+                        raise OddAnswer(f"NFON's login at {oauth.host} sent far too much; check oauth.token_url")
                 status, headers = response.status, response.headers
         except TimeoutError as error:
             raise Unavailable(f"NFON's login at {oauth.host} took too long to renew the token") from error

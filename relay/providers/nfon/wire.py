@@ -136,30 +136,27 @@ class Newest:
 
     def of(self, row: object) -> object:
         """Give the row, or a newer form of it that was here before."""
-        rank = _rank(row)
-        if rank is None or not isinstance(row, dict):
+        if not isinstance(row, dict) or not isinstance(row.get("uuid"), str):
             return row
-        key = row["uuid"]
+        key, rank = row["uuid"], _rank(row)
         known = self._rows.get(key)
         if known is not None and known[0] > rank:
             return known[1]
-        if known is None and len(self._rows) >= self._most:
-            del self._rows[next(iter(self._rows))]
-        self._rows[key] = (rank, row)
+        if rank != _UNRANKED:
+            if known is None and len(self._rows) >= self._most:
+                del self._rows[next(iter(self._rows))]
+            self._rows[key] = (rank, row)
         return row
 
 
-def _rank(row: object) -> tuple[str, bool] | None:
+_UNRANKED: Final = ("", False)
+
+
+def _rank(row: Json) -> tuple[str, bool]:
     """Order the forms of a row: by `updated`, and a transcript does not become unavailable."""
-    if not isinstance(row, dict) or not isinstance(row.get("uuid"), str):
-        return None
     transcription = row.get("transcription")
     available = isinstance(transcription, dict) and transcription.get("available") is True
-    try:
-        updated = iso(_stamp(row.get("updated"))) or ""
-    except ValueError:
-        updated = ""
-    return (updated, available) if updated or available else None
+    return iso(_stamp_or_none(row.get("updated"))) or "", available
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,18 @@
+"""Unpod: call logs of platform API v2. Promise: no page ends the reading but the last one."""
+
+from relay.providers.base import ProviderKind
+from relay.providers.unpod.client import Unpod
+from relay.providers.unpod.options import UnpodOptions
+from relay.providers.unpod.wire import MAPPING_VERSION
+
+UNPOD = ProviderKind(
+    name="unpod",
+    options=UnpodOptions,
+    connect=Unpod,
+    mapping_version=MAPPING_VERSION,
+    credential=UnpodOptions.credential,
+    requests_per_window=None,
+    window_s=None,
+    upper_bound=True,
+)
+"""There is a limit, and its document does not say which: a 429 is waited out."""

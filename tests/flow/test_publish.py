@@ -1,0 +1,367 @@
+"""Events are said in one step or not at all, in order, to those who are switched on; against a real Valkey."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from redis.asyncio import Redis
+
+from relay.events.advance import Advance
+from relay.events.say import NO_CONTACT, NO_RECORDING, Rules
+from relay.ledger import ids, keys
+from relay.ledger.calls import Ledger, Row, Said, StoredCall, claimed_event
+from relay.ledger.deliveries import DeliveryState
+from relay.ledger.lane import Lane, Settlement
+from relay.model import Json, Outcome, Record
+
+NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
+CALL_TTL_S, EVENT_TTL_S = 3000, 1000
+CALL = ids.call_id("main", "7")
+RULES = Rules("webfones", "UTC", False, False, 0, 0)
+
+
+def ledger_of(redis: Redis) -> Ledger:
+    return Ledger(redis, calls_ttl_s=CALL_TTL_S, events_ttl_s=EVENT_TTL_S, keep_raw=lambda: False)
+
+
+async def bring(redis: Redis, **fields: Any) -> StoredCall:
+    """Admit the call, or a change of it, and read it."""
+    record = Record(key="7", started_at=NOON, local_date="2025-07-01", **fields)
+    ledger = ledger_of(redis)
+    await ledger.admit("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    call = await ledger.call(CALL)
+    assert call is not None
+    return call
+
+
+def said(eid: str, *subscriptions: str, **data: Any) -> Said:
+    return Said(eid, {"id": eid, **data}, subscriptions)
+
+
+async def pending(redis: Redis, sub: str, subject: str = CALL) -> list[tuple[str, int]]:
+    found = await redis.zrange(keys.pending(sub, subject), 0, -1, withscores=True)
+    return [(eid.decode(), int(sequence)) for eid, sequence in found]
+
+
+async def delivery(redis: Redis, eid: str, sub: str) -> bytes | None:
+    state: bytes | None = await redis.hget(keys.deliveries(eid), sub)  # type: ignore[misc]  # both clients
+    return state
+
+
+async def deliver_one(redis: Redis, status: bytes = b'{"s":"delivered"}') -> str:
+    """Claim the one delivery that is due and settle it; gives its event."""
+    lane = Lane(redis, "deliver", lease_s=60, event_ttl_s=EVENT_TTL_S)
+    [claim] = (await lane.exchange(want=1)).claims
+    eid = claimed_event(claim).id
+    await lane.exchange([Settlement(claim, "done", a=eid, b=status)])
+    return eid
+
+
+async def dump(redis: Redis) -> dict[bytes, Any]:
+    return {name: await redis.dump(name) for name in sorted(await redis.keys("*"))}
+
+
+class Everybody:
+    """An audience of these subscriptions for everything."""
+
+    def __init__(self, *subscriptions: str) -> None:
+        self._subscriptions = subscriptions
+
+    def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
+        return self._subscriptions
+
+
+def advance_of(ledger: Ledger, *subscriptions: str, woken: list[str] | None = None) -> Advance:
+    return Advance(
+        ledger,
+        Everybody(*(subscriptions or ("sub",))),
+        now_ms=lambda: int(NOON.timestamp() * 1000),
+        published=lambda: woken.append("deliver") if woken is not None else None,
+    )
+
+
+# One step
+
+
+async def test_an_event_is_said_to_all_who_want_it_in_one_step(redis: Redis) -> None:
+    """The document, what was said, and a delivery each; nothing is stored for a delivery before its first attempt."""
+    call = await bring(redis)
+
+    made = await ledger_of(redis).publish(call, {"said": {"revision": 1}}, [said("evt_1", "a", "b")])
+
+    assert made == 2
+    assert await ledger_of(redis).event("evt_1") == {"id": "evt_1"}
+    for sub in ("a", "b"):
+        assert await pending(redis, sub) == [("evt_1", 1)]
+        assert await delivery(redis, "evt_1", sub) == b""
+        assert await redis.zrange(keys.waiting("deliver", sub), 0, -1) == [CALL.encode()]
+    after = await ledger_of(redis).call(CALL)
+    assert after is not None
+    assert (after.version, after.said) == (call.version + 1, {"revision": 1})
+    assert await redis.zrange(keys.EVENTS, 0, -1) == [b"evt_1"]
+
+
+async def test_an_event_that_nobody_wants_is_kept(redis: Redis) -> None:
+    """A subscription that is made tomorrow can have it replayed."""
+    call = await bring(redis)
+
+    assert await ledger_of(redis).publish(call, {}, [said("evt_1")]) == 0
+    assert await ledger_of(redis).event("evt_1") == {"id": "evt_1"}
+    assert await redis.keys("relay:pending*") == await redis.keys("relay:lane:deliver*") == []
+
+
+async def test_what_was_said_lives_as_long_as_it_should(redis: Redis) -> None:
+    """An event as long as its retention, a call longer, a delivery as long as its event."""
+    call = await bring(redis)
+    await redis.expire(keys.call(CALL), 5)
+
+    await ledger_of(redis).publish(call, {}, [said("evt_1", "sub")])
+
+    for name, ttl_s in ((keys.call(CALL), CALL_TTL_S), (keys.event("evt_1"), EVENT_TTL_S)):
+        assert ttl_s - 60 < await redis.ttl(name) <= ttl_s
+    assert await redis.ttl(keys.deliveries("evt_1")) >= await redis.ttl(keys.event("evt_1")) - 1
+
+
+async def test_a_part_can_be_written_and_removed(redis: Redis) -> None:
+    """None removes; what is not named stays."""
+    call = await bring(redis)
+    ledger = ledger_of(redis)
+    await ledger.publish(call, {"contact": {"n": 1}, "lookup": {"tries": 1}}, ())
+    current = await ledger.call(CALL)
+    assert current is not None
+    await ledger.publish(current, {"lookup": None}, ())
+
+    after = await ledger.call(CALL)
+    assert after is not None
+    assert (after.contact, after.lookup) == ({"n": 1}, None)
+
+
+async def test_an_event_without_a_call_is_a_subject_of_its_own(redis: Redis) -> None:
+    """`source.error` and the like: no call is read or made."""
+    made = await ledger_of(redis).publish(None, {}, [said("evt_1", "sub")], subject="evt_1")
+
+    assert made == 1
+    assert await pending(redis, "sub", "evt_1") == [("evt_1", 0)]
+    assert await redis.keys("relay:call*") == []
+
+
+# The version fence
+
+
+async def test_a_call_that_moved_on_since_it_was_read_is_not_published(redis: Redis) -> None:
+    """Not a byte is written: not the event, not the parts, not the delivery."""
+    stale = await bring(redis)
+    await bring(redis, status_raw="changed")
+    before = await dump(redis)
+
+    assert await ledger_of(redis).publish(stale, {"said": {"x": 1}}, [said("evt_1", "sub")]) is None
+    assert await dump(redis) == before
+
+
+async def test_one_of_two_holders_says_a_difference(redis: Redis) -> None:
+    """A lease ended and its holder did not notice: both read the same call, one publishes."""
+    call = await bring(redis)
+
+    answers = [await ledger_of(redis).publish(call, {"said": {"x": 1}}, [said("evt_1", "sub")]) for _ in range(2)]
+
+    assert answers == [1, None]
+    assert await pending(redis, "sub") == [("evt_1", 1)]
+
+
+async def test_a_call_that_was_erased_is_not_brought_back(redis: Redis) -> None:
+    """A person's number is gone for good: what was about to be said of it is not."""
+    call = await bring(redis)
+    await redis.delete(keys.call(CALL))
+
+    assert await ledger_of(redis).publish(call, {"said": {"x": 1}}, [said("evt_1", "sub")]) is None
+    assert await redis.exists(keys.call(CALL), keys.event("evt_1")) == 0
+
+
+# Again
+
+
+async def test_an_event_that_exists_keeps_its_body_and_is_not_delivered_again(redis: Redis) -> None:
+    """The call was lost and found again: who has heard it, or is about to, hears it once; who is new hears it too."""
+    call = await bring(redis)
+    ledger = ledger_of(redis)
+    await ledger.publish(call, {}, [said("evt_1", "heard", "waits", body="first")])
+    await redis.hset(keys.deliveries("evt_1"), "heard", '{"s":"delivered"}')  # type: ignore[misc]  # both clients
+    await redis.delete(keys.call(CALL), keys.pending("heard", CALL), *await redis.keys("relay:seen*"))
+    call = await bring(redis, status_raw="found again")
+
+    made = await ledger.publish(call, {}, [said("evt_1", "heard", "waits", "new", body="second")])
+
+    assert made == 1
+    assert (await ledger.event("evt_1") or {})["body"] == "first"
+    assert await pending(redis, "heard") == []
+    assert await pending(redis, "waits") == [("evt_1", 1)]
+    assert await pending(redis, "new") == [("evt_1", 1)]
+
+
+async def test_what_is_new_comes_after_what_exists_already(redis: Redis) -> None:
+    """The call was lost with its count: an event that is made now must not overtake those from before."""
+    ledger = ledger_of(redis)
+    call = await bring(redis)
+    await ledger.publish(call, {}, [said("evt_1", "sub"), said("evt_2", "sub")])
+    await redis.delete(keys.call(CALL), *await redis.keys("relay:seen*"))
+
+    call = await bring(redis, status_raw="found again")
+    await ledger.publish(call, {}, [said("evt_1", "sub"), said("evt_2", "sub"), said("evt_3", "sub")])
+
+    assert await pending(redis, "sub") == [("evt_1", 1), ("evt_2", 2), ("evt_3", 3)]
+
+
+# Switched off
+
+
+async def test_nothing_is_queued_for_a_subscription_that_is_off(redis: Redis) -> None:
+    """That it is missing is written down, so that it can be sent later; the others hear it."""
+    call = await bring(redis)
+    lane = Lane(redis, "deliver", lease_s=60)
+    await lane.off("off", "410")
+
+    assert await ledger_of(redis).publish(call, {}, [said("evt_1", "off", "on")]) == 1
+
+    assert DeliveryState.read(await delivery(redis, "evt_1", "off") or b"").status == "missing"
+    assert await pending(redis, "off") == []
+    assert await pending(redis, "on") == [("evt_1", 1)]
+    await lane.off("off", None)
+    call = await bring(redis, status_raw="x")
+    assert await ledger_of(redis).publish(call, {}, [said("evt_2", "off")]) == 1
+
+
+# Order
+
+
+async def test_the_events_of_a_call_are_numbered_in_the_order_they_were_said(redis: Redis) -> None:
+    """Over several publishes, whoever hears which of them."""
+    ledger = ledger_of(redis)
+    call = await bring(redis)
+    await ledger.publish(call, {}, [said("evt_z", "a", "b"), said("evt_m", "a")])
+    call = await bring(redis, status_raw="x")
+    await ledger.publish(call, {}, [said("evt_a", "a", "b")])
+
+    assert await pending(redis, "a") == [("evt_z", 1), ("evt_m", 2), ("evt_a", 3)]
+    assert await pending(redis, "b") == [("evt_z", 1), ("evt_a", 3)]
+    assert [await deliver_one(redis) for _ in range(5)].count("evt_z") == 2
+
+
+async def test_a_stuck_call_holds_up_no_other_call(redis: Redis) -> None:
+    """Each call is a subject of its own in the lane."""
+    ledger = ledger_of(redis)
+    lane = Lane(redis, "deliver", lease_s=60, event_ttl_s=EVENT_TTL_S)
+    call = await bring(redis)
+    await ledger.publish(call, {}, [said("evt_stuck", "sub")])
+    [claim] = (await lane.exchange(want=1)).claims
+    retry = Settlement(claim, "again", wait_ms=10**6, a="evt_stuck", b=b'{"s":"waiting"}')
+    await lane.exchange([retry])
+    await ledger.publish(None, {}, [said("evt_other", "sub")], subject="other")
+
+    assert await deliver_one(redis) == "evt_other"
+
+
+async def test_a_replayed_event_goes_back_to_its_place(redis: Redis) -> None:
+    """The first was given up, the second waits: the first is said before it."""
+    ledger = ledger_of(redis)
+    call = await bring(redis)
+    await ledger.publish(call, {}, [said("evt_1", "sub"), said("evt_2", "sub")])
+    assert await deliver_one(redis, b'{"s":"exhausted"}') == "evt_1"
+
+    assert await ledger.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == "q"
+    assert await ledger.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == "w"
+
+    assert [await deliver_one(redis), await deliver_one(redis)] == ["evt_1", "evt_2"]
+    assert await ledger.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == "d"
+
+
+# Advance over it
+
+
+async def test_a_call_that_moves_on_while_it_is_said_is_read_again(redis: Redis) -> None:
+    """The change arrives between reading and publishing: one `call.completed`, with the change in it."""
+    ledger = ledger_of(redis)
+    stale = await bring(redis, outcome=Outcome.NO_ANSWER)
+    await bring(redis, outcome=Outcome.BUSY)
+    woken: list[str] = []
+
+    assert await advance_of(ledger, woken=woken)(stale, RULES, {}) is None
+
+    [(eid, _)] = await pending(redis, "sub")
+    assert eid == ids.event_id("main", "7", "call.completed")
+    assert (await ledger.event(eid) or {})["data"]["call"]["outcome"] == "busy"
+    assert woken == ["deliver"]
+
+
+async def test_saying_a_call_twice_says_it_once(redis: Redis) -> None:
+    """The worker was killed between publishing and settling: the next one finds nothing owed and writes nothing."""
+    ledger = ledger_of(redis)
+    call = await bring(redis)
+    woken: list[str] = []
+    await advance_of(ledger)(call, RULES, {})
+    current = await ledger.call(CALL)
+    assert current is not None
+    before = await dump(redis)
+
+    assert await advance_of(ledger, woken=woken)(current, RULES, {}) is None
+    assert await dump(redis) == before
+    assert woken == []
+
+
+async def test_parts_are_written_while_a_call_is_held(redis: Redis) -> None:
+    """What was found out is kept, though nothing is said yet; the wait is what is left of the hold."""
+    ledger = ledger_of(redis)
+    call = await bring(redis, outcome=Outcome.ANSWERED)
+    held = replace(RULES, contacts=True, recordings=True, hold_for_contact_ms=5000, hold_for_recording_ms=30_000)
+    advance = Advance(ledger, Everybody("sub"), now_ms=lambda: call.ready_ms + 1000, published=lambda: None)
+
+    wait_ms = await advance(call, held, {"contact": NO_CONTACT | {"lookup_status": "none"}})
+
+    assert wait_ms == 29_000
+    kept = await ledger.call(CALL)
+    assert kept is not None
+    assert kept.contact == NO_CONTACT | {"lookup_status": "none"}
+    assert (kept.said, await redis.keys("relay:event:*")) == (None, [])
+
+
+async def test_parts_for_a_call_that_moved_on_go_to_the_call_as_it_is_now(redis: Redis) -> None:
+    """The contact was looked up while the audio arrived: neither is lost."""
+    ledger = ledger_of(redis)
+    stale = await bring(redis, outcome=Outcome.ANSWERED)
+    await ledger.publish(stale, {"recording": NO_RECORDING | {"status": "available"}}, ())
+
+    await advance_of(ledger)(stale, replace(RULES, recordings=True), {"contact": NO_CONTACT | {"count": 3}})
+
+    assert len(await pending(redis, "sub")) == 2
+    kept = await ledger.call(CALL)
+    assert kept is not None
+    assert kept.contact is not None
+    assert kept.recording is not None
+    assert (kept.contact["count"], kept.recording["status"]) == (3, "available")
+
+
+async def test_a_call_that_was_erased_meanwhile_is_let_go(redis: Redis) -> None:
+    """Nothing to say, nothing to wait for."""
+    ledger = ledger_of(redis)
+    call = await bring(redis)
+    await redis.delete(keys.call(CALL))
+
+    assert await advance_of(ledger)(call, RULES, {"contact": NO_CONTACT}) is None
+    assert await redis.keys("relay:event:*") == []
+
+
+async def test_a_call_that_never_rests_is_looked_at_later(redis: Redis) -> None:
+    """Another writer wins every time: the worker does not spin, and comes back."""
+    call = await bring(redis)
+
+    class Restless(Ledger):
+        async def publish(self, *args: Any, **also: Any) -> int | None:
+            await bring(redis, status_raw=str(next(changes)))
+            return await super().publish(*args, **also)
+
+    changes = iter(range(100))
+    ledger = Restless(redis, calls_ttl_s=CALL_TTL_S, events_ttl_s=EVENT_TTL_S, keep_raw=lambda: False)
+
+    assert await advance_of(ledger)(call, RULES, {}) == 1000
+    assert next(changes) < 20
+    assert await redis.keys("relay:event:*") == []

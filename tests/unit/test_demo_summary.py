@@ -1,0 +1,94 @@
+"""What the demo makes of what was heard: each thing that must not happen is found, and duplicates alone are none."""
+
+from dataclasses import replace
+
+import pytest
+
+from relay.demo import Plan, percentile, summarise
+from relay.simulator.subscriber import HookReport
+
+GOOD = HookReport(
+    name="crm",
+    received=3,
+    accepted=3,
+    events=3,
+    retries=0,
+    duplicates={},
+    types={"call.completed": 2, "call.recording.completed": 1},
+    signature_failures=0,
+    signature_reasons={},
+    order_violations=(),
+    overtaken=(),
+    changed_ids=(),
+    changed_bodies=(),
+    mismatched_ids=(),
+    unreadable=0,
+    in_flight_peak=1,
+    completed=frozenset({"1", "2"}),
+)
+
+
+def test_all_calls_told_is_well() -> None:
+    summary = summarise(GOOD, expected=["1", "2"], recordings=1, latencies_s=[0.5, 1.5])
+
+    assert summary.problems == ()
+    assert (summary.made, summary.told, summary.recordings) == (2, 2, 1)
+    assert "calls        2 made, 2 told" in summary.lines()
+    assert "freshness    p50 0.50 s, p99 1.50 s from shown to heard" in summary.lines()
+    assert summary.lines()[-1] == "✓ nothing was lost"
+
+
+@pytest.mark.parametrize(
+    ("report", "sentence"),
+    [
+        (replace(GOOD, completed=frozenset({"1"})), "1 calls were lost: 2"),
+        (replace(GOOD, signature_failures=2), "2 signatures did not verify"),
+        (replace(GOOD, changed_ids=("call_a: evt_a, then evt_b",)), "ids changed: call_a: evt_a, then evt_b"),
+        (replace(GOOD, order_violations=("call_a came early",)), "order per call was broken: call_a came early"),
+        (replace(GOOD, changed_bodies=("evt_a",)), "1 bodies changed between attempts"),
+        (replace(GOOD, mismatched_ids=("evt_a",)), "1 bodies carried another id than their webhook-id"),
+        (replace(GOOD, unreadable=1), "1 bodies were not readable"),
+    ],
+)
+def test_what_must_not_happen_is_a_problem(report: HookReport, sentence: str) -> None:
+    summary = summarise(report, expected=["1", "2"], recordings=1, latencies_s=[])
+
+    assert summary.problems == (sentence,)
+    assert f"✗ {sentence}" in summary.lines()
+    assert "✓ nothing was lost" not in summary.lines()
+
+
+def test_a_duplicate_is_told_and_is_no_problem() -> None:
+    summary = summarise(replace(GOOD, duplicates={"evt_a": 2}), expected=["1", "2"], recordings=1, latencies_s=[])
+
+    assert summary.problems == ()
+    assert "duplicates   2" in summary.lines()
+
+
+def test_a_demo_without_calls_has_shown_nothing() -> None:
+    silent = replace(GOOD, events=0, types={}, completed=frozenset())
+
+    assert summarise(silent, expected=[], recordings=0, latencies_s=[]).problems != ()
+
+
+def test_an_impatient_person_is_not_told_that_calls_were_lost() -> None:
+    """A second Ctrl-C ends the wait: what was on its way is said to be on its way."""
+    summary = summarise(GOOD, expected=["1", "2", "3"], recordings=1, latencies_s=[], interrupted=True)
+
+    assert summary.problems == ()
+    assert "not awaited  1 calls were still on their way" in summary.lines()
+    assert "✓ nothing was lost" not in summary.lines()
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [([], 50, None), ([3.0], 99, 3.0), ([4.0, 1.0, 3.0, 2.0], 50, 2.0), ([float(n) for n in range(1, 101)], 99, 99.0)],
+)
+def test_percentiles_are_nearest_ranks(values: list[float], percent: float, expected: float | None) -> None:
+    assert percentile(values, percent) == expected
+
+
+@pytest.mark.parametrize(("for_s", "interval_s"), [(20, 1.0), (300, 1.0), (301, 2.0), (None, 2.0)])
+def test_a_long_demo_polls_less_often(for_s: float | None, interval_s: float) -> None:
+    """A poll each second for ever would use up the provider's limit, which holds in the demo too."""
+    assert Plan(for_s=for_s).poll_interval_s == interval_s

@@ -1,0 +1,114 @@
+"""What the documents say exists, and what exists is said."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from prometheus_client import REGISTRY
+from typer.main import get_command
+
+import relay.gauges  # noqa: F401 - registers every metric
+from relay.cli import app
+from relay.events.catalog import EVENT_TYPES
+from relay.events.render import FLAT_FIELDS
+from relay.events.say import NO_CONTACT, NO_RECORDING
+from relay.model import Direction, NumberType, Outcome, Record
+from relay.settings import describe
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_settings_page_is_written_from_the_settings() -> None:
+    """docs/settings.md is what .ci/settings_reference.py writes."""
+    page: str = script("settings_reference").page()
+
+    assert text("docs/settings.md") == page
+    assert all(f"`{doc.path}`" in page for doc in describe())
+
+
+def test_every_event_type_field_and_word_is_documented() -> None:
+    """docs/events.md names all of them."""
+    page = text("docs/events.md")
+    words = {"data.changes", *NO_CONTACT, *NO_RECORDING, *Record.__slots__} - {
+        "key",
+        "local_date",
+        "finished",
+        "audio",
+        "caller",
+        "callee",
+        "external",
+        "internal",
+    }
+    values = {each.value for enum in (Direction, Outcome, NumberType) for each in enum}
+
+    missing = [word for word in {*EVENT_TYPES, *words, *values} if f"`{word}`" not in page]
+
+    assert missing == []
+    assert set(re.findall(r"`((?:call|source|subscription|webhook)\.[a-z.]+)`", page)) <= set(EVENT_TYPES)
+
+
+def test_flat_keys_that_are_named_exist() -> None:
+    """The flat keys that docs/events.md gives as examples are real ones."""
+    section = text("docs/events.md").split("## Other shapes")[1].split("`payload: {map")[0]
+
+    named = set(re.findall(r"`([a-z_]+)`", section))
+    assert named
+    assert named <= set(FLAT_FIELDS)
+
+
+def test_commands_in_the_documents_exist() -> None:
+    """`relay something` in a document is a command, and every command is in some document."""
+    commands = set(get_command(app).commands)  # type: ignore[attr-defined]
+    pages = "\n".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"(?:^|[`/ ])relay +([a-z]+)\b(?=[ `\n])", pages, re.M))
+
+    assert commands - named == set()
+    assert {name for name in named if f"`relay {name}" in pages} <= commands
+
+
+def test_every_metric_is_documented_and_none_else() -> None:
+    """docs/operations.md lists exactly what /metrics has."""
+    ours = {metric.name for metric in REGISTRY.collect() if metric.name.startswith("relay_")}
+    named = {
+        re.sub(r"_(total|bucket|count|sum)$", "", name)
+        for name in re.findall(r"`(relay_\w+)", text("docs/operations.md"))
+    }
+
+    assert ours - named == set()
+    assert named - ours == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_documents_lead_somewhere(page: Path) -> None:
+    """A relative link names a file that is there."""
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    """docs/promises.md maps each of the ten promises to tests."""
+    page = text("docs/promises.md")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+
+    assert len(re.findall(r"^## \d+\. ", page, re.M)) == 10
+    assert len(named) > 20
+    for file, name in named:
+        assert (ROOT / file).exists(), file
+        assert not name or re.search(rf"def {name}\b", (ROOT / file).read_text()), f"{file}::{name}"
