@@ -11,12 +11,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import readme, throughput
+from benchmarks import latency, loss, readme, throughput
 from benchmarks.figures import Figure, table
 from benchmarks.house import Bench
 
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "throughput": throughput.run,
+    "latency": latency.run,
+    "loss": loss.run,
 }
 
 

@@ -5,7 +5,8 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -75,13 +76,8 @@ class Standing:
         return f"read {self.rows} rows: {', '.join(parts)}"
 
 
-def asked_for(settings: Settings, source: str, *, since: str, until: str | None, force: bool, now: datetime) -> Range:
+def asked_for(source: str, *, since: str, until: str | None, force: bool, now: datetime) -> Range:
     """Understand the command line; a SettingsError says in a sentence what is wrong with it."""
-    if source not in settings.sources:
-        known = ", ".join(sorted(settings.sources)) or "none: add one under sources: in relay.yaml"
-        raise SettingsError(f"no source is called {source[:64]!r}; configured are {known}")
-    if not settings.sources[source].enabled:
-        raise SettingsError(f"the source {source} is switched off (enabled: false), so it is not asked")
     start = instant(since, name="--since", now=now)
     end = now if until is None else instant(until, name="--until", now=now)
     if start >= now:
@@ -89,6 +85,11 @@ def asked_for(settings: Settings, source: str, *, since: str, until: str | None,
     if start >= end:
         raise SettingsError(f"--since {iso(start)} must be before --until {iso(end)}")
     return Range(source, start, min(end, now), force)
+
+
+def _unknown(source: str, known: Iterable[str]) -> SettingsError:
+    names = ", ".join(sorted(known)) or "none: add one under sources: in relay.yaml"
+    return SettingsError(f"no source is called {source[:64]!r}; there are {names}")
 
 
 def standing(fields: Mapping[str, str]) -> Standing:
@@ -146,6 +147,23 @@ async def queue_of(settings: Settings) -> AsyncIterator[ArqRedis]:
         await arq.aclose(close_connection_pool=True)
 
 
+@contextlib.asynccontextmanager
+async def _queue_for(settings: Settings, source: str) -> AsyncIterator[ArqRedis]:
+    """Reach the queue of a relay that has this source: from the configuration, or made through its API."""
+    async with AsyncExitStack() as stack:
+        try:
+            arq = await stack.enter_async_context(queue_of(settings))
+        except NobodyHome:
+            if source not in settings.sources:
+                raise _unknown(source, settings.sources) from None
+            raise
+        if source not in settings.sources:
+            made = {name.decode() for name in await arq.hkeys(keys.declared("source"))}  # type: ignore[misc]  # both clients
+            if source not in made:
+                raise _unknown(source, made.union(settings.sources))
+        yield arq
+
+
 def _not_running(settings: Settings) -> str:
     return (
         f"no relay is running on {settings.data_dir}; "
@@ -191,8 +209,11 @@ async def watch(
 
 async def run(settings: Settings, wanted: Range) -> None:
     """Submit, show, and say how it ended; raises BackfillFailed. Ctrl-C only stops the showing."""
+    configured = settings.sources.get(wanted.source)
+    if configured is not None and not configured.enabled:
+        raise SettingsError(f"the source {wanted.source} is switched off (enabled: false), so it is not asked")
     console = Console(soft_wrap=True, highlight=False)
-    async with queue_of(settings) as arq:
+    async with _queue_for(settings, wanted.source) as arq:
         job = await submit(arq, wanted)
         console.print(f"{wanted.source}: calls from {iso(wanted.since)} to {iso(wanted.until)}")
         watching = asyncio.create_task(_show(arq, job, console))

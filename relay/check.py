@@ -33,6 +33,7 @@ from relay.ledger.lane import LANES
 from relay.ledger.sources import SourceStates
 from relay.model import Json, Record
 from relay.poll.budget import Budget, Limit
+from relay.poll.clocks import rows_look_like
 from relay.poll.window import SEED_DEPTH
 from relay.processes import needs_of_a_role
 from relay.providers import PROVIDERS
@@ -223,6 +224,12 @@ async def _look_at_store(redis: Redis, where: str, box: SecretBox, *, outside: b
     if outside:
         with contextlib.suppress(RedisError):  # a hosted Redis may not let us look
             findings += durability(await redis.info())
+    made = {kind: int(await redis.hlen(keys.declared(kind))) for kind in ("source", "subscription")}  # type: ignore[misc]
+    if any(made.values()):
+        text = f"{made['source']} sources and {made['subscription']} subscriptions were made through the API"
+        findings.append(
+            Finding("made at run time", "ok", f"{text}; only those of the configuration are looked at here")
+        )
     findings += await _troubles(redis)
     return findings
 
@@ -281,7 +288,7 @@ async def _source(sid: str, options: SourceOptions, http: aiohttp.ClientSession,
         findings = [Finding(what, "fail", f"could not be looked at: {type(error).__name__}")]
     if redis is not None:
         with contextlib.suppress(RedisError, OSError):
-            findings += await _remembered(sid, redis)
+            findings += await _remembered(sid, options, redis)
     return findings
 
 
@@ -295,11 +302,14 @@ async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, re
     budget = Budget(redis) if redis is not None else None
     egress = options.proxy_url or "direct"
     paid = budget.pay_for(kind.name, lambda: kind.credential(options), egress, limit) if budget else None
-    provider = kind.connect(options, http, _counting(paid))
+    purse = _Purse(paid)
+    provider = kind.connect(options, http, purse)
     findings: list[Finding] = []
     try:
         credential = kind.credential(options)
         health = await provider.health()
+        if purse.empty is not None:
+            raise purse.empty
         status: Status = "ok" if health.ok else "fail"
         findings.append(Finding(what, status, "; ".join(health.lines), "" if health.ok else _fix_of(health.lines)))
         since = datetime.now(UTC) - SEED_DEPTH
@@ -324,19 +334,24 @@ async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, re
     return findings
 
 
-def _counting(pay: Pay | None) -> Pay:
-    """Pay, and let no more than three requests go."""
-    asked = 0
+class _Purse:
+    """Pays, lets no more than three requests go, and remembers when the budget had no room."""
 
-    async def paying(purpose: Purpose) -> None:
-        nonlocal asked
-        if asked == _MOST_REQUESTS:
+    def __init__(self, pay: Pay | None) -> None:
+        self._pay = pay
+        self._asked = 0
+        self.empty: OverBudget | None = None
+
+    async def __call__(self, purpose: Purpose) -> None:
+        if self._asked == _MOST_REQUESTS:
             raise OverBudget(0)
-        asked += 1
-        if pay is not None:
-            await pay(purpose)
-
-    return paying
+        self._asked += 1
+        try:
+            if self._pay is not None:
+                await self._pay(purpose)
+        except OverBudget as error:
+            self.empty = error
+            raise
 
 
 def _fix_of(lines: Sequence[str]) -> str:
@@ -388,17 +403,16 @@ def zone(what: str, starts: Sequence[datetime], name: str, *, now: datetime) -> 
 
 
 def _suggestion(name: str, now: datetime, ahead_s: float) -> str:
-    offset = (now.astimezone(ZoneInfo(name)).utcoffset() or timedelta()) + timedelta(
-        seconds=round(ahead_s / 1800) * 1800
-    )
-    fitting = [each for each in _ZONES if now.astimezone(ZoneInfo(each)).utcoffset() == offset]
-    minutes = round(offset.total_seconds() / 60)
-    written = f"UTC{'+' if minutes >= 0 else '-'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
+    off_s = -round(ahead_s / 1800) * 1800
+    configured = now.astimezone(ZoneInfo(name)).utcoffset() or timedelta()
+    wanted = configured - timedelta(seconds=off_s)
+    fitting = [each for each in _ZONES if now.astimezone(ZoneInfo(each)).utcoffset() == wanted]
     example = f", for example {fitting[0]}" if fitting else ""
-    return f"the rows look like {written}; set the source's timezone to the account's own{example}"
+    seems = rows_look_like(configured, off_s)
+    return f"the rows look like {seems}; set the source's timezone to the account's own{example}"
 
 
-async def _remembered(sid: str, redis: Redis) -> list[Finding]:
+async def _remembered(sid: str, options: SourceOptions, redis: Redis) -> list[Finding]:
     """What a relay has written down about a source: errors, extras that are off, rows put aside."""
     what = f"source {sid}"
     states = SourceStates(redis)
@@ -413,6 +427,10 @@ async def _remembered(sid: str, redis: Redis) -> list[Finding]:
     elif state.last_poll is not None:
         ago = in_words((datetime.now(UTC) - state.last_poll).total_seconds())
         findings.append(Finding(f"{what} polls", "ok", f"the last successful poll was {ago} ago"))
+    if state.zone_off_s:
+        text = f"calls are first seen {in_words(state.zone_off_s)} {'late' if state.zone_off_s > 0 else 'early'}"
+        fix = _suggestion(options.timezone, datetime.now(UTC), -state.zone_off_s)
+        findings.append(Finding(f"{what} delays", "warn", text, fix))
     for extra, why in (("contacts", state.contacts_off), ("recordings", state.recordings_off)):
         if why:
             text = f"were switched off: {why}"

@@ -208,5 +208,5 @@ def backfill(
     from relay.settings import load
 
     settings = load(config, os.environ)
-    wanted = filling.asked_for(settings, source, since=since, until=until, force=force, now=datetime.now(UTC))
+    wanted = filling.asked_for(source, since=since, until=until, force=force, now=datetime.now(UTC))
     _run(filling.run(settings, wanted))

@@ -5,11 +5,12 @@
 
 import asyncio
 import contextlib
+import gc
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
@@ -17,13 +18,14 @@ import structlog
 from arq.connections import ArqRedis
 from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
+from redis.exceptions import ResponseError
 
 from relay.delivery.guard import Guard
 from relay.delivery.send import Sender
 from relay.delivery.subscriptions import Subscription
 from relay.directory import Directory
 from relay.enrich.contacts import AddressBook
-from relay.errors import StoreInUse, StoreTooNew
+from relay.errors import SettingsError, StoreInUse, StoreTooNew
 from relay.events.advance import Advance
 from relay.events.operations import Operations
 from relay.ledger import keys
@@ -32,10 +34,12 @@ from relay.ledger.declared import Declarations
 from relay.ledger.health import read_health
 from relay.ledger.lane import Lane, LaneName
 from relay.ledger.runner import Runner
+from relay.ledger.safe import StoredSafe
 from relay.ledger.sources import SourceStates
 from relay.model import iso
 from relay.poll.budget import Budget
-from relay.poll.poller import Poller
+from relay.poll.poller import Poller, Reader
+from relay.poll.stream import Streams
 from relay.poll.window import Tier, first_offset_s
 from relay.recordings.markers import Markers
 from relay.recordings.mint import LinkMint
@@ -50,6 +54,7 @@ DAY_S = 86_400
 QUEUE = "relay:arq"
 CONFIGURED_OFF = "enabled: false in the configuration"
 _WAKE_EVERY_S = 0.005
+_AT_ONCE = 500
 
 
 @dataclass
@@ -105,6 +110,7 @@ class Runtime:
         http: aiohttp.ClientSession,
         sender: Sender,
         storage: RecordingStorage,
+        guarded: Mapping[bool, aiohttp.ClientSession],
     ) -> None:
         self.settings = settings
         self.redis = redis
@@ -134,7 +140,14 @@ class Runtime:
         }
         self.states = SourceStates(redis)
         self.budget = Budget(redis)
-        self.directory = Directory(settings, Declarations(redis, box), http, self.budget)
+        self.directory = Directory(
+            settings,
+            Declarations(redis, box),
+            http,
+            self.budget,
+            guarded=guarded,
+            safe_of=lambda sid: StoredSafe(redis, box, sid),
+        )
         self.subscriptions = self.directory.subscriptions
         self.operations = Operations(self.ledger, self.subscriptions)
         self.book = AddressBook(redis)
@@ -147,6 +160,8 @@ class Runtime:
             key=box.signing_keys("recording-links")[0],
         )
         self.runners: list[Runner] = []
+        self.streams: Streams | None = None
+        self._goodbyes: set[asyncio.Task[None]] = set()
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -160,7 +175,7 @@ class Runtime:
         return runner
 
     def add_poller(self) -> None:
-        """Host the poll lane's runner."""
+        """Host the poll lane's runner, and the streams of sources that have one."""
         tiers = [Tier(int(tier.every_s), int(tier.depth_s)) for tier in self.settings.poll.tiers]
         poller = Poller(
             self.ledger,
@@ -170,8 +185,25 @@ class Runtime:
             self.markers,
             tiers=tiers,
             wake=self._fresh_calls,
+            now=self._store_now,
+        )
+        self.streams = Streams(
+            self.redis,
+            Reader(self.ledger, self.states),
+            self.states,
+            lambda: self.sources,
+            now=self._store_now,
+            catch_up=self._poll_soon,
+            fresh_calls=self._fresh_calls,
         )
         poller.runner = self.add_runner(Runner(self.lanes["poll"], poller.work, at_once=100, needs_s=70))
+
+    def _store_now(self) -> datetime:
+        return datetime.fromtimestamp(self.lanes["poll"].store_now_ms / 1000, UTC)
+
+    async def _poll_soon(self, sid: str) -> None:
+        await self.lanes["poll"].put("", sid)
+        self.wakes.hear("poll")
 
     def _fresh_calls(self) -> None:
         self.wakes("enrich")
@@ -190,41 +222,95 @@ class Runtime:
         """Write into the store what the configuration says of lanes: each source is polled, each cap holds."""
         await self.lanes["poll"].change(
             [
-                (
-                    "new",
-                    "",
-                    sid,
-                    int(first_offset_s(_spread(sid), source.options.poll_interval_s) * 1000)
-                    if len(self.sources) > 20
-                    else 0,
-                )
+                ("new", "", sid, self._first_wait_ms(sid, source))
                 for sid, source in self.sources.items()
+                if not source.paused
             ]
         )
         await self.lanes["enrich"].change([("cap", sid, 500, 0) for sid in self.sources])
         await self.lanes["record"].change([("cap", sid, 4, 0) for sid in self.sources])
-        for sid, each in self.subscriptions.items():
-            await self.lanes["deliver"].change(each.rules())
-            await self._heed_switch(sid, each)
+        everyone = list(self.subscriptions.items())
+        for at in range(0, len(everyone), _AT_ONCE):
+            some = everyone[at : at + _AT_ONCE]
+            await self.lanes["deliver"].change([rule for _, each in some for rule in each.rules()])
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for sid, _ in some:
+                    pipe.hget(keys.partition("deliver", sid), "off")
+                switches = await pipe.execute()
+            for (sid, each), off in zip(some, switches, strict=True):
+                await self._heed_switch(sid, each, (off or b"").decode())
 
-    async def _heed_switch(self, sid: str, subscription: Subscription) -> None:
+    def _first_wait_ms(self, sid: str, source: Source) -> int:
+        if len(self.sources) <= 20:
+            return 0
+        return int(first_offset_s(_spread(sid), source.options.poll_interval_s) * 1000)
+
+    async def arrange_source(self, sid: str) -> None:
+        """Do for one source what `arrange` does for all; one that is paused is not polled any more."""
+        source = self.sources[sid]
+        await self.lanes["poll"].change([("drop", "", sid, 0) if source.paused else ("new", "", sid, 0)])
+        await self.lanes["enrich"].cap(sid, 500)
+        await self.lanes["record"].cap(sid, 4)
+        self.wakes("poll")
+
+    async def arrange_subscription(self, sid: str) -> None:
+        """Do for one subscription what `arrange` does for all."""
+        subscription = self.subscriptions[sid]
+        await self.lanes["deliver"].change(subscription.rules())
+        await self._heed_switch(sid, subscription, (await read_health(self.redis, sid)).off)
+
+    async def _heed_switch(self, sid: str, subscription: Subscription, off: str) -> None:
         """What the configuration switches off is off; switching it on there undoes only that."""
-        off = (await read_health(self.redis, sid)).off
         if not subscription.options.enabled and not off:
             await self.lanes["deliver"].off(sid, CONFIGURED_OFF)
         elif subscription.options.enabled and off == CONFIGURED_OFF:
             await self.lanes["deliver"].off(sid, None)
 
-    async def switch_off(self, sub: str, why: str) -> None:
-        """Stop a subscription: nothing new is queued for it, what is queued waits behind a closed gate."""
+    async def require_durability(self) -> None:
+        """Refuse `at_most_once` on a store that can forget what it answered: an intent must outlive everything."""
+        wanting = [sid for sid, each in self.subscriptions.items() if each.options.delivery == "at_most_once"]
+        if wanting and not await keeps_every_write(self.redis):
+            raise SettingsError(
+                f"subscriptions.{wanting[0]}.delivery: at_most_once needs a store that keeps every answered write; "
+                "set `appendonly yes` and `appendfsync always` on Redis, or use the embedded store"
+            )
+
+    async def switch_off(self, sub: str, why: str, *, gone: bool = False) -> None:
+        """Stop a subscription: nothing new is queued for it, what is queued waits behind a closed gate.
+
+        `gone` says that the subscriber asked for it, and need not be told.
+        """
         await self.lanes["deliver"].off(sub, why)
         log.error("subscription_disabled", subscription=sub, why=why)
+        subscription = self.subscriptions.get(sub)
+        if subscription is not None and not gone:
+            await self.say_goodbye(subscription)
         await self.operations.say(
             "subscription.disabled",
             {"subscription": {"id": sub, "reason": why}},
             of=sub,
             which=str(self.lanes["deliver"].store_now_ms),
+            tenant=subscription.tenant if subscription else None,
         )
+
+    async def say_goodbye(self, subscription: Subscription) -> None:
+        """Tell a Zapier hook, once, that it is not told any more, so that the Zap shows it: DELETE to its URL."""
+        if not subscription.unsubscribes:
+            return
+        if not await self.redis.hsetnx(keys.partition("deliver", subscription.id), "goodbye", "1"):  # type: ignore[misc]
+            return
+        task = asyncio.create_task(self._goodbye(subscription))
+        self._goodbyes.add(task)
+        task.add_done_callback(self._goodbyes.discard)
+
+    async def _goodbye(self, subscription: Subscription) -> None:
+        outcome = await self.sender.unsubscribe(subscription.url)
+        log.info("hook_unsubscribed", subscription=subscription.id, host=subscription.host, answer=outcome.words)
+
+    async def aclose(self) -> None:
+        """Let what was begun in passing end."""
+        await asyncio.gather(*self._goodbyes, return_exceptions=True)
+        await self.wakes.aclose()
 
     async def failing(self, sub: str, why: str, disables_at: datetime) -> None:
         """Say `subscription.failing`, once a day for each subscription."""
@@ -232,22 +318,36 @@ class Runtime:
             log.warning("subscription_failing", subscription=sub, why=why, disables_at=iso(disables_at))
             about = {"id": sub, "reason": why, "disables_at": iso(disables_at)}
             now_ms = self.lanes["deliver"].store_now_ms
-            await self.operations.say("subscription.failing", {"subscription": about}, of=sub, which=str(now_ms))
+            subscription = self.subscriptions.get(sub)
+            await self.operations.say(
+                "subscription.failing",
+                {"subscription": about},
+                of=sub,
+                which=str(now_ms),
+                tenant=subscription.tenant if subscription else None,
+            )
 
     async def run(self, stop: asyncio.Event, *, drain_s: float) -> None:
         """Run the runners until told to stop, then let them finish what they hold, for `drain_s` at most."""
+        # What start-up made stays, and hundreds of attempts at once make much that soon goes: looking through it all
+        # as often as a small program does costs a third of the throughput.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         tasks = [asyncio.create_task(runner.run(), name=f"runner:{runner.lane.name}") for runner in self.runners]
+        streaming = [asyncio.create_task(self.streams.run(), name="streams")] if self.streams is not None else []
         stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
+            await asyncio.wait([stopping, *tasks, *streaming], return_when=asyncio.FIRST_COMPLETED)
+            for task in (*tasks, *streaming):
                 if task.done() and not stop.is_set():
-                    task.result()  # a runner never ends by itself: let its error out
+                    task.result()  # neither ends by itself: let its error out
         finally:
             stopping.cancel()
+            for task in streaming:
+                task.cancel()
             for runner in self.runners:
                 runner.stop(within_s=drain_s)
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *streaming, return_exceptions=True)
 
 
 def _spread(sid: str) -> int:
@@ -278,11 +378,13 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
         )
         guard = Guard(tuple(settings.delivery.allowed_networks))
         sender = await stack.enter_async_context(Sender(guard))
+        guarded = {plain: await stack.enter_async_context(_guarded_session(guard, plain)) for plain in (False, True)}
         storage = open_storage(settings.storage_url)
         stack.push_async_callback(storage.aclose)
-        runtime = Runtime(settings, redis, arq, box, http, sender, storage)
-        stack.push_async_callback(runtime.wakes.aclose)
+        runtime = Runtime(settings, redis, arq, box, http, sender, storage, guarded)
+        stack.push_async_callback(runtime.aclose)
         await runtime.directory.load()
+        await runtime.require_durability()
         await runtime.arrange()
         following = asyncio.create_task(runtime.directory.follow(runtime.arrange), name="directory")
         try:
@@ -293,11 +395,33 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
                 await following
 
 
+def _guarded_session(guard: Guard, plain: bool) -> aiohttp.ClientSession:
+    """Make the session for sources that came through the API: it dials nothing that the guard refuses."""
+    connector = aiohttp.TCPConnector(
+        limit=0,
+        limit_per_host=0,
+        resolver=guard.resolver(plain=plain),
+        use_dns_cache=False,
+        socket_factory=guard.socket_factory(plain=plain),
+    )
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+
+
 _REDIS: dict[str, Any] = {"socket_timeout": 15, "socket_connect_timeout": 5, "health_check_interval": 30}
 
 
 def _to_json(job: dict[str, Any]) -> bytes:
     return json.dumps(job).encode()
+
+
+async def keeps_every_write(redis: Redis) -> bool:
+    """Whether the store has each write on disk before it answers. One that hides its configuration is believed."""
+    try:
+        found = await redis.config_get("append*")
+    except ResponseError:
+        log.warning("durability_unknown", why="the store does not show its configuration; at_most_once relies on it")
+        return True
+    return bool(found.get("appendonly") == "yes" and found.get("appendfsync") == "always")
 
 
 async def claim_database(redis: Redis, fingerprints: Sequence[str]) -> None:

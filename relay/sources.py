@@ -1,6 +1,6 @@
 """The configured accounts, connected: what every stage needs to ask one provider within its budget."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ import aiohttp
 from relay.events.say import Rules
 from relay.poll.budget import Budget, Limit
 from relay.providers import PROVIDERS
-from relay.providers.base import Provider, ProviderKind, SourceOptions
+from relay.providers.base import Provider, ProviderKind, Purpose, Safe, SourceOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One account: its id, its options, its connected provider, and our share of the provider's limit, and whose it is
-    (`tenant`; None: the operator's)."""
+    """One account: its id, its options, its connected provider, our share of the provider's limit, whose it is
+    (`tenant`; None: the operator's), and whether it was `made` at run time."""
 
     id: str
     options: SourceOptions
@@ -24,7 +24,13 @@ class Source:
     limit: Limit | None
     rules: Rules
     tenant: str | None
+    made: bool
     _budget: Budget
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is not polled for now; what was admitted before is told all the same."""
+        return not self.options.enabled
 
     @property
     def egress(self) -> str:
@@ -32,10 +38,10 @@ class Source:
         return self.options.proxy_url or "direct"
 
     @asynccontextmanager
-    async def asking(self) -> AsyncIterator[Provider]:
-        """Ask the provider; a 429 closes the budget it names."""
+    async def asking(self, purpose: Purpose = Purpose.POLL) -> AsyncIterator[Provider]:
+        """Ask the provider; a 429 closes the budget it names. Raises SettingsError when its key file holds no key."""
         credential = self.kind.credential(self.options)
-        async with self._budget.heeding(self.kind.name, credential, self.egress, self.limit):
+        async with self._budget.heeding(self.kind.name, credential, self.egress, self.limit, purpose=purpose):
             yield self.provider
 
     async def requests_left(self) -> int | None:
@@ -53,6 +59,8 @@ def connect_one(
     *,
     public_url: str | None,
     tenant: str | None = None,
+    made: bool = False,
+    safe_of: Callable[[str], Safe] | None = None,
 ) -> Source:
     """Connect an account; asks nothing yet."""
     kind = PROVIDERS[options.provider]
@@ -60,7 +68,10 @@ def connect_one(
     if kind.requests_per_window and kind.window_s:
         limit = Limit(kind.requests_per_window, kind.window_s, options.budget_share)
     pay = budget.pay_for(kind.name, lambda: kind.credential(options), options.proxy_url or "direct", limit)
-    provider = kind.connect(options, http, pay)
+    if kind.connect_safely is not None and safe_of is not None:
+        provider = kind.connect_safely(options, http, pay, safe_of(sid))
+    else:
+        provider = kind.connect(options, http, pay)
     rules = Rules(
         provider=kind.name,
         timezone=options.timezone,
@@ -70,4 +81,4 @@ def connect_one(
         hold_for_recording_ms=int(options.hold_for_recording_s * 1000),
         public_url=public_url,
     )
-    return Source(sid, options, kind, provider, limit, rules, tenant, budget)
+    return Source(sid, options, kind, provider, limit, rules, tenant, made, budget)

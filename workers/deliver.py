@@ -7,7 +7,7 @@ written before dialling.
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import orjson
 import structlog
@@ -34,6 +34,12 @@ SLOW_MS = 2000
 _UNKNOWN_HERE_MS = 30_000
 
 
+class SwitchOff(Protocol):
+    """Stops a subscription and says why; `gone`: the subscriber asked for it."""
+
+    async def __call__(self, sub: str, why: str, *, gone: bool = False) -> None: ...
+
+
 class Deliver:
     """Makes attempts. `health` reads a subscription's health, `switch_off` and `failing` act on it."""
 
@@ -45,7 +51,7 @@ class Deliver:
         attempts: Attempts,
         *,
         health: Callable[[str], Awaitable[Health]],
-        switch_off: Callable[[str, str], Awaitable[None]],
+        switch_off: SwitchOff,
         failing: Callable[[str, str, datetime], Awaitable[None]],
     ) -> None:
         self._subscriptions = subscriptions
@@ -141,7 +147,7 @@ class Deliver:
             case Disable():
                 kept = state.attempted("waiting", attempt, at_ms=now_ms)
                 self.runner.settle(claim, "again", wait_ms=1000, a=event.id, b=kept.write(), c="n")
-                await self._switch_off(subscription.id, outcome.words)
+                await self._switch_off(subscription.id, outcome.words, gone=True)
                 return
             case Done():
                 raise AssertionError("only an outcome that was heard is done")

@@ -19,6 +19,7 @@ from relay.ledger.lane import Claim
 from relay.ledger.runner import Runner
 from relay.ledger.sources import SourceStates
 from relay.model import Json
+from relay.providers.base import Purpose
 from relay.sources import Source
 from workers import EXTRA_OFF_S
 
@@ -78,7 +79,10 @@ class Enrich:
         found: Mapping[str, Json] = {}
         failed = True
         try:
-            async with asyncio.timeout(min(max(patience_s, 0.05), _CONTACT_PATIENCE_S)), source.asking() as provider:
+            async with (
+                asyncio.timeout(min(max(patience_s, 0.05), _CONTACT_PATIENCE_S)),
+                source.asking(Purpose.CONTACTS) as provider,
+            ):
                 if provider.contacts is not None:
                     found = await self._book.find(source.id, provider.contacts, numbers)
                     failed = False

@@ -13,12 +13,12 @@ from arq import Retry
 from arq.constants import in_progress_key_prefix
 from redis.exceptions import RedisError
 
-from relay.errors import OverBudget, ProviderError, RateLimited, RelayError, Unavailable
+from relay.errors import OverBudget, RateLimited, RelayError, Unavailable
 from relay.ledger.lane import LANES
 from relay.ledger.sources import Progress
 from relay.model import from_iso, iso
 from relay.poll.poller import Reader, Tally
-from relay.poll.window import FLOOR
+from relay.poll.window import Standing, floor
 from relay.providers.base import Purpose, Window
 from relay.runtime import Runtime
 from relay.sources import Source
@@ -56,26 +56,38 @@ async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job: s
         if kept.get("state") in ("done", "failed"):
             return
         source = runtime.sources.get(sid)
-        if source is None:
-            await progress.write(state="failed", error=f"no source called {sid} is configured where the relay runs")
+        standing = (await runtime.states.read(sid)).standing
+        if (why_not := _why_not(sid, source, standing, force=force)) or source is None:
+            await progress.write(state="failed", error=why_not)
             return
-        state = await runtime.states.read(sid)
-        if state.standing.cursor is None and not force:
-            await progress.write(
-                state="failed",
-                error=f"{sid} has not been polled with success so far, so what is known of it cannot be told from "
-                "what is new; wait for its first poll, and run this again",
-            )
-            return
-        floor = None if force or state.standing.cursor is None else state.standing.cursor - FLOOR
         total = Tally(**json.loads(kept["total"])) if "total" in kept else Tally()
-        reading = _Backfill(runtime, source, progress, floor=floor, total=total, sleep=ctx["sleep"])
+        oldest = None if force else floor(standing, now=await _store_now(runtime))
+        reading = _Backfill(runtime, source, progress, oldest=oldest, total=total, sleep=ctx["sleep"])
         at = from_iso(kept["at"]) if "at" in kept else from_iso(since)
         async with _beating(ctx, reading):
             await reading.read(at, from_iso(since), from_iso(until))
     except (RedisError, OSError) as error:
         log.warning("backfill_interrupted", source=sid, error=str(error), again_in_s=_STORE_AWAY_S)
         raise Retry(defer=_STORE_AWAY_S) from error
+
+
+def _why_not(sid: str, source: Source | None, standing: Standing, *, force: bool) -> str:
+    """Say why a source cannot be read again as things are; nothing when it can."""
+    if source is None:
+        return f"no source called {sid} is configured where the relay runs"
+    if source.paused:
+        return f"the source {sid} is switched off, so it is not asked"
+    if not standing.reached and not force:
+        return (
+            f"{sid} has not been polled with success so far, so what is known of it cannot be told from what is new; "
+            "wait for its first poll, and run this again"
+        )
+    return ""
+
+
+async def _store_now(runtime: Runtime) -> datetime:
+    seconds, micros = await runtime.redis.time()
+    return datetime.fromtimestamp(int(seconds) + int(micros) / 1_000_000, UTC)
 
 
 class _Backfill:
@@ -87,14 +99,14 @@ class _Backfill:
         source: Source,
         progress: Progress,
         *,
-        floor: datetime | None,
+        oldest: datetime | None,
         total: Tally,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._runtime = runtime
         self._source = source
         self._progress = progress
-        self._floor = floor
+        self._oldest = oldest
         self._total = total
         self._sleep = sleep
         self._under_way = Tally()
@@ -124,7 +136,7 @@ class _Backfill:
                 failures += 1
                 await self._wait(_UNAVAILABLE_WAITS_S[failures - 1], str(error))
                 continue
-            except ProviderError as error:
+            except RelayError as error:
                 await self._failed(error)
                 return
             failures = 0
@@ -145,7 +157,6 @@ class _Backfill:
 
     async def _window(self, at: datetime, upto: datetime, end: datetime) -> None:
         runtime = self._runtime
-        seconds, micros = await runtime.redis.time()
         reader = Reader(runtime.ledger, runtime.states)
 
         def noted(tally: Tally) -> None:
@@ -155,9 +166,9 @@ class _Backfill:
             tally = await reader.read(
                 self._source,
                 Window(at, upto, Purpose.BACKFILL),
-                now=datetime.fromtimestamp(int(seconds) + int(micros) / 1_000_000, UTC),
+                now=await _store_now(runtime),
                 via="backfill",
-                floor=self._floor,
+                floor=self._oldest,
                 until=end,
                 on_page=noted,
             )

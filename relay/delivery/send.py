@@ -150,6 +150,27 @@ class Sender:
             return await self._failure(error, target, request, timeout, started_s)
         return await self._answer(response, started_s)
 
+    async def unsubscribe(self, target_url: str, *, timeout_s: float = TIMEOUT_S) -> Outcome:
+        """Send DELETE to a hook, once, without a body; raises nothing but CancelledError."""
+        started_s = time.monotonic()
+        timeout = _timeout(timeout_s, CONNECT_TIMEOUT_S)
+        try:
+            target = self._vet(target_url)
+        except ValueError as error:
+            return Refused(why=str(error), duration_ms=_ms_since(started_s))
+        headers = {} if target.authorization is None else {hdrs.AUTHORIZATION: target.authorization}
+        try:
+            response = await self._sessions[target.plain, False].delete(
+                target.url,
+                headers=headers,
+                skip_auto_headers=(hdrs.CONTENT_TYPE,),
+                timeout=timeout,
+                allow_redirects=False,
+            )
+        except Exception as error:  # as for `send`
+            return await self._failure(error, target, _Body(b""), timeout, started_s)
+        return await self._answer(response, started_s)
+
     def _vet(self, url: str) -> Target:
         target = self._guard.vet_url(url)
         if len(self._targets) >= _MAX_TARGETS:

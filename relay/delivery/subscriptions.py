@@ -48,6 +48,11 @@ class Subscription:
             tenant=tenant,
         )
 
+    @property
+    def unsubscribes(self) -> bool:
+        """Whether the subscriber wants to hear that it is not told any more (Zapier's reverse unsubscribe)."""
+        return self.host in ZAPIER_HOSTS
+
     def keys_at(self, now_s: float) -> tuple[bytes, ...]:
         """The keys that sign now."""
         if not self.former_keys:

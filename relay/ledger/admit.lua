@@ -5,11 +5,13 @@
 --        n, then n × (record key, day, day before, day after, call id, content hash, seed 1|0, finished 1|0,
 --                     audio 1|0, started ms, packed record, packed raw row or ''),
 --        last chunk 1|0, m, then m × (field, value) of the source, k, then k days of `seen` to forget
--- ANSWER false when the lease is not ours any more (nothing was done), else one letter a row:
+-- ANSWER false when the lease is not ours any more or the source is being removed (nothing was done), else one letter a
+--        row:
 --        n new · c changed · k known · s seeded (known, not told) · r re-hashed after an upgrade
 --
 -- Races closed here:
 -- * a poller that was thought dead wakes up: its token is old, nothing of its answer is taken and no cursor moves.
+-- * a source is removed while a poll or a backfill reads it: nothing comes in behind the one who clears up.
 -- * two pollers, or a poll and a backfill, bring the same row: `seen` and the call are written in the same step, so one
 --   of them is new and the other known.
 -- * a poll dies half way: the cursor moves with the last chunk only; the chunks before it are simply known next time.
@@ -18,6 +20,7 @@
 
 local sid, token, mapping, via = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local call_ttl = tonumber(ARGV[5])
+if redis.call('EXISTS', 'relay:forgotten:' .. sid) == 1 then return false end
 if token ~= '' then
   local lease = lease_of('poll', '', sid)
   if not lease or lease.token ~= token then return false end

@@ -37,6 +37,7 @@ class StoredCall:
     said: Json | None = None
     fetch: Json | None = None
     raw_packed: bytes = b""
+    events: Sequence[str] = ()
 
     @property
     def raw(self) -> Json | None:
@@ -69,6 +70,7 @@ def read_call(cid: str, flat: Sequence[bytes] | Mapping[bytes, bytes]) -> Stored
         said=part(b"said"),
         fetch=part(b"fetch"),
         raw_packed=fields.get(b"raw", b""),
+        events=fields.get(b"events", b"").decode().split(),
     )
 
 

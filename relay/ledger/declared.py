@@ -3,14 +3,14 @@
 Every change raises one number that all processes watch, so each of them reads again within a second.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import orjson
 from redis.asyncio import Redis
 
 from relay.ledger import keys
+from relay.ledger.lane import script
 from relay.model import Json
 from relay.secrets import SecretBox
 
@@ -22,10 +22,11 @@ class Declared:
     """One thing made at run time: its document, whose it is (None: the operator's), and when it was made, ms."""
 
     id: str
-    document: Json
+    document: Json = field(repr=False)
     tenant: str | None
     created_ms: int
     updated_ms: int
+    sealed: bytes = field(default=b"", repr=False, compare=False)
 
 
 class Declarations:
@@ -34,16 +35,24 @@ class Declarations:
     def __init__(self, redis: Redis, box: SecretBox) -> None:
         self._redis = redis
         self._box = box
+        self._declare = script(redis, "declare")
+        self._opened: dict[Kind, dict[str, Declared]] = {}
 
     async def version(self) -> int:
         """The number that every change raises."""
         return int(await self._redis.get(keys.DECLARED_VERSION) or 0)
 
     async def all(self, kind: Kind) -> dict[str, Declared]:
-        """Read all of a kind, oldest first."""
+        """Read all of a kind, oldest first. What did not change since the last time is not opened again."""
         values: dict[bytes, bytes] = await self._redis.hgetall(keys.declared(kind))  # type: ignore[misc]
-        found = [self._open(kind, name.decode(), value) for name, value in values.items()]
-        return {each.id: each for each in sorted(found, key=lambda each: (each.created_ms, each.id))}
+        before = self._opened.get(kind, {})
+        found: list[Declared] = []
+        for raw_name, value in values.items():
+            name = raw_name.decode()
+            known = before.get(name)
+            found.append(known if known is not None and known.sealed == value else self._open(kind, name, value))
+        self._opened[kind] = {each.id: each for each in sorted(found, key=lambda each: (each.created_ms, each.id))}
+        return dict(self._opened[kind])
 
     async def get(self, kind: Kind, name: str) -> Declared | None:
         """Read one."""
@@ -53,22 +62,23 @@ class Declarations:
     async def put(self, kind: Kind, name: str, document: Json, *, tenant: str | None) -> Declared:
         """Make or replace one; the making's time is kept."""
         before = await self.get(kind, name)
-        seconds, micros = await self._redis.time()
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        made = Declared(name, document, tenant, before.created_ms if before else now_ms, now_ms)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.declared(kind), name, self._seal(kind, made))
-            pipe.incr(keys.DECLARED_VERSION)
-            await pipe.execute()
+        made = await self._made(kind, name, document, tenant, created_ms=before.created_ms if before else None)
+        await self._declare(args=[kind, name, "*", made.sealed])
         return made
+
+    async def create(self, kind: Kind, name: str, document: Json, *, tenant: str | None) -> Declared | None:
+        """Make one; None when the id is taken."""
+        made = await self._made(kind, name, document, tenant)
+        return made if await self._declare(args=[kind, name, "", made.sealed]) else None
+
+    async def replace(self, kind: Kind, before: Declared, document: Json) -> Declared | None:
+        """Replace what was read; None when somebody changed or removed it meanwhile."""
+        made = await self._made(kind, before.id, document, before.tenant, created_ms=before.created_ms)
+        return made if await self._declare(args=[kind, before.id, before.sealed, made.sealed]) else None
 
     async def remove(self, kind: Kind, name: str) -> bool:
         """Forget one; False when there was none."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hdel(keys.declared(kind), name)
-            pipe.incr(keys.DECLARED_VERSION)
-            removed, _ = await pipe.execute()
-        return bool(removed)
+        return bool(await self._declare(args=[kind, name, "*", ""]))
 
     async def reseal(self) -> int:
         """Seal again, with the newest key, what an older one sealed; gives how many."""
@@ -78,19 +88,16 @@ class Declarations:
             for name, value in values.items():
                 if self._box.needs_reencrypt(value.decode()):
                     fresh = self._seal(kind, self._open(kind, name.decode(), value))
-                    count += await self._swap(kind, name, value, fresh)
+                    count += await self._declare(args=[kind, name.decode(), value, fresh])
         return count
 
-    async def _swap(self, kind: Kind, name: bytes, old: bytes, fresh: str) -> int:
-        """Replace a value only if nobody changed it meanwhile."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            await pipe.watch(keys.declared(kind))
-            if await pipe.hget(keys.declared(kind), name.decode()) != old:  # type: ignore[misc]
-                return 0
-            pipe.multi()  # type: ignore[no-untyped-call]
-            pipe.hset(keys.declared(kind), name.decode(), fresh)
-            await pipe.execute()
-        return 1
+    async def _made(
+        self, kind: Kind, name: str, document: Json, tenant: str | None, *, created_ms: int | None = None
+    ) -> Declared:
+        seconds, micros = await self._redis.time()
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        made = Declared(name, document, tenant, now_ms if created_ms is None else created_ms, now_ms)
+        return replace(made, sealed=self._seal(kind, made).encode())
 
     def _seal(self, kind: str, each: Declared) -> str:
         body = [each.document, each.tenant, each.created_ms, each.updated_ms]
@@ -100,9 +107,4 @@ class Declarations:
         document, tenant, created_ms, updated_ms = orjson.loads(
             self._box.decrypt(value.decode(), context=f"{kind}:{name}")
         )
-        return Declared(name, document, tenant, created_ms, updated_ms)
-
-
-def documents(declared: Mapping[str, Declared]) -> dict[str, Json]:
-    """Give the documents by id."""
-    return {name: each.document for name, each in declared.items()}
+        return Declared(name, document, tenant, created_ms, updated_ms, value)

@@ -14,6 +14,8 @@ SCHEMA = "relay:schema"
 """STR   number of the newest layout that has written here; no TTL."""
 CLOCK = "relay:clock"
 """STR   the store's time when the sweep last looked, ms; no TTL: a step back shows as a smaller `TIME`."""
+TRIMMED = "relay:trimmed"
+"""STR   there while the lists were trimmed less than an hour ago: its TTL is the interval."""
 CALLS = "relay:calls"
 """ZSET  call id → first seen, ms; trimmed by the sweep after `retention.calls_days`."""
 EVENTS = "relay:events"
@@ -69,12 +71,13 @@ def deliveries(eid: str) -> str:
 
 
 def calls_of(sid: str) -> str:
-    """ZSET  call id → first seen, ms, of one source; trimmed like `relay:calls`."""
+    """ZSET  call id → first seen, ms, of one source; trimmed like `relay:calls`, and gone after that
+    long without its source."""
     return f"relay:calls:{sid}"
 
 
 def events_of(sid: str) -> str:
-    """ZSET  event id → made at, ms, of one source's calls; trimmed like `relay:events`."""
+    """ZSET  event id → made at, ms, of one source's calls; trimmed like `relay:events`, gone like `relay:calls:…`."""
     return f"relay:events:{sid}"
 
 
@@ -109,7 +112,8 @@ def leases(name: str, partition: str) -> str:
 
 
 def partition(name: str, part: str) -> str:
-    """HASH  gate (ms or inf), cap (items in flight), pace and health of a partition; no TTL: a gate must hold."""
+    """HASH  gate (ms or inf), cap (items in flight), pace and health of a partition; no TTL: a gate must hold. That of a
+    deleted subscription stays for a minute, so that nobody who has not heard of it queues anything."""
     return f"relay:partition:{name}:{part}"
 
 
@@ -137,6 +141,27 @@ def contact(sid: str, generation: int, number: str) -> str:
 def told(sub: str) -> str:
     """STR   there while `subscription.failing` was said within a day."""
     return f"relay:told:{sub}"
+
+
+def forgotten(sid: str) -> str:
+    """STR   there while a source that was removed is being cleared up, and some seconds longer, until every process
+    knows; TTL 7 d, should nobody finish."""
+    return f"relay:forgotten:{sid}"
+
+
+def safe(sid: str) -> str:
+    """STR   what a source must remember in secret, encrypted; TTL 90 d from the last write: an older login is over."""
+    return f"relay:safe:{sid}"
+
+
+def safe_lock(sid: str) -> str:
+    """STR   who renews what is in the safe; TTL 30 s, longer than a renewal takes."""
+    return f"relay:safe:{sid}:lock"
+
+
+def listener(sid: str) -> str:
+    """STR   the process that listens to the source's stream; TTL a lease, renewed while it lives."""
+    return f"relay:listener:{sid}"
 
 
 def progress(job: str) -> str:

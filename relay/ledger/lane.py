@@ -6,8 +6,14 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
+import structlog
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+log = structlog.get_logger(__name__)
+
+_STEP_BACK_MS = 5000
 
 LaneName = Literal["poll", "enrich", "record", "deliver"]
 LANES: tuple[LaneName, ...] = ("poll", "enrich", "record", "deliver")
@@ -88,7 +94,7 @@ class Lane:
             claim = each.claim
             args += (claim.partition, claim.item, claim.token, each.verb, each.wait_ms, each.a, each.b, each.c)
         now_ms, next_due_ms, settled, claims = await self._exchange(args=args)
-        self._store_ahead_ms = now_ms - time.monotonic() * 1000
+        await self._look_at_clock(now_ms, asked_at)
         until = asked_at + self.lease_s
         return Exchange(
             now_ms=now_ms,
@@ -134,5 +140,20 @@ class Lane:
             args += (verb, self.name, partition, a, b)
             args[0] += 1
         now_ms = int(await self._put(args=args))
-        self._store_ahead_ms = now_ms - time.monotonic() * 1000
+        if self._store_ahead_ms is None:
+            self._store_ahead_ms = now_ms - time.monotonic() * 1000
         return now_ms
+
+    async def _look_at_clock(self, now_ms: int, asked_at: float) -> None:
+        """Note what time the store has. When its clock was set back, move the lane's dues with it: nobody waits so
+        long. An answer that was long on its way looks late, not set back: the earliest it can have left counts."""
+        ahead_ms = now_ms - time.monotonic() * 1000
+        if self._store_ahead_ms is not None:
+            back_ms = self._store_ahead_ms - (now_ms - asked_at * 1000)
+            if back_ms > _STEP_BACK_MS:
+                try:
+                    await self.change([("back", "", "", int(back_ms))])
+                except (RedisError, OSError):
+                    return  # seen again at the next exchange
+                log.warning("store_clock_stepped_back", lane=self.name, by_s=round(back_ms / 1000))
+        self._store_ahead_ms = ahead_ms

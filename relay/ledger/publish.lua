@@ -12,7 +12,8 @@
 -- * two holders of one call (a lease that ended) publish the same difference: the second finds another version.
 -- * an event that exists already (the call was forgotten and found again): it keeps its body, and a subscription that
 --   has a delivery of it gets no second one. What is new then comes after it.
--- * a subscription is switched off meanwhile: nothing is queued for it; that it is missing is written down.
+-- * a subscription is switched off meanwhile: nothing is queued for it; that it is missing is written down. One that is
+--   being deleted gets nothing at all.
 
 local cid, version, subject = ARGV[1], ARGV[2], ARGV[3]
 local call_ttl, event_ttl = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -31,6 +32,15 @@ if cid ~= '' then
   redis.call('EXPIRE', k_call, call_ttl)
 end
 
+local function belongs_to_call(eid)
+  local known = redis.call('HGET', k_call, 'events')
+  if not known then
+    redis.call('HSET', k_call, 'events', eid)
+  elseif not string.find(known, eid, 1, true) then
+    redis.call('HSET', k_call, 'events', known .. ' ' .. eid)
+  end
+end
+
 local made = 0
 local events = tonumber(ARGV[i])
 i = i + 1
@@ -44,7 +54,10 @@ for _ = 1, events do
     redis.call('HINCRBY', 'relay:counts', 'events', 1)
   end
   redis.call('ZADD', 'relay:events', 'NX', now, eid)
-  if sid then redis.call('ZADD', 'relay:events:' .. sid, 'NX', now, eid) end
+  if sid then
+    redis.call('ZADD', 'relay:events:' .. sid, 'NX', now, eid)
+    belongs_to_call(eid)
+  end
   local sequence = redis.call('HGET', k_deliveries, '#')
   if not sequence then
     sequence = cid ~= '' and redis.call('HINCRBY', k_call, 'sequence', 1) or 0
@@ -55,9 +68,10 @@ for _ = 1, events do
   for s = 1, subs do
     local sub = ARGV[i]
     i = i + 1
-    if redis.call('HEXISTS', k_deliveries, sub) == 0 then
+    local off = redis.call('HGET', k_partition('deliver', sub), 'off')
+    if off ~= 'deleted' and redis.call('HEXISTS', k_deliveries, sub) == 0 then
       redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
-      if redis.call('HGET', k_partition('deliver', sub), 'off') then
+      if off then
         redis.call('HSET', k_deliveries, sub, '{"s":"missing"}')
       else
         redis.call('HSET', k_deliveries, sub, '')

@@ -9,12 +9,31 @@
 --        cap   a = most items in flight
 --        pace  a = ms between two claims ('' = any), b = ms that claims may be ahead of that (a small burst)
 --        off   a = why nothing is queued or claimed ('' = it is again, and its health is forgotten)
+--        back  a = '', b = ms by which the store's clock was set back: all of the lane moves with it
 -- ANSWER now_ms
 --
--- Race closed here: a gate that is set while a claim looks at the partition; both rescore the index in one step, so no
--- claim after this one sees the old gate.
+-- Races closed here:
+-- * a gate is set while a claim looks at the partition: both rescore the index in one step, so no claim after this one
+--   sees the old gate.
+-- * several processes see the clock go back: the first moves the lane, for the others within a minute it is done. What
+--   was put after the step and before the move becomes due early; leases given in between are short, and stay.
 
 local now = now_ms()
+
+local function move_back(lane, by)
+  if not redis.call('SET', 'relay:clock:' .. lane, string.format('%.0f', by), 'NX', 'PX', 60000) then return end
+  for _, p in ipairs(redis.call('ZRANGE', k_index(lane), 0, -1)) do
+    for name, after in pairs({ [k_waiting(lane, p)] = now, [k_leased(lane, p)] = now + 300000 }) do
+      local ahead = redis.call('ZRANGEBYSCORE', name, '(' .. string.format('%.0f', after), '+inf', 'WITHSCORES')
+      for n = 1, #ahead, 2 do redis.call('ZINCRBY', name, -by, ahead[n]) end
+    end
+    local gate = tonumber(redis.call('HGET', k_partition(lane, p), 'gate'))
+    if gate and gate > now and gate < math.huge then redis.call('HSET', k_partition(lane, p), 'gate', gate - by) end
+    redis.call('HDEL', k_partition(lane, p), 'tat')
+    rescore(lane, p)
+  end
+end
+
 local i = 2
 for _ = 1, tonumber(ARGV[1]) do
   local verb, lane, p, a, b = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4])
@@ -44,6 +63,8 @@ for _ = 1, tonumber(ARGV[1]) do
       redis.call('HSET', k_partition(lane, p), 'off', a, 'gate', 'inf')
     end
     rescore(lane, p)
+  elseif verb == 'back' then
+    move_back(lane, b)
   end
 end
 return now

@@ -103,8 +103,8 @@ class Runner:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(wait_s):
                             await self._something.wait()
-                elif self._running:
-                    await asyncio.sleep(_GROUP_S if len(self._running) * 2 > self._at_once else 0)
+                elif len(self._ready) * 4 > self._at_once:
+                    await asyncio.sleep(_GROUP_S)  # enough to do meanwhile: let outcomes gather; else ask at once
                 self._something.clear()
         finally:
             for task in self._running:

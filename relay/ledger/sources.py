@@ -1,13 +1,17 @@
 """Where each source stands: its cursor, its tiers, its health, and the rows that nobody could believe."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import orjson
 from redis.asyncio import Redis
 
 from relay.ledger import keys
+from relay.ledger.calls import LeaseLost
+from relay.ledger.lane import script
+from relay.poll.clocks import Delays
 from relay.poll.window import Standing
 from relay.providers.base import BadRow
 
@@ -17,7 +21,7 @@ _QUARANTINE_MOST = 100
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """A source as it was read."""
+    """A source as it was read. `zone_off_s` is None before enough calls were seen to judge the zone by."""
 
     standing: Standing
     error: str = ""
@@ -25,10 +29,22 @@ class SourceState:
     error_told: bool = False
     failures: int = 0
     last_poll: datetime | None = None
-    marked_at: datetime | None = None
+    mark_due: datetime | None = None
     clock_noted: bool = False
+    delays: Delays = field(default_factory=Delays)
+    zone_off_s: int | None = None
     contacts_off: str = ""
     recordings_off: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """A stretch of failed polls: how many in a row, since when, and whether it began or was told before."""
+
+    failures: int
+    since_ms: int
+    told: bool
+    known: bool
 
 
 class SourceStates:
@@ -36,6 +52,7 @@ class SourceStates:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._fail = script(redis, "fail")
 
     async def read(self, sid: str) -> SourceState:
         """Read one; an unknown source stands nowhere."""
@@ -62,53 +79,68 @@ class SourceStates:
             error_told=fields.get(b"error_told") == b"1",
             failures=int(fields.get(b"failures") or 0),
             last_poll=instant(b"last_poll"),
-            marked_at=instant(b"marked_at"),
-            clock_noted=b"clock_ahead_s" in fields,
+            mark_due=instant(b"mark_due"),
+            clock_noted=bool(fields.get(b"clock_ahead_s")),
+            delays=Delays(int(fields.get(b"delay_calls") or 0), float(fields.get(b"delay_least_s") or "inf")),
+            zone_off_s=int(fields[b"zone_off_s"]) if fields.get(b"zone_off_s") else None,
             contacts_off=fields.get(b"contacts_off", b"").decode(),
             recordings_off=fields.get(b"recordings_off", b"").decode(),
         )
 
-    async def begin(self, sid: str, started_at: datetime) -> datetime:
-        """Write down when the relay began with a source, once; gives what stands."""
+    async def begin(self, sid: str, started_at: datetime, *, cursor: datetime | None = None) -> Standing:
+        """Write down when the relay began with a source, once; gives what stands. `cursor` is that of a marker."""
         name = keys.source(sid)
-        await self._redis.hsetnx(name, "started_at", str(int(started_at.timestamp() * 1000)))  # type: ignore[misc]
-        stands = await self._redis.hget(name, "started_at")  # type: ignore[misc]
-        return datetime.fromtimestamp(int(stands or 0) / 1000, UTC)
-
-    async def failed(self, sid: str, error: str, *, failures: int) -> int:
-        """Write an error down; gives since when there is one, ms."""
-        name = keys.source(sid)
-        seconds, micros = await self._redis.time()
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
         async with self._redis.pipeline(transaction=True) as pipe:
-            if failures == 1:
-                pipe.hset(name, mapping={"error_since": str(now_ms), "error_told": "0"})
-            pipe.hset(name, mapping={"error": error[:500], "failures": failures})
-            pipe.hget(name, "error_since")
-            answers = await pipe.execute()
-        return int(answers[-1] or now_ms)
+            pipe.hsetnx(name, "started_at", str(int(started_at.timestamp() * 1000)))
+            if cursor is not None:
+                pipe.hsetnx(name, "cursor", str(int(cursor.timestamp() * 1000)))
+            await pipe.execute()
+        return (await self.read(sid)).standing
+
+    async def failed(self, sid: str, error: str, *, token: bytes) -> Failing:
+        """Write an error down, under the poll's lease. Raises LeaseLost: another poller has the source."""
+        answer = await self._fail(args=[sid, token, error[:500]])
+        if answer is None:
+            raise LeaseLost
+        failures, since_ms, told, known = answer
+        return Failing(failures, since_ms, told=bool(told), known=bool(known))
 
     async def note(self, sid: str, **fields: str | int) -> None:
         """Write fields of a source."""
         await self._redis.hset(keys.source(sid), mapping=dict(fields))  # type: ignore[misc]
 
-    async def polled(self, sid: str, *, rows: int, bad: int, too_old: int, new: int) -> None:
-        """Count what a poll brought."""
+    async def polled(
+        self, sid: str, *, rows: int, bad: int, too_old: int, new: int, notes: Mapping[str, str | float]
+    ) -> None:
+        """Count what a poll brought, and write what was noticed with it."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hset(keys.source(sid), "last_rows", str(rows))
+            pipe.hset(keys.source(sid), mapping={"last_rows": rows, **notes})
             for name, count in (("bad_rows", bad), ("too_old", too_old), ("new", new)):
                 if count:
                     pipe.hincrby(keys.source(sid), name, count)
             await pipe.execute()
 
-    async def quarantine(self, sid: str, row: BadRow) -> None:
-        """Keep a row that cannot be believed where a person finds it; the same row once."""
+    async def quarantine(self, sid: str, rows: Sequence[BadRow]) -> int:
+        """Keep rows that cannot be believed where a person finds them, the same row once; gives how many are new."""
         name = keys.quarantine(sid)
-        fingerprint = hashlib.sha256(f"{row.key}\x1f{row.reason}\x1f{row.excerpt}".encode()).hexdigest()[:12]
-        entry = orjson.dumps({"reason": row.reason, "key": row.key, "excerpt": row.excerpt})
-        if await self._redis.hlen(name) < _QUARANTINE_MOST:  # type: ignore[misc]
-            await self._redis.hsetnx(name, fingerprint, entry)  # type: ignore[misc,arg-type]
-        await self._redis.expire(name, _QUARANTINE_TTL_S)
+        entries: dict[str, str] = {}
+        for row in rows:
+            if len(entries) == _QUARANTINE_MOST:
+                break
+            excerpt = row.excerpt.encode("utf-8", "replace").decode()  # half a character is no JSON
+            fingerprint = hashlib.sha256(f"{row.key}\x1f{row.reason}\x1f{excerpt}".encode()).hexdigest()[:12]
+            entries[fingerprint] = orjson.dumps({"reason": row.reason, "key": row.key, "excerpt": excerpt}).decode()
+        if not entries:
+            return 0
+        room = _QUARANTINE_MOST - await self._redis.hlen(name)  # type: ignore[misc]
+        known = await self._redis.hmget(name, list(entries))  # type: ignore[misc]
+        fresh = [(print_, entry) for (print_, entry), value in zip(entries.items(), known, strict=True) if not value]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for fingerprint, entry in fresh[: max(room, 0)]:
+                pipe.hsetnx(name, fingerprint, entry)
+            pipe.expire(name, _QUARANTINE_TTL_S)
+            await pipe.execute()
+        return len(fresh[: max(room, 0)])
 
     async def quarantined(self, sid: str) -> list[dict[str, str | None]]:
         """List the rows put aside."""

@@ -27,6 +27,8 @@ _REACH = {
 }
 """How much of the burst a purpose may use up."""
 _STATE_TTL_S = 86_400
+_LONGEST_CLOSED_S = 3600
+_UNKNOWN_WINDOW_S = 60
 _PER_IP = frozenset({Purpose.CONTACTS})
 """What a provider's document limits by IP address whatever the key; other purposes join when a 429 says so."""
 
@@ -51,28 +53,31 @@ class Limit:
         return self.window_s * 1000 / max(evenly, 1)
 
     def tolerance_ms(self, purpose: Purpose) -> float:
-        """How far ahead of an even pace this purpose may be."""
+        """How far ahead of an even pace this purpose may be; polls may be furthest."""
         return max(self.burst * _REACH[purpose], 1) * self.interval_ms
 
 
 class Budget:
-    """Pays for requests of sources, over all processes."""
+    """Pays for requests of sources, over all processes. `script` is budget.lua, or a test's, on a clock of its own."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, script: str | None = None) -> None:
         self._redis = redis
-        self._take = redis.register_script(resources.files("relay.poll").joinpath("budget.lua").read_text())
+        self._take = redis.register_script(script or budget_script())
 
     def pay_for(self, provider: str, credential: Callable[[], str], egress: str, limit: Limit | None) -> Pay:
-        """Make the function that a client awaits before each request; without a limit it lets everything go.
+        """Make the function that a client awaits before each request; without a limit only a 429 holds anything up.
 
         The credential is asked for each time: its file may have changed.
         """
 
         async def pay(purpose: Purpose) -> None:
-            if limit is None:
-                return
             key, out = _buckets(provider, credential(), egress)
-            args = [limit.interval_ms, limit.tolerance_ms(purpose), _STATE_TTL_S, int(purpose in _PER_IP)]
+            pace: tuple[float, float, float] = (0, 0, 0)
+            if limit is not None:
+                pace = (limit.interval_ms, limit.tolerance_ms(purpose), limit.tolerance_ms(Purpose.POLL))
+            interval_ms, tolerance_ms, most_ms = pace
+            by_egress = int(purpose in _PER_IP)
+            args = [interval_ms, tolerance_ms, _STATE_TTL_S, by_egress, most_ms, _LONGEST_CLOSED_S * 1000]
             wait_ms = int(await self._take(keys=[key, out], args=args))
             if wait_ms:
                 raise OverBudget(wait_ms / 1000)
@@ -80,20 +85,23 @@ class Budget:
         return pay
 
     @contextlib.asynccontextmanager
-    async def heeding(self, provider: str, credential: str, egress: str, limit: Limit | None) -> AsyncIterator[None]:
+    async def heeding(
+        self, provider: str, credential: str, egress: str, limit: Limit | None, *, purpose: Purpose = Purpose.POLL
+    ) -> AsyncIterator[None]:
         """Close the bucket that a 429 names, until the provider's hint or the end of its window."""
         try:
             yield
         except RateLimited as refusal:
             key, out = _buckets(provider, credential, egress)
-            window_s = limit.window_s if limit else 60
-            wait_s = min(max(refusal.retry_after_s or window_s, 1), 3600)
+            window_s = limit.window_s if limit else _UNKNOWN_WINDOW_S
+            wait_s = min(max(refusal.retry_after_s or window_s, 1), _LONGEST_CLOSED_S)
             bucket = key if refusal.bucket == "key" else out
             seconds, micros = await self._redis.time()
             closed = int(seconds) * 1000 + int(micros) // 1000 + int(wait_s * 1000)
             state = {"closed": str(closed)}
-            if refusal.bucket == "ip":
+            if refusal.bucket == "ip" and purpose not in _PER_IP:
                 # This provider counts by address what we counted by key: from now on all from here is counted so.
+                # Where contacts are refused by address that says nothing about polls, and they go on.
                 state["all"] = "1"
             await self._redis.hset(bucket, mapping=state)  # type: ignore[misc]  # typed for both clients
             await self._redis.expire(bucket, _STATE_TTL_S)
@@ -110,6 +118,11 @@ class Budget:
             return 0
         ahead = max(float(tat or 0) - now, 0)
         return max(int(limit.burst - ahead / limit.interval_ms), 0)
+
+
+def budget_script() -> str:
+    """Read budget.lua."""
+    return resources.files("relay.poll").joinpath("budget.lua").read_text()
 
 
 def _buckets(provider: str, credential: str, egress: str) -> tuple[str, str]:

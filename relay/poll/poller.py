@@ -7,28 +7,44 @@ what it took in is known next time, the rest is asked for again.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import structlog
 
-from relay.errors import OddAnswer, OverBudget, ProviderError, RateLimited, RelayError, StorageError, Unauthorized
+from relay import metrics
+from relay.errors import OddAnswer, OverBudget, RateLimited, RelayError, SettingsError, Unauthorized
 from relay.events.operations import Operations
 from relay.ledger.calls import CHUNK, Landmark, LeaseLost, Ledger, Row
 from relay.ledger.lane import Claim
 from relay.ledger.runner import Runner
 from relay.ledger.sources import SourceState, SourceStates
 from relay.model import Record
-from relay.poll.window import FLOOR, FUTURE, HEAVY_ROWS, Plan, Standing, Tier, next_cursor, plan
+from relay.poll.clocks import NOTED_S, ahead_s, rows_look_like
+from relay.poll.window import FUTURE, Plan, Standing, Tier, days_to_forget, floor, heavy_after, next_cursor, plan
 from relay.providers.base import BadRow, Window, excerpt
 from relay.recordings.markers import Marker, Markers
 from relay.sources import Source
 
 log = structlog.get_logger(__name__)
 
+Now = Callable[[], datetime]
+
 PAUSE_S = 900
 """A source whose credential is refused is tried again after this, and at once when the credential changes."""
+LASTING_FAILURES = 5
+"""So many failures in a row are told as `source.error`; what needs a person is told at once."""
 _LONGEST_BACKOFF_S = 300
+_LONGEST_HINT_S = 3600
 _MARK_EVERY = timedelta(hours=1)
+_MARK_AGAIN = timedelta(minutes=5)
+_SOON = timedelta(minutes=10)
+_LETTERS = {"n": "new", "c": "changed", "k": "known", "s": "seeded", "r": "rehashed"}
+_FOUND_WITHIN = ((7_200, "2h"), (93_600, "26h"), (280_800, "78h"))
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 @dataclass(slots=True)
@@ -52,6 +68,10 @@ class Tally:
         self.changed += letters.count("c")
         self.seeded += letters.count("s")
 
+    @property
+    def known(self) -> int:
+        """Rows that were there already, or are from now on, without being told."""
+        return self.rows - self.new - self.changed - self.bad - self.too_old
 
     def add(self, other: "Tally") -> None:
         """Add what another reading came to."""
@@ -67,9 +87,10 @@ class Tally:
 class Reader:
     """Reads a window of a source's calls into the ledger. The poller, a backfill and a stream's catch-up all use it."""
 
-    def __init__(self, ledger: Ledger, states: SourceStates) -> None:
+    def __init__(self, ledger: Ledger, states: SourceStates, *, clock: Now = _utc_now) -> None:
         self._ledger = ledger
         self._states = states
+        self._clock = clock
 
     async def read(
         self,
@@ -88,15 +109,18 @@ class Reader:
         """Read and admit. With `landmark`, what it returns moves together with the last rows, and only then."""
         tally = Tally()
         waiting: list[Row] = []
+        asked = self._clock()
         async with source.asking() as provider:
             async for page in provider.calls.pages(window):
                 tally.size_bytes += page.size_bytes
-                if page.server_time is not None:
-                    tally.server_ahead_s = (page.server_time - datetime.now(UTC)).total_seconds()
+                if page.server_time is not None and tally.server_ahead_s is None:
+                    tally.server_ahead_s = ahead_s(page.server_time, asked=asked, answered=self._clock())
                 rows = await self._believe(source, page.rows, tally, now=now, floor=floor, seed_before=seed_before)
                 if until is not None:
                     rows = [row for row in rows if row.record.started_at <= until]
-                waiting += await self._ledger.unknown(source.id, rows, mapping=source.kind.mapping_version)
+                fresh = await self._ledger.unknown(source.id, rows, mapping=source.kind.mapping_version)
+                metrics.ROWS.labels("known").inc(len(rows) - len(fresh))
+                waiting += fresh
                 while len(waiting) > CHUNK:
                     await self._admit(source, waiting[:CHUNK], tally, token=token, via=via, now=now)
                     del waiting[:CHUNK]
@@ -106,6 +130,32 @@ class Reader:
         if waiting or last:
             await self._admit(source, waiting, tally, token=token, via=via, now=now, last=last)
         return tally
+
+    async def take(
+        self,
+        source: Source,
+        rows: Sequence[Record | BadRow],
+        *,
+        now: datetime,
+        via: str,
+        floor: datetime | None = None,
+    ) -> Tally:
+        """Admit rows that came by themselves; they move no cursor."""
+        tally = Tally()
+        believed = await self._believe(source, rows, tally, now=now, floor=floor, seed_before=None)
+        fresh = await self._ledger.unknown(source.id, believed, mapping=source.kind.mapping_version)
+        metrics.ROWS.labels("known").inc(len(believed) - len(fresh))
+        for start in range(0, len(fresh), CHUNK):
+            await self._admit(source, fresh[start : start + CHUNK], tally, token=b"", via=via, now=now)
+        return tally
+
+    async def _complete(self, source: Source, rows: Sequence[Row]) -> list[Row]:
+        """Add what the list only announced, such as a transcript; what is not told needs none."""
+        if source.provider.details is None:
+            return list(rows)
+        told = [row.record for row in rows if not row.seed]
+        records = iter(await source.provider.details.complete(told))
+        return [row if row.seed else Row(record := next(records), record.content_hash()) for row in rows]
 
     async def _admit(
         self,
@@ -119,11 +169,17 @@ class Reader:
         last: Landmark | None = None,
     ) -> None:
         mapping = source.kind.mapping_version
+        rows = await self._complete(source, rows)
         letters = await self._ledger.admit(source.id, rows, token=token, mapping=mapping, via=via, last=last)
         tally.count(letters)
+        for letter, kind in _LETTERS.items():
+            if count := letters.count(letter):
+                metrics.ROWS.labels(kind).inc(count)
         for row, letter in zip(rows, letters, strict=True):
             if letter == "n":
-                tally.found_late_s.append((now - row.record.started_at).total_seconds())
+                late_s = (now - row.record.started_at).total_seconds()
+                tally.found_late_s.append(late_s)
+                metrics.CALLS.labels(_found_within(late_s)).inc()
                 log.info("call_admitted", source=source.id, call=row.record.key, via=via)
 
     async def _believe(
@@ -138,25 +194,34 @@ class Reader:
     ) -> list[Row]:
         """Keep the rows that make sense; put the others aside where a person can see them."""
         believed: list[Row] = []
+        bad: list[BadRow] = []
+        too_old = 0
         for row in rows:
-            tally.rows += 1
             if isinstance(row, Record) and row.started_at > now + FUTURE:
                 row = BadRow("starts in the future, further than any time zone explains", row.key, excerpt(row.raw))
             if isinstance(row, BadRow):
-                tally.bad += 1
-                await self._states.quarantine(source.id, row)
+                bad.append(row)
                 continue
             if floor is not None and row.started_at < floor:
-                tally.too_old += 1
+                too_old += 1
                 continue
             if tally.newest is None or row.started_at > tally.newest:
                 tally.newest = row.started_at
             believed.append(Row(row, row.content_hash(), seed_before is not None and row.started_at < seed_before))
+        tally.rows += len(rows)
+        tally.bad += len(bad)
+        tally.too_old += too_old
+        metrics.ROWS.labels("bad").inc(len(bad))
+        metrics.ROWS.labels("too_old").inc(too_old)
+        if bad and (fresh := await self._states.quarantine(source.id, bad)):
+            log.warning("rows_quarantined", source=source.id, rows=fresh, why=bad[0].reason)
         return believed
 
 
 class Poller:
-    """Does the work of the poll lane: one claim is one poll of one source."""
+    """Does the work of the poll lane: one claim is one poll of one source. `now` is the store's time."""
+
+    runner: Runner
 
     def __init__(
         self,
@@ -168,6 +233,7 @@ class Poller:
         *,
         tiers: Sequence[Tier],
         wake: Callable[[], None],
+        now: Now,
     ) -> None:
         self._states = states
         self._sources = sources
@@ -175,147 +241,176 @@ class Poller:
         self._markers = markers
         self._tiers = tiers
         self._wake = wake
-        self._reader = Reader(ledger, states)
-        self.runner: Runner
+        self._now = now
+        self._reader = Reader(ledger, states, clock=now)
 
     async def work(self, claims: Sequence[Claim]) -> None:
         """Poll the claimed source and say when it is due again."""
         claim = claims[0]
         source = self._sources().get(claim.item)
-        if source is None:
+        if source is None or source.paused:
             self.runner.settle(claim, "done")
             return
-        began = time.monotonic()
-        interval_s = source.options.poll_interval_s
-        state = await self._states.read(source.id)
         try:
-            tally = await self._poll(source, claim, state)
+            outcome, wait_s = await self._attempt(source, claim)
         except LeaseLost:
             log.warning("poll_overtaken", source=source.id, why="its lease ended and another poller has the source")
-            self.runner.settle(claim, "again", wait_ms=int(interval_s * 1000))
-            return
+            outcome, wait_s = "overtaken", source.options.poll_interval_s
+        metrics.POLLS.labels(outcome).inc()
+        self.runner.settle(claim, "again", wait_ms=int(wait_s * 1000) + 1)
+
+    async def _attempt(self, source: Source, claim: Claim) -> tuple[str, float]:
+        """Poll; how that ended, and seconds until the next one."""
+        began = time.monotonic()
+        state = await self._states.read(source.id)
+        try:
+            await self._poll(source, claim, state)
         except OverBudget as error:
-            self.runner.settle(claim, "again", wait_ms=int(error.wait_s * 1000) + 1)
-            return
-        except (ProviderError, StorageError) as error:
-            wait_s = await self._failed(source, state, error)
-            self.runner.settle(claim, "again", wait_ms=int(wait_s * 1000))
-            return
-        if tally.new or tally.changed:
-            self._wake()
+            return "over_budget", error.wait_s
+        except RelayError as error:
+            return _outcome(error), await self._failed(source, claim, error)
         if state.error:
             log.info("source_recovered", source=source.id)
+        if state.error_told:
             await self._operations.source_recovered(source, since_ms=state.error_since_ms)
-        wait_s = max(interval_s - (time.monotonic() - began), 0.05)
-        self.runner.settle(claim, "again", wait_ms=int(wait_s * 1000))
+            await self._states.note(source.id, error_told=0)
+        return "ok", max(source.options.poll_interval_s - (time.monotonic() - began), 0.05)
 
-    async def _poll(self, source: Source, claim: Claim, state: SourceState) -> Tally:
-        now = _instant(self.runner.lane.store_now_ms)
+    async def _poll(self, source: Source, claim: Claim, state: SourceState) -> None:
+        now = self._now()
         standing = state.standing
-        recovering = False
         if standing.started_at is None:
-            standing, recovering = await self._begin(source, now)
-        if recovering and standing.cursor is not None:
-            planned = Plan(standing.cursor - FLOOR, tuple(tier.depth_s for tier in self._tiers))
-        else:
-            planned = plan(standing, self._tiers, now=now)
-        old_cursor = standing.cursor
+            standing = await self._begin(source, now)
+        planned = plan(standing, self._tiers, now=now)
 
         def landmark(tally: Tally) -> Landmark:
             cursor = next_cursor(standing, tally.newest, poll_started=now)
             fields: dict[str, str | int] = {f"tier:{depth}": _ms(now) for depth in planned.depths}
-            fields |= {
-                "cursor": _ms(cursor),
-                "last_poll": _ms(now),
-                "heavy": int(_is_heavy(tally, planned, standing)),
-                "error": "",
-                "failures": 0,
-            }
-            return Landmark(fields, _days_to_forget(old_cursor, cursor))
+            heavy = heavy_after(standing, planned, self._tiers, rows=tally.rows, size_bytes=tally.size_bytes)
+            fields |= {"cursor": _ms(cursor), "last_poll": _ms(now), "heavy": int(heavy), "error": "", "failures": 0}
+            return Landmark(fields, days_to_forget(standing.cursor, cursor))
 
         tally = await self._reader.read(
             source,
             Window(planned.since, now),
             now=now,
             token=claim.token,
-            floor=old_cursor - FLOOR if old_cursor and not recovering else None,
-            seed_before=standing.started_at if planned.first or recovering else None,
+            floor=floor(standing, now=now),
+            seed_before=standing.started_at if planned.first or planned.recovery else None,
             landmark=landmark,
             on_page=lambda _: self.runner.settle(claim, "renew"),
         )
-        if planned.first:
-            log.info(
-                "source_first_poll",
-                source=source.id,
-                text=f"{tally.seeded} calls of the last 72 h known, none sent; waiting for the next.",
-            )
-        await self._states.polled(source.id, rows=tally.rows, bad=tally.bad, too_old=tally.too_old, new=tally.new)
-        if tally.server_ahead_s is not None and abs(tally.server_ahead_s) > 60 and not state.clock_noted:
-            await self._states.note(source.id, clock_ahead_s=round(tally.server_ahead_s))
-            log.warning("clocks_differ", source=source.id, provider_ahead_s=round(tally.server_ahead_s))
+        if tally.new or tally.changed:
+            self._wake()
+        if planned.first or planned.recovery:
+            log.info("source_first_poll", source=source.id, text=first_sentence(planned, tally))
+        notes = self._note_clocks(source, state, tally) | self._note_zone(source, state, planned, tally, now)
+        await self._states.polled(
+            source.id, rows=tally.rows, bad=tally.bad, too_old=tally.too_old, new=tally.new, notes=notes
+        )
         await self._mark(source, standing, next_cursor(standing, tally.newest, poll_started=now), state, now)
-        return tally
 
-    async def _begin(self, source: Source, now: datetime) -> tuple[Standing, bool]:
+    async def _begin(self, source: Source, now: datetime) -> Standing:
         """First contact with a source: from its marker when the store was lost, else from now on."""
         marker = await self._markers.read(source.id)
         if marker is None:
-            started_at = await self._states.begin(source.id, now)
+            standing = await self._states.begin(source.id, now)
+            started_at = standing.started_at or now
             await self._markers.write(source.id, Marker(started_at, started_at))
-            return Standing(started_at=started_at), False
+            return standing
         log.warning("source_recovering", source=source.id, cursor=marker.cursor.isoformat(), why="the store was empty")
-        await self._states.begin(source.id, marker.started_at)
-        return Standing(started_at=marker.started_at, cursor=marker.cursor), True
+        return await self._states.begin(source.id, marker.started_at, cursor=marker.cursor)
 
     async def _mark(
         self, source: Source, standing: Standing, cursor: datetime, state: SourceState, now: datetime
     ) -> None:
-        if standing.started_at and (state.marked_at is None or now - state.marked_at >= _MARK_EVERY):
-            await self._markers.write(source.id, Marker(standing.started_at, cursor))
-            await self._states.note(source.id, marked_at=_ms(now))
+        """Renew the marker when that is due; a storage that refuses is asked again soon, but not with each poll."""
+        due = state.mark_due
+        if standing.started_at is None or (due is not None and now < due <= now + _MARK_EVERY):
+            return
+        written = await self._markers.write(source.id, Marker(standing.started_at, cursor))
+        await self._states.note(source.id, mark_due=_ms(now + (_MARK_EVERY if written else _MARK_AGAIN)))
 
-    async def _failed(self, source: Source, state: SourceState, error: RelayError) -> float:
+    def _note_clocks(self, source: Source, state: SourceState, tally: Tally) -> dict[str, str | float]:
+        """Say once that the provider's clock is off, and once that it is not any more."""
+        ahead = tally.server_ahead_s
+        if ahead is None or (abs(ahead) > NOTED_S) == state.clock_noted:
+            return {}
+        if state.clock_noted:
+            log.info("clocks_agree", source=source.id)
+            return {"clock_ahead_s": ""}
+        log.warning("clocks_differ", source=source.id, provider_ahead_s=round(ahead))
+        return {"clock_ahead_s": round(ahead)}
+
+    def _note_zone(
+        self, source: Source, state: SourceState, planned: Plan, tally: Tally, now: datetime
+    ) -> dict[str, str | float]:
+        """Judge the zone by how late calls are seen where one poll follows the other; say so when that changes."""
+        steady = not (planned.first or planned.recovery) and state.last_poll and now - state.last_poll <= _SOON
+        if not steady or not tally.found_late_s:
+            return {}
+        ahead = tally.server_ahead_s or 0.0
+        delays = state.delays.and_(late_s + ahead for late_s in tally.found_late_s)
+        off_s = delays.off_s()
+        if off_s is None:
+            return {"delay_calls": delays.calls, "delay_least_s": delays.least_s}
+        if off_s and off_s != state.zone_off_s:
+            offset = now.astimezone(ZoneInfo(source.options.timezone)).utcoffset() or timedelta()
+            log.warning(
+                "zone_looks_wrong",
+                source=source.id,
+                configured=source.options.timezone,
+                rows_look_like=rows_look_like(offset, off_s),
+                fix="set the source's timezone to that of the account; `relay check` shows how old its newest call is",
+            )
+        elif not off_s and state.zone_off_s:
+            log.info("zone_fits", source=source.id)
+        return {"delay_calls": 0, "delay_least_s": "inf", "zone_off_s": off_s}
+
+    async def _failed(self, source: Source, claim: Claim, error: RelayError) -> float:
         """Write down what is wrong, tell those who asked to be told, and say when to try again."""
-        failures = state.failures + 1
-        interval_s = source.options.poll_interval_s
-        match error:
-            case Unauthorized():
-                wait_s: float = PAUSE_S
-            case RateLimited(retry_after_s=hint):
-                wait_s = hint or interval_s
-            case _:
-                wait_s = min(interval_s * 2 ** min(failures - 1, 10), max(_LONGEST_BACKOFF_S, interval_s))
-        since_ms = await self._states.failed(source.id, str(error), failures=failures)
-        lasting = isinstance(error, (Unauthorized, OddAnswer)) or failures >= 5
-        if not state.error:
+        failing = await self._states.failed(source.id, str(error), token=claim.token)
+        wait_s = _wait_s(error, failing.failures, source.options.poll_interval_s)
+        if not failing.known:
             log.error("source_error", source=source.id, error=str(error), next_try_s=round(wait_s))
-        if lasting and not state.error_told:
-            await self._operations.source_error(source, str(error), since_ms=since_ms)
+        needs_a_person = isinstance(error, Unauthorized | OddAnswer | SettingsError)
+        if (needs_a_person or failing.failures >= LASTING_FAILURES) and not failing.told:
+            await self._operations.source_error(source, str(error), since_ms=failing.since_ms)
             await self._states.note(source.id, error_told=1)
         return wait_s
 
 
-def _is_heavy(tally: Tally, planned: Plan, standing: Standing) -> bool:
-    """Very many rows come back; judged by a look of at least 2 h, so that shorter ones do not switch to and fro."""
-    if standing.heavy and max(planned.depths) < 7200:
-        return True
-    return tally.rows > HEAVY_ROWS and len(planned.depths) == 1
+def first_sentence(planned: Plan, tally: Tally) -> str:
+    """Tell the person who started the relay what the first look came to."""
+    sent = f"{tally.new} of after the relay's start are sent" if tally.new else "none sent"
+    hours = "since what the marker remembers" if planned.recovery else "of the last 78 h"
+    return f"{tally.known} calls {hours} known, {sent}; waiting for the next."
 
 
-def _days_to_forget(old: datetime | None, new: datetime) -> list[str]:
-    """Name the days of `seen` that fell below the floor as the cursor went from `old` to `new`."""
-    last = (new - FLOOR).date() - timedelta(days=2)
-    first = ((old or new) - FLOOR).date() - timedelta(days=2)
-    days: list[str] = []
-    day: date = max(first, last - timedelta(days=400))
-    while day <= last:
-        days.append(day.isoformat())
-        day += timedelta(days=1)
-    return days
+def _outcome(error: RelayError) -> str:
+    match error:
+        case Unauthorized():
+            return "unauthorized"
+        case RateLimited():
+            return "rate_limited"
+        case OddAnswer():
+            return "odd_answer"
+        case _:
+            return "failed"
 
 
-def _instant(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
+def _wait_s(error: RelayError, failures: int, interval_s: float) -> float:
+    match error:
+        case Unauthorized():
+            return PAUSE_S
+        case RateLimited(retry_after_s=hint):
+            return min(hint or interval_s, _LONGEST_HINT_S)
+        case _:
+            return float(min(interval_s * 2 ** min(failures - 1, 10), max(_LONGEST_BACKOFF_S, interval_s)))
+
+
+def _found_within(late_s: float) -> str:
+    return next((label for limit_s, label in _FOUND_WITHIN if late_s <= limit_s), "older")
 
 
 def _ms(instant: datetime) -> int:

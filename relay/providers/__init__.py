@@ -1,7 +1,10 @@
 """1. Where calls come from. Promise: any answer becomes typed records, a named error, or a quarantined row."""
 
 from relay.providers.base import ProviderKind
+from relay.providers.cinnox import CINNOX
+from relay.providers.nfon import NFON
+from relay.providers.unpod import UNPOD
 from relay.providers.webfones import WEBFONES
 
-PROVIDERS: dict[str, ProviderKind] = {kind.name: kind for kind in (WEBFONES,)}
+PROVIDERS: dict[str, ProviderKind] = {kind.name: kind for kind in (CINNOX, NFON, UNPOD, WEBFONES)}
 """Every provider the relay knows, by the name that `provider:` takes. A new one is a folder and an entry here."""

@@ -250,6 +250,13 @@ class RecordingStorage:
         except FileNotFoundError:
             return None
 
+    async def delete_small(self, name: str) -> None:
+        """Delete a note; one that is not there is fine."""
+        try:
+            await self._run("delete a note", partial(obstore.delete, self._store, _checked_small(name)))
+        except FileNotFoundError:
+            return
+
     async def trim(self, before: datetime, *, abandoned_before: datetime | None = None) -> int:
         """Delete the recordings that were stored before `before`; answer how many.
 
@@ -421,6 +428,11 @@ def object_path(call_id: str, started_on: date, content_type: str) -> str:
     if not CALL_ID.fullmatch(call_id):
         raise ValueError("a recording is kept under a call id and nothing else")
     return f"{started_on:%Y/%m/%d}/{call_id}.{_SUFFIXES.get(content_type, 'bin')}"
+
+
+def object_paths(call_id: str, started_on: date) -> list[str]:
+    """Name every place where the recording of a call may be."""
+    return sorted({object_path(call_id, started_on, content_type) for content_type in (*_SUFFIXES, "")})
 
 
 def _objection(size_bytes: int, expected_size_bytes: int | None, max_bytes: int) -> str | None:

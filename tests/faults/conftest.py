@@ -3,7 +3,7 @@
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -23,3 +23,15 @@ def lab(seed: int) -> Iterator[Lab]:
     """A lab that ends all it started."""
     with Lab(seed=seed) as opened:
         yield opened
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Show the ends of all logs when a test fails, while they are there."""
+    try:
+        yield
+    except BaseException:
+        found = getattr(item, "funcargs", {}).get("lab")
+        if isinstance(found, Lab):
+            sys.stdout.write(found.last_lines())
+        raise

@@ -161,6 +161,13 @@ class Ledger:
         """Items that somebody holds: in the deliver lane, the attempts in flight."""
         return sum(self.client.zcard(keys.leased(lane, part)) for part in self.partitions(lane, "leased"))
 
+    def due(self, lane: str) -> int:
+        """Items that could be claimed now."""
+        seconds, micros = self.client.time()
+        now_ms = seconds * 1000 + micros // 1000
+        parts = self.partitions(lane, "waiting")
+        return sum(self.client.zcount(keys.waiting(lane, part), "-inf", now_ms) for part in parts)
+
     def count(self, name: str) -> int:
         return int(self.client.hget(keys.COUNTS, name) or 0)
 
@@ -363,9 +370,13 @@ class Lab:
         for simulator in self._simulators:
             simulator.process.kill()
         if failed[0] is not None:
-            for log in sorted(self.folder.glob("*.log")):
-                sys.stdout.write(f"--- the last lines of {log.name}\n{_tail(log)}\n")
+            sys.stdout.write(self.last_lines())
         self._stack.close()
+
+    def last_lines(self) -> str:
+        """The ends of all logs, for whoever looks at a failure."""
+        logs = sorted(self.folder.glob("*.log"))
+        return "".join(f"--- the last lines of {log.name}\n{_tail(log)}\n" for log in logs)
 
     # What there is
 

@@ -100,6 +100,9 @@ async def relay_harness(
     subscriber = VerifyingSubscriber()
     for name in subscriptions:
         subscriber.add_hook(name, SECRET)
+    keeps_every_write = any(each.get("delivery") == "at_most_once" for each in subscriptions.values())
+    await redis.config_set("appendonly", "yes" if keeps_every_write else "no")
+    await redis.config_set("appendfsync", "always")
     async with subscriber.serve() as base:
         document: dict[str, Any] = {
             "data_dir": str(tmp_path),

@@ -88,12 +88,13 @@ def _fetch(url: str) -> bytes:
 
 async def test_chaos_loses_nothing(tmp_path: Path) -> None:
     """The relay is killed, its store too; every call is told all the same, under one id, in order."""
-    demo = await _play("--for", "8s", "--calls-per-minute", "240", "--chaos", "--seed", "3", folder=tmp_path)
+    demo = await _play("--for", "8.5s", "--calls-per-minute", "240", "--chaos", "--seed", "309", folder=tmp_path)
     stdout, _ = await demo.communicate()
 
     output = stdout.decode()
     assert demo.returncode == 0, output
     assert "kill -9: the relay" in output
+    assert "kill -9: the store" in output
     assert re.search(r"^chaos +[1-9]\d* × kill -9", output, re.M)
     assert output.splitlines()[-1] == "✓ nothing was lost"
     assert _left_behind(tmp_path) == []

@@ -43,7 +43,8 @@ log = structlog.get_logger(__name__)
 
 _ROWS_AT_ONCE: Final = 50
 _DETAILS_AT_ONCE: Final = 5
-_DETAILS_S: Final = 15.0
+_DETAILS_S: Final = 5.0
+_DETAILS_REST_S: Final = 30.0
 _MOST_STEPS_BACK: Final = 16
 _STREAM: Final = aiohttp.ClientTimeout(total=None, connect=10)
 
@@ -78,6 +79,7 @@ class Nfon:
         self._unit_is_settled = options.time_unit != "auto"
         self._largest_page = 0
         self._newest = wire.Newest()
+        self._no_details_until = 0.0
         self.calls: CallList = self
         self.recordings: RecordingSource | None = None
         self.contacts: ContactSource | None = None
@@ -219,11 +221,15 @@ class Nfon:
     # Details
 
     async def complete(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Fetch the transcripts of the records that have one, a few at a time; see DetailSource."""
+        """Fetch the transcripts of the records that have one, a few at a time; see DetailSource.
+
+        After trouble nothing is asked for a while: an extra never holds up the calls for long.
+        """
         wanted = [record for record in records if wire.has_more(record)]
         if not wanted:
             return records
-        deadline = time.monotonic() + _DETAILS_S
+        now_s = time.monotonic()
+        deadline = now_s + _DETAILS_S if now_s >= self._no_details_until else now_s
         room = asyncio.Semaphore(_DETAILS_AT_ONCE)
 
         async def one(record: Record) -> Record:
@@ -235,6 +241,8 @@ class Nfon:
         return [by_key[record.key] if wire.has_more(record) else record for record in records]
 
     async def _completed(self, record: Record, deadline: float) -> Record:
+        if time.monotonic() >= deadline:
+            return wire.not_yet(record)
         try:
             async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
                 path = wire.details_path(record.key)
@@ -248,6 +256,8 @@ class Nfon:
                 log.warning("transcript_refused", host=self._options.host, error=str(error))
                 return wire.completed(record, None)
             log.info("transcript_not_now", host=self._options.host, error=str(error) or "took too long")
+            # Other calls wait while this does not answer: let them, once in a while.
+            self._no_details_until = time.monotonic() + _DETAILS_REST_S
             return wire.not_yet(record)
 
     # Asking

@@ -103,6 +103,8 @@ class NfonOptions(SourceOptions):
         given = [name for name in ("token", "token_file", "oauth") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("set one of token, token_file and oauth: an NFON source needs exactly one of them")
+        if self.oauth is not None and urlsplit(self.oauth.token_url).scheme != urlsplit(self.base_url).scheme:
+            raise ValueError("oauth.token_url and base_url must both be https (or, for a test, both http)")
         return self
 
     @property

@@ -1,7 +1,7 @@
 """Server-Sent Events out of bytes, wherever the network cuts them. Pure.
 
 The rules are those of the WHATWG HTML standard, "Interpreting an event stream". An event that grows beyond a cap is
-left out, and reading goes on after it.
+left out, and reading goes on after it. Ids, names and `retry` are read over: nothing is resumed by them.
 """
 
 import codecs
@@ -13,10 +13,9 @@ LARGEST_EVENT_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event: what its `data` lines hold, and the last id that the stream has given."""
+    """One event: what its `data` lines hold."""
 
     data: str
-    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class TooLarge:
 
 
 class EventReader:
-    """Reads one stream. Fields other than `data`, `id` and `retry` mean nothing to us."""
+    """Reads one stream."""
 
     def __init__(self, *, largest_bytes: int = LARGEST_EVENT_BYTES) -> None:
         self._largest_bytes = largest_bytes
@@ -35,9 +34,6 @@ class EventReader:
         self._too_large = False
         self._after_cr = False
         self._begun = False
-        self._id = ""
-        self.retry_s: float | None = None
-        """What the stream asks to wait before a reconnect, in seconds."""
 
     def feed(self, chunk: bytes) -> list[Event | TooLarge]:
         """Take bytes in; gives the events that they complete. What never gets its empty line is no event."""
@@ -80,17 +76,12 @@ class EventReader:
 
     def _field(self, line: str) -> None:
         name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
         if name == "data":
-            self._data.append(value)
-        elif name == "id" and "\0" not in value:
-            self._id = value
-        elif name == "retry" and value.isascii() and value.isdigit() and len(value) <= 9:
-            self.retry_s = int(value) / 1000
+            self._data.append(value.removeprefix(" "))
 
     def _dispatch(self) -> Event | TooLarge | None:
         data, too_large = self._data, self._too_large
         self._data, self._too_large, self._size_bytes = [], False, 0
         if too_large:
             return TooLarge()
-        return Event("\n".join(data), self._id) if data else None
+        return Event("\n".join(data)) if data else None

@@ -15,7 +15,9 @@ from relay.model import Record
 from relay.providers.base import (
     BadRow,
     CallList,
+    CallStream,
     ContactSource,
+    DetailSource,
     Health,
     Page,
     Pay,
@@ -60,6 +62,8 @@ class Unpod:
         self.calls: CallList = self
         self.recordings: RecordingSource | None = None
         self.contacts: ContactSource | None = None
+        self.stream: CallStream | None = None
+        self.details: DetailSource | None = None
 
     async def pages(self, window: Window) -> AsyncIterator[Page]:
         """List the calls of the days around the window, newest first, until they are older than it.

@@ -1,8 +1,10 @@
 """Every provider under test. A new one is a module with its subject and an entry here."""
 
+from tests.contract.providers.nfon import NfonSubject
 from tests.contract.providers.subject import MakeSubject
 from tests.contract.providers.webfones import WebfonesSubject
 
 SUBJECTS: dict[str, MakeSubject] = {
+    "nfon": NfonSubject,
     "webfones": WebfonesSubject,
 }

@@ -1,0 +1,76 @@
+"""How soon a call is heard of: from the answer that first shows it to its arrival at the subscriber.
+
+The clock of a call starts when the provider begins the first answer of the call list that has it in it, so the wait for
+the next poll is not in the figure; everything after it is: parsing, admission, the look-up of the contact (5 ms at the
+provider, every number a new one), publishing, signing, the post. Both holds are 0; recordings are off.
+"""
+
+import asyncio
+import json
+
+import aiohttp
+
+from benchmarks.figures import Figure, quantile
+from benchmarks.house import Bench, running, sink, subscription, write_config
+from relay.ledger import ids
+
+ACCOUNTS = 21
+CALLS_PER_S = 100
+
+
+async def run(bench: Bench) -> list[Figure]:
+    """Run `relay up` against a provider with 100 calls a second in 21 accounts, each polled every second."""
+    seconds = bench.scaled(22, 6)
+    bench.begin("latency", 2)
+    folder = bench.room("latency")
+    arguments = ["--accounts", str(ACCOUNTS), "--calls-per-second", str(CALLS_PER_S), "--contacts-delay-s", "0.005"]
+    async with (
+        sink(folder) as target,
+        running("benchmarks.provider", *arguments, log=folder / "provider.log") as provider,
+        aiohttp.ClientSession() as http,
+    ):
+        url = (await provider.line())["url"]
+        config = write_config(
+            folder,
+            sources={
+                f"a{index}": {
+                    "provider": "webfones",
+                    "base_url": url,
+                    "api_key": f"key-{index:04d}",
+                    "poll_interval_s": 1,
+                    "hold_for_contact_s": 0,
+                    "hold_for_recording_s": 0,
+                    "recordings": False,
+                    "budget_share": 1.0,
+                }
+                for index in range(ACCOUNTS)
+            },
+            subscriptions={"crm": subscription(f"{target.url}/ok/crm", max_in_flight=100)},
+        )
+        bench.step(f"{CALLS_PER_S} calls/s for {seconds} s")
+        async with running("relay", "up", "-c", str(config), log=folder / "relay.log"):
+            await asyncio.sleep(seconds)
+            async with http.get(f"{url}/_notes") as answer:
+                notes = json.loads(await answer.read())
+            await asyncio.sleep(1.5)
+            arrivals = await target.arrivals()
+    begun = min(polls[0] for polls in notes["polls"].values())
+    waits_ms: list[float] = []
+    lost = 0
+    for entry, shown_s in notes["shown"].items():
+        key, rid = entry.split()
+        if shown_s < begun + 2:
+            continue  # the first polls only learn what was there before
+        at = arrivals.get(f"/ok/crm {ids.event_id(f'a{int(key[4:])}', rid, 'call.completed')}")
+        if at is None:
+            lost += 1
+        else:
+            waits_ms.append((at - shown_s) * 1000)
+    if lost or not waits_ms:
+        raise RuntimeError(f"{lost} calls were shown and not heard of, {len(waits_ms)} were")
+    bench.end()
+    note = f"{len(waits_ms):,} calls at {CALLS_PER_S}/s in {ACCOUNTS} accounts, `relay up` in one process"
+    return [
+        Figure("shown by the provider → heard, half of the calls", quantile(waits_ms, 0.5), "ms", 60, note=note),
+        Figure("shown by the provider → heard, 99 % of the calls", quantile(waits_ms, 0.99), "ms", 250, note=note),
+    ]

@@ -1,0 +1,18 @@
+"""CINNOX: the data API's call lists. Promise: what two lists say of one call is told as one call."""
+
+from relay.providers.base import ProviderKind
+from relay.providers.cinnox.client import Cinnox
+from relay.providers.cinnox.options import CinnoxOptions
+from relay.providers.cinnox.wire import MAPPING_VERSION
+
+CINNOX = ProviderKind(
+    name="cinnox",
+    options=CinnoxOptions,
+    connect=Cinnox,
+    mapping_version=MAPPING_VERSION,
+    credential=CinnoxOptions.credential,
+    requests_per_window=None,
+    window_s=None,
+    upper_bound=True,
+)
+"""There is a limit (error 6451010), and no document says which: being told to slow down is waited out."""

@@ -1,0 +1,458 @@
+"""`relay backfill`: what was never told is told under the ids it would have had; nothing else happens."""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arq import Retry
+from arq.constants import in_progress_key_prefix
+from redis.asyncio import Redis
+
+from relay.backfill import NobodyHome, asked_for, queue_of, standing, submit, watch
+from relay.cli import main
+from relay.errors import SettingsError
+from relay.ledger import ids, keys
+from relay.ledger.sources import Progress
+from relay.model import iso
+from relay.runtime import Runtime, open_runtime
+from relay.settings import Settings, load
+from relay.simulator.subscriber import VerifyingSubscriber
+from relay.simulator.webfones import Fault, Kind, Mischief, WebfonesSimulator
+from workers.jobs import backfill
+from workers.runners import add_runners
+from workers.settings import host
+
+KEY = "simulated-key"
+SECRET = "whsec_c2ltdWxhdG9yLXNlY3JldC0wMTIzNDU2Nzg5"
+OWN_KEY = "k" * 40
+
+
+@dataclass
+class House:
+    """A relay in this process, between a simulated provider and a verifying subscriber; it polls once."""
+
+    settings: Settings
+    runtime: Runtime
+    provider: WebfonesSimulator
+    subscriber: VerifyingSubscriber
+    waits_s: list[float]
+
+    async def backfill(
+        self, hours: float, *, force: bool = False, job: str = "job", sid: str = "main"
+    ) -> dict[str, str]:
+        """Run the job as arq would; gives its progress."""
+        now = datetime.now(UTC)
+        since, until = iso(now - timedelta(hours=hours)) or "", iso(now) or ""
+        await backfill(self.context(), sid, since, until, job, force)
+        return await Progress(self.runtime.redis, job).read()
+
+    def context(self) -> dict[str, Any]:
+        async def sleep(seconds: float) -> None:
+            self.waits_s.append(seconds)
+
+        return {"runtime": self.runtime, "job_id": "arq-job", "sleep": sleep}
+
+    def call(self, hours_ago: float) -> str:
+        """Let a call be seen that started some hours ago, too late for the polls that come now."""
+        ended_at = datetime.now(UTC) - timedelta(hours=hours_ago)
+        return str(self.provider.appear(KEY, ended_at=ended_at, talk_s=20, disposition="NO ANSWER").rid)
+
+    async def polled(self) -> None:
+        """Wait until the first poll has been taken in."""
+
+        async def taken_in() -> bool:
+            return (await self.runtime.states.read("main")).standing.cursor is not None
+
+        await _until(taken_in)
+
+    async def heard(self, *rids: str) -> None:
+        """Wait until these calls, and no others, were told."""
+        await self.subscriber.until(lambda: self.subscriber.completed("a") >= set(rids))
+        assert self.subscriber.completed("a") == set(rids)
+
+    async def told_nothing_more(self) -> None:
+        """Wait until the relay has nothing left to do, and see that nothing was told meanwhile."""
+        before = self.subscriber.received("a")
+
+        async def idle() -> bool:
+            return not await self.runtime.redis.exists(keys.lane("enrich"), keys.lane("deliver"))
+
+        await _until(idle)
+        assert self.subscriber.received("a") == before
+
+
+def _write_config(folder: Path, provider_url: str, subscriber_url: str, *, poll_s: float = 600, **more: Any) -> Path:
+    config = {
+        "data_dir": "data",
+        "delivery": {"allowed_networks": ["127.0.0.0/8"]},
+        "sources": {
+            "main": {"provider": "webfones", "base_url": provider_url, "api_key": KEY, "poll_interval_s": poll_s},
+            "off": {"provider": "webfones", "base_url": provider_url, "api_key": KEY, "enabled": False},
+        },
+        "subscriptions": {"crm": {"url": f"{subscriber_url}/hook/a", "secret": SECRET}},
+        **more,
+    }
+    path = folder / "relay.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+async def _until(happened: Callable[[], Awaitable[bool]], *, timeout_s: float = 10) -> None:
+    async with asyncio.timeout(timeout_s):
+        while True:
+            if await happened():
+                return
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def _both_ends() -> AsyncIterator[tuple[WebfonesSimulator, VerifyingSubscriber, str, str]]:
+    provider, subscriber = WebfonesSimulator(), VerifyingSubscriber()
+    provider.add_account(KEY)
+    subscriber.add_hook("a", SECRET)
+    async with provider.serve() as provider_url, subscriber.serve() as subscriber_url:
+        yield provider, subscriber, provider_url, subscriber_url
+
+
+@pytest.fixture
+async def house(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[House]:
+    """A running relay on an empty store; nothing was polled so far where `polled` is not awaited."""
+    async with _both_ends() as (provider, subscriber, provider_url, subscriber_url):
+        settings = load(_write_config(tmp_path, provider_url, subscriber_url), {})
+        async with open_runtime(settings, redis_url=valkey_url, secret_keys=[OWN_KEY]) as runtime:
+            runtime.add_poller()
+            add_runners(runtime)
+            stop = asyncio.Event()
+            running = asyncio.create_task(runtime.run(stop, drain_s=5))
+            try:
+                yield House(settings, runtime, provider, subscriber, [])
+            finally:
+                stop.set()
+                await running
+
+
+async def test_a_call_that_no_poll_saw_is_told_once_under_its_own_id(house: House) -> None:
+    """It is as if the poll had seen it; reading the range again tells nothing, and the cursor stays."""
+    await house.polled()
+    rid = house.call(hours_ago=5)
+    cursor = (await house.runtime.states.read("main")).standing.cursor
+
+    first = await house.backfill(6)
+    await house.heard(rid)
+    second = await house.backfill(6, job="again")
+    await house.told_nothing_more()
+
+    assert standing(first).words() == "read 1 rows: 1 new, 0 changed, 0 known"
+    assert standing(second).words() == "read 1 rows: 0 new, 0 changed, 1 known"
+    assert [event["id"] for event in house.subscriber.events("a")] == [ids.event_id("main", rid, "call.completed")]
+    assert house.subscriber.events("a")[0]["context"]["via"] == "backfill"
+    assert (await house.runtime.states.read("main")).standing.cursor == cursor
+
+
+async def test_a_call_that_was_there_before_the_relay_is_known_and_not_told(house: House) -> None:
+    """Reading the time before the first start again must not tell yesterday's calls to everybody."""
+    house.call(hours_ago=5)
+    await house.polled()
+
+    progress = await house.backfill(6)
+    await house.told_nothing_more()
+
+    assert (standing(progress).new, standing(progress).known) == (0, 1)
+    assert house.subscriber.received("a") == 0
+
+
+async def test_rows_too_old_to_be_told_apart_need_force(house: House) -> None:
+    """Whether a call of ten days ago was told is no longer known: only a person may say that it was not."""
+    await house.polled()
+    rid = house.call(hours_ago=240)
+
+    careful = await house.backfill(300)
+    await house.told_nothing_more()
+    forced = await house.backfill(300, force=True, job="forced")
+    await house.heard(rid)
+    again = await house.backfill(300, force=True, job="forced again")
+    await house.told_nothing_more()
+
+    assert (standing(careful).new, standing(careful).too_old) == (0, 1)
+    assert "--force" in standing(careful).words()
+    assert standing(forced).new == 1
+    assert standing(again).new == 0
+
+
+async def test_two_runs_at_once_tell_everything_once(house: House) -> None:
+    """A job that was thought dead goes on beside its successor."""
+    await house.polled()
+    rids = [house.call(hours_ago=4 + number / 60) for number in range(120)]
+
+    await asyncio.gather(house.backfill(7), house.backfill(7), house.backfill(7, job="other"))
+    await house.heard(*rids)
+    await house.told_nothing_more()
+
+    assert house.subscriber.report().duplicates == 0
+    assert house.subscriber.received("a") == 120
+
+
+async def test_a_run_that_was_cut_short_is_taken_up(house: House) -> None:
+    """The relay stops in the middle: the next run of the same job finishes it, and one after that does nothing."""
+    await house.polled()
+    rid = house.call(hours_ago=5)
+    house.provider.misbehave(Fault(what=Mischief.HANG, on=Kind.RECORDS, times=None))
+    cut_short = asyncio.create_task(house.backfill(6))
+
+    async def begun() -> bool:
+        return (await Progress(house.runtime.redis, "job").read()).get("state") == "running"
+
+    await _until(begun)
+    cut_short.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await cut_short
+    house.provider.behave()
+
+    taken_up = await house.backfill(6)
+    await house.heard(rid)
+    asked = house.provider.requests[KEY, Kind.RECORDS]
+    over = await backfill(house.context(), "main", iso(datetime.now(UTC)) or "", iso(datetime.now(UTC)) or "", "job")
+
+    assert cut_short.cancelled()
+    assert taken_up["state"] == "done"
+    assert over is None
+    assert house.provider.requests[KEY, Kind.RECORDS] == asked
+
+
+async def test_a_killed_workers_job_is_free_again_soon(house: House) -> None:
+    """arq would take it for running for hours; its mark is kept short for as long as the job lives."""
+    await house.polled()
+    mark = in_progress_key_prefix + "arq-job"
+    await house.runtime.redis.psetex(mark, 7_200_000, b"1")
+    house.provider.misbehave(Fault(what=Mischief.HANG, on=Kind.RECORDS, times=None))
+    running = asyncio.create_task(house.backfill(6))
+
+    async def shortened() -> bool:
+        return bool(await house.runtime.redis.pttl(mark) <= 45_000)
+
+    try:
+        await _until(shortened)
+        left_ms = await house.runtime.redis.pttl(mark)
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+    assert 30_000 < left_ms <= 45_000
+
+
+async def test_a_provider_that_is_away_for_a_while_is_waited_for(house: House) -> None:
+    await house.polled()
+    rid = house.call(hours_ago=5)
+    house.provider.misbehave(Fault(what=Mischief.STATUS, on=Kind.RECORDS, status=503, times=2))
+
+    progress = await house.backfill(6)
+
+    assert progress["state"] == "done"
+    assert len(house.waits_s) == 2
+    assert standing(progress).new == 1
+    await house.heard(rid)
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (Fault(what=Mischief.STATUS, on=Kind.RECORDS, status=403, times=None), "refuses the key"),
+        (Fault(what=Mischief.STATUS, on=Kind.RECORDS, status=500, times=None), "failed to answer"),
+        (Fault(what=Mischief.NOT_JSON, on=Kind.RECORDS, times=None), "WebFones"),
+    ],
+)
+async def test_a_provider_that_does_not_answer_ends_it_with_its_sentence(
+    house: House, fault: Fault, sentence: str
+) -> None:
+    await house.polled()
+    house.provider.misbehave(fault)
+
+    progress = await house.backfill(6)
+
+    assert progress["state"] == "failed"
+    assert sentence in progress["error"]
+
+
+async def test_a_used_up_budget_is_waited_for(house: House) -> None:
+    """A backfill comes last: it waits for its share of the provider's limit, and then reads on."""
+    await house.polled()
+    spent: list[float] = []
+    context = house.context()
+
+    async def sleep(seconds: float) -> None:
+        spent.append(seconds)
+        await house.runtime.redis.delete(*[key async for key in house.runtime.redis.scan_iter("relay:budget:*")])
+
+    context["sleep"] = sleep
+    credential, limit = house.runtime.sources["main"].kind.credential, house.runtime.sources["main"].limit
+    assert limit is not None
+    pay = house.runtime.budget.pay_for(
+        "webfones", lambda: credential(house.runtime.sources["main"].options), "direct", limit
+    )
+    for _ in range(int(limit.burst * 0.5)):
+        await pay(0)  # type: ignore[arg-type]  # as polls do
+
+    now = datetime.now(UTC)
+    await backfill(context, "main", iso(now - timedelta(hours=6)) or "", iso(now) or "", "job")
+
+    assert (await Progress(house.runtime.redis, "job").read())["state"] == "done"
+    assert len(spent) == 1
+
+
+async def test_a_source_that_was_never_polled_is_left_to_its_first_poll(house: House) -> None:
+    """Before the first poll everything would be new, and all of last week would be told."""
+    house.provider.misbehave(Fault(what=Mischief.STATUS, on=Kind.RECORDS, status=500, times=None))
+    await house.runtime.redis.delete(keys.source("main"))
+    house.call(hours_ago=5)
+
+    progress = await house.backfill(6)
+
+    assert progress["state"] == "failed"
+    assert "wait for its first poll" in progress["error"]
+
+
+async def test_a_source_that_the_relay_does_not_have_is_said(house: House) -> None:
+    """The command and the relay may have different configurations."""
+    progress = await house.backfill(6, sid="elsewhere")
+
+    assert progress["state"] == "failed"
+    assert "no source called elsewhere" in progress["error"]
+
+
+async def test_a_store_that_is_away_makes_the_job_line_up_again(house: House) -> None:
+    class Gone:
+        redis = Redis(unix_socket_path="/nowhere/valkey.sock")
+
+    with pytest.raises(Retry):
+        await backfill({"runtime": Gone(), "job_id": "j", "sleep": asyncio.sleep}, "main", "", "", "job")
+
+
+async def test_a_submitted_job_is_run_by_the_worker_and_watched_to_its_end(
+    house: House, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue, arq, the progress: as the command goes."""
+    await house.polled()
+    rid = house.call(hours_ago=5)
+    environ = {"RELAY_REDIS_URL": valkey_url, "RELAY_SECRET_KEY": OWN_KEY}
+    config = Path(house.settings.data_dir).parent / "relay.yaml"
+    settings = load(config, environ)
+    seen: list[str] = []
+    async with queue_of(settings) as arq:
+        wanted = asked_for("main", since="6h", until=None, force=False, now=datetime.now(UTC))
+        job = await submit(arq, wanted)
+        with pytest.raises(NobodyHome, match="nobody has taken the job up"):
+            await watch(arq, job, show=lambda now: seen.append(now.state), patience_s=0.3)
+        hosting = asyncio.create_task(host(house.runtime, poll_delay_s=0.05))
+        try:
+            async with asyncio.timeout(10):
+                ended = await watch(arq, job, show=lambda now: seen.append(now.state))
+        finally:
+            hosting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await hosting
+
+    assert seen[0] == "queued"
+    assert (ended.state, ended.done, ended.new) == ("done", 1.0, 1)
+    await house.heard(rid)
+
+
+async def test_the_command_works_beside_a_relay_of_one_process(tmp_path: Path, free_port: int) -> None:
+    """`relay up` on its embedded store, `relay backfill` in another shell."""
+    async with _both_ends() as (provider, subscriber, provider_url, subscriber_url):
+        ports = {"api": {"port": 0}, "internal": {"port": free_port}}
+        config = _write_config(tmp_path, provider_url, subscriber_url, poll_s=1, **ports)
+        relay = await _command("up", "-c", str(config), stderr=subprocess.DEVNULL)
+
+        async def polled_twice() -> bool:
+            assert relay.returncode is None
+            return provider.statuses[KEY, Kind.RECORDS, 200] > 1
+
+        try:
+            await _until(polled_twice, timeout_s=30)
+            ended_at = datetime.now(UTC) - timedelta(hours=5)
+            rid = str(provider.appear(KEY, ended_at=ended_at, disposition="NO ANSWER").rid)
+            filling = await _command("backfill", "main", "--since", "6h", "-c", str(config), stderr=subprocess.PIPE)
+            stdout, stderr = await filling.communicate()
+            await subscriber.until(lambda: rid in subscriber.completed("a"))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                relay.terminate()
+            await relay.communicate()
+
+    assert filling.returncode == 0, stderr.decode()
+    assert stdout.decode().splitlines()[-1] == "read 1 rows: 1 new, 0 changed, 0 known"
+    assert relay.returncode == 0
+
+
+async def _command(*arguments: str, stderr: Any) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "relay",
+        *arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RELAY_")},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["mian", "--since", "2h"], "no source is called 'mian'; there are main, off"),
+        (["off", "--since", "2h"], "the source off is switched off"),
+        (["main", "--since", "soon"], "--since: 'soon' is no time; write 2h, 3d or 2026-11-20T10:00:00Z"),
+        (["main", "--since", "2h", "--until", "eventually"], "--until: 'eventually' is no time"),
+        (["main", "--since", "2h", "--until", "3h"], "must be before --until"),
+        (["main", "--since", "2999-01-01"], "is still to come"),
+    ],
+)
+def test_bad_input_is_a_sentence(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in os.environ if name.startswith("RELAY_")]:
+        monkeypatch.delenv(name)
+    config = _write_config(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:1")
+
+    with pytest.raises(SystemExit) as ended:
+        main(["backfill", *arguments, "-c", str(config)])
+
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_without_a_relay_it_says_how_to_start_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = _write_config(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:1")
+
+    with pytest.raises(SystemExit) as ended:
+        main(["backfill", "main", "--since", "2h", "-c", str(config)])
+
+    assert ended.value.code == 1
+    assert "no relay is running on" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_range_ends_now_at_the_latest() -> None:
+    now = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+    wanted = asked_for("main", since="2h", until="2026-11-21", force=True, now=now)
+
+    assert (wanted.since, wanted.until, wanted.force) == (now - timedelta(hours=2), now, True)
+    with pytest.raises(SettingsError):
+        asked_for("main", since="in a while", until=None, force=False, now=now)

@@ -1,0 +1,420 @@
+"""Whoever acts between any two round trips of whom, each difference is said exactly once; against a real Valkey.
+
+Two workers advance one call, stopped before and after every round trip to the store. Between any two of them a poll may
+bring a change, the audio may arrive, a lease may end, a worker may be killed. When all is quiet, a subscriber that
+applied every event in order knows the call as it is, and heard nothing twice.
+"""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from redis.asyncio import Redis
+
+from relay.events.advance import Advance
+from relay.events.say import NO_CONTACT, NO_RECORDING, Rules
+from relay.ledger import ids, keys
+from relay.ledger.calls import Ledger, Row, Said, StoredCall, claimed_call
+from relay.ledger.lane import Claim, Lane, LaneName, Settlement
+from relay.ledger.pack import pack
+from relay.model import Json, Outcome, Record
+
+T = TypeVar("T")
+CALL = ids.call_id("main", "7")
+NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
+HOLD_MS = 10**7
+RULES = Rules("webfones", "UTC", True, True, HOLD_MS, HOLD_MS)
+CONTACTS: dict[str, Json] = {
+    "matched": NO_CONTACT | {"lookup_status": "matched", "count": 1, "name": "Jo"},
+    "none": NO_CONTACT | {"lookup_status": "none"},
+}
+ONCE = ("call.completed", "call.recording.completed", "call.recording.failed", "call.transcript.completed")
+
+
+class Stepped(Ledger):
+    """A ledger that stops before each round trip, and after one that wrote, until it is let go."""
+
+    def __init__(self, redis: Redis, pause: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(redis, calls_ttl_s=1000, events_ttl_s=1000, keep_raw=lambda: False)
+        self._pause = pause
+
+    async def call(self, cid: str) -> StoredCall | None:
+        await self._pause()
+        return await super().call(cid)
+
+    async def publish(
+        self, call: StoredCall | None, fields: Any, events: Sequence[Said], *, subject: str = ""
+    ) -> int | None:
+        await self._pause()
+        made = await super().publish(call, fields, events, subject=subject)
+        await self._pause()
+        return made
+
+
+class Everybody:
+    """One subscriber, who wants everything."""
+
+    def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
+        return ("sub",)
+
+
+class Worker:
+    """Holds the call's enrich item and advances the call, a round trip at a time."""
+
+    def __init__(self, bench: "Bench", claim: Claim, contact: str | None) -> None:
+        self._bench = bench
+        self._claim = claim
+        self._go = asyncio.Event()
+        self._stopped = asyncio.Event()
+        ledger = Stepped(bench.redis, self._pause)
+        self._advance = Advance(ledger, Everybody(), now_ms=lambda: bench.now_ms, published=lambda: None)
+        self._parts = {"contact": CONTACTS[contact]} if contact else {}
+        self._task = asyncio.create_task(self._work())
+
+    @property
+    def at_work(self) -> bool:
+        return not self._task.done()
+
+    async def _pause(self) -> None:
+        self._stopped.set()
+        await self._go.wait()
+        self._go.clear()
+
+    async def _work(self) -> None:
+        wait_ms = await self._advance(claimed_call(self._claim), RULES, self._parts)
+        await self._pause()
+        verb: Any = "done" if wait_ms is None else "again"
+        await self._bench.enrich.exchange([Settlement(self._claim, verb, wait_ms=wait_ms or 0)])
+
+    async def step(self) -> None:
+        """Let it make one round trip."""
+        if not self.at_work:
+            return
+        self._stopped.clear()
+        self._go.set()
+        stopped = asyncio.create_task(self._stopped.wait())
+        await asyncio.wait({self._task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if self._task.done():
+            self._task.result()
+
+    async def kill(self) -> None:
+        """`kill -9`: what it wrote is written, nothing else happens, its lease goes on."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+class Bench:
+    """One call in a store, with everybody who has to do with it."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.ledger = Ledger(redis, calls_ttl_s=1000, events_ttl_s=1000, keep_raw=lambda: False)
+        self.enrich = Lane(redis, "enrich", lease_s=600)
+        self.record = Lane(redis, "record", lease_s=600)
+        self.now_ms = 0
+        self.told_before: list[str] = []
+
+    async def admit(self, status: str, *, answered: bool = True, finished: bool = True, text: str | None = None) -> str:
+        """A poll brings the row; whether it was finished can be read off what is said."""
+        record = Record(
+            key="7",
+            started_at=NOON,
+            local_date="2025-07-01",
+            outcome=Outcome.ANSWERED if answered else Outcome.NO_ANSWER,
+            audio=answered,
+            status_raw=status,
+            finished=finished,
+            transcription={"available": True, "text": text} if text else None,
+            custom={"finished": finished},
+        )
+        row = Row(record, record.content_hash())
+        return await self.ledger.admit("main", [row], token=b"", mapping=1, via="poll")
+
+    async def claim(self, lane: Lane) -> Claim | None:
+        claims = (await lane.exchange(want=1)).claims
+        return claims[0] if claims else None
+
+    async def worker(self, contact: str | None) -> Worker | None:
+        """Give the call to a worker, if it is there to be had."""
+        claim = await self.claim(self.enrich)
+        return Worker(self, claim, contact) if claim else None
+
+    async def fetched(self, claim: Claim, status: str) -> None:
+        """The audio is there, or not, or lost."""
+        part = NO_RECORDING | {"status": status}
+        await self.record.exchange([Settlement(claim, "part", b=pack(part))])
+
+    async def audio(self, status: str) -> None:
+        """Claim the fetch and end it, if there is one to be had."""
+        claim = await self.claim(self.record)
+        if claim:
+            await self.fetched(claim, status)
+
+    async def let_pass(self, name: Callable[[LaneName, str], str], lane: Lane) -> None:
+        """Move what a sorted set of a lane says into the past."""
+        await self.redis.zadd(name(lane.name, "main"), {CALL: 1}, xx=True)
+        await lane.drop("main", "nobody")
+
+    async def let_leases_end(self) -> None:
+        for lane in (self.enrich, self.record):
+            await self.let_pass(keys.leased, lane)
+
+    async def let_holds_end(self) -> None:
+        """Hours go by: every hold is over, and what was put off is due."""
+        self.now_ms = 10**14
+        await self.let_pass(keys.waiting, self.enrich)
+
+    async def settle_down(self) -> None:
+        """Everything comes to rest by itself: by leases that end and by what the lanes still hold."""
+        await self.let_holds_end()
+        for _ in range(20):
+            await self.let_leases_end()
+            await self.audio("none")
+            worker = await self.worker(None)
+            if worker is None:
+                return
+            while worker.at_work:
+                await worker.step()
+        raise AssertionError("the call never comes to rest")
+
+    async def events(self) -> list[Json]:
+        """What the subscriber will hear, in order."""
+        queue = await self.redis.zrange(keys.pending("sub", CALL), 0, -1, withscores=True)
+        assert [int(number) for _, number in queue] == list(range(1, len(queue) + 1))
+        found = []
+        for eid, _ in queue:
+            document = await self.ledger.event(eid.decode())
+            assert document is not None
+            assert document["id"] == eid.decode()
+            found.append(document)
+        return found
+
+    async def check(self) -> list[Json]:
+        """Follow the events as a subscriber does: each leads from what was known to what it says."""
+        events = await self.events()
+        eids = [event["id"] for event in events]
+        assert eids[: len(self.told_before)] == self.told_before
+        self.told_before = eids
+        kinds = Counter(event["type"] for event in events)
+        assert all(kinds[kind] <= 1 for kind in ONCE)
+        known: Json = {}
+        revision = 0
+        for event in events:
+            said = content(event)
+            assert said["custom"] == {"finished": True}
+            if event["type"] in ONCE:
+                assert event["id"] == ids.event_id("main", "7", event["type"])
+            if event["type"] == "call.completed":
+                assert not known
+                revision = 1
+            elif event["type"] == "call.updated":
+                revision += 1
+                assert event["data"]["changes"]
+                assert without_transcript(applied(known, event["data"]["changes"])) == without_transcript(said)
+            else:
+                assert without_transcript(known) == without_transcript(said)
+            assert event["data"]["call"]["revision"] == revision
+            known = said
+        return events
+
+    async def check_nothing_is_lost(self) -> None:
+        """All is quiet: what was said last is what is."""
+        events = await self.check()
+        call = await self.ledger.call(CALL)
+        if call is None or not call.finished:
+            return
+        assert events
+        assert events[0]["type"] == "call.completed"
+        contact = call.contact or NO_CONTACT | {"lookup_status": "unavailable"}
+        assert content(events[-1]) == {**call.record, "contact": contact}
+        kinds = {event["type"] for event in events}
+        status = (call.recording or {}).get("status")
+        assert ("call.recording.completed" in kinds) == (status == "available")
+        assert ("call.recording.failed" in kinds) == (status == "unavailable")
+        if call.record["transcription"]:
+            assert "call.transcript.completed" in kinds
+        for lane in ("enrich", "record"):
+            assert await self.redis.zcard(keys.lane(lane)) == 0
+
+
+def content(event: Json) -> Json:
+    """The part of an event that changes are about."""
+    own = ("id", "provider", "source_id", "revision", "recording")
+    return {name: value for name, value in event["data"]["call"].items() if name not in own}
+
+
+def without_transcript(said: Json) -> Json:
+    """A transcript's coming has an event of its own and is in no `changes`."""
+    return {name: value for name, value in said.items() if name != "transcription"}
+
+
+def applied(known: Json, changes: dict[str, list[Any]]) -> Json:
+    """Apply changes, each of which must begin where we are."""
+    said = {name: dict(value) if isinstance(value, dict) else value for name, value in known.items()}
+    for path, (before, after) in changes.items():
+        name, _, inner = path.partition(".")
+        there = said[name] if inner else said
+        assert there[inner or name] == before
+        there[inner or name] = after
+    return said
+
+
+async def test_every_interleaving_of_two_holders_and_two_writers_says_each_difference_once(redis: Redis) -> None:
+    """A lease ended unnoticed, so two workers hold the call; meanwhile a poll changes it and its audio arrives.
+
+    All orders of the first three round trips of each worker and of the two writes; then each comes to its end.
+    """
+    schedules = sorted(set(itertools.permutations("AAABBBWW")))
+    assert len(schedules) == 560
+    for schedule in schedules:
+        await redis.flushdb()
+        bench = Bench(redis)
+        await bench.admit("first")
+        bench.now_ms = 10**14
+        one = await bench.worker("matched")
+        await bench.let_leases_end()
+        other = await bench.worker(None)
+        assert one is not None
+        assert other is not None
+        writes = iter((bench.admit("second"), bench.audio("available")))
+        for actor in schedule:
+            if actor == "W":
+                await next(writes)
+            else:
+                await (one if actor == "A" else other).step()
+            await bench.check()
+        while one.at_work or other.at_work:
+            await one.step()
+            await other.step()
+
+        await bench.settle_down()
+
+        await bench.check_nothing_is_lost()
+        call = await bench.ledger.call(CALL)
+        assert call is not None
+        assert call.contact == CONTACTS["matched"], schedule
+        assert call.record["status_raw"] == "second"
+
+
+class OneCall(RuleBasedStateMachine):
+    """Everything that can happen to a call, in any order."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.Runner()
+        self.workers: list[Worker | None] = [None, None]
+        self.fetch: Claim | None = None
+
+    def run(self, step: Awaitable[T]) -> T:
+        async def awaited() -> T:
+            return await step
+
+        return self.loop.run(awaited())
+
+    @initialize(finished=st.booleans(), answered=st.booleans(), holds=st.booleans())
+    def begin(self, finished: bool, answered: bool, holds: bool) -> None:
+        async def opened() -> Bench:
+            redis = Redis.from_url(self.url)
+            await redis.flushdb()
+            return Bench(redis)
+
+        self.bench = self.run(opened())
+        self.bench.now_ms = 0 if holds else 10**14
+        self.admit("A", answered, finished, None)
+
+    @rule(
+        status=st.sampled_from("ABC"),
+        answered=st.booleans(),
+        finished=st.sampled_from([True, True, True, False]),
+        text=st.sampled_from([None, None, "hello", "hallo"]),
+    )
+    def admit(self, status: str, answered: bool, finished: bool, text: str | None) -> None:
+        self.run(self.bench.admit(status, answered=answered, finished=finished, text=text))
+
+    @rule(which=st.sampled_from([0, 1]), contact=st.sampled_from([None, "matched", "none"]))
+    def claim(self, which: int, contact: str | None) -> None:
+        worker = self.workers[which]
+        if worker is None or not worker.at_work:
+            self.workers[which] = self.run(self.bench.worker(contact))
+
+    @precondition(lambda self: any(worker and worker.at_work for worker in self.workers))
+    @rule(which=st.sampled_from([0, 1]), steps=st.integers(1, 3))
+    def step(self, which: int, steps: int) -> None:
+        worker = self.workers[which] or self.workers[1 - which]
+        assert worker is not None
+        for _ in range(steps):
+            self.run(worker.step())
+
+    @precondition(lambda self: any(worker and worker.at_work for worker in self.workers))
+    @rule(which=st.sampled_from([0, 1]))
+    def kill(self, which: int) -> None:
+        worker = self.workers[which]
+        if worker is not None:
+            self.run(worker.kill())
+
+    @rule()
+    def begin_to_fetch(self) -> None:
+        self.fetch = self.run(self.bench.claim(self.bench.record)) or self.fetch
+
+    @precondition(lambda self: self.fetch is not None)
+    @rule(status=st.sampled_from(["available", "none", "unavailable"]))
+    def end_to_fetch(self, status: str) -> None:
+        assert self.fetch is not None
+        self.run(self.bench.fetched(self.fetch, status))
+        self.fetch = None
+
+    @rule()
+    def let_leases_end(self) -> None:
+        self.run(self.bench.let_leases_end())
+
+    @rule()
+    def let_holds_end(self) -> None:
+        self.run(self.bench.let_holds_end())
+
+    @invariant()
+    def what_was_said_holds_together(self) -> None:
+        self.run(self.bench.check())
+
+    def teardown(self) -> None:
+        async def rest() -> None:
+            for worker in self.workers:
+                while worker is not None and worker.at_work:
+                    await worker.step()
+            try:
+                await self.bench.settle_down()
+                await self.bench.check_nothing_is_lost()
+            finally:
+                await self.bench.redis.aclose()
+
+        try:
+            if hasattr(self, "bench"):
+                self.run(rest())
+        finally:
+            self.loop.close()
+
+
+def test_whatever_happens_to_a_call_each_difference_is_said_once(valkey_url: str) -> None:
+    """Polls, audio, contacts, holds, leases that end, workers that are killed: in any order, at any point."""
+    machine = type("OneCall", (OneCall,), {"url": valkey_url})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

@@ -1,0 +1,444 @@
+"""A provider that tells of calls by itself: heard at once, told once, and never relied upon."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from relay.errors import OddAnswer, OverBudget, RateLimited, Unauthorized, Unavailable
+from relay.ledger import ids, keys
+from relay.ledger.safe import StoredSafe
+from relay.model import Json
+from relay.poll.stream import oldest, pause_s
+from relay.poll.window import Standing
+from relay.runtime import Runtime, open_runtime
+from relay.secrets import SecretBox
+from relay.simulator.nfon import Fault, Kind, Mischief, NfonSimulator
+from relay.simulator.subscriber import VerifyingSubscriber
+from tests.flow.harness import KEY, SECRET, eventually, read_settings
+from workers.runners import add_runners
+
+TOKEN = "nfon-token"
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+@dataclass
+class House:
+    """A relay with one NFON account and one subscriber."""
+
+    runtime: Runtime
+    provider: NfonSimulator
+    subscriber: VerifyingSubscriber
+    redis: Redis
+    document: Json
+
+    def call_id(self, rid: int) -> str:
+        """The relay's id of a call."""
+        return ids.call_id("office", self.provider.uuid_of(TOKEN, rid))
+
+    def heard(self, event_type: str = "call.completed") -> list[Json]:
+        """The calls that the subscriber accepted in events of a type, in their order."""
+        bodies = [arrival.body for arrival in self.subscriber.arrivals if arrival.accepted]
+        return [body["data"]["call"] for body in bodies if body and body["type"] == event_type]
+
+    async def until_heard(self, event_type: str, count: int, timeout_s: float = 10) -> list[Json]:
+        """Wait until the subscriber accepted so many events of a type."""
+        await self.subscriber.until(lambda: len(self.heard(event_type)) >= count, timeout_s=timeout_s)
+        return self.heard(event_type)
+
+    async def until_listening(self, streams: int = 1) -> None:
+        """Wait until the provider has so many streams open."""
+        await until(lambda: self.provider.streams_open == streams)
+
+    def polls(self) -> int:
+        """Requests for lists that the provider has had."""
+        return self.provider.requests[TOKEN, Kind.RECORDS]
+
+
+async def until(holds: Callable[[], bool], *, timeout_s: float = 10) -> None:
+    """Wait until something holds; a TimeoutError when it never does."""
+
+    async def read() -> bool:
+        return holds()
+
+    await eventually(read, bool, timeout_s=timeout_s)
+
+
+@contextlib.asynccontextmanager
+async def house(
+    valkey_url: str, redis: Redis, tmp_path: Path, provider: NfonSimulator | None = None, **source: Any
+) -> AsyncIterator[House]:
+    """Run a relay whose polls are too rare to help a stream, unless `source` says otherwise."""
+    provider = provider or NfonSimulator()
+    provider.add_account(TOKEN)
+    subscriber = VerifyingSubscriber()
+    subscriber.add_hook("a", SECRET)
+    async with provider.serve() as base, subscriber.serve() as hooks:
+        document = {
+            "data_dir": str(tmp_path),
+            "delivery": {"allowed_networks": ["127.0.0.0/8"]},
+            "sources": {
+                "office": {"provider": "nfon", "base_url": base, "poll_interval_s": 3600, "token": TOKEN, **source}
+            },
+            "subscriptions": {"a": {"url": f"{hooks}/hook/a", "secret": SECRET}},
+        }
+        if "oauth" in source:
+            document["sources"]["office"] |= {"token": None, "oauth": {"token_url": f"{base}/token", **source["oauth"]}}
+        async with running(document, valkey_url) as runtime:
+            yield House(runtime, provider, subscriber, redis, document)
+
+
+@contextlib.asynccontextmanager
+async def running(document: Json, valkey_url: str, *, workers: bool = True) -> AsyncIterator[Runtime]:
+    """Run one process with a poller."""
+    async with open_runtime(read_settings(document), redis_url=valkey_url, secret_keys=[KEY]) as runtime:
+        runtime.add_poller()
+        if workers:
+            add_runners(runtime)
+        stop = asyncio.Event()
+        task = asyncio.create_task(runtime.run(stop, drain_s=5))
+        try:
+            yield runtime
+        finally:
+            stop.set()
+            await task
+
+
+HouseOf = Callable[..., contextlib.AbstractAsyncContextManager[House]]
+
+
+@pytest.fixture
+def house_of(valkey_url: str, redis: Redis, tmp_path: Path) -> HouseOf:
+    def make(provider: NfonSimulator | None = None, **source: Any) -> contextlib.AbstractAsyncContextManager[House]:
+        return house(valkey_url, redis, tmp_path, provider, **source)
+
+    return make
+
+
+async def test_a_streamed_call_is_delivered_at_once(house_of: HouseOf) -> None:
+    """The next poll is an hour away; the call arrives all the same, and says that the stream brought it."""
+    async with house_of() as relay:
+        await relay.until_listening()
+        plan = relay.provider.appear(TOKEN)
+
+        [call] = await relay.until_heard("call.completed", 1)
+
+        assert call["id"] == relay.call_id(plan.rid)
+        assert relay.subscriber.arrivals[0].body["context"]["via"] == "stream"
+        assert relay.provider.requests[TOKEN, Kind.DELETE] == 0
+
+
+async def test_what_stream_and_poll_both_bring_is_told_once(house_of: HouseOf) -> None:
+    """Polls run beside the stream, and see every call again."""
+    async with house_of(poll_interval_s=1) as relay:
+        await relay.until_listening()
+        for _ in range(5):
+            relay.provider.appear(TOKEN)
+        await relay.until_heard("call.completed", 5)
+        polls = relay.polls()
+        await until(lambda: relay.polls() >= polls + 4)
+
+        assert len(relay.heard("call.completed")) == 5
+        assert relay.heard("call.updated") == []
+
+
+async def test_each_connect_lets_a_poll_catch_up(house_of: HouseOf) -> None:
+    """A call that appeared while the stream was down comes with the poll that the reconnect asks for."""
+    async with house_of() as relay:
+        await relay.until_listening()
+        relay.provider.misbehave(Fault(what=Mischief.STATUS, on=Kind.STREAM, status=503))
+        relay.provider.drop_streams()
+        await relay.until_listening(0)
+        missed = relay.provider.appear(TOKEN)
+
+        [call] = await relay.until_heard("call.completed", 1)
+
+        assert call["id"] == relay.call_id(missed.rid)
+        assert relay.subscriber.arrivals[0].body["context"]["via"] == "poll"
+
+
+@pytest.mark.parametrize("how", [Mischief.SPLIT, Mischief.DUPLICATE, Mischief.BAD_EVENTS, Mischief.HUGE_EVENT])
+async def test_a_stream_may_be_cut_doubled_or_dirty(house_of: HouseOf, how: Mischief) -> None:
+    """Pieces of seven bytes, each event twice, garbage between them, an event of more than a megabyte."""
+    provider = NfonSimulator()
+    provider.misbehave(Fault(what=how, on=Kind.STREAM, times=None))
+    async with house_of(provider) as relay:
+        await relay.until_listening()
+        rids = [provider.appear(TOKEN).rid for _ in range(3)]
+
+        calls = await relay.until_heard("call.completed", 3)
+
+        assert sorted(call["id"] for call in calls) == sorted(relay.call_id(rid) for rid in rids)
+        bad = await relay.runtime.states.quarantined("office")
+        assert bool(bad) is (how in (Mischief.BAD_EVENTS, Mischief.HUGE_EVENT))
+
+
+async def test_a_stream_that_keeps_breaking_loses_nothing(house_of: HouseOf) -> None:
+    """It is cut after its first event, each time; polls bring the rest."""
+    provider = NfonSimulator()
+    provider.misbehave(Fault(what=Mischief.CUT, on=Kind.STREAM, times=None))
+    async with house_of(provider, poll_interval_s=1) as relay:
+        await relay.until_listening()
+        rids = [provider.appear(TOKEN).rid for _ in range(6)]
+
+        calls = await relay.until_heard("call.completed", 6)
+
+        assert sorted(call["id"] for call in calls) == sorted(relay.call_id(rid) for rid in rids)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(what=Mischief.STATUS, on=Kind.STREAM, status=500, times=None),
+        Fault(what=Mischief.STATUS, on=Kind.STREAM, status=403, times=None),
+        Fault(what=Mischief.HANG, on=Kind.STREAM, times=None),
+        Fault(what=Mischief.DROP, on=Kind.STREAM, times=None),
+        Fault(what=Mischief.NO_STREAM, on=Kind.STREAM, times=None),
+    ],
+    ids=lambda fault: f"{fault.what}-{fault.status}",
+)
+async def test_trouble_with_the_stream_never_stops_polling(house_of: HouseOf, fault: Fault) -> None:
+    """No stream to be had; calls come with the polls, and the source is well."""
+    provider = NfonSimulator()
+    provider.misbehave(fault)
+    async with house_of(provider, poll_interval_s=1) as relay:
+        await until(lambda: provider.requests[TOKEN, Kind.STREAM] >= 1)
+        plan = provider.appear(TOKEN)
+
+        [call] = await relay.until_heard("call.completed", 1)
+
+        assert call["id"] == relay.call_id(plan.rid)
+        assert (await relay.runtime.states.read("office")).error == ""
+
+
+async def test_history_that_a_stream_begins_with_is_not_told(house_of: HouseOf) -> None:
+    """Whether NFON sends history on connect is unknown: what was there before the relay stays untold."""
+    provider = NfonSimulator(replay=100)
+    provider.add_account(TOKEN)
+    now = datetime.now(UTC)
+    for hours in (1, 5, 70, 77, 90, 24 * 30):
+        provider.appear(TOKEN, ended_at=now - timedelta(hours=hours), visible_at=now - timedelta(seconds=5))
+    async with house_of(provider) as relay:
+        await until(lambda: provider.events_sent >= 6)
+        plan = provider.appear(TOKEN)
+
+        [call] = await relay.until_heard("call.completed", 1)
+
+        assert call["id"] == relay.call_id(plan.rid)
+
+
+async def test_a_transcript_that_becomes_ready_is_told_with_its_text(house_of: HouseOf) -> None:
+    """The record is streamed again; the transcript is fetched, and has an event of its own."""
+    async with house_of() as relay:
+        await relay.until_listening()
+        plan = relay.provider.appear(TOKEN, extra={"transcription": {"available": False}})
+        [call] = await relay.until_heard("call.completed", 1)
+        relay.provider.accounts[TOKEN].plans[plan.rid] = _without_extra(plan)
+        relay.provider.transcribe(TOKEN, plan.rid, summary="They agreed.", words="Hello.")
+
+        [transcribed] = await relay.until_heard("call.transcript.completed", 1)
+
+        assert call["transcription"] == {"available": False}
+        assert transcribed["transcription"]["summary"] == "They agreed."
+        assert transcribed["transcription"]["transcript"] == "Alice: Hello."
+        assert relay.heard("call.updated") == []
+        assert relay.provider.requests[TOKEN, Kind.DETAILS] == 1
+
+
+async def test_a_transcript_that_cannot_be_had_now_comes_later(house_of: HouseOf, monkeypatch: Any) -> None:
+    """The call is told at once, as if there were none yet; a later poll asks again."""
+    monkeypatch.setattr("relay.providers.nfon.client._DETAILS_REST_S", 0.0)
+    async with house_of(poll_interval_s=1) as relay:
+        await relay.until_listening()
+        relay.provider.misbehave(Fault(what=Mischief.STATUS, on=Kind.DETAILS, status=503, times=2))
+        plan = relay.provider.appear(TOKEN)
+        relay.provider.transcribe(TOKEN, plan.rid)
+
+        [call] = await relay.until_heard("call.completed", 1)
+        [transcribed] = await relay.until_heard("call.transcript.completed", 1)
+
+        assert (call["id"], call["transcription"]["available"]) == (transcribed["id"], False)
+        assert transcribed["transcription"]["transcript"] == "Alice: Hello. Yes."
+        assert relay.heard("call.updated") == []
+
+
+async def test_one_process_listens_to_a_source(house_of: HouseOf, valkey_url: str) -> None:
+    """Two pollers run; there is one stream. When its process stops, the other one takes over."""
+    async with house_of() as relay:
+        await relay.until_listening()
+        async with running(relay.document, valkey_url, workers=False) as other:
+            second = other.streams
+            first = relay.runtime.streams
+            assert first is not None
+            assert second is not None
+            second._lease_s = first._lease_s = 0.4
+            await asyncio.sleep(0)
+            relay.provider.appear(TOKEN)
+            await relay.until_heard("call.completed", 1)
+
+            assert relay.provider.streams_most == 1
+            assert (first.listening_to, second.listening_to) == (["office"], [])
+
+
+async def test_a_listener_that_dies_is_replaced(house_of: HouseOf, valkey_url: str, redis: Redis) -> None:
+    """Its lease ends by itself; whoever looks next has the stream."""
+    await redis.set(keys.listener("office"), "a process that was killed", px=700)
+    async with house_of() as relay:
+        streams = relay.runtime.streams
+        assert streams is not None
+        streams._lease_s = 0.4
+
+        await relay.until_listening()
+
+        assert streams.listening_to == ["office"]
+
+
+async def test_who_lost_the_lease_ends_its_stream(house_of: HouseOf, redis: Redis) -> None:
+    """Fenced by expiry: another holder means that ours is over."""
+    async with house_of() as relay:
+        streams = relay.runtime.streams
+        assert streams is not None
+        await relay.until_listening()
+        await redis.set(keys.listener("office"), "another process", px=60_000)
+        await streams._share_out()
+
+        assert streams.listening_to == []
+        await relay.until_listening(0)
+
+
+async def test_a_stop_ends_a_silent_stream_at_once(house_of: HouseOf, redis: Redis) -> None:
+    """A stream that says nothing holds up no shutdown, and is free for the next process."""
+    loop = asyncio.get_running_loop()
+    async with house_of() as relay:
+        await relay.until_listening()
+        began = loop.time()
+
+    assert loop.time() - began < 3
+    assert await redis.exists(keys.listener("office")) == 0
+
+
+async def test_a_silent_stream_is_opened_again(house_of: HouseOf) -> None:
+    """The watchdog cannot tell silence from a dead line: it reconnects, and a poll catches up."""
+    async with house_of(stream_idle_s=5) as relay:
+        source = relay.runtime.sources["office"]
+        object.__setattr__(source.options, "stream_idle_s", 0.2)
+        await until(lambda: relay.provider.requests[TOKEN, Kind.STREAM] >= 3)
+
+        assert relay.polls() >= 3
+        assert relay.provider.streams_most == 1
+
+
+async def test_a_login_is_renewed_by_one_process_and_survives_a_restart(house_of: HouseOf, valkey_url: str) -> None:
+    """The refresh token is good once; two processes and a restart never use one twice."""
+    provider = NfonSimulator(access_ttl_s=2)
+    provider.add_login(TOKEN, "first-refresh-token")
+    oauth = {"client_id": "relay", "refresh_token": "first-refresh-token"}
+    async with house_of(provider, poll_interval_s=1, oauth=oauth) as relay:
+        async with running(relay.document, valkey_url, workers=False):
+            await until(lambda: provider.requests["", Kind.TOKEN] >= 3, timeout_s=15)
+        plan = provider.appear(TOKEN)
+        await relay.until_heard("call.completed", 1)
+        sealed = await relay.redis.get(keys.safe("office"))
+        document = relay.document
+
+        async with running(document, valkey_url) as again:
+            provider.expire_tokens()
+            asked = relay.polls()
+            await again.lanes["poll"].put("", "office")
+            await until(lambda: relay.polls() > asked)
+
+        assert relay.call_id(plan.rid) == relay.heard()[0]["id"]
+        assert provider.reused_refresh_tokens == 0
+        assert b"refresh" not in sealed
+        assert SecretBox([KEY]).decrypt(sealed.decode(), context=keys.safe("office"))
+
+
+async def test_a_stream_is_renewed_before_its_token_ends(house_of: HouseOf) -> None:
+    """NFON never has to cut it: the relay reconnects with a fresh token in time."""
+    provider = NfonSimulator(access_ttl_s=1.5)
+    provider.add_login(TOKEN, "first-refresh-token")
+    async with house_of(provider, oauth={"client_id": "relay", "refresh_token": "first-refresh-token"}) as relay:
+        await until(lambda: provider.requests[TOKEN, Kind.STREAM] >= 3)
+        plan = provider.appear(TOKEN)
+
+        [call] = await relay.until_heard("call.completed", 1)
+
+        assert call["id"] == relay.call_id(plan.rid)
+        assert provider.statuses[Kind.STREAM, 401] == 0
+
+
+async def test_a_safe_is_read_again_and_by_nobody_else(redis: Redis) -> None:
+    """What is kept is encrypted for its source, and one at a time may be inside."""
+    box = SecretBox([KEY])
+    safe, same, other = StoredSafe(redis, box, "a"), StoredSafe(redis, box, "a"), StoredSafe(redis, box, "b")
+    inside: list[str] = []
+
+    async def enter(name: str, each: StoredSafe, leave: Callable[[], Awaitable[object]]) -> None:
+        async with each.alone():
+            inside.append(name)
+            await leave()
+            inside.append(f"{name} left")
+
+    await safe.write("a secret")
+    gate = asyncio.Event()
+    first = asyncio.create_task(enter("first", safe, gate.wait))
+    await until(lambda: inside == ["first"])
+    second = asyncio.create_task(enter("second", same, lambda: asyncio.sleep(0)))
+    await enter("other", other, lambda: asyncio.sleep(0))
+    gate.set()
+    await asyncio.gather(first, second)
+
+    assert inside == ["first", "other", "other left", "first left", "second", "second left"]
+    assert (await same.read(), await other.read()) == ("a secret", None)
+    assert b"a secret" not in await redis.get(keys.safe("a"))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "failures", "least_s", "most_s"),
+    [
+        (None, 0, 0.05, 1),
+        (None, 1, 0.5, 1),
+        (Unavailable("x"), 1, 0.5, 1),
+        (Unavailable("x"), 4, 4, 8),
+        (Unavailable("x"), 99, 30, 60),
+        (RuntimeError("x"), 3, 2, 4),
+        (OverBudget(7), 1, 7, 8.4),
+        (RateLimited("x", bucket="key", retry_after_s=90), 1, 90, 108),
+        (RateLimited("x", bucket="key", retry_after_s=None), 1, 60, 72),
+        (Unauthorized("x", status=401), 1, 300, 360),
+        (OddAnswer("x"), 1, 300, 360),
+    ],
+)
+def test_reconnects_wait_longer_and_never_together(
+    trouble: Exception | None, failures: int, least_s: float, most_s: float
+) -> None:
+    pauses = {pause_s(trouble, failures, random.Random(seed)) for seed in range(50)}
+
+    assert all(least_s <= pause <= most_s for pause in pauses)
+    assert len(pauses) > 40
+
+
+@pytest.mark.parametrize(
+    ("standing", "bound"),
+    [
+        (Standing(), None),
+        (Standing(started_at=NOW), NOW - timedelta(hours=78)),
+        (Standing(started_at=NOW - timedelta(days=30), cursor=NOW), NOW - timedelta(hours=96)),
+        (Standing(started_at=NOW - timedelta(hours=1), cursor=NOW), NOW - timedelta(hours=79)),
+    ],
+)
+def test_a_stream_is_believed_as_far_back_as_polls_looked(standing: Standing, bound: datetime | None) -> None:
+    assert oldest(standing, now=NOW) == bound
+
+
+def _without_extra(plan: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(plan, extra={})

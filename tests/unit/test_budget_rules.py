@@ -1,0 +1,75 @@
+"""The figures of a share: whatever the limit, no window holds more, and polls may always go further than the rest."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.poll.budget import Limit
+from relay.providers.base import Purpose
+
+limits = st.builds(
+    Limit, requests=st.integers(1, 3000), window_s=st.integers(1, 3600), share=st.floats(0.01, 1.0, allow_nan=False)
+)
+
+
+def let_through(limit: Limit, asked_ms: list[float], purpose: Purpose = Purpose.POLL) -> list[float]:
+    """The rule of budget.lua for one bucket: when which of the requests go."""
+    gone: list[float] = []
+    arrival_ms = 0.0
+    for now_ms in asked_ms:
+        next_ms = max(arrival_ms, now_ms) + limit.interval_ms
+        if next_ms - now_ms <= limit.tolerance_ms(purpose):
+            arrival_ms = next_ms
+            gone.append(now_ms)
+    return gone
+
+
+def fullest(gone: list[float], window_ms: float) -> int:
+    """The most requests in any window, wherever it begins."""
+    return max((sum(at <= other < at + window_ms for other in gone) for at in gone), default=0)
+
+
+@given(
+    limit=limits,
+    eagerness=st.floats(0.2, 30),
+    pauses=st.lists(st.tuples(st.integers(1, 80), st.floats(0, 2)), min_size=1, max_size=6),
+)
+def test_no_window_holds_more_than_the_share(limit: Limit, eagerness: float, pauses: list[tuple[int, float]]) -> None:
+    """Bursts, pauses of any length, and a storm of requests that nobody lets through: the share holds."""
+    asked_ms: list[float] = [1e12]
+    for count, pause_windows in pauses:
+        asked_ms.append(asked_ms[-1] + pause_windows * limit.window_s * 1000)
+        for _ in range(count):
+            asked_ms.append(asked_ms[-1] + limit.interval_ms / eagerness)
+
+    gone = let_through(limit, asked_ms)
+
+    assert gone
+    assert fullest(gone, limit.window_s * 1000 * (1 - 1e-9)) <= max(limit.requests * limit.share, 1)
+
+
+def test_webfones_may_be_asked_600_times_in_a_quarter_of_an_hour() -> None:
+    """Half of the share at once, the rest evenly."""
+    limit = Limit(1000, 900, 0.6)
+
+    gone = let_through(limit, [1e12 + ms for ms in range(0, 900_000, 100)])
+
+    assert (limit.burst, limit.interval_ms) == (300, 3000)
+    assert len(gone) == 599
+
+
+@pytest.mark.parametrize("limit", [Limit(1000, 900, 0.6), Limit(60, 60, 0.25), Limit(10, 60, 0.5)])
+def test_each_purpose_stops_before_the_one_that_matters_more(limit: Limit) -> None:
+    """Polls use all of the burst, contacts less, then fresh recordings, retries and backfills."""
+    tolerances = [limit.tolerance_ms(purpose) for purpose in sorted(Purpose)]
+
+    assert all(more > less or less == limit.interval_ms for more, less in pairwise(tolerances))
+    assert tolerances[0] <= limit.window_s * 1000
+
+
+@given(limit=limits, purpose=st.sampled_from(Purpose))
+def test_every_purpose_gets_through_in_the_end(limit: Limit, purpose: Purpose) -> None:
+    """A bucket that nobody used lets one request of any purpose go, however small the share."""
+    assert let_through(limit, [1e12], purpose) == [1e12]
