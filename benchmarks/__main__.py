@@ -11,13 +11,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import latency, loss, readme, throughput
+from benchmarks import backlog, fairness, footprint, latency, loss, polling, readme, throughput
 from benchmarks.figures import Figure, table
 from benchmarks.house import Bench
 
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "throughput": throughput.run,
     "latency": latency.run,
+    "fairness": fairness.run,
+    "guard": fairness.guard,
+    "backlog": backlog.run,
+    "requests": footprint.requests,
+    "recording": footprint.recording,
+    "memory": footprint.memory,
+    "idle": footprint.idle,
+    "page": polling.page,
+    "fleet": polling.fleet,
     "loss": loss.run,
 }
 

@@ -1,26 +1,31 @@
-"""`python -m benchmarks.contestants bare|arq …`: what the relay's delivery is held against, each in a process of its own.
+"""`python -m benchmarks.contestants bare|arq|sender …`: what the relay is held against, each in a process of its own.
 
 bare  a loop that signs and posts the same bodies with aiohttp, as many at once as the relay: no store, no promises
 arq   a plain relay: one arq job a delivery, with uvloop, JSON, max_jobs 100, poll delay 10 ms, no results kept
+sender  the relay's own sender in a loop, with its address guard or (`--open`) with one that looks at nothing
 """
 
 import argparse
 import asyncio
 import json
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 import uvloop
+from aiohttp.abc import AbstractResolver
 from arq import Worker, func
 from arq.connections import ArqRedis
 from redis.asyncio.connection import ConnectionPool
 
 from benchmarks.house import SECRET
 from relay.delivery import signature
+from relay.delivery.guard import Guard, IPAddress, networks
+from relay.delivery.send import Sender
 
 QUEUE = "plain:queue"
 _KEYS = (signature.decode_secret(SECRET),)
@@ -88,6 +93,36 @@ async def arq(arguments: argparse.Namespace) -> None:
         await worker.close()
 
 
+class OpenGuard(Guard):
+    """A guard that lets the connector do what it does by itself."""
+
+    def check(self, host: str, ip: IPAddress, *, plain: bool = False) -> None:
+        """Refuse nothing."""
+
+    def resolver(self, *, plain: bool = False) -> AbstractResolver:
+        """Resolve as aiohttp does."""
+        return aiohttp.ThreadedResolver()
+
+    def socket_factory(self, *, plain: bool = False) -> Callable[[Any], socket.socket]:
+        """Make a socket for any address."""
+        return lambda info: socket.socket(info[0], info[1], info[2])
+
+
+async def sender(arguments: argparse.Namespace) -> None:
+    """Post through the relay's sender."""
+    guard = (OpenGuard if arguments.open else Guard)(networks(["127.0.0.0/8"]))
+    body = b'{"id":"evt","text":"' + b"x" * 1800 + b'"}'
+    todo = iter(range(arguments.posts))
+
+    async def loop(through: Sender) -> None:
+        for number in todo:
+            headers = signature.headers(f"evt_{number}", int(time.time()), body, _KEYS)
+            await through.send(arguments.url, body, headers)
+
+    async with Sender(guard) as through:
+        await asyncio.gather(*(loop(through) for _ in range(100)))
+
+
 def main() -> None:
     """Run one of them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contestants")
@@ -100,6 +135,11 @@ def main() -> None:
     other = kinds.add_parser("arq")
     other.add_argument("--redis", required=True)
     other.set_defaults(run=arq)
+    third = kinds.add_parser("sender")
+    third.add_argument("--url", required=True)
+    third.add_argument("--posts", type=int, required=True)
+    third.add_argument("--open", action="store_true", help="without the guard")
+    third.set_defaults(run=sender)
     arguments = parser.parse_args()
     uvloop.run(arguments.run(arguments))
 

@@ -151,6 +151,10 @@ class Sink:
         """When each (path, webhook-id) came first, by this machine's monotonic clock."""
         return await self._get("/arrivals")
 
+    async def arrivals_of(self, group: str) -> dict[str, float]:
+        """The same for one group of paths."""
+        return await self._get(f"/arrivals/{group}/")
+
     async def reached(self, count: int, *, group: str = "ok", within_s: float = 90) -> dict[str, Any]:
         """Wait until so many posts came; gives the report of the group."""
         async with asyncio.timeout(within_s):

@@ -76,4 +76,10 @@ def drafts(count: int, *, sid: str, seed: int = 1) -> Sequence[Draft]:
 
 def someone() -> Json:
     """A contact that was found."""
-    return contact_part([Contact("123e4567-e89b-42d3-a456-426614174000", "CRM-12345", "Ada Byrne", "Acme Corp", "ada.byrne@example.com")])
+    return contact_part(
+        [
+            Contact(
+                "123e4567-e89b-42d3-a456-426614174000", "CRM-12345", "Ada Byrne", "Acme Corp", "ada.byrne@example.com"
+            )
+        ]
+    )

@@ -86,8 +86,9 @@ class Hook(asyncio.Protocol):
         answer: Any = {}
         if path == b"/report":
             answer = self._book[0].report()
-        elif path == b"/arrivals":
-            answer = {key.decode(): at for key, at in self._book[0].arrivals.items()}
+        elif path.startswith(b"/arrivals"):
+            group = path.removeprefix(b"/arrivals")
+            answer = {key.decode(): at for key, at in self._book[0].arrivals.items() if key.startswith(group)}
         body = orjson.dumps(answer)
         self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)  # type: ignore[attr-defined]
 

@@ -120,9 +120,7 @@ class Drain:
             await asyncio.gather(*jobs)
         await redis.aclose(close_connection_pool=True)
         await self._target.reset()
-        async with running(
-            "benchmarks.contestants", "arq", "--redis", self._redis_url, log=self._folder / "arq.log"
-        ):
+        async with running("benchmarks.contestants", "arq", "--redis", self._redis_url, log=self._folder / "arq.log"):
             return await _rate(self._target, calls * len(SUBSCRIBERS))
 
 

@@ -80,6 +80,10 @@ async def up(
 ) -> None:
     """Run everything in this process; `read` reads the configuration again."""
     async with store_of(settings) as (url, keys), open_runtime(settings, redis_url=url, secret_keys=keys) as runtime:
+        if settings.redis_url is None:
+            # The lock on the directory is ours, so a former process is dead: what it held need not wait for its leases.
+            for lane in runtime.lanes.values():
+                await lane.lapse()
         runtime.add_poller()
         add_runners(runtime)
         async with AsyncExitStack() as stack:

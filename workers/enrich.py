@@ -45,6 +45,7 @@ class Enrich:
         self._advance = advance
         self._states = states
         self._off_until: dict[str, float] = {}
+        self._seen_well: set[str] = set()
 
     async def work(self, claims: Sequence[Claim]) -> None:
         """Do a batch: calls that need nobody looked up are said at once, the others after one look-up for all."""
@@ -73,6 +74,9 @@ class Enrich:
         return self._off_until.get(source.id, 0) <= time.monotonic()
 
     async def _look_up(self, source: Source, calls: list[tuple[Claim, StoredCall]], now_ms: int) -> None:
+        late = [call for _, call in calls if call.said is None and not self._may_wait(source, call, now_ms)]
+        # Their hold is over (or there is none): they are told now, and of the contact when it comes.
+        await asyncio.gather(*(self._advance(call, source.rules, {}, tenant=source.tenant) for call in late))
         holds = [contact_hold_left_ms(call, now_ms=now_ms, rules=source.rules) for _, call in calls]
         patience_s = min([hold / 1000 for hold in holds if hold > 0], default=_CONTACT_PATIENCE_S)
         numbers = {number for _, call in calls if (number := number_to_look_up(call))}
@@ -92,12 +96,23 @@ class Enrich:
             metrics.CONTACTS.labels("unavailable").inc(len(calls))
             log.info("contacts_unavailable", source=source.id, calls=len(calls), error=str(error) or "took too long")
         else:
+            await self._is_well(source)
             for part in found.values():
                 metrics.CONTACTS.labels(part["lookup_status"]).inc()
         await self._say(source, calls, found, failed=failed)
 
+    def _may_wait(self, source: Source, call: StoredCall, now_ms: int) -> bool:
+        return contact_hold_left_ms(call, now_ms=now_ms, rules=source.rules) > 0
+
+    async def _is_well(self, source: Source) -> None:
+        """The address book answered: whatever was wrong with it, before this process too, is over."""
+        if source.id not in self._seen_well:
+            self._seen_well.add(source.id)
+            await self._states.note(source.id, contacts_off="")
+
     async def _switch_off(self, source: Source, why: str) -> None:
         self._off_until[source.id] = time.monotonic() + EXTRA_OFF_S
+        self._seen_well.discard(source.id)
         log.error("contacts_off", source=source.id, why=why, retry_s=EXTRA_OFF_S)
         await self._states.note(source.id, contacts_off=why)
 

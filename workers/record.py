@@ -44,6 +44,7 @@ class Record:
         self._storage = storage
         self._states = states
         self._wake_enrich = wake_enrich
+        self._seen_well: set[str] = set()
 
     async def work(self, claims: Sequence[Claim]) -> None:
         """Fetch one recording and keep it."""
@@ -70,6 +71,9 @@ class Record:
     async def _settle(
         self, claim: Claim, call: StoredCall, source: Source, state: FetchState | None, result: fetch.Result
     ) -> None:
+        if isinstance(result, Fetched | NoneThere) and source.id not in self._seen_well:
+            self._seen_well.add(source.id)
+            await self._states.note(source.id, recordings_off="")
         match result:
             case Fetched(part):
                 log.info("recording_stored", call=call.id, source=source.id, size_bytes=part["size_bytes"])
@@ -87,6 +91,7 @@ class Record:
                 if self._store_now() - first > timedelta(hours=24):
                     self._keep(claim, fetch.recording_part(RecordingStatus.UNAVAILABLE))
                     return
+                self._seen_well.discard(source.id)
                 log.error("recordings_off", source=source.id, why=reason, retry_s=EXTRA_OFF_S)
                 await self._states.note(source.id, recordings_off=reason)
                 kept = state or FetchState(first)

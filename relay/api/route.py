@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from relay.api.auth import Caller, Role
 from relay.api.problems import Code, FieldError, Problem
-from relay.errors import StorageError
+from relay.errors import StorageError, StoreError
 from relay.settings.sentences import dotted, placed_sentences
 
 log = structlog.get_logger(__name__)
@@ -71,6 +71,7 @@ class Route:
     body_optional: bool = False
     problems: Sequence[Code] = ()
     media_type: str = "application/json"
+    takes_request: bool = False
 
     @cached_property
     def all_problems(self) -> tuple[Code, ...]:
@@ -114,12 +115,12 @@ def handler_of(route: Route, api: Any) -> Callable[[web.Request], Awaitable[web.
                 given["query"] = _query(route.query, request)
             if route.body is not None:
                 given["body"] = await _body(route, request)
-            if route.media_type == "text/event-stream":
+            if route.takes_request:
                 given["request"] = request
             answer = await route.handler(api, **given)
         except Problem as problem:
             return problem.response()
-        except (RedisError, ConnectionError, TimeoutError) as error:
+        except (RedisError, StoreError, ConnectionError, TimeoutError) as error:
             log.warning("api_store_trouble", path=route.path, error=type(error).__name__)
             return Problem("store_unavailable", "The store does not answer just now; try again soon.").response()
         except StorageError as error:

@@ -74,6 +74,11 @@ class Sender:
         self._targets: dict[str, Target] = {}
         self._expiries: dict[tuple[str, int], tuple[float, str]] = {}
 
+    @property
+    def guard(self) -> Guard:
+        """What judges the addresses that are dialled."""
+        return self._guard
+
     async def __aenter__(self) -> Self:
         context = self._ssl_context or ssl.create_default_context()
         self._sessions = {

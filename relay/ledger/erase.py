@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import phonenumbers
 from redis.asyncio import Redis
 
+from relay.errors import StoreError
 from relay.ledger import keys
 from relay.ledger.calls import Ledger, StoredCall, read_call
 from relay.ledger.lane import script
@@ -197,7 +198,7 @@ class Eraser:
                     done.recordings += await self._delete_wherever(current.id, _started_on(current))
                 return
             current = await self._ledger.call(current.id)
-        raise OSError(f"call {call.id} changes all the time; erasing it is tried again")
+        raise StoreError(f"call {call.id} changes all the time, so it could not be erased; try again")
 
     async def _erase_events(self, eids: Sequence[str], subject: str, sid: str, done: Erased) -> None:
         events, deliveries = await self._erase(args=["", "", subject, sid, len(eids), *eids])

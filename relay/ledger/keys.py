@@ -117,6 +117,11 @@ def partition(name: str, part: str) -> str:
     return f"relay:partition:{name}:{part}"
 
 
+def set_back(name: str) -> str:
+    """STR   by how many ms the store's clock was set back; TTL 60 s, in which the lane is moved once for all."""
+    return f"relay:clock:{name}"
+
+
 def poison(name: str) -> str:
     """ZSET  partition and item (U+001F between) → when it was put aside, after five leases that nobody settled."""
     return f"relay:poison:{name}"

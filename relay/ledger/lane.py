@@ -133,6 +133,10 @@ class Lane:
         """Queue and claim nothing for a partition; None switches it on again, with its health forgotten."""
         await self.change([("off", partition, why or "", 0)])
 
+    async def lapse(self) -> None:
+        """End every lease now: only for who knows that all former holders are dead."""
+        await self.change([("lapse", "", "", 0)])
+
     async def change(self, changes: Iterable[tuple[str, str, str | float, float]]) -> int:
         """Do several of the above in one step; gives the store's time, ms."""
         args: list[Any] = [0]

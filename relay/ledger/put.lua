@@ -10,6 +10,7 @@
 --        pace  a = ms between two claims ('' = any), b = ms that claims may be ahead of that (a small burst)
 --        off   a = why nothing is queued or claimed ('' = it is again, and its health is forgotten)
 --        back  a = '', b = ms by which the store's clock was set back: all of the lane moves with it
+--        lapse a = '', b = 0: every lease of the lane ends now, because whoever holds one is known to be dead
 -- ANSWER now_ms
 --
 -- Races closed here:
@@ -30,6 +31,15 @@ local function move_back(lane, by)
     local gate = tonumber(redis.call('HGET', k_partition(lane, p), 'gate'))
     if gate and gate > now and gate < math.huge then redis.call('HSET', k_partition(lane, p), 'gate', gate - by) end
     redis.call('HDEL', k_partition(lane, p), 'tat')
+    rescore(lane, p)
+  end
+end
+
+local function lapse(lane)
+  for _, p in ipairs(redis.call('ZRANGE', k_index(lane), 0, -1)) do
+    for _, item in ipairs(redis.call('ZRANGE', k_leased(lane, p), 0, -1)) do
+      redis.call('ZADD', k_leased(lane, p), now, item)
+    end
     rescore(lane, p)
   end
 end
@@ -65,6 +75,8 @@ for _ = 1, tonumber(ARGV[1]) do
     rescore(lane, p)
   elseif verb == 'back' then
     move_back(lane, b)
+  elseif verb == 'lapse' then
+    lapse(lane)
   end
 end
 return now

@@ -193,6 +193,9 @@ class Reader:
         seed_before: datetime | None,
     ) -> list[Row]:
         """Keep the rows that make sense; put the others aside where a person can see them."""
+        if seed_before is not None:
+            # The rows' times are the provider's: by its clock, the relay began that much later.
+            seed_before += timedelta(seconds=tally.server_ahead_s or 0)
         believed: list[Row] = []
         bad: list[BadRow] = []
         too_old = 0

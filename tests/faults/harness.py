@@ -134,7 +134,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.socket = path
-        self.client = redis.Redis(unix_socket_path=str(path), socket_timeout=10, decode_responses=True)
+        # Typed for both kinds of client, redis-py says of each answer that it may be awaited.
+        self.client: Any = redis.Redis(unix_socket_path=str(path), socket_timeout=10, decode_responses=True)
 
     @property
     def url(self) -> str:
@@ -155,18 +156,18 @@ class Ledger:
         return [name.removeprefix(start) for name in self.client.scan_iter(f"{start}*", count=1000)]
 
     def waiting(self, lane: str) -> int:
-        return sum(self.client.zcard(keys.waiting(lane, part)) for part in self.partitions(lane, "waiting"))
+        return sum(int(self.client.zcard(keys.waiting(lane, part))) for part in self.partitions(lane, "waiting"))
 
     def leased(self, lane: str) -> int:
         """Items that somebody holds: in the deliver lane, the attempts in flight."""
-        return sum(self.client.zcard(keys.leased(lane, part)) for part in self.partitions(lane, "leased"))
+        return sum(int(self.client.zcard(keys.leased(lane, part))) for part in self.partitions(lane, "leased"))
 
     def due(self, lane: str) -> int:
         """Items that could be claimed now."""
         seconds, micros = self.client.time()
         now_ms = seconds * 1000 + micros // 1000
         parts = self.partitions(lane, "waiting")
-        return sum(self.client.zcount(keys.waiting(lane, part), "-inf", now_ms) for part in parts)
+        return sum(int(self.client.zcount(keys.waiting(lane, part), "-inf", now_ms)) for part in parts)
 
     def count(self, name: str) -> int:
         return int(self.client.hget(keys.COUNTS, name) or 0)
@@ -406,8 +407,8 @@ class Lab:
         command += ["--hooks", ",".join(self.hooks), "--seed", str(self.seed)]
         command += ["--subscriber-port", str(subscriber_port)]
         process = Process(name, command, self.folder / f"{name}.log", environ=_environ(environ), cwd=self.folder)
-        ready = until(lambda: next(iter(_json_lines(process)), None), "the simulator starts")
-        self._simulators.append(Simulator(process, ready))
+        ready = until(lambda: _json_lines(process), "the simulator starts")
+        self._simulators.append(Simulator(process, ready[0]))
         return self.simulator
 
     def start_store(self, *, fsync: str = "always", environ: Mapping[str, str] | None = None) -> Store:
@@ -418,7 +419,12 @@ class Lab:
         return self.store
 
     def configure(
-        self, *, urls: Mapping[str, str] | None = None, subscription: Json | None = None, timeout_s: float = 2, **more: Any
+        self,
+        *,
+        urls: Mapping[str, str] | None = None,
+        subscription: Json | None = None,
+        timeout_s: float = 2,
+        **more: Any,
     ) -> None:
         """Write relay.yaml: one source, and a subscription for each hook (or each of `urls`)."""
         urls = urls or {name: f"{self.simulator.subscriber_url}/hook/{name}" for name in self.hooks}
@@ -440,7 +446,9 @@ class Lab:
             "delivery": {"allowed_networks": ["127.0.0.0/8"], "timeout_s": timeout_s},
             "drain_s": timeout_s + 5,
             "sources": {"main": source},
-            "subscriptions": {name: {"url": url, "secret": SECRET} | (subscription or {}) for name, url in urls.items()},
+            "subscriptions": {
+                name: {"url": url, "secret": SECRET} | (subscription or {}) for name, url in urls.items()
+            },
             **more,
         }
         (self.folder / "relay.yaml").write_text(json.dumps(self.config))

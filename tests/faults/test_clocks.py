@@ -9,7 +9,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.mark.parametrize("offset_s", [40.0, -40.0])
 def test_two_of_each_with_expired_leases_and_a_clock_that_is_wrong(lab: Lab, offset_s: float) -> None:
-    """One worker sleeps past its leases with posts under way; the others, 40 s off, take over: each event has one id."""
+    """One worker sleeps past its leases with posts under way; the others, 40 s off, take over."""
     wrong = WrongClock(lab.folder, offset_s)
     _, first = lab.start_all("a", "b", timeout_s=15)
     second_poller = lab.start("poller", environ=wrong.environ)

@@ -44,7 +44,7 @@ def test_a_poller_killed_while_the_provider_answers_is_replaced(lab: Lab) -> Non
 
 
 def test_a_poller_that_was_thought_dead_admits_nothing(lab: Lab) -> None:
-    """Two pollers, one of them paused past its lease with an answer in its hands: its token is old, the other's holds."""
+    """Two pollers, one paused past its lease with an answer in its hands: its token is old, the other's holds."""
     first, _ = lab.start_all("a")
     lab.phones.provider(faults=[{"what": "slow", "on": "records", "delay_s": 1.5}])
     lab.call(30)

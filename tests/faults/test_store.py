@@ -49,7 +49,7 @@ def test_the_store_restarts_in_the_middle_of_a_backlog(lab: Lab) -> None:
 
 
 def test_a_store_copy_one_second_old_repeats_only_what_it_forgot(lab: Lab) -> None:
-    """A backup is put back: calls it does not know are found again with the ids they had, what it forgot is repeated."""
+    """A backup is put back: calls it does not know are found again, with the same ids; what it forgot is repeated."""
     lab.start_all("a", "b", timeout_s=1)
     lab.simulator.behave({"delay_s": 0.1}, hooks=["a", "b"])
     lab.call(60)
@@ -117,7 +117,7 @@ def test_a_full_disk_stops_the_store_not_the_truth(lab: Lab) -> None:
 
 
 def refuses_writes(store: Store) -> bool:
-    return store.client.info("persistence")["aof_last_write_status"] == "err"
+    return bool(store.client.info("persistence")["aof_last_write_status"] == "err")
 
 
 PAUSES = [

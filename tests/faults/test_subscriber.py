@@ -91,7 +91,7 @@ BACKLOGS = [pytest.param(40, id="short"), pytest.param(1_000, id="long", marks=p
 
 @pytest.mark.parametrize("count", BACKLOGS)
 def test_a_410_in_the_middle_of_a_backlog_stops_that_subscriber_only(lab: Lab, count: int) -> None:
-    """The subscriber wants no more: it gets no more than was in flight, nothing listed for it is lost, others hear all."""
+    """It gets no more than was in flight, what was not told stays listed for it, and the others hear all."""
     poller, worker = lab.start_all("a", "b")
     lab.simulator.behave({"delay_s": 0.02, "times": count // 4}, {"status": 410}, hooks=["a"])
     lab.call(count)
@@ -125,7 +125,7 @@ SLOWNESS = [
 def test_a_slow_subscriber_with_a_backlog_hears_nothing_twice(
     lab: Lab, count: int, timeout_s: float, delay_s: float, at_once: int
 ) -> None:
-    """Answers that take almost as long as they may, and hundreds waiting: no lease ends before its answer is settled."""
+    """Answers take almost as long as they may, hundreds wait, and no lease ends before its answer is settled."""
     lab.start_all("a", "b", timeout_s=timeout_s, subscription={"max_in_flight": at_once})
     lab.simulator.behave({"delay_s": delay_s}, hooks=["a"])
     lab.call(count)

@@ -1,4 +1,4 @@
-"""The worker is killed, paused and told to stop, wherever it is in its work: nothing is lost, next to nothing repeats."""
+"""A worker is killed, paused and told to stop, wherever it is in its work: nothing is lost, hardly anything repeats."""
 
 import signal
 
@@ -97,7 +97,7 @@ def test_the_leases_of_a_killed_worker_end_by_themselves(lab: Lab) -> None:
 
 @pytest.mark.parametrize("started_as", ["worker", "python -m workers", "arq"])
 def test_a_worker_told_to_stop_finishes_what_it_holds(lab: Lab, started_as: str) -> None:
-    """SIGTERM in the middle of deliveries: they are answered, settled, and the exit code is 0, however it was started."""
+    """SIGTERM in the middle of deliveries: they are answered and settled, the exit code is 0, however it started."""
     lab.start_simulator("a")
     lab.start_store()
     lab.configure(timeout_s=5)

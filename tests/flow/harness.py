@@ -5,7 +5,7 @@ Calls are admitted by hand, so a test says exactly what became known and when.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,18 +40,21 @@ class RelayHarness:
         """Admit a finished call (or a new version of one) of source `main`; gives its id."""
         self._made += 1
         key = key or str(1000 + self._made)
-        values: dict[str, Any] = {
-            "key": key,
-            "started_at": datetime(2026, 11, 20, 12, 0, self._made % 60, tzinfo=UTC),
-            "local_date": "2026-11-20",
-            "direction": Direction.INBOUND,
-            "outcome": Outcome.NO_ANSWER,
-            "external": Party(number="+15551230001", raw="(555) 123-0001"),
-        }
-        record = Record(**values | fields)
-        await self.runtime.ledger.admit("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
-        self.runtime.wakes("enrich")
+        await self._admit([_record(key, self._made, fields)])
         return ids.call_id("main", key)
+
+    async def calls(self, record_keys: Iterable[str]) -> None:
+        """Admit several calls in one step, as one poll does; each from a number of its own."""
+        records = [
+            _record(key, at, {"external": Party(number=f"+1555123{at:04}", raw=f"(555) 123-{at:04}")})
+            for at, key in enumerate(record_keys)
+        ]
+        await self._admit(records)
+
+    async def _admit(self, records: list[Record]) -> None:
+        rows = [Row(record, record.content_hash()) for record in records]
+        await self.runtime.ledger.admit("main", rows, token=b"", mapping=1, via="poll")
+        self.runtime.wakes("enrich")
 
     def event_of(self, key: str, event_type: str = "call.completed") -> str:
         """The id of a call's event."""
@@ -132,6 +135,18 @@ async def relay_harness(
             finally:
                 stop.set()
                 await running
+
+
+def _record(key: str, at: int, fields: dict[str, Any]) -> Record:
+    values: dict[str, Any] = {
+        "key": key,
+        "started_at": datetime(2026, 11, 20, 12, 0, at % 60, tzinfo=UTC),
+        "local_date": "2026-11-20",
+        "direction": Direction.INBOUND,
+        "outcome": Outcome.NO_ANSWER,
+        "external": Party(number="+15551230001", raw="(555) 123-0001"),
+    }
+    return Record(**values | fields)
 
 
 async def eventually(read: Callable[[], Awaitable[T]], holds: Callable[[T], bool], *, timeout_s: float = 10) -> T:

@@ -17,7 +17,7 @@ from arq import Retry
 from arq.constants import in_progress_key_prefix
 from redis.asyncio import Redis
 
-from relay.backfill import NobodyHome, asked_for, queue_of, standing, submit, watch
+from relay.backfill import BackfillFailed, NobodyHome, asked_for, queue_of, run, standing, submit, watch
 from relay.cli import main
 from relay.errors import SettingsError
 from relay.ledger import ids, keys
@@ -220,11 +220,10 @@ async def test_a_run_that_was_cut_short_is_taken_up(house: House) -> None:
     taken_up = await house.backfill(6)
     await house.heard(rid)
     asked = house.provider.requests[KEY, Kind.RECORDS]
-    over = await backfill(house.context(), "main", iso(datetime.now(UTC)) or "", iso(datetime.now(UTC)) or "", "job")
+    await house.backfill(6)
 
     assert cut_short.cancelled()
     assert taken_up["state"] == "done"
-    assert over is None
     assert house.provider.requests[KEY, Kind.RECORDS] == asked
 
 
@@ -364,6 +363,24 @@ async def test_a_submitted_job_is_run_by_the_worker_and_watched_to_its_end(
     assert seen[0] == "queued"
     assert (ended.state, ended.done, ended.new) == ("done", 1.0, 1)
     await house.heard(rid)
+
+
+async def test_a_source_that_was_made_at_run_time_is_the_relays_to_know(house: House, valkey_url: str) -> None:
+    """The configuration of this shell does not have it; the store of the relay does. What neither has is said."""
+    environ = {"RELAY_REDIS_URL": valkey_url, "RELAY_SECRET_KEY": OWN_KEY}
+    settings = load(Path(house.settings.data_dir).parent / "relay.yaml", environ)
+    await house.runtime.redis.hset(keys.declared("source"), "made", "sealed")  # type: ignore[misc]
+    now = datetime.now(UTC)
+    hosting = asyncio.create_task(host(house.runtime, poll_delay_s=0.05))
+    try:
+        with pytest.raises(BackfillFailed, match="no source called made"):
+            await run(settings, asked_for("made", since="6h", until=None, force=False, now=now))
+    finally:
+        hosting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await hosting
+    with pytest.raises(SettingsError, match="no source is called 'mian'; there are made, main, off"):
+        await run(settings, asked_for("mian", since="6h", until=None, force=False, now=now))
 
 
 async def test_the_command_works_beside_a_relay_of_one_process(tmp_path: Path, free_port: int) -> None:

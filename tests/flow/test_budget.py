@@ -1,6 +1,7 @@
-"""The share of a provider's limit over all processes, in a real store: on a clock that the test sets, and on the real one."""
+"""The share of a provider's limit over all processes, in a real store, mostly on a clock that the test sets."""
 
 import asyncio
+import time
 from collections.abc import Awaitable
 
 import pytest
@@ -142,10 +143,13 @@ async def test_a_credential_that_changes_has_a_budget_of_its_own(redis: Redis) -
 async def test_two_processes_cannot_take_the_same_room(redis: Redis, valkey_url: str) -> None:
     """Forty requests of two processes at the same moment: the burst goes, and no more."""
     async with Redis.from_url(valkey_url) as other:
+        began = time.monotonic()
         pays = [Budget(each).pay_for("webfones", lambda: "key", "direct", LIMIT) for each in (redis, other)]
         went = await asyncio.gather(*(goes(pays[number % 2](Purpose.POLL)) for number in range(400)))
 
-    assert 300 <= sum(went) <= 301, "a moment later one more may go"
+        took_s = time.monotonic() - began
+
+    assert 300 <= sum(went) <= 301 + took_s / 3, "every three seconds one more may go"
 
 
 async def test_contacts_count_by_address_too_and_take_nothing_when_either_is_used_up(store: VirtualStore) -> None:
@@ -245,7 +249,7 @@ async def test_what_is_left_is_counted_without_using_it(redis: Redis) -> None:
     for _ in range(10):
         await pay(Purpose.POLL)
 
-    assert await budget.left("webfones", "key", LIMIT) == 290
+    assert await budget.left("webfones", "key", LIMIT) in (290, 291), "three seconds bring one back"
     await refused(budget, "key", 40.0, Purpose.POLL, LIMIT)
     assert await budget.left("webfones", "key", LIMIT) == 0
 

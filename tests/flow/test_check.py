@@ -289,7 +289,7 @@ async def test_it_works_beside_a_relay_that_has_the_embedded_store_open(place: P
     async with EmbeddedStore(place.folder / "data") as store:
         finding = await place.of("store")
         client = Redis.from_url(store.url)
-        alive = await client.ping()  # type: ignore[misc]
+        alive = await client.ping()
         await client.aclose()
 
     assert finding.status == "ok"

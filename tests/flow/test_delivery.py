@@ -215,7 +215,7 @@ async def test_a_refused_connection_under_at_most_once_is_tried_again(start: Sta
     url = {"delivery": "at_most_once", "url": f"http://127.0.0.1:{free_port}/"}
     async with start({"a": url}) as relay:
         await relay.call("1")
-        state = await relay.until_attempts(relay.event_of("1"), 1)
+        state = await eventually(lambda: relay.state(relay.event_of("1")), lambda state: bool(state.log))
 
         assert state.status == "waiting"
         assert state.log[0]["outcome"] == "unreachable"

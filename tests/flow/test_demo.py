@@ -117,6 +117,21 @@ async def test_ctrl_c_makes_no_more_calls_and_waits_for_the_last(tmp_path: Path)
     assert _left_behind(tmp_path) == []
 
 
+async def test_a_terminal_that_is_closed_leaves_no_relay_behind(tmp_path: Path) -> None:
+    """The relay is in a session of its own, which the hangup does not reach: the demo has to end it."""
+    demo = await _play("--calls-per-minute", "240", folder=tmp_path)
+    assert demo.stdout is not None
+    async for line in demo.stdout:
+        if b"people make calls" in line:
+            demo.send_signal(signal.SIGHUP)
+            break
+    await demo.communicate()
+
+    assert demo.returncode == 0
+    assert _left_behind(tmp_path) == []
+    assert list(tmp_path.glob("relay-demo-*")) == []  # noqa: ASYNC240 - nothing else runs
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

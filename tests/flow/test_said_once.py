@@ -158,11 +158,12 @@ class Bench:
         part = NO_RECORDING | {"status": status}
         await self.record.exchange([Settlement(claim, "part", b=pack(part))])
 
-    async def audio(self, status: str) -> None:
-        """Claim the fetch and end it, if there is one to be had."""
+    async def audio(self, status: str) -> bool:
+        """Claim the fetch and end it; False when there is none to be had."""
         claim = await self.claim(self.record)
         if claim:
             await self.fetched(claim, status)
+        return claim is not None
 
     async def let_pass(self, name: Callable[[LaneName, str], str], lane: Lane) -> None:
         """Move what a sorted set of a lane says into the past."""
@@ -183,12 +184,11 @@ class Bench:
         await self.let_holds_end()
         for _ in range(20):
             await self.let_leases_end()
-            await self.audio("none")
             worker = await self.worker(None)
-            if worker is None:
-                return
-            while worker.at_work:
+            while worker is not None and worker.at_work:
                 await worker.step()
+            if worker is None and not await self.audio("available"):
+                return
         raise AssertionError("the call never comes to rest")
 
     async def events(self) -> list[Json]:

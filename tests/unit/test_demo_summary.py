@@ -1,11 +1,16 @@
 """What the demo makes of what was heard: each thing that must not happen is found, and duplicates alone are none."""
 
+import io
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
+from rich.console import Console
+from rich.live import Live
 
-from relay.demo import Plan, percentile, summarise
-from relay.simulator.subscriber import HookReport
+from relay.demo import Board, EventLine, Lines, Plan, Tables, percentile, screen_for, summarise
+from relay.simulator.subscriber import HookReport, VerifyingSubscriber
+from relay.simulator.webfones import WebfonesSimulator
 
 GOOD = HookReport(
     name="crm",
@@ -92,3 +97,55 @@ def test_percentiles_are_nearest_ranks(values: list[float], percent: float, expe
 def test_a_long_demo_polls_less_often(for_s: float | None, interval_s: float) -> None:
     """A poll each second for ever would use up the provider's limit, which holds in the demo too."""
     assert Plan(for_s=for_s).poll_interval_s == interval_s
+
+
+def board() -> Board:
+    """A board with a call that the provider shows, and a recording that was heard."""
+    provider, subscriber = WebfonesSimulator(), VerifyingSubscriber()
+    provider.add_account("demo-key")
+    subscriber.add_hook("crm")
+    provider.appear("demo-key", rid=7, disposition="NO ANSWER")
+    board = Board(provider, subscriber)
+    board.link = "http://127.0.0.1:8080/recordings/call_x?expires=1"
+    board.events.append(EventLine(datetime.now(UTC), "call.recording.completed", "7", 0.5, "", board.link))
+    return board
+
+
+def test_lines_show_each_call_once() -> None:
+    out = io.StringIO()
+    seen = board()
+    lines = Lines(Console(file=out, width=80))
+
+    seen.look(lines)
+    seen.look(lines)
+
+    assert out.getvalue().count(" call   ← (202) 555-0147  A WHITTAKER     no_answer") == 1
+
+
+def test_the_tables_show_calls_events_and_a_link_to_click() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, height=40)
+    seen = board()
+    with Live(console=console, auto_refresh=False) as live:
+        tables = Tables(console, live)
+        seen.look(tables)
+        tables.refresh(seen)
+        live.refresh()
+
+    shown = out.getvalue()
+    assert "A WHITTAKER" in shown
+    assert "call.recording.completed" in shown
+    assert "0 of 1 calls told" in shown
+    assert "\x1b]8;" in shown  # a link that terminals make clickable
+    assert "http://127.0.0.1:8080/recordings/call_x?expires=1" in shown
+
+
+@pytest.mark.parametrize(
+    ("terminal", "no_color", "kind"), [(True, "", Tables), (True, "1", Lines), (False, "", Lines), (False, "1", Lines)]
+)
+def test_tables_are_for_terminals_that_like_colours(
+    terminal: bool, no_color: str, kind: type[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    with screen_for(Console(file=io.StringIO(), force_terminal=terminal)) as screen:
+        assert isinstance(screen, kind)

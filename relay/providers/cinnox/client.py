@@ -162,8 +162,11 @@ class Cinnox:
         read = _Range()
         limit = self._options.page_size
         found: list[object] = []
+        rows: list[object] = []
         while True:
             answer = await self._ask(name, first, last, len(found), limit, purpose)
+            if answer.rows and answer.rows == rows:
+                raise OddAnswer(f"CINNOX sends the same page of {name} whatever the offset; nothing was taken over")
             rows = answer.rows or []
             read.size_bytes += answer.size_bytes
             read.server_time = answer.server_time

@@ -1,8 +1,7 @@
 """Unpod as a subject of the suite."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 

@@ -25,9 +25,7 @@ class WebfonesSubject:
         Refusal("bad_timestamp", 400, '{"error":"Invalid timestamp format"}', OddAnswer),
         Refusal("missing_key", 401, '{"error":"Missing API key"}', Unauthorized),
         Refusal("invalid_key", 403, '{"error":"Invalid API key"}', Unauthorized),
-        Refusal(
-            "too_many", 429, '{"error":"Too many requests for this API key"}', RateLimited
-        ),
+        Refusal("too_many", 429, '{"error":"Too many requests for this API key"}', RateLimited),
         Refusal("server_error", 500, '{"error":"Internal server error"}', Unavailable),
         Refusal("bad_gateway", 502, '{"error":"Bad gateway"}', Unavailable),
         Refusal("unavailable", 503, '{"error":"Service unavailable"}', Unavailable),

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def _install(path: str) -> None:
-    with open(path, "rb") as source:  # noqa: PTH123 - before anything else is imported
+    with open(path, "rb") as source:
         offset = mmap.mmap(source.fileno(), 8, access=mmap.ACCESS_READ)
     right_time, right_time_ns, right = time.time, time.time_ns, datetime.datetime
 
@@ -52,7 +52,7 @@ def _install(path: str) -> None:
 
     WrongDatetime.__name__ = WrongDatetime.__qualname__ = "datetime"
     time.time, time.time_ns = wrong_time, wrong_time_ns
-    datetime.datetime = WrongDatetime  # type: ignore[assignment,misc]  # the point of it
+    datetime.datetime = WrongDatetime  # type: ignore[misc]  # the point of it
 
 
 if "FAULT_CLOCK" in os.environ:

@@ -1,0 +1,60 @@
+"""What very many waiting deliveries do to a claim: nothing much, or a flood for one would slow everybody."""
+
+import contextlib
+import time
+
+from redis.asyncio import Redis
+
+from benchmarks import office
+from benchmarks.figures import Figure, median
+from benchmarks.house import Bench, embedded, runtime_on, subscriptions, write_config
+from benchmarks.throughput import publish
+from relay.ledger.lane import Settlement
+from relay.runtime import Runtime
+
+CLAIM = 50
+
+
+async def _claim_ms(runtime: Runtime) -> float:
+    """Claim, and give everything back."""
+    lane = runtime.lanes["deliver"]
+    began = time.perf_counter()
+    reply = await lane.exchange(want=CLAIM)
+    took_ms = (time.perf_counter() - began) * 1000
+    if len(reply.claims) != CLAIM:
+        raise RuntimeError(f"{len(reply.claims)} claims came, not {CLAIM}")
+    await lane.exchange([Settlement(claim, "again") for claim in reply.claims])
+    return took_ms
+
+
+async def run(bench: Bench) -> list[Figure]:
+    """Claim by turns from a lane with a thousand waiting and from one with a hundred thousand, on one server."""
+    few, many, rounds = 1_000, bench.scaled(100_000, 5_000), bench.scaled(400, 50)
+    bench.begin("backlog", 3)
+    folder = bench.room("backlog")
+    names = [f"s{index:02d}" for index in range(50)]
+    config = write_config(folder, subscriptions=subscriptions("http://127.0.0.1:9", names))
+    async with contextlib.AsyncExitStack() as stack:
+        url = await stack.enter_async_context(embedded(folder / "store"))
+        short = await stack.enter_async_context(runtime_on(config, url))
+        long = await stack.enter_async_context(runtime_on(config, url.replace("db=0", "db=1")))
+        bench.step(f"{few:,} and {many:,} deliveries")
+        events = office.drafts(max(few, many // len(names)), sid="office")
+        await publish(short, events[: few // len(names)], names)
+        await publish(long, events[: many // len(names)], names)
+        bench.step(f"{rounds} claims from each")
+        pairs = [(await _claim_ms(short), await _claim_ms(long)) for _ in range(rounds)]
+        async with Redis.from_url(url.replace("db=0", "db=1")) as redis:
+            waiting = sum([await redis.zcard(f"relay:lane:deliver:{name}") for name in names])
+    bench.end()
+    few_ms, many_ms = median([pair[0] for pair in pairs]), median([pair[1] for pair in pairs])
+    note = f"{CLAIM} a claim: {few_ms:.2f} ms with {few:,} waiting, {many_ms:.2f} ms with {waiting:,}"
+    return [
+        Figure(
+            f"a claim with {many:,} deliveries waiting ÷ with {few:,}",
+            median([slow / fast for fast, slow in pairs]),
+            "×",
+            1.5,
+            note=note,
+        )
+    ]

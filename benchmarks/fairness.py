@@ -1,0 +1,172 @@
+"""What others do to a subscriber: the dead ones, the flooded ones, and the guard that looks at every address."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from benchmarks import office
+from benchmarks.figures import Figure, median, quantile
+from benchmarks.house import (
+    Bench,
+    Process,
+    Sink,
+    embedded,
+    role_environ,
+    running,
+    runtime_on,
+    sink,
+    subscriptions,
+    write_config,
+)
+from benchmarks.throughput import publish
+from relay.events.say import Draft
+from relay.runtime import Runtime
+
+HEALTHY = tuple(f"good{index:02d}" for index in range(40))
+DEAD = tuple(f"dead{index:02d}" for index in range(10))
+
+
+@contextlib.asynccontextmanager
+async def _place(folder: Path, target: Sink) -> AsyncIterator[tuple[Path, str, Runtime]]:
+    """A store with forty healthy subscriptions and ten that are taken and never answered."""
+    subs = subscriptions(target.url, HEALTHY) | subscriptions(target.url, DEAD, group="hole")
+    config = write_config(folder, subscriptions=subs | subscriptions(target.url, ["idle"], group="idle"))
+    async with embedded(folder / "store") as url, runtime_on(config, url) as runtime:
+        runtime.wakes.send_through(runtime.arq)
+        yield config, url, runtime
+
+
+def _worker(folder: Path, config: Path, redis_url: str) -> contextlib.AbstractAsyncContextManager[Process]:
+    return running("relay", "worker", "-c", str(config), log=folder / "worker.log", environ=role_environ(redis_url))
+
+
+async def _drain(bench: Bench, dead: Sequence[str], calls: int, seed: int) -> float:
+    """Deliveries a second that the healthy ones get while everybody has a backlog."""
+    folder = bench.room("drain")
+    async with sink(folder) as target, _place(folder, target) as (config, url, runtime):
+        await publish(runtime, office.drafts(calls, sid=f"o{seed}", seed=seed), [*HEALTHY, *dead])
+        async with _worker(folder, config, url):
+            report = await target.reached(calls * len(HEALTHY))
+    return (report["count"] - 1) / (report["last_s"] - report["first_s"])
+
+
+async def _paced(bench: Bench, dead: Sequence[str], seconds: int, seed: int) -> list[float]:
+    """Milliseconds from publishing to arrival for the healthy ones, ten events a second for everybody."""
+    folder = bench.room("paced")
+    events = office.drafts(10 * seconds, sid=f"p{seed}", seed=seed)
+    made: dict[str, float] = {}
+    async with (
+        sink(folder) as target,
+        _place(folder, target) as (config, url, runtime),
+        _worker(folder, config, url),
+    ):
+        await publish(runtime, office.drafts(1, sid="warm"), HEALTHY)
+        await target.reached(len(HEALTHY))
+        await target.reset()
+        for event in events:
+            made[event.id] = time.monotonic()
+            await publish(runtime, [event], [*HEALTHY, *dead])
+            runtime.wakes("deliver")
+            await asyncio.sleep(max(0.1 - (time.monotonic() - made[event.id]), 0))
+        await target.reached(len(events) * len(HEALTHY))
+        arrivals = await target.arrivals()
+    settled = {event.id for event in events[len(events) // 4 :]}
+    return [
+        (at - made[eid]) * 1000
+        for path, eid, at in ((*key.split(), at) for key, at in arrivals.items())
+        if path.startswith("/ok/") and eid in settled
+    ]
+
+
+async def _behind_a_flood(bench: Bench, waiting: int, probes: int) -> list[float]:
+    """Milliseconds until an event for an idle subscription is there while a worker drains a flood for others."""
+    folder = bench.room("flood")
+    waits: list[float] = []
+    async with sink(folder) as target, _place(folder, target) as (config, url, runtime):
+        await publish(runtime, office.drafts(waiting // len(HEALTHY), sid="flood"), HEALTHY)
+        async with _worker(folder, config, url):
+            await target.reached(waiting // 50)
+            for event in office.drafts(probes, sid="probe", seed=9):
+                made = time.monotonic()
+                await publish(runtime, [event], ["idle"])
+                runtime.wakes("deliver")
+                await target.reached(len(waits) + 1, group="idle")
+                at = (await target.arrivals_of("idle"))[f"/idle/idle {event.id}"]
+                waits.append((at - made) * 1000)
+            left = waiting - (await target.report())["ok"]["count"]
+            if left <= 0:
+                raise RuntimeError("the flood had run off before the last probe")
+    return waits
+
+
+async def run(bench: Bench) -> list[Figure]:
+    """Measure each with and without the others, by turns."""
+    rounds, calls = bench.scaled(3, 1), bench.scaled(400, 20)
+    seconds, flood, probes = bench.scaled(16, 4), bench.scaled(100_000, 40_000), bench.scaled(25, 3)
+    bench.begin("fairness", 2 * rounds + 3)
+    drains: list[tuple[float, float]] = []
+    for number in range(rounds):
+        bench.step(f"round {number + 1}: the healthy alone")
+        alone = await _drain(bench, (), calls, number)
+        bench.step(f"round {number + 1}: ten of fifty black-holed")
+        drains.append((alone, await _drain(bench, DEAD, calls, number)))
+    bench.step("at a steady pace, the healthy alone")
+    quiet = await _paced(bench, (), seconds, 1)
+    bench.step("at a steady pace, ten of fifty black-holed")
+    beset = await _paced(bench, DEAD, seconds, 1)
+    bench.step(f"behind {flood:,} for others")
+    waits = await _behind_a_flood(bench, flood, probes)
+    bench.end()
+    rates = f"{median([pair[0] for pair in drains]):,.0f}/s alone, {median([pair[1] for pair in drains]):,.0f}/s beside"
+    p99_alone, p99_beside = quantile(quiet, 0.99), quantile(beset, 0.99)
+    return [
+        Figure(
+            "throughput of 40 subscriptions beside 10 black-holed ones ÷ alone",
+            median([beside / alone for alone, beside in drains]),
+            "×",
+            0.9,
+            "at least",
+            note=f"{rounds} rounds of {calls * len(HEALTHY):,} deliveries: {rates}",
+        ),
+        Figure(
+            "99 % of their deliveries, beside ÷ alone",
+            p99_beside / p99_alone,
+            "×",
+            2,
+            note=f"400 deliveries/s for {seconds} s: {p99_alone:.0f} ms alone, {p99_beside:.0f} ms beside",
+        ),
+        Figure(
+            f"an event for an idle subscription behind {flood:,} for others, the slowest",
+            max(waits),
+            "ms",
+            250,
+            note=f"{probes} probes, half of them within {median(waits):.0f} ms",
+        ),
+    ]
+
+
+async def guard(bench: Bench) -> list[Figure]:
+    """Send to hot hosts with the guard and without it, by turns."""
+    rounds, posts = bench.scaled(7, 2), bench.scaled(20_000, 2_000)
+    bench.begin("guard", 2 * rounds)
+    folder = bench.room("guard")
+    rates: dict[str, list[float]] = {"guarded": [], "open": []}
+    async with sink(folder) as target:
+        for number in range(rounds):
+            for kind in ("guarded", "open") if number % 2 else ("open", "guarded"):
+                bench.step(f"round {number + 1}: {kind}")
+                await target.reset()
+                arguments = ["sender", "--url", f"{target.url}/ok/one", "--posts", str(posts)]
+                if kind == "open":
+                    arguments.append("--open")
+                async with running("benchmarks.contestants", *arguments, log=folder / "sender.log"):
+                    report = await target.reached(posts)
+                rates[kind].append((posts - 1) / (report["last_s"] - report["first_s"]))
+    bench.end()
+    costs = [100 * (1 - guarded / free) for guarded, free in zip(rates["guarded"], rates["open"], strict=True)]
+    note = (
+        f"{rounds} rounds of {posts:,} posts, 100 at once, connections kept: {median(rates['guarded']):,.0f}/s guarded"
+    )
+    return [Figure("throughput that the address guard costs on hot hosts", median(costs), "%", 5, note=note)]

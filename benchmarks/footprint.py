@@ -1,0 +1,384 @@
+"""How small: memory of the processes, memory of the store, and what an idle relay costs."""
+
+import asyncio
+import random
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from redis.asyncio import Redis
+
+from benchmarks.figures import Figure
+from benchmarks.house import (
+    Bench,
+    Sink,
+    children,
+    cpu_s,
+    rss_bytes,
+    running,
+    sink,
+    subscription,
+    subscriptions,
+    write_config,
+)
+from relay.ledger.embedded import EmbeddedStore
+from relay.simulator.timeline import Habits, calls, people
+
+MB = 1_000_000
+_LANES = ("enrich", "record", "deliver")
+
+
+def source(url: str, key: str, **options: Any) -> dict[str, Any]:
+    """An account at the simulated provider."""
+    return {"provider": "webfones", "base_url": url, "api_key": key, **options}
+
+
+async def control(http: aiohttp.ClientSession, url: str, **wish: Any) -> dict[str, Any]:
+    """Tell the simulated provider something, or just ask it how it is."""
+    if not wish:
+        async with http.get(f"{url}/_control") as answer:
+            state: dict[str, Any] = await answer.json()
+            return state
+    async with http.post(f"{url}/_control", json=wish) as answer:
+        if answer.status != 200:
+            raise RuntimeError(await answer.text())
+        state = await answer.json()
+        return state
+
+
+async def polled(http: aiohttp.ClientSession, url: str, keys: list[str], *, times: int = 1) -> None:
+    """Wait until each account has been polled so often."""
+    async with asyncio.timeout(60):
+        while True:
+            async with http.get(f"{url}/_notes") as answer:
+                polls = (await answer.json())["polls"]
+            if all(len(polls.get(key, ())) >= times for key in keys):
+                return
+            await asyncio.sleep(0.1)
+
+
+def store_of(folder: Path) -> Redis:
+    """A client on the embedded store of the `relay up` that lives in a folder."""
+    return Redis.from_url(EmbeddedStore(folder / "data").url)
+
+
+async def idle_lanes(redis: Redis, *, within_s: float = 300) -> None:
+    """Wait until nothing is queued."""
+    async with asyncio.timeout(within_s):
+        while any([await redis.zcard(f"relay:lane:{lane}") for lane in _LANES]):
+            await asyncio.sleep(0.2)
+
+
+async def recording(bench: Bench) -> list[Figure]:
+    """Fetch one long recording; what its process holds meanwhile is sampled every 10 ms."""
+    size_bytes = bench.scaled(300, 20) * MB
+    bench.begin("recording", 2)
+    folder = bench.room("recording")
+    async with (
+        sink(folder) as target,
+        running("benchmarks.provider", log=folder / "provider.log") as provider,
+        aiohttp.ClientSession() as http,
+    ):
+        url = (await provider.line())["url"]
+        config = write_config(
+            folder,
+            sources={"main": source(url, "key-0000", poll_interval_s=1, hold_for_recording_s=0)},
+            subscriptions={"crm": subscription(f"{target.url}/ok/crm")},
+        )
+        async with running("relay", "up", "-c", str(config), log=folder / "relay.log") as relay:
+            await polled(http, url, ["key-0000"])
+            bench.step("a short recording, to warm up")
+            await _call_with_audio(http, url, 1, 1 * MB)
+            await target.reached(2)
+            await asyncio.sleep(1)
+            before = rss_bytes(relay.pid)
+            bench.step(f"a recording of {size_bytes // MB} MB")
+            await _call_with_audio(http, url, 2, size_bytes)
+            peak = before
+            watch = asyncio.create_task(target.reached(4, within_s=300))
+            while not watch.done():
+                peak = max(peak, rss_bytes(relay.pid))
+                await asyncio.sleep(0.01)
+            await watch
+    stored = sum(path.stat().st_size for path in (folder / "recordings").rglob("*.wav"))
+    if stored != size_bytes + MB:
+        raise RuntimeError(f"{stored} bytes of audio were kept, not {size_bytes + MB}")
+    bench.end()
+    note = f"`relay up`: {before / MB:.0f} MB before, {peak / MB:.0f} MB at most"
+    return [Figure(f"memory that a recording of {size_bytes // MB} MB adds", (peak - before) / MB, "MB", 30, note=note)]
+
+
+async def _call_with_audio(http: aiohttp.ClientSession, url: str, rid: int, size_bytes: int) -> None:
+    now = datetime.now(UTC).isoformat()
+    call = {"key": "key-0000", "rid": rid, "talk_s": 0, "recording_at": now, "recording_bytes": size_bytes}
+    await control(http, url, calls=[call])
+
+
+async def memory(bench: Bench) -> list[Figure]:
+    """Take 10,000 calls through the whole relay and see what the store has become."""
+    count, accounts = bench.scaled(10_000, 300), bench.scaled(30, 3)
+    bench.begin("memory", 4)
+    folder = bench.room("memory")
+    arguments = ("--accounts", str(accounts))
+    async with (
+        sink(folder) as target,
+        running("benchmarks.provider", *arguments, log=folder / "provider.log") as provider,
+        aiohttp.ClientSession() as http,
+    ):
+        url = (await provider.line())["url"]
+        keys = [f"key-{index:04d}" for index in range(accounts)]
+        config = write_config(
+            folder,
+            sources={
+                f"a{index}": source(url, key, poll_interval_s=3, budget_share=1.0) for index, key in enumerate(keys)
+            },
+            subscriptions=subscriptions(target.url, ["one", "two"], max_in_flight=100),
+        )
+        async with running("relay", "up", "-c", str(config), log=folder / "relay.log"):
+            bench.step("first polls")
+            await polled(http, url, keys)
+            async with store_of(folder) as redis:
+                await idle_lanes(redis)
+                before = int((await redis.info("memory"))["used_memory"])
+                bench.step(f"{count:,} calls, contacts, recordings, deliveries")
+                recorded = await _busy_day(http, url, keys, count)
+                await _all_heard(target, 2 * (count + recorded))
+                await idle_lanes(redis)
+                bench.step("what is in the store")
+                after = int((await redis.info("memory"))["used_memory"])
+                families = await _families(redis)
+    bench.end()
+    biggest = sorted(families.items(), key=lambda pair: -pair[1])[:5]
+    shares = ", ".join(f"{name} {size / MB:.1f}" for name, size in biggest)
+    note = f"{count:,} calls, {recorded:,} with audio, {2 * (count + recorded):,} deliveries heard; MB by key: {shares}"
+    return [
+        Figure("store per 10,000 calls × 2 subscriptions", (after - before) / MB * 10_000 / count, "MB", 25, note=note)
+    ]
+
+
+async def _busy_day(http: aiohttp.ClientSession, url: str, keys: list[str], count: int) -> int:
+    """Let all calls end now; gives how many have a recording. Three of ten are unanswered, four of ten strangers'."""
+    habits = Habits(unanswered=0.3, recorded=1.0)
+    now = datetime.now(UTC)
+    recorded = 0
+    for index, key in enumerate(keys):
+        cards = [
+            {
+                "key": key,
+                "fields": {
+                    "firstname": person.firstname,
+                    "lastname": person.lastname,
+                    "organization": person.organization,
+                    "mobile_phone": person.number,
+                    "email": person.email,
+                    "external_id": f"CRM-{person.number[-6:]}",
+                },
+            }
+            for person in people(index, habits=habits)
+            if not person.stranger
+        ]
+        endless = calls(now, seed=index, habits=habits)
+        share = count // len(keys) + (index < count % len(keys))
+        made = []
+        for plan in (next(endless) for _ in range(share)):
+            recorded += plan.answered
+            made.append(
+                {
+                    "key": key,
+                    "rid": plan.rid + 100_000 * index,
+                    "started_at": now.isoformat(),
+                    "ended_at": now.isoformat(),
+                    "visible_at": now.isoformat(),
+                    "recording_at": now.isoformat() if plan.answered else None,
+                    "recording_bytes": 16_044,
+                    "direction": plan.direction,
+                    "disposition": plan.disposition,
+                    "outside_number": plan.outside_number,
+                    "outside_name": plan.outside_name,
+                    "inside_number": plan.inside_number,
+                    "extension": plan.extension,
+                }
+            )
+        await control(http, url, contacts=cards, calls=made)
+    return recorded
+
+
+async def _all_heard(target: Sink, events: int) -> None:
+    report = await target.reached(events, within_s=400)
+    if report["distinct"] != events:
+        raise RuntimeError(f"{events} deliveries were expected, {report['distinct']} came")
+
+
+async def _families(redis: Redis) -> dict[str, int]:
+    """Memory by kind of key."""
+    found: dict[str, int] = defaultdict(int)
+    names = [name async for name in redis.scan_iter(count=5000)]
+    for at in range(0, len(names), 5000):
+        part = names[at : at + 5000]
+        async with redis.pipeline(transaction=False) as pipe:
+            for name in part:
+                pipe.memory_usage(name, samples=0)
+            sizes = await pipe.execute()
+        for name, size in zip(part, sizes, strict=True):
+            found[name.split(b":")[1].decode()] += size or 0
+    return found
+
+
+async def idle(bench: Bench) -> list[Figure]:
+    """Watch a `relay up` that has one account and one subscription and nothing to do."""
+    seconds = bench.scaled(40, 5)
+    bench.begin("idle", 1)
+    folder = bench.room("idle")
+    async with (
+        sink(folder) as target,
+        running("benchmarks.provider", log=folder / "provider.log") as provider,
+        aiohttp.ClientSession() as http,
+    ):
+        url = (await provider.line())["url"]
+        config = write_config(
+            folder,
+            sources={"main": source(url, "key-0000")},
+            subscriptions={"crm": subscription(f"{target.url}/ok/crm")},
+        )
+        async with running("relay", "up", "-c", str(config), log=folder / "relay.log") as relay:
+            await polled(http, url, ["key-0000"])
+            await asyncio.sleep(3)
+            pids = [relay.pid, *children(relay.pid)]
+            bench.step(f"{seconds} s of nothing")
+            began = asyncio.get_running_loop().time()
+            used = {pid: cpu_s(pid) for pid in pids}
+            await asyncio.sleep(seconds)
+            elapsed_s = asyncio.get_running_loop().time() - began
+            shares = [100 * (cpu_s(pid) - used[pid]) / elapsed_s for pid in pids]
+            sizes = [rss_bytes(pid) / MB for pid in pids]
+    bench.end()
+    note = f"{seconds} s from /proc, one account polled every 30 s; relay"
+    return [
+        Figure(
+            "processor time of an idle `relay up` and its store",
+            sum(shares),
+            "% of a core",
+            3,
+            note=f"{note} {shares[0]:.2f}, store {sum(shares[1:]):.2f}",
+        ),
+        Figure(
+            "resident memory of an idle `relay up` and its store",
+            sum(sizes),
+            "MB",
+            150,
+            note=f"{note} {sizes[0]:.0f}, store {sum(sizes[1:]):.0f}",
+        ),
+    ]
+
+
+async def requests(bench: Bench) -> list[Figure]:
+    """Play 15 minutes in steps of 30 s: after each, whatever the store holds as due is moved 30 s nearer.
+
+    Calls and their audio appear step by step as the simulated office has it. Nothing else is sped up.
+    """
+    steps, count, answered = bench.scaled(30, 6), bench.scaled(500, 100), bench.scaled(200, 40)
+    bench.begin("requests", steps)
+    folder = bench.room("requests")
+    rng = random.Random(5)
+    async with (
+        sink(folder) as target,
+        running("benchmarks.provider", log=folder / "provider.log") as provider,
+        aiohttp.ClientSession() as http,
+    ):
+        url = (await provider.line())["url"]
+        config = write_config(
+            folder,
+            sources={"main": source(url, "key-0000")},
+            subscriptions={"crm": subscription(f"{target.url}/ok/crm")},
+        )
+        async with running("relay", "up", "-c", str(config), log=folder / "relay.log"), store_of(folder) as redis:
+            await polled(http, url, ["key-0000"])
+            first = (await control(http, url))["accounts"]["key-0000"]["requests"]
+            start = datetime.now(UTC)
+            plans = _quarter_of_an_hour(rng, start, count, answered, steps)
+            waiting: list[dict[str, Any]] = []
+            for step in range(steps):
+                bench.step(f"minute {step / 2:g}", done=1)
+                now = datetime.now(UTC).isoformat()
+                late = [call | {"recording_at": now} for call in waiting]
+                fresh = [call | {"visible_at": now} for call in plans[step]]
+                waiting = [call for call in fresh if call["recording_at"] and _audio_is_late(rng)]
+                unheard = {call["rid"] for call in waiting}
+                fresh = [call | {"recording_at": None} if call["rid"] in unheard else call for call in fresh]
+                await control(http, url, calls=[*late, *fresh])
+                await _thirty_seconds_pass(redis)
+                await polled(http, url, ["key-0000"], times=step + 2)
+                await _nothing_held(redis)
+            await control(http, url, calls=[call | {"recording_at": now} for call in waiting])
+            for _ in range(3):
+                await _thirty_seconds_pass(redis, poll=False)
+                await _nothing_held(redis)
+            await target.reached(count + answered, within_s=60)
+            last = (await control(http, url))["accounts"]["key-0000"]["requests"]
+    bench.end()
+    asked = {kind: last[kind] - first[kind] for kind in last}
+    contacts = asked["search"] + asked["changes"]
+    note = f"{count} new calls, {answered} answered, in 15 minutes played at 30 s a step; all heard"
+    return [
+        Figure("requests for the call list", asked["records"], "", steps, note=note),
+        Figure("requests for contacts", contacts, "", steps, note=note),
+        Figure("requests for recordings", asked["recording"], "", 1.1 * answered, note=note),
+    ]
+
+
+def _quarter_of_an_hour(
+    rng: random.Random, start: datetime, count: int, answered: int, steps: int
+) -> list[list[dict[str, Any]]]:
+    """The calls that appear in each step."""
+    plans: list[list[dict[str, Any]]] = [[] for _ in range(steps)]
+    taken = set(rng.sample(range(count), answered))
+    for index in range(count):
+        step = index * steps // count
+        at = (start + timedelta(seconds=1 + step * 30 + rng.random() * 28)).isoformat()
+        plans[step].append(
+            {
+                "key": "key-0000",
+                "rid": 1000 + index,
+                "started_at": at,
+                "ended_at": at,
+                "outside_number": f"(212) {200 + index:03d}-{rng.randrange(10_000):04d}",
+                "disposition": "ANSWERED" if index in taken else "NO ANSWER",
+                "recording_at": start.isoformat() if index in taken else None,
+            }
+        )
+    return plans
+
+
+def _audio_is_late(rng: random.Random) -> bool:
+    """Whether a row is read before its audio is there: up to 45 s after the end, the row 15 to 60 s and a poll later."""
+    return rng.uniform(0, 45) > rng.uniform(15, 60) + rng.uniform(0, 30)
+
+
+async def _thirty_seconds_pass(redis: Redis, *, poll: bool = True) -> None:
+    """Move all that is due later 30 s nearer, and what the contacts and the budget remember 30 s back."""
+    lanes = ("poll", "enrich", "record") if poll else ("enrich", "record")
+    for lane in lanes:
+        for name in [f"relay:lane:{lane}", *[key.decode() async for key in redis.scan_iter(f"relay:lane:{lane}:*")]]:
+            for member in await redis.zrange(name, 0, -1):
+                await redis.zincrby(name, -30_000, member)
+    async for name in redis.scan_iter("relay:contacts:main"):
+        if await redis.hexists(name, "checked_at"):
+            await redis.hincrby(name, "checked_at", -30)
+    async for name in redis.scan_iter("relay:budget:*"):
+        if await redis.hexists(name, "tat"):
+            await redis.hincrbyfloat(name, "tat", -30_000)
+
+
+async def _nothing_held(redis: Redis) -> None:
+    """Wait until nobody works and nothing is due."""
+    async with asyncio.timeout(60):
+        while True:
+            seconds, micros = await redis.time()
+            now_ms = seconds * 1000 + micros // 1000
+            busy = [await redis.zcount(f"relay:lane:{lane}", "-inf", now_ms) for lane in ("enrich", "record")]
+            held = [await redis.zcard(key) async for key in redis.scan_iter("relay:leased:*") if b":poll:" not in key]
+            if not any(busy) and not any(held):
+                return
+            await asyncio.sleep(0.05)

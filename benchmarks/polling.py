@@ -1,0 +1,98 @@
+"""How much one poller carries: an unchanged page, and very many accounts. Both on `relay poller` as it is deployed."""
+
+import asyncio
+import json
+from datetime import UTC, datetime
+
+import aiohttp
+
+from benchmarks.figures import Figure, quantile
+from benchmarks.footprint import control, polled, source
+from benchmarks.house import Bench, cpu_s, embedded, role_environ, running, write_config
+
+
+async def page(bench: Bench) -> list[Figure]:
+    """Poll a list of 2,000 calls that are all known, once a second: the processor time of the process by polls."""
+    rows, polls = bench.scaled(2000, 200), bench.scaled(20, 3)
+    bench.begin("page", 2)
+    folder = bench.room("page")
+    async with (
+        running("benchmarks.provider", log=folder / "provider.log") as provider,
+        embedded(folder / "store") as redis_url,
+        aiohttp.ClientSession() as http,
+    ):
+        url = (await provider.line())["url"]
+        now = datetime.now(UTC).isoformat()
+        made = [
+            {
+                "key": "key-0000",
+                "rid": 1000 + index,
+                "started_at": now,
+                "ended_at": now,
+                "visible_at": now,
+                "outside_number": f"({200 + index // 100}) 555-{index % 100:04d}",
+                "outside_name": f"CALLER {index}",
+            }
+            for index in range(rows)
+        ]
+        await control(http, url, calls=made)
+        config = write_config(folder, sources={"main": source(url, "key-0000", poll_interval_s=1)})
+        environ = role_environ(redis_url)
+        bench.step("first polls")
+        async with running("relay", "poller", "-c", str(config), log=folder / "relay.log", environ=environ) as poller:
+            await polled(http, url, ["key-0000"], times=4)
+            bench.step(f"{polls} polls of {rows} rows")
+            began = cpu_s(poller.pid)
+            await polled(http, url, ["key-0000"], times=4 + polls)
+            used_ms = 1000 * (cpu_s(poller.pid) - began) / polls
+    bench.end()
+    note = (
+        f"`relay poller`, all it does in the second of a poll: HTTP, JSON, parsing, hashing, comparing; {polls} polls"
+    )
+    return [Figure(f"processor time of an unchanged page of {rows:,} rows", used_ms, "ms", 60, note=note)]
+
+
+async def fleet(bench: Bench) -> list[Figure]:
+    """Poll 3,000 accounts every 30 s; how late a poll is shows in the time since the one before."""
+    accounts, seconds, interval_s = bench.scaled(3000, 100), bench.scaled(95, 12), bench.scaled(30, 5)
+    bench.begin("fleet", 2)
+    folder = bench.room("fleet")
+    arguments = ("--accounts", str(accounts))
+    async with (
+        running("benchmarks.provider", *arguments, log=folder / "provider.log") as provider,
+        embedded(folder / "store") as redis_url,
+        aiohttp.ClientSession() as http,
+    ):
+        url = (await provider.line())["url"]
+        config = write_config(
+            folder,
+            sources={
+                f"a{index:04d}": source(url, f"key-{index:04d}", poll_interval_s=interval_s)
+                for index in range(accounts)
+            },
+        )
+        environ = role_environ(redis_url)
+        async with running("relay", "poller", "-c", str(config), log=folder / "relay.log", environ=environ) as poller:
+            bench.step(f"{accounts:,} accounts for {seconds} s")
+            await asyncio.sleep(seconds)
+            busy = cpu_s(poller.pid) / seconds
+            async with http.get(f"{url}/_notes") as answer:
+                polls: dict[str, list[float]] = json.loads(await answer.read())["polls"]
+    bench.end()
+    if len(polls) != accounts:
+        raise RuntimeError(f"only {len(polls)} of {accounts} accounts were polled")
+    late_s = [
+        max(later - earlier - interval_s, 0)
+        for times in polls.values()
+        for earlier, later in zip(times, times[1:], strict=False)
+    ]
+    note = f"{accounts:,} accounts every {interval_s} s for {seconds} s, {len(late_s):,} polls, {100 * busy:.0f} % of a core"
+    return [
+        Figure(
+            f"lateness of a poll, 99 %, one poller with {accounts:,} accounts",
+            quantile(late_s, 0.99),
+            "s",
+            2,
+            note=note,
+        )
+    ]

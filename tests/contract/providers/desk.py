@@ -1,0 +1,211 @@
+"""One provider at the real poller: the store is real, HTTP is real, time is what the test says.
+
+`Desk.poll` claims the source as the poll lane hands it out and lets the poller work on it once. What became of rows is
+noted as the store answered it: a letter a row (`admit.lua`).
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import aiohttp
+from redis.asyncio import Redis
+
+from relay.errors import OverBudget
+from relay.ledger.calls import Ledger, Row
+from relay.ledger.lane import Claim, Lane, Settlement
+from relay.ledger.runner import Runner
+from relay.ledger.sources import SourceStates
+from relay.poll.poller import Poller
+from relay.poll.window import Tier
+from relay.providers.base import Pay, Purpose
+from relay.recordings.markers import Marker
+from relay.simulator.timeline import CallPlan
+from relay.sources import Source, connect_one
+from tests.contract.providers.subject import MakeSubject, Subject
+
+START = datetime(2025, 7, 1, 12, tzinfo=UTC)
+TIERS = (Tier(0, 7_200), Tier(900, 93_600), Tier(21_600, 280_800))
+SID = "main"
+
+
+class WatchedLedger(Ledger):
+    """The real ledger; notes what it answered about each row."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis, calls_ttl_s=86_400, events_ttl_s=86_400, keep_raw=lambda: False)
+        self.answers: list[tuple[str, str]] = []
+
+    async def admit(self, sid: str, rows: Sequence[Row], **options: Any) -> str:
+        letters = await super().admit(sid, rows, **options)
+        self.answers += [(letter, row.record.key) for letter, row in zip(letters, rows, strict=True)]
+        return letters
+
+
+class Till:
+    """Stands for the budget: counts what is paid for, lets the test act just before a request, and may be empty."""
+
+    def __init__(self) -> None:
+        self.paid = 0
+        self.empty = False
+        self.before: Callable[[int], None] | None = None
+
+    async def pay(self, _purpose: Purpose) -> None:
+        if self.empty:
+            raise OverBudget(60)
+        self.paid += 1
+        if self.before is not None:
+            self.before(self.paid)
+
+    def pay_for(self, *_: object) -> Pay:
+        return self.pay
+
+    @contextlib.asynccontextmanager
+    async def heeding(self, *_: object, **__: object) -> AsyncIterator[None]:
+        yield
+
+
+@dataclass
+class Told:
+    """Stands for the operations: what was said about the source."""
+
+    errors: list[str] = field(default_factory=list)
+    recovered: int = 0
+
+    async def source_error(self, _source: object, error: str, *, since_ms: int) -> None:
+        self.errors.append(error)
+
+    async def source_recovered(self, _source: object, *, since_ms: int) -> None:
+        self.recovered += 1
+
+
+class NoMarkers:
+    """Stands for the recording storage's markers: there are none."""
+
+    async def read(self, _sid: str) -> Marker | None:
+        return None
+
+    async def write(self, _sid: str, _marker: Marker) -> None:
+        return None
+
+
+@dataclass
+class OneShot:
+    """Stands for the runner: takes how the work ended."""
+
+    lane: Lane
+    settled: list[tuple[str, int]] = field(default_factory=list)
+
+    def settle(self, _claim: Claim, verb: str, *, wait_ms: int = 0) -> None:
+        if verb != "renew":
+            self.settled.append((verb, wait_ms))
+
+
+class Desk:
+    """A poller, a source, and the provider behind it."""
+
+    def __init__(self, subject: Subject, redis: Redis, till: Till, now: "Moment") -> None:
+        self.subject = subject
+        self.redis = redis
+        self.till = till
+        self.moment = now
+        self.ledger = WatchedLedger(redis)
+        self.states = SourceStates(redis)
+        self.told = Told()
+        self.lane = Lane(redis, "poll", lease_s=60)
+        self.source: Source
+        self.poller = Poller(
+            self.ledger,
+            self.states,
+            lambda: {SID: self.source},
+            cast(Any, self.told),
+            cast(Any, NoMarkers()),
+            tiers=TIERS,
+            wake=lambda: None,
+            now=now,
+        )
+
+    @property
+    def now(self) -> datetime:
+        return self.moment()
+
+    def pass_(self, **duration: float) -> None:
+        """Let time pass."""
+        self.moment.at += timedelta(**duration)
+
+    def call(self, rid: int, *, start_s: float = -60, talk_s: float = 30, late_s: float = 0, **fields: Any) -> CallPlan:
+        """Add a call that began `start_s` from now; it shows when it ends, or `late_s` after that."""
+        started_at = (self.now + timedelta(seconds=start_s)).replace(microsecond=0)
+        ended_at = started_at + timedelta(seconds=talk_s)
+        plan = CallPlan(
+            rid=rid,
+            started_at=started_at,
+            ended_at=ended_at,
+            visible_at=ended_at + timedelta(seconds=late_s),
+            **fields,
+        )
+        self.subject.add([plan])
+        return plan
+
+    async def poll(self) -> int:
+        """Let the source be polled once; gives how long the poller wants to wait, in ms."""
+        await self.lane.put("", SID)
+        [claim] = (await self.lane.exchange(want=1)).claims
+        runner = OneShot(self.lane)
+        self.poller.runner = cast(Runner, runner)
+        await self.poller.work([claim])
+        [(verb, wait_ms)] = runner.settled
+        assert verb == "again"
+        exchanged = await self.lane.exchange([Settlement(claim, "done")])
+        assert not exchanged.refused
+        return wait_ms
+
+    def letters(self, letter: str) -> Counter[str]:
+        """How often each key was answered with this letter."""
+        return Counter(key for said, key in self.ledger.answers if said == letter)
+
+    @property
+    def told_keys(self) -> Counter[str]:
+        """How often each call was taken for new, and so is told."""
+        return self.letters("n")
+
+    async def error(self) -> str:
+        """What is wrong with the source, as an operator sees it; empty when all is well."""
+        return (await self.states.read(SID)).error
+
+    async def cursor(self) -> datetime | None:
+        """Where the source stands."""
+        return (await self.states.read(SID)).standing.cursor
+
+
+@dataclass
+class Moment:
+    """The time that everybody here goes by."""
+
+    at: datetime = START
+
+    def __call__(self) -> datetime:
+        return self.at
+
+
+@contextlib.asynccontextmanager
+async def open_desk(
+    make: MakeSubject, redis: Redis, http: aiohttp.ClientSession, *, zone: str = "UTC", **options: Any
+) -> AsyncIterator[Desk]:
+    """Open a desk on an empty store; `options` are those of the source that its provider has."""
+    await redis.flushall()
+    moment = Moment()
+    subject = make(moment, zone)
+    desk = Desk(subject, redis, Till(), moment)
+    async with subject.serve() as base_url:
+        known = {name: value for name, value in options.items() if name in subject.kind.options.model_fields}
+        chosen = subject.options(base_url, **known)
+        desk.source = connect_one(SID, chosen, http, cast(Any, desk.till), public_url=None)
+        yield desk
+
+
+OpenDesk = Callable[..., contextlib.AbstractAsyncContextManager[Desk]]
+Act = Callable[[Desk], Awaitable[None]]

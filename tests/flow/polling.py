@@ -1,0 +1,291 @@
+"""A poller inside the test: the real poller, ledger and lane in a real store, and the simulated provider without HTTP.
+
+The clock is the test's. A `Mishap` is what happens to one poll.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import orjson
+from redis.asyncio import Redis
+
+from relay.clock import ManualClock
+from relay.errors import StorageError
+from relay.events.operations import Operations
+from relay.ledger import ids, keys
+from relay.ledger.calls import Landmark, Ledger, Row, StoredCall
+from relay.ledger.lane import Claim, Lane, Settlement, Verb
+from relay.ledger.sources import SourceState, SourceStates
+from relay.model import Json, Record
+from relay.poll.budget import Budget
+from relay.poll.poller import Poller
+from relay.poll.window import Tier
+from relay.providers import reading
+from relay.providers.base import BadRow, Page, Window
+from relay.providers.webfones import wire
+from relay.providers.webfones.options import WebfonesOptions
+from relay.recordings.markers import Markers
+from relay.simulator.webfones import Fault, Mischief, WebfonesSimulator
+from relay.sources import Source, connect_one
+
+SID = "office"
+KEY = "the-key"
+TIERS = (Tier(0, 7_200), Tier(900, 93_600), Tier(21_600, 280_800))
+
+
+class Killed(BaseException):
+    """The poller's process is gone."""
+
+
+class Mishap(StrEnum):
+    """What happens to a poll."""
+
+    NONE = "none"
+    DOWN = "down"
+    REFUSED = "refused"
+    TOO_MANY = "too_many"
+    NOT_JSON = "not_json"
+    SUCCESS_FALSE = "success_false"
+    WRONG_COUNT = "wrong_count"
+    PARTIAL = "partial"
+    KILLED = "killed"
+    """Before the answer is there."""
+    KILLED_HALF_WAY = "killed_half_way"
+    """When half of the answer was read."""
+    KILLED_AT_THE_END = "killed_at_the_end"
+    """When all was read, and the last rows are not taken in yet."""
+    OVERTAKEN = "overtaken"
+    """The lease ends while the provider answers, and another poller has the source."""
+
+
+FAULTS = {
+    Mishap.DOWN: Fault(what=Mischief.STATUS, status=500),
+    Mishap.REFUSED: Fault(what=Mischief.STATUS, status=403),
+    Mishap.TOO_MANY: Fault(what=Mischief.STATUS, status=429),
+    Mishap.NOT_JSON: Fault(what=Mischief.NOT_JSON),
+    Mishap.SUCCESS_FALSE: Fault(what=Mischief.SUCCESS_FALSE),
+    Mishap.WRONG_COUNT: Fault(what=Mischief.WRONG_COUNT),
+    Mishap.PARTIAL: Fault(what=Mischief.PARTIAL),
+}
+KILLS = (Mishap.KILLED, Mishap.KILLED_HALF_WAY, Mishap.KILLED_AT_THE_END)
+
+
+@dataclass
+class SimulatedCalls:
+    """The call list of a WebFones account, as the client gives it, without a connection in between."""
+
+    simulator: WebfonesSimulator
+    clock: ManualClock
+    options: WebfonesOptions
+    rows_per_page: int = 60
+    mishap: Mishap = Mishap.NONE
+    faults: tuple[Fault, ...] = ()
+    overtake: Any = None
+    asked: list[Window] = field(default_factory=list)
+
+    async def pages(self, window: Window) -> AsyncIterator[Page]:
+        now, zone = self.clock.now(), ZoneInfo(self.options.timezone)
+        self.asked.append(window)
+        if self.mishap is Mishap.KILLED:
+            raise Killed
+        if self.mishap is Mishap.OVERTAKEN:
+            await self.overtake()
+        faults = (*self.faults, *([FAULTS[self.mishap]] if self.mishap in FAULTS else []))
+        key = self.options.credential()
+        answer = self.simulator.records(key, wire.query_time(window.since, zone), now, faults=faults)
+        body = answer.encoded()
+        if answer.status != 200:
+            raise wire.refusal(answer.status, body, answer.headers, what="the call list", host="test", now=now)
+        rows = wire.read_call_list(reading.load_json(body, name=wire.NAME))
+        parsed = wire.parse_rows(rows, zone=zone, region="US", seen_at=now)
+        server_time = reading.server_time(self.simulator._date())
+        starts = list(range(0, max(len(parsed), 1), self.rows_per_page))
+        for number, start in enumerate(starts):
+            if self.mishap is Mishap.KILLED_HALF_WAY and number == len(starts) // 2:
+                raise Killed
+            size_bytes = len(body) if start == 0 else 0
+            yield Page(parsed[start : start + self.rows_per_page], server_time, size_bytes)
+        if self.mishap is Mishap.KILLED_AT_THE_END:
+            raise Killed
+
+
+class NoPorts:
+    """A provider that has a call list and nothing else."""
+
+    recordings = None
+    contacts = None
+    details = None
+    stream = None
+
+    def __init__(self, calls: Any) -> None:
+        self.calls = calls
+
+
+class Notes:
+    """The storage's small notes, in memory; it may be out of order."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+        self.writes = 0
+        self.out_of_order = False
+
+    async def get_small(self, name: str) -> bytes | None:
+        self._try()
+        return self.kept.get(name)
+
+    async def put_small(self, name: str, data: bytes) -> None:
+        self._try()
+        self.writes += 1
+        self.kept[name] = data
+
+    def _try(self) -> None:
+        if self.out_of_order:
+            raise StorageError("the bucket cannot be reached")
+
+
+class Everybody:
+    """One subscription that wants everything."""
+
+    def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
+        return ["ops"]
+
+
+class WatchedLedger(Ledger):
+    """The ledger, with a list of what each admission said of each row."""
+
+    letters: list[tuple[str, str]]
+
+    async def admit(
+        self, sid: str, rows: Sequence[Row], *, token: bytes, mapping: int, via: str, last: Landmark | None = None
+    ) -> str:
+        answer = await super().admit(sid, rows, token=token, mapping=mapping, via=via, last=last)
+        self.letters += [(row.record.key, letter) for row, letter in zip(rows, answer, strict=True)]
+        return answer
+
+
+class Desk:
+    """A runner's desk: takes what the work on one claim comes to."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.settlements: list[Settlement] = []
+
+    def settle(self, claim: Claim, verb: Verb, *, wait_ms: int = 0, a: str = "", b: bytes = b"", c: str = "") -> None:
+        self.settlements.append(Settlement(claim, verb, wait_ms, a, b, c))
+
+
+class Office:
+    """One source, its provider and its poller."""
+
+    def __init__(self, redis: Redis, clock: ManualClock, *, zone: str = "UTC", **options: Any) -> None:
+        self.redis = redis
+        self.clock = clock
+        self.simulator = WebfonesSimulator(clock=clock.now)
+        self.simulator.add_account(KEY, zone=zone)
+        self.notes = Notes()
+        self.woken = 0
+        given = {"api_key": KEY, "timezone": zone, "base_url": "http://127.0.0.1:9", **options}
+        self.options = WebfonesOptions.model_validate(given)
+        self.calls = SimulatedCalls(self.simulator, clock, self.options)
+        self.source: Source = replace(
+            connect_one(SID, self.options, None, Budget(redis), public_url=None),  # type: ignore[arg-type]  # no HTTP
+            provider=NoPorts(self.calls),
+            limit=None,
+        )
+        self.lane = Lane(redis, "poll", lease_s=120)
+        self.ledger = WatchedLedger(redis, calls_ttl_s=30 * 86_400, events_ttl_s=14 * 86_400, keep_raw=lambda: False)
+        self.ledger.letters = []
+        self.states = SourceStates(redis)
+        self.poller = Poller(
+            self.ledger,
+            self.states,
+            lambda: {SID: self.source},
+            Operations(self.ledger, Everybody()),
+            Markers(self.notes),  # type: ignore[arg-type]  # only the small notes are used
+            tiers=TIERS,
+            wake=self._wake,
+            now=clock.now,
+        )
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    @property
+    def now(self) -> datetime:
+        return self.clock.now()
+
+    async def claim(self) -> Claim:
+        """Claim the source, as a runner does, now."""
+        await self.lane.put("", SID)
+        (claim,) = (await self.lane.exchange(want=1)).claims
+        return claim
+
+    async def work(self, claim: Claim) -> Settlement | None:
+        """Do the poll that was claimed and settle it; None when the store refused that, since the lease had ended."""
+        desk = Desk(self.lane)
+        self.poller.runner = desk  # type: ignore[assignment]
+        await self.poller.work([claim])
+        exchange = await self.lane.exchange(desk.settlements)
+        last = desk.settlements[-1]
+        return None if last in exchange.refused else last
+
+    async def poll(self, mishap: Mishap = Mishap.NONE, *faults: Fault) -> Settlement | None:
+        """Poll once, now; what comes of a mishap is that the poll's lease is over."""
+        self.calls.mishap, self.calls.faults = mishap, faults
+        self.calls.overtake = self.end_lease
+        claim = await self.claim()
+        try:
+            return await self.work(claim)
+        except Killed:
+            await self.end_lease()
+            return None
+
+    async def end_lease(self) -> None:
+        """Let the lease be over, and the source be anybody's."""
+        await self.lane.drop("", SID)
+
+    async def restart(self) -> None:
+        """Lose the store, as when an unsaved Redis restarts empty."""
+        await self.redis.flushdb()
+
+    async def state(self) -> SourceState:
+        return await self.states.read(SID)
+
+    async def call(self, rid: int) -> StoredCall | None:
+        return await self.ledger.call(ids.call_id(SID, str(rid)))
+
+    async def calls_stored(self) -> int:
+        return int(await self.redis.zcard(keys.CALLS))
+
+    def told(self, letter: str = "n") -> Counter[str]:
+        """How often each row was taken in as new (or what else `letter` says)."""
+        return Counter(key for key, said in self.ledger.letters if said == letter)
+
+    async def said(self) -> list[Json]:
+        """The operational events so far, in order."""
+        names = await self.redis.zrange(keys.EVENTS, 0, -1)
+        events = [await self.ledger.event(name.decode()) for name in names]
+        return sorted((event for event in events if event), key=lambda event: str(event["timestamp"]))
+
+    async def seen(self) -> dict[str, set[str]]:
+        """The keys that are remembered, by day."""
+        found: dict[str, set[str]] = {}
+        async for name in self.redis.scan_iter(match=f"relay:seen:{SID}:*"):
+            found[name.decode().rsplit(":", 1)[1]] = {key.decode() for key in await self.redis.hkeys(name)}
+        return found
+
+    def marker(self) -> Json | None:
+        raw = self.notes.kept.get(f"markers/{SID}.json")
+        return orjson.loads(raw) if raw else None
+
+    def row(self, rid: int) -> Record | BadRow:
+        """What the provider shows of a call now, as the relay reads it."""
+        answer = self.simulator.records(KEY, "2000-01-01 00:00:00", self.now)
+        body: Any = answer.body
+        (row,) = (each for each in body["records"] if each["rid"] == rid)
+        return wire.parse_row(row, zone=ZoneInfo(self.options.timezone), region="US", seen_at=self.now)

@@ -1,0 +1,288 @@
+"""No call is missed: the real poller and store against random calls, clocks, zones, outages and deaths, on a clock of
+the test's own.
+
+Every finished call that the provider shows within 72 hours of its start is taken in exactly once as new, in whatever
+order rows appear; what does not change makes no second event.
+"""
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+import structlog
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from relay.clock import ManualClock
+from relay.ledger import ids
+from relay.model import Record
+from relay.simulator.timeline import CallPlan, Change, Habits, calls_between
+from tests.flow.polling import KEY, KILLS, SID, Mishap, Office
+
+HOUR = timedelta(hours=1)
+CALLING = timedelta(hours=26)
+SETTLING_S = 1800
+RUN = settings(
+    deadline=None,
+    max_examples=12,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+LONG = settings(RUN, max_examples=400)
+
+ZONES = {
+    "UTC": [datetime(2025, 7, 1, 9, tzinfo=UTC)],
+    "America/New_York": [datetime(2025, 3, 8, 15, tzinfo=UTC), datetime(2025, 11, 1, 12, tzinfo=UTC)],
+    "Europe/Berlin": [datetime(2025, 3, 29, 9, tzinfo=UTC), datetime(2025, 10, 25, 9, tzinfo=UTC)],
+    "Australia/Lord_Howe": [datetime(2025, 4, 5, 1, tzinfo=UTC), datetime(2025, 10, 4, 1, tzinfo=UTC)],
+    "Pacific/Kiritimati": [datetime(2025, 12, 30, 20, tzinfo=UTC)],
+}
+"""Zones, and days on which something happens to their clocks."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What is drawn: an account and its calls, a relay and its troubles."""
+
+    zone: str
+    configured: str
+    start: datetime
+    skew_s: int
+    plans: list[CallPlan]
+    gaps_s: list[int]
+    outages: list[tuple[float, float]]
+    mishaps: list[Mishap]
+    inclusive: bool
+
+    @property
+    def zone_is_right(self) -> bool:
+        return self.zone == self.configured
+
+    def away(self, at: datetime) -> bool:
+        hours = (at - self.start) / HOUR
+        return any(begins <= hours < begins + length for begins, length in self.outages)
+
+
+@st.composite
+def plans(draw: st.DrawFn, start: datetime, *, longest_late_h: float) -> list[CallPlan]:
+    """An office's calls, and some of the kinds that pollers lose."""
+    habits = Habits(
+        calls_per_hour=draw(st.sampled_from([0.5, 3, 8])),
+        late=draw(st.sampled_from([0.0, 0.05, 0.4])),
+        talk_sigma=draw(st.sampled_from([1.2, 2.5])),
+        same_second=0.2,
+        changed=0.1,
+    )
+    office = calls_between(start - 8 * HOUR, start + CALLING, seed=draw(st.integers(0, 10_000)), habits=habits)
+    odd: list[CallPlan] = []
+    for rid in range(1, draw(st.integers(1, 12)) + 1):
+        started = start + timedelta(seconds=draw(st.integers(-6 * 3600, int(CALLING.total_seconds()))))
+        ended = started + timedelta(seconds=draw(st.one_of(st.integers(1, 60), st.integers(60, 6 * 3600))))
+        late = timedelta(hours=draw(st.one_of(st.just(0.0), st.floats(0, 20), st.floats(20, longest_late_h))))
+        visible = min(ended + timedelta(seconds=20) + late, started + timedelta(hours=longest_late_h + 6))
+        changes: list[Change] = []
+        disposition = draw(st.sampled_from(["ANSWERED", "NO ANSWER"]))
+        if draw(st.booleans()) and draw(st.booleans()):  # listed while it goes on
+            visible, disposition = started, "IN PROGRESS"
+            changes.append(Change(ended, {"disposition": "ANSWERED"}))
+        if draw(st.booleans()):
+            changed = max(visible, ended) + timedelta(seconds=draw(st.integers(1, 4 * 3600)))
+            changes.append(Change(changed, {"cidname_outside": f"CHANGED {rid}"}))
+        odd.append(
+            CallPlan(
+                rid=rid,
+                started_at=started,
+                ended_at=ended,
+                visible_at=visible,
+                disposition=disposition,
+                changes=tuple(changes),
+            )
+        )
+    return office + odd
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> Story:
+    zone = draw(st.sampled_from(sorted(ZONES)))
+    start = draw(st.sampled_from(ZONES[zone])) + timedelta(minutes=draw(st.integers(0, 600)))
+    off_h = draw(st.one_of(st.just(0), st.integers(-14, 14)))
+    configured = _zone_off_by(zone, start, off_h) if off_h else zone
+    # A zone that is 14 h off takes 14 h from the 78 that the deepest look reaches back.
+    longest_late_h = 52.0 if off_h else 66.0
+    outage = st.tuples(st.floats(0, 60), st.one_of(st.floats(0.2, 5), st.floats(5, 48)))
+    return Story(
+        zone=zone,
+        configured=configured,
+        start=start,
+        skew_s=draw(st.sampled_from([0, 0, 7, -90, 300, -300])),
+        plans=draw(plans(start, longest_late_h=longest_late_h)),
+        gaps_s=draw(st.lists(st.sampled_from([60, 600, 1800, 3600]), min_size=1, max_size=12)),
+        outages=draw(st.lists(outage, max_size=3)),
+        mishaps=draw(st.lists(st.sampled_from([Mishap.NONE, Mishap.NONE, *Mishap]), min_size=1, max_size=40)),
+        inclusive=draw(st.booleans()),
+    )
+
+
+def _zone_off_by(zone: str, start: datetime, hours: int) -> str:
+    """A fixed zone that reads the rows of `zone` so many hours too early (negative: too late)."""
+    offset = start.astimezone(ZoneInfo(zone)).utcoffset() or timedelta(0)
+    east = max(-12, min(14, round(offset / HOUR) + hours))
+    return f"Etc/GMT{-east:+d}" if east else "Etc/UTC"
+
+
+async def live_through(story: Story, office: Office, clock: ManualClock) -> datetime:
+    """Poll until everything has been shown for long enough; gives when a poll succeeded first."""
+    office.simulator.clock_skew_s = story.skew_s
+    office.simulator.inclusive = story.inclusive
+    office.simulator.add_calls(KEY, story.plans)
+    last = max([story.start, *(max([plan.visible_at, *(c.at for c in plan.changes)]) for plan in story.plans)])
+    gaps, mishaps = itertools.cycle(story.gaps_s), itertools.cycle(story.mishaps)
+    first: datetime | None = None
+    while clock.now() <= last:
+        if not story.away(clock.now()):
+            await office.poll(next(mishaps))
+            if first is None and (await office.state()).last_poll is not None:
+                first = clock.now()
+        await clock.advance(min(next(gaps), 3600), turns=0)
+    for _ in range(int(timedelta(hours=7).total_seconds()) // SETTLING_S):
+        await office.poll()
+        first = first or clock.now()
+        await clock.advance(SETTLING_S, turns=0)
+    assert first is not None
+    return first
+
+
+def check(story: Story, office: Office, began: datetime, first: datetime, final: dict[str, Record]) -> None:
+    """Compare what was taken in with what the provider had to show. The relay `began` with its first try."""
+    new, changed = office.told("n"), office.told("c")
+    for plan in story.plans:
+        key = str(plan.rid)
+        was_there = plan.visible_at <= first
+        under_way = plan.disposition == "IN PROGRESS" and plan.ended_at > first
+        # The relay was running when it began; a wrong zone hides which of the first poll's rows are from before.
+        owed = not was_there or under_way or (plan.started_at >= began and story.zone_is_right)
+        unwanted = was_there and not under_way and plan.started_at < began - timedelta(seconds=1)
+        note(f"{key}: {plan.started_at} {plan.visible_at} owed={owed}")
+        if owed:
+            assert new[key] == 1, f"call {key} was taken in {new[key]} times"
+            assert ids.call_id(SID, key) == ids.call_id(SID, final[key].key)
+        elif unwanted and story.zone_is_right:
+            assert new[key] == 0, f"call {key} of before the relay was told"
+        assert new[key] <= 1
+        assert changed[key] <= len(plan.changes), f"call {key} changed {changed[key]} times"
+    assert set(new) <= {str(plan.rid) for plan in story.plans}
+
+
+async def read_finals(office: Office) -> dict[str, Record]:
+    """What the provider shows in the end, and that the store has just that."""
+    finals: dict[str, Record] = {}
+    answer = office.simulator.records(KEY, "2000-01-01 00:00:00", office.now)
+    new = office.told("n")
+    for each in answer.body["records"]:  # type: ignore[index,call-overload]
+        row = office.row(each["rid"])
+        assert isinstance(row, Record)
+        finals[row.key] = row
+        if new[row.key]:
+            stored = await office.call(each["rid"])
+            assert stored is not None
+            names = {side: (stored.record[side]["name"], row.content()[side]["name"]) for side in ("from", "to")}
+            assert all(kept == shown for kept, shown in names.values()), f"call {row.key} shows {names}"
+            assert stored.finished == row.finished
+    return finals
+
+
+async def tell(valkey_url: str, story: Story) -> Office:
+    async with Redis.from_url(valkey_url) as redis:
+        await redis.flushdb()
+        clock = ManualClock(story.start)
+        office = Office(redis, clock, zone=story.zone, timezone=story.configured)
+        first = await live_through(story, office, clock)
+        began = (await office.state()).standing.started_at
+        assert began is not None
+        check(story, office, began, first, await read_finals(office))
+        return office
+
+
+@pytest.fixture(autouse=True)
+def _quietly() -> Iterator[None]:
+    """Thousands of calls are admitted here; the log of each would be most of the work."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.configure(**before)
+
+
+@RUN
+@given(story=stories())
+async def test_every_call_is_taken_in_exactly_once(valkey_url: str, story: Story) -> None:
+    """Whatever the account does, and however often the relay is away, refused, killed or overtaken."""
+    await tell(valkey_url, story)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@LONG
+@given(story=stories())
+async def test_every_call_is_taken_in_exactly_once_at_length(valkey_url: str, story: Story) -> None:
+    """The same, for a long time."""
+    await tell(valkey_url, story)
+
+
+async def lose_the_store(valkey_url: str, story: Story, lost_at_h: float) -> None:
+    async with Redis.from_url(valkey_url) as redis:
+        await redis.flushdb()
+        clock = ManualClock(story.start)
+        office = Office(redis, clock, zone=story.zone)
+        await office.poll()
+        office.simulator.add_calls(KEY, story.plans)
+        last = max([story.start, *(plan.visible_at for plan in story.plans)])
+        gaps, mishaps = itertools.cycle(story.gaps_s), itertools.cycle(story.mishaps)
+        lost = False
+        while clock.now() <= last + 7 * HOUR:
+            if not lost and clock.now() >= story.start + timedelta(hours=lost_at_h):
+                await redis.flushdb()
+                lost = True
+            if not story.away(clock.now()):
+                mishap = next(mishaps)
+                await office.poll(Mishap.NONE if clock.now() > last else mishap)
+            await clock.advance(next(gaps), turns=0)
+    new = office.told("n")
+    owed = Counter(str(plan.rid) for plan in story.plans if plan.started_at >= story.start)
+    missed = {key: new[key] for key in owed if new[key] not in (1, 2)}
+    assert not missed, f"lost at {lost_at_h} h: {missed}"
+
+
+@settings(RUN, max_examples=8)
+@given(story=stories().filter(lambda story: story.zone_is_right and not story.skew_s), lost_at_h=st.floats(0, 60))
+async def test_a_lost_store_loses_no_call(valkey_url: str, story: Story, lost_at_h: float) -> None:
+    """The marker beside the recordings says where the source stood: calls are found again, and have the same ids."""
+    await lose_the_store(valkey_url, story, lost_at_h)
+
+
+def test_the_stories_have_all_that_loses_calls() -> None:
+    """The generator is not so tame that the promise would hold without the poller's care."""
+    found: set[str] = set()
+
+    @settings(RUN, max_examples=60, database=None)
+    @given(story=stories())
+    def look(story: Story) -> None:
+        late = max(plan.visible_at - plan.ended_at for plan in story.plans)
+        found.update(mishap.value for mishap in story.mishaps)
+        found.add("right zone" if story.zone_is_right else "wrong zone")
+        found.add("late" if late > 20 * HOUR else "")
+        found.add("long" if any(plan.ended_at - plan.started_at > 5 * HOUR for plan in story.plans) else "")
+        found.add("outage" if any(length > 20 for _, length in story.outages) else "")
+        found.add("skew" if abs(story.skew_s) == 300 else "")
+        starts = Counter(plan.started_at for plan in story.plans)
+        found.add("same second" if max(starts.values()) > 1 else "")
+        found.add("changes" if any(plan.changes for plan in story.plans) else "")
+
+    look()
+    wanted = {"right zone", "wrong zone", "late", "long", "outage", "skew", "same second", "changes"}
+    assert wanted | {mishap.value for mishap in (*KILLS, Mishap.OVERTAKEN)} <= found
