@@ -54,9 +54,8 @@ async def post(http: aiohttp.ClientSession, url: str, event_id: str, body: bytes
 
 async def bare(arguments: argparse.Namespace) -> None:
     """Post every body to every URL."""
-    bodies: list[tuple[str, bytes]] = [
-        (json.loads(line)["id"], line) for line in Path(arguments.bodies).read_bytes().splitlines()
-    ]
+    lines: list[bytes] = arguments.bodies.read_bytes().splitlines()
+    bodies: list[tuple[str, bytes]] = [(json.loads(line)["id"], line) for line in lines]
     urls: list[str] = arguments.urls.split(",")
     todo: Iterator[tuple[str, str, bytes]] = ((url, eid, body) for eid, body in bodies for url in urls)
 
@@ -128,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contestants")
     kinds = parser.add_subparsers(required=True)
     one = kinds.add_parser("bare")
-    one.add_argument("--bodies", required=True, help="file with a JSON event a line")
+    one.add_argument("--bodies", type=Path, required=True, help="file with a JSON event a line")
     one.add_argument("--urls", required=True, help="with commas")
     one.add_argument("--at-once", type=int, required=True)
     one.set_defaults(run=bare)

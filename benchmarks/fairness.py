@@ -21,7 +21,6 @@ from benchmarks.house import (
     write_config,
 )
 from benchmarks.throughput import publish
-from relay.events.say import Draft
 from relay.runtime import Runtime
 
 HEALTHY = tuple(f"good{index:02d}" for index in range(40))
@@ -49,7 +48,8 @@ async def _drain(bench: Bench, dead: Sequence[str], calls: int, seed: int) -> fl
         await publish(runtime, office.drafts(calls, sid=f"o{seed}", seed=seed), [*HEALTHY, *dead])
         async with _worker(folder, config, url):
             report = await target.reached(calls * len(HEALTHY))
-    return (report["count"] - 1) / (report["last_s"] - report["first_s"])
+    span_s: float = report["last_s"] - report["first_s"]
+    return float((report["count"] - 1) / span_s)
 
 
 async def _paced(bench: Bench, dead: Sequence[str], seconds: int, seed: int) -> list[float]:
@@ -73,11 +73,12 @@ async def _paced(bench: Bench, dead: Sequence[str], seconds: int, seed: int) -> 
         await target.reached(len(events) * len(HEALTHY))
         arrivals = await target.arrivals()
     settled = {event.id for event in events[len(events) // 4 :]}
-    return [
-        (at - made[eid]) * 1000
-        for path, eid, at in ((*key.split(), at) for key, at in arrivals.items())
-        if path.startswith("/ok/") and eid in settled
-    ]
+    waits_ms: list[float] = []
+    for key, at in arrivals.items():
+        path, eid = key.split()
+        if path.startswith("/ok/") and eid in settled:
+            waits_ms.append((at - made[eid]) * 1000)
+    return waits_ms
 
 
 async def _behind_a_flood(bench: Bench, waiting: int, probes: int) -> list[float]:

@@ -141,7 +141,8 @@ class Sink:
 
     async def report(self) -> dict[str, Any]:
         """Counts since the last reset: count, distinct, first_s, last_s, and the same by group of paths."""
-        return await self._get("/report")
+        report: dict[str, Any] = await self._get("/report")
+        return report
 
     async def reset(self) -> None:
         """Forget what came."""
@@ -149,11 +150,13 @@ class Sink:
 
     async def arrivals(self) -> dict[str, float]:
         """When each (path, webhook-id) came first, by this machine's monotonic clock."""
-        return await self._get("/arrivals")
+        arrivals: dict[str, float] = await self._get("/arrivals")
+        return arrivals
 
     async def arrivals_of(self, group: str) -> dict[str, float]:
         """The same for one group of paths."""
-        return await self._get(f"/arrivals/{group}/")
+        arrivals: dict[str, float] = await self._get(f"/arrivals/{group}/")
+        return arrivals
 
     async def reached(self, count: int, *, group: str = "ok", within_s: float = 90) -> dict[str, Any]:
         """Wait until so many posts came; gives the report of the group."""

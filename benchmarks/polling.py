@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import aiohttp
 
@@ -81,18 +82,8 @@ async def fleet(bench: Bench) -> list[Figure]:
     bench.end()
     if len(polls) != accounts:
         raise RuntimeError(f"only {len(polls)} of {accounts} accounts were polled")
-    late_s = [
-        max(later - earlier - interval_s, 0)
-        for times in polls.values()
-        for earlier, later in zip(times, times[1:], strict=False)
-    ]
-    note = f"{accounts:,} accounts every {interval_s} s for {seconds} s, {len(late_s):,} polls, {100 * busy:.0f} % of a core"
-    return [
-        Figure(
-            f"lateness of a poll, 99 %, one poller with {accounts:,} accounts",
-            quantile(late_s, 0.99),
-            "s",
-            2,
-            note=note,
-        )
-    ]
+    late_s = [max(later - earlier - interval_s, 0) for times in polls.values() for earlier, later in pairwise(times)]
+    measured = f"{seconds} s, {len(late_s):,} polls, {100 * busy:.0f} % of a core"
+    note = f"{accounts:,} accounts every {interval_s} s for {measured}"
+    what = f"lateness of a poll, 99 %, one poller with {accounts:,} accounts"
+    return [Figure(what, quantile(late_s, 0.99), "s", 2, note=note)]

@@ -1,7 +1,7 @@
 """`python -m benchmarks.provider`: the simulated provider as a process that also notes when it was asked what.
 
-It makes accounts with the keys `key-0000`, `key-0001`, …; `--calls-per-second` spreads calls over them, each visible the
-moment it ends. `GET /_notes` tells, by the machine's monotonic clock: when each account's list was asked for
+It makes accounts with the keys `key-0000`, `key-0001`, …; `--calls-per-second` spreads calls over them, each visible
+the moment it ends. `GET /_notes` tells, by the machine's monotonic clock: when each account's list was asked for
 (`polls`), and when an answer began that showed a call for the first time (`shown`, by account and rid).
 """
 
@@ -53,7 +53,7 @@ class NotingProvider(WebfonesSimulator):
         return await self._handle(request, line)
 
 
-def steady(per_s: float, *, talk_s: float, prefix: int, recorded_bytes: int = 0) -> Iterator[CallPlan]:
+def steady(per_s: float, *, talk_s: float, prefix: int) -> Iterator[CallPlan]:
     """Calls one after the other, every number another one, that show as soon as they end."""
     start = datetime.now(UTC)
     number = 0
@@ -67,8 +67,6 @@ def steady(per_s: float, *, talk_s: float, prefix: int, recorded_bytes: int = 0)
             ended_at=ended,
             visible_at=ended,
             outside_number=f"(212) {200 + line // 10_000 % 700}-{line % 10_000:04d}",
-            recording_at=ended if recorded_bytes else None,
-            **({"recording_bytes": recorded_bytes} if recorded_bytes else {}),
         )
         number += 1
 

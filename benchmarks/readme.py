@@ -16,7 +16,8 @@ def machine() -> str:
     """What it was measured on."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores, {memory_gib:.0f} GiB of memory, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return f"{cores} cores, {memory_gib:.0f} GiB of memory, {system}"
 
 
 def write(figures: Sequence[Figure]) -> None:

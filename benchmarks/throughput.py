@@ -51,7 +51,8 @@ async def _rate(target: Sink, posts: int) -> float:
     report = await target.reached(posts)
     if report["distinct"] != posts:
         raise RuntimeError(f"{posts} events were to be told, {report['distinct']} were")
-    return (posts - 1) / (report["last_s"] - report["first_s"])
+    span_s: float = report["last_s"] - report["first_s"]
+    return (posts - 1) / span_s
 
 
 class Drain:

@@ -17,7 +17,8 @@ from relay.api.route import Listed, Reply
 from relay.enrich.numbers import match_key
 from relay.events.say import NO_CONTACT, NO_RECORDING
 from relay.ledger import keys
-from relay.ledger.calls import StoredCall, read_call
+from relay.ledger.calls import StoredCall
+from relay.ledger.calls import read_call as stored_call
 from relay.ledger.erase import Erased
 from relay.ledger.pack import unpack
 from relay.model import Direction, Json, Outcome
@@ -122,8 +123,6 @@ class EraseResult(BaseModel):
     deliveries: int = Field(description="that were still waiting, and have ended as expired")
 
 
-
-
 def show(api: Api, call: StoredCall) -> Json:
     """Write a call as it is answered."""
     source = api.runtime.sources.get(call.source_id)
@@ -157,7 +156,7 @@ async def list_calls(api: Api, caller: Caller, query: ListCalls) -> Page[CallVie
             rows = await pipe.execute()
         found: list[CallView | None] = []
         for (_, call_id), fields in zip(entries, rows, strict=True):
-            call = read_call(call_id, fields) if fields else None
+            call = stored_call(call_id, fields) if fields else None
             wanted = call is not None and _matches(call.record, query)
             found.append(CallView.model_validate(show(api, call)) if wanted and call else None)
         return found
@@ -210,7 +209,7 @@ async def _call(api: Api, caller: Caller, call_id: str) -> StoredCall:
     return call
 
 
-async def read_call_(api: Api, caller: Caller, call_id: str) -> CallDetail:
+async def read_call(api: Api, caller: Caller, call_id: str) -> CallDetail:
     """Read a call, with what was told of it and to whom."""
     call = await _call(api, caller, call_id)
     runtime = api.runtime

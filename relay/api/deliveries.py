@@ -113,9 +113,11 @@ async def list_deliveries(api: Api, caller: Caller, query: ListDeliveries) -> Pa
         return Page(items=wanted)
     if query.status and query.subscription is None and _GIVEN_UP.issuperset(query.status):
         return await _given_up(api, caller, query)
-    subs = [query.subscription] if query.subscription else [
-        sub for sub, each in api.runtime.subscriptions.items() if caller.sees(each.tenant)
-    ]
+    subs = (
+        [query.subscription]
+        if query.subscription
+        else [sub for sub, each in api.runtime.subscriptions.items() if caller.sees(each.tenant)]
+    )
     if len(subs) > _MOST_INDEXES:
         raise invalid("subscription", f"is needed: there are more than {_MOST_INDEXES}")
     return await _by_subscription(api, query, subs)
@@ -125,17 +127,25 @@ async def _by_subscription(api: Api, query: ListDeliveries, subs: Sequence[str])
     redis = api.runtime.redis
 
     async def keep(entries: Sequence[tuple[int, str]]) -> list[list[DeliveryView] | None]:
+        eids = [eid for _, eid in entries]
         async with redis.pipeline(transaction=False) as pipe:
-            for _, eid in entries:
+            for eid in eids:
                 pipe.hmget(keys.deliveries(eid), list(subs))
+            for sub in subs:
+                pipe.zmscore(keys.deliveries_of(sub), eids)
             rows = await pipe.execute()
+        states, queued = rows[: len(eids)], rows[len(eids) :]
         kept: list[list[DeliveryView] | None] = []
-        for (at, eid), states in zip(entries, rows, strict=True):
-            shown = [show(eid, sub, state, at) for sub, state in zip(subs, states, strict=True) if state is not None]
+        for number, (at, eid) in enumerate(entries):
+            shown = [
+                show(eid, sub, state, at)
+                for sub, state, scores in zip(subs, states[number], queued, strict=True)
+                if state is not None and scores[number] is not None and int(scores[number]) == at
+            ]
             kept.append([each for each in shown if _in(query, each)] or None)
         return kept
 
-    # An entry of several indexes is one event: its deliveries stand together, so a page may be a little longer.
+    # Deliveries of one event that were queued at once stand together, so a page may be a little longer.
     part = await page_of(
         redis, [keys.deliveries_of(sub) for sub in subs], keep, limit=query.limit, cursor=_cursor(query)
     )
@@ -188,9 +198,7 @@ async def read_delivery(api: Api, caller: Caller, delivery_id: str) -> DeliveryD
     eid, sub, stored = await _stored(api, caller, delivery_id)
     queued_ms = await api.runtime.redis.zscore(keys.deliveries_of(sub), eid)
     view = show(eid, sub, stored, queued_ms)
-    log = [
-        AttemptView.model_validate({**each, "at": instant(each["at"])}) for each in DeliveryState.read(stored).log
-    ]
+    log = [AttemptView.model_validate({**each, "at": instant(each["at"])}) for each in DeliveryState.read(stored).log]
     return DeliveryDetail(**dict(view), log=log)
 
 

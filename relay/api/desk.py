@@ -1,6 +1,8 @@
 """What the handlers share: the runtime, who may see what, and how things are named."""
 
+import asyncio
 import base64
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from uuid import uuid4
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from relay.api.auth import Caller, Tokens
-from relay.api.problems import Problem, not_found
+from relay.api.problems import Problem, invalid, not_found
 from relay.delivery.subscriptions import Subscription
 from relay.ledger.erase import Eraser
 from relay.ledger.sources import Progress
@@ -50,6 +52,7 @@ class Api:
     tokens: Tokens
     eraser: Eraser
     now: Callable[[], datetime]
+    closing: asyncio.Event
     streams: set[Any]
     heartbeat_s: float
     write_timeout_s: float
@@ -103,15 +106,19 @@ class Api:
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
-    async def start(
-        self, kind: str, *args: Any, caller: Caller, after: Sequence[Any] = (), **about: str
-    ) -> str:
+    async def start(self, kind: str, *args: Any, caller: Caller, after: Sequence[Any] = (), **about: str) -> str:
         """Queue long work for a worker; gives the name under which its progress is read, which it gets after `args`."""
         job = f"{kind}-{uuid4().hex[:12]}"
         progress = Progress(self.runtime.redis, job)
         await progress.write(state="queued", kind=kind, tenant=caller.tenant or "", **about)
         await self.runtime.arq.enqueue_job(kind, *args, job, *after, _job_id=job, _expires=_JOB_KEPT_S)
         return job
+
+
+def check_id(name: str) -> None:
+    """Refuse an id that is none; a Problem says what one is."""
+    if not re.fullmatch(ID_PATTERN, name):
+        raise invalid("id", "has 1 to 63 lower-case letters, digits, - and _, and starts with a letter or a digit")
 
 
 def fresh_id(prefix: str) -> str:

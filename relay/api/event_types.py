@@ -172,9 +172,7 @@ class _CallEnvelope(_Envelope):
 class CallEvent(_CallEnvelope):
     """An event about a call."""
 
-    type: Literal[
-        "call.completed", "call.recording.completed", "call.recording.failed", "call.transcript.completed"
-    ]
+    type: Literal["call.completed", "call.recording.completed", "call.recording.failed", "call.transcript.completed"]
     data: CallData
 
 
@@ -254,7 +252,9 @@ def _sample_data(event_type: str, at: datetime, number: int) -> Json:
         case "webhook.test":
             return {"message": "A test from Call Relay.", "subscription": {"id": "sample"}}
         case "source.error":
-            return {"source": {"id": "main", "provider": "webfones", "error": "WebFones refuses the key", "since": iso(at)}}
+            return {
+                "source": {"id": "main", "provider": "webfones", "error": "WebFones refuses the key", "since": iso(at)}
+            }
         case "source.recovered":
             return {"source": {"id": "main", "provider": "webfones", "since": iso(at)}}
         case "subscription.failing":

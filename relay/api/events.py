@@ -148,9 +148,7 @@ async def list_event_types(api: Api, caller: Caller) -> list[EventTypeView]:
     ]
 
 
-async def sample_event_type(
-    api: Api, caller: Caller, event_type: str, query: TypeSampleQuery
-) -> list[dict[str, Any]]:
+async def sample_event_type(api: Api, caller: Caller, event_type: str, query: TypeSampleQuery) -> list[dict[str, Any]]:
     """Show what hooks carry for this type, newest first: real events where there are some, made-up ones otherwise."""
     if event_type not in EVENT_TYPES:
         raise not_found("event type")
@@ -166,8 +164,7 @@ async def sample_event_type(
     links = api.runtime.links
     if part.found:
         return [
-            event_types.rendered(each, query.payload, recording_link=await links.for_event(each))
-            for each in part.found
+            event_types.rendered(each, query.payload, recording_link=await links.for_event(each)) for each in part.found
         ]
     made_up = event_types.samples([event_type], query.limit, now=api.now())
     return [event_types.rendered(each, query.payload) for each in made_up]

@@ -60,9 +60,7 @@ def _kind(job: str, fields: dict[str, str]) -> JobKind:
     return kind if kind in ("backfill", "replay", "erase", "forget_source") else "backfill"
 
 
-async def start_backfill(
-    api: Api, caller: Caller, source_id: str, since: str, until: str, *, force: bool
-) -> JobView:
+async def start_backfill(api: Api, caller: Caller, source_id: str, since: str, until: str, *, force: bool) -> JobView:
     """Queue a backfill."""
     job = await api.start(
         "backfill", source_id, since, until, caller=caller, after=(force,), source=source_id, since=since, until=until
@@ -96,7 +94,7 @@ async def _fields(api: Api, caller: Caller, job: str) -> dict[str, str]:
 def _may_see(api: Api, caller: Caller, fields: dict[str, str]) -> bool:
     if caller.tenant is None:
         return True
-    if "tenant" in fields and fields["tenant"]:
+    if fields.get("tenant"):
         return fields["tenant"] == caller.tenant
     source = api.runtime.sources.get(fields.get("source", ""))
     subscription = api.runtime.subscriptions.get(fields.get("subscription", ""))

@@ -96,7 +96,10 @@ def changes_schema(model: type[BaseModel]) -> Json:
     """Write the schema of a merge patch of options: any of its fields, null for the default."""
     schema = copy.deepcopy(inlined(model.model_json_schema(by_alias=True)))
     properties = {
-        name: {"anyOf": [each, {"type": "null"}], **({"description": each["description"]} if "description" in each else {})}
+        name: {
+            "anyOf": [each, {"type": "null"}],
+            **({"description": each["description"]} if "description" in each else {}),
+        }
         for name, each in schema["properties"].items()
     }
     return {"type": "object", "additionalProperties": False, "properties": properties}

@@ -82,7 +82,13 @@ def after(entries: Sequence[T], place: Callable[[T], Entry], cursor: Entry | Non
 
 
 async def walk(
-    redis: Redis, indexes: Sequence[str], *, cursor: Entry | None, newest_ms: int | None, oldest_ms: int | None, step: int
+    redis: Redis,
+    indexes: Sequence[str],
+    *,
+    cursor: Entry | None,
+    newest_ms: int | None,
+    oldest_ms: int | None,
+    step: int,
 ) -> AsyncIterator[list[Entry]]:
     """Walk over one or more indexes as one, newest first, from behind the cursor, in batches of about `step`."""
     position = cursor

@@ -109,6 +109,8 @@ def handler_of(route: Route, api: Any) -> Callable[[web.Request], Awaitable[web.
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
             given: dict[str, Any] = dict(request.match_info)
+            if not all(part.isprintable() for part in request.match_info.values()):
+                raise Problem("not_found", "There is nothing with this id.")
             if route.needs != "nobody":
                 given["caller"] = await _caller(route.needs, api, request)
             if route.query is not None:
@@ -149,9 +151,7 @@ async def _caller(needs: Needs, api: Any, request: web.Request) -> Caller:
 
 
 def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
-    many = {
-        info.alias or name for name, info in model.model_fields.items() if any(m is Listed for m in info.metadata)
-    }
+    many = {info.alias or name for name, info in model.model_fields.items() if any(m is Listed for m in info.metadata)}
     values: dict[str, Any] = {}
     errors: list[FieldError] = []
     for name in request.query:

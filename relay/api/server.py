@@ -1,4 +1,5 @@
-"""The two ports: one that people may expose (recording links), one for probes and metrics that they should not."""
+"""The two ports: one that people may expose (management, recording links), one for probes and metrics that they should
+not."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from redis.exceptions import RedisError
 
 from relay import gauges
+from relay.api.app import management
 from relay.api.recordings import recording_routes
 from relay.clock import SystemClock
 from relay.model import Json
@@ -26,7 +28,7 @@ async def serve_api(runtime: Runtime) -> AsyncIterator[int]:
         call = await runtime.ledger.call(call_id)
         return call.recording if call else None
 
-    app = web.Application(client_max_size=1024 * 1024)
+    app = management(runtime)
     app.add_routes(
         recording_routes(
             runtime.storage, find_recording, runtime.box.signing_keys("recording-links"), SystemClock().now

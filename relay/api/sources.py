@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from relay.api.auth import Caller
-from relay.api.desk import Api, Id, Instant, fresh_id, instant, own_tenant
+from relay.api.desk import Api, Id, Instant, check_id, fresh_id, instant, own_tenant
 from relay.api.jobs import JobView, start_backfill
 from relay.api.options import MASK, changes_schema, inlined, masked, patched, unmasked, vet
 from relay.api.pages import Page, PageQuery, after, read_cursor
@@ -361,6 +361,7 @@ async def _own(api: Api, caller: Caller, sid: str, *, missing_ok: bool = False) 
 
 async def _create(api: Api, sid: str, document: Json, tenant: str | None) -> SourceView:
     runtime = api.runtime
+    check_id(sid)
     if runtime.directory.configured("source", sid) or await runtime.redis.exists(keys.forgotten(sid)):
         raise _taken()
     made = await runtime.directory.declarations.create("source", sid, document, tenant=tenant)

@@ -1,7 +1,7 @@
 """Subscriptions over HTTP, REST hooks among them: subscribe with POST, unsubscribe with DELETE, as often as one likes."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
 from uuid import uuid4
@@ -12,11 +12,11 @@ from yarl import URL
 
 from relay.api import event_types
 from relay.api.auth import Caller
-from relay.api.desk import EVENT_ID, Api, Id, Instant, fresh_id, instant, own_tenant, subject_of, to_ms
+from relay.api.desk import EVENT_ID, Api, Id, Instant, check_id, fresh_id, instant, own_tenant, subject_of, to_ms
 from relay.api.options import changes_schema, inlined, masked, patched, unmasked, vet
 from relay.api.pages import Page, PageQuery, after, page_of, read_cursor
 from relay.api.problems import Problem, invalid, not_found
-from relay.api.route import Reply, Route, invalid_input
+from relay.api.route import Reply, invalid_input
 from relay.delivery import filters, signature
 from relay.delivery.replay import ReplayStatus
 from relay.delivery.subscriptions import Subscription
@@ -26,7 +26,7 @@ from relay.ledger.declared import Declared
 from relay.ledger.pack import unpack
 from relay.model import Json, from_iso, iso
 from relay.runtime import keeps_every_write
-from relay.settings import FieldMap, SubscriptionOptions, reveal
+from relay.settings import SubscriptionOptions, reveal
 from relay.settings.values import SigningSecret
 
 DELETED: Final = "deleted"
@@ -302,6 +302,7 @@ async def _own(api: Api, caller: Caller, sub: str, *, missing_ok: bool = False) 
 
 async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> SubscriptionWithSecret:
     runtime = api.runtime
+    check_id(sub)
     tombstone = await runtime.redis.hmget(keys.partition("deliver", sub), ["off", "tenant"])  # type: ignore[misc]
     if tombstone[0] == DELETED.encode():
         if (tombstone[1] or b"").decode() != (tenant or ""):
@@ -410,9 +411,7 @@ async def delete_subscription(
         await pipe.execute()
 
 
-async def disable_subscription(
-    api: Api, caller: Caller, subscription_id: str, body: DisableWish
-) -> SubscriptionView:
+async def disable_subscription(api: Api, caller: Caller, subscription_id: str, body: DisableWish) -> SubscriptionView:
     """Switch a subscription off: what waits is kept, what happens meanwhile is listed as missing and can be replayed."""
     subscription = await api.subscription(caller, subscription_id)
     await api.runtime.lanes["deliver"].off(subscription_id, body.reason or DISABLED_BY_HAND)
@@ -455,7 +454,13 @@ async def replay(api: Api, caller: Caller, subscription_id: str, body: ReplayWis
         document = await api.event(caller, body.event_id)
         return await replay_one(api, subscription, document, force=body.force)
     job = await api.start(
-        "replay", subscription_id, to_ms(body.since), body.status, body.force, caller=caller, subscription=subscription_id
+        "replay",
+        subscription_id,
+        to_ms(body.since),
+        body.status,
+        body.force,
+        caller=caller,
+        subscription=subscription_id,
     )
     return ReplayResult(result="job", job=job)
 
@@ -488,9 +493,11 @@ async def sample_subscription(
     """Show what a hook would carry, newest first: real events where there are some, made-up ones otherwise."""
     subscription = await api.subscription(caller, subscription_id)
     runtime = api.runtime
-    tenant_sources = None if subscription.tenant is None else [
-        sid for sid, each in runtime.sources.items() if each.tenant == subscription.tenant
-    ]
+    tenant_sources = (
+        None
+        if subscription.tenant is None
+        else [sid for sid, each in runtime.sources.items() if each.tenant == subscription.tenant]
+    )
     indexes = [keys.EVENTS] if tenant_sources is None else [keys.events_of(sid) for sid in tenant_sources]
 
     async def keep(entries: Sequence[tuple[int, str]]) -> list[Json | None]:
@@ -498,9 +505,7 @@ async def sample_subscription(
         documents = [unpack(each) if each else None for each in packed]
         return [document if document and _wanted(api, subscription, document) else None for document in documents]
 
-    part = await page_of(
-        runtime.redis, indexes, keep, limit=query.limit, cursor=None, scan_most=_SAMPLE_SCAN
-    )
+    part = await page_of(runtime.redis, indexes, keep, limit=query.limit, cursor=None, scan_most=_SAMPLE_SCAN)
     found = list(part.found)
     if not found:
         made_up = event_types.samples(subscription.options.events, query.limit, now=api.now())

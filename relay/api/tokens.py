@@ -46,7 +46,7 @@ async def list_tokens(api: Api, caller: Caller, query: PageQuery) -> Page[TokenV
     """List the tokens that were made here; those of the configuration are not among them."""
 
     def place(each: MadeToken) -> tuple[int, str]:
-        return int(each.created_at.timestamp() * 1000), each.id
+        return round(each.created_at.timestamp() * 1000), each.id
 
     try:
         part = after(await api.tokens.all(), place, read_cursor(query.cursor), query.limit)
@@ -61,6 +61,4 @@ async def revoke_token(api: Api, caller: Caller, token_id: str) -> None:
 
 
 def _show(made: MadeToken) -> TokenView:
-    return TokenView(
-        id=made.id, name=made.name, role=made.role, tenant=made.tenant, created_at=made.created_at
-    )
+    return TokenView(id=made.id, name=made.name, role=made.role, tenant=made.tenant, created_at=made.created_at)

@@ -352,6 +352,7 @@ class NfonSimulator:
         else:
             answer = self._answer(request, kind, key, path, faults)
         self.statuses[kind, answer.status] += 1
+        answer.headers["Date"] = self.clock().astimezone(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
         return answer
 
     def _answer(

@@ -293,7 +293,8 @@ class Switchboard:
         answer = self._answer(request.headers, Asked(kind, request.query, base_url, request.path), key, faults)
         self.statuses[key, kind, answer.status] += 1
         padding = sum(fault.size_bytes for fault in faults if fault.what is Mischief.HUGE)
-        return await _send(request, answer, padding)
+        date = self.clock().astimezone(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+        return await _send(request, replace(answer, headers={**answer.headers, "Date": date}), padding)
 
     def _answer(self, headers: Mapping[str, str], asked: Asked, key: str, faults: Sequence[Fault]) -> Answer:
         now = self.clock()

@@ -569,8 +569,6 @@ class WebfonesSimulator:
         return response
 
     def _date(self) -> dict[str, str]:
-        if not self._skew:
-            return {}
         return {"Date": (self.clock() + self._skew).astimezone(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")}
 
     async def _control(self, request: web.BaseRequest) -> web.Response:

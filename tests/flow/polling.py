@@ -249,8 +249,8 @@ class Office:
         """Let the lease be over, and the source be anybody's."""
         await self.lane.drop("", SID)
 
-    async def restart(self) -> None:
-        """Lose the store, as when an unsaved Redis restarts empty."""
+    async def lose_the_store(self) -> None:
+        """An unsaved Redis restarts, empty."""
         await self.redis.flushdb()
 
     async def state(self) -> SourceState:
