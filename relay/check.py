@@ -30,6 +30,7 @@ from relay.ledger import keys
 from relay.ledger.embedded import EmbeddedStore
 from relay.ledger.health import read_health
 from relay.ledger.lane import LANES
+from relay.ledger.safe import StoredSafe
 from relay.ledger.sources import SourceStates
 from relay.model import Json, Record
 from relay.poll.budget import Budget, Limit
@@ -115,7 +116,7 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
         )
         sources = settings.sources.items()
-        asking = [asyncio.create_task(_source(sid, options, http, store.redis)) for sid, options in sources]
+        asking = [asyncio.create_task(_source(sid, options, http, store)) for sid, options in sources]
         stack.push_async_callback(_end, asking)
         for task in asking:
             for finding in await task:
@@ -142,10 +143,11 @@ async def _end(tasks: Sequence["asyncio.Task[list[Finding]]"]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Store:
-    """The store as it was found; `redis` is None when it cannot be used."""
+    """The store as it was found; `redis` is None when it cannot be used. `box` reads the secrets in it."""
 
     redis: Redis | None
     findings: tuple[Finding, ...]
+    box: SecretBox | None = None
 
 
 @contextlib.asynccontextmanager
@@ -170,16 +172,15 @@ async def _store(settings: Settings) -> AsyncIterator[_Store]:
                     return
         redis = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
         stack.push_async_callback(redis.aclose)
+        box = SecretBox(secret_keys)
         try:
-            findings = await _look_at_store(
-                redis, where, SecretBox(secret_keys), outside=settings.redis_url is not None
-            )
+            findings = await _look_at_store(redis, where, box, outside=settings.redis_url is not None)
         except (RedisError, OSError) as error:
             fix = "start it, or correct RELAY_REDIS_URL" if settings.redis_url else "look at its log, store/valkey.log"
             yield _Store(None, (Finding("store", "fail", f"{where}: {error}", fix),))
             return
         usable = all(finding.status != "fail" for finding in findings)
-        yield _Store(redis if usable else None, tuple(findings))
+        yield _Store(redis if usable else None, tuple(findings), box)
 
 
 async def _holder(store: EmbeddedStore, settings: Settings) -> str | None:
@@ -275,35 +276,39 @@ def _redis_host(url: str) -> str:
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
-async def _source(sid: str, options: SourceOptions, http: aiohttp.ClientSession, redis: Redis | None) -> list[Finding]:
+async def _source(sid: str, options: SourceOptions, http: aiohttp.ClientSession, store: _Store) -> list[Finding]:
     what = f"source {sid}"
     if not options.enabled:
         return [Finding(what, "warn", "is not polled (enabled: false)")]
     try:
         async with asyncio.timeout(_SOURCE_S):
-            findings = await _ask(sid, options, http, redis)
+            findings = await _ask(sid, options, http, store)
     except TimeoutError:
         findings = [Finding(what, "fail", f"the provider took longer than {_SOURCE_S} s to answer")]
     except (RedisError, OSError) as error:
         findings = [Finding(what, "fail", f"could not be looked at: {type(error).__name__}")]
-    if redis is not None:
+    if store.redis is not None:
         with contextlib.suppress(RedisError, OSError):
-            findings += await _remembered(sid, options, redis)
+            findings += await _remembered(sid, options, store.redis)
     return findings
 
 
-async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, redis: Redis | None) -> list[Finding]:
+async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, store: _Store) -> list[Finding]:
     """Ask the provider how it is and for its newest call: three requests, paid for like any others."""
     what = f"source {sid}"
     kind = PROVIDERS[options.provider]
     limit = None
     if kind.requests_per_window and kind.window_s:
         limit = Limit(kind.requests_per_window, kind.window_s, options.budget_share)
+    redis = store.redis
     budget = Budget(redis) if redis is not None else None
     egress = options.proxy_url or "direct"
     paid = budget.pay_for(kind.name, lambda: kind.credential(options), egress, limit) if budget else None
     purse = _Purse(paid)
-    provider = kind.connect(options, http, purse)
+    if kind.connect_safely is not None and redis is not None and store.box is not None:
+        provider = kind.connect_safely(options, http, purse, StoredSafe(redis, store.box, sid))
+    else:
+        provider = kind.connect(options, http, purse)
     findings: list[Finding] = []
     try:
         credential = kind.credential(options)

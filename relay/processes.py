@@ -1,7 +1,6 @@
 """The processes: what each role starts, and how it stops. Signals are ours: stop claiming, finish, settle, close."""
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +14,7 @@ from relay.errors import SettingsError
 from relay.ledger.embedded import EmbeddedStore
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, changed_outside_maps
+from relay.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -150,9 +150,9 @@ async def _hosted(host: Host, runtime: Runtime) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        hosting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await hosting
+        await end(hosting)
+        if not hosting.cancelled():
+            hosting.result()
 
 
 def greet(runtime: Runtime) -> None:

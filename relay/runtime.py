@@ -47,6 +47,7 @@ from relay.recordings.storage import RecordingStorage, open_storage
 from relay.secrets import SecretBox
 from relay.settings import Settings
 from relay.sources import Source
+from relay.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -343,11 +344,10 @@ class Runtime:
                     task.result()  # neither ends by itself: let its error out
         finally:
             stopping.cancel()
-            for task in streaming:
-                task.cancel()
             for runner in self.runners:
                 runner.stop(within_s=drain_s)
-            await asyncio.gather(*tasks, *streaming, return_exceptions=True)
+            await end(*streaming)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _spread(sid: str) -> int:
@@ -390,9 +390,7 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
         try:
             yield runtime
         finally:
-            following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
+            await end(following)
 
 
 def _guarded_session(guard: Guard, plain: bool) -> aiohttp.ClientSession:

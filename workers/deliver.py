@@ -6,6 +6,7 @@ written before dialling.
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, assert_never
 
@@ -171,7 +172,11 @@ class Deliver:
         self, claim: Claim, event: ClaimedEvent, state: DeliveryState, status: Status, outcome: Outcome | None
     ) -> None:
         metrics.GIVEN_UP.labels(status).inc()
-        ended = state.attempted(status, outcome.to_json() if outcome else None, at_ms=self.runner.lane.store_now_ms)
+        now_ms = self.runner.lane.store_now_ms
+        if outcome is None:
+            ended = replace(state, status=status, at_ms=now_ms, next_ms=0)
+        else:
+            ended = state.attempted(status, outcome.to_json(), at_ms=now_ms)
         self.runner.settle(claim, "done", a=event.id, b=ended.write(), c="x")
 
 

@@ -13,7 +13,7 @@ from relay import metrics
 from relay.enrich.contacts import LADDER_S, AddressBook
 from relay.errors import OverBudget, ProviderError, RateLimited, Unauthorized
 from relay.events.advance import Advance
-from relay.events.say import NO_CONTACT, SETTLED_CONTACT, contact_hold_left_ms
+from relay.events.say import NO_CONTACT, contact_hold_left_ms, contact_settled
 from relay.ledger.calls import StoredCall, claimed_call
 from relay.ledger.lane import Claim
 from relay.ledger.runner import Runner
@@ -66,7 +66,7 @@ class Enrich:
                 tasks.create_task(self._look_up(source, to_look_up, now_ms))
 
     def _wants_contact(self, source: Source, call: StoredCall, now_ms: int) -> bool:
-        if not source.rules.contacts or not call.finished or _settled(call) or number_to_look_up(call) is None:
+        if not source.rules.contacts or not call.finished or contact_settled(call) or number_to_look_up(call) is None:
             return False
         lookup = call.lookup or {"tries": 0, "next_ms": 0}
         if lookup["tries"] >= len(LADDER_S) or lookup["next_ms"] > now_ms:
@@ -128,11 +128,11 @@ class Enrich:
         parts: dict[str, Json | None] = {}
         retry_ms: int | None = None
         number = number_to_look_up(call)
-        if source.rules.contacts and call.finished and not _settled(call):
+        if source.rules.contacts and call.finished and not contact_settled(call):
             if number is None:
-                parts["contact"] = NO_CONTACT
+                parts["contact"] = {**NO_CONTACT, "number": None}
             elif number in found:
-                parts["contact"] = found[number]
+                parts["contact"] = {**found[number], "number": number}
                 if call.lookup:
                     parts["lookup"] = None
             elif failed:
@@ -154,7 +154,3 @@ def number_to_look_up(call: StoredCall) -> str | None:
     """The other side's number; extensions and hidden numbers are never looked up."""
     number = call.record.get("external_number")
     return number if isinstance(number, str) else None
-
-
-def _settled(call: StoredCall) -> bool:
-    return call.contact is not None and call.contact["lookup_status"] in SETTLED_CONTACT

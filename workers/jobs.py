@@ -13,15 +13,20 @@ from arq import Retry
 from arq.constants import in_progress_key_prefix
 from redis.exceptions import RedisError
 
-from relay.errors import OverBudget, RateLimited, RelayError, Unavailable
+from relay.delivery.replay import Replayed, ReplayStatus, SwitchedOff, replay_since
+from relay.errors import OverBudget, RateLimited, RelayError, StorageError, StoreError, Unavailable
+from relay.ledger import keys
+from relay.ledger.calls import LeaseLost
+from relay.ledger.erase import REMEMBERED_S, Erased, Eraser
 from relay.ledger.lane import LANES
 from relay.ledger.sources import Progress
-from relay.model import from_iso, iso
+from relay.model import Json, from_iso, iso
 from relay.poll.poller import Reader, Tally
 from relay.poll.window import Standing, floor
 from relay.providers.base import Purpose, Window
 from relay.runtime import Runtime
 from relay.sources import Source
+from relay.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -64,8 +69,12 @@ async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job: s
         oldest = None if force else floor(standing, now=await _store_now(runtime))
         reading = _Backfill(runtime, source, progress, oldest=oldest, total=total, sleep=ctx["sleep"])
         at = from_iso(kept["at"]) if "at" in kept else from_iso(since)
-        async with _beating(ctx, reading):
+        async with _beating(ctx, reading.beat):
             await reading.read(at, from_iso(since), from_iso(until))
+    except Cancelled:
+        await progress.write(state="failed", error="cancelled")
+    except LeaseLost:
+        await progress.write(state="failed", error=f"the source {sid} was removed meanwhile")
     except (RedisError, OSError) as error:
         log.warning("backfill_interrupted", source=sid, error=str(error), again_in_s=_STORE_AWAY_S)
         raise Retry(defer=_STORE_AWAY_S) from error
@@ -90,6 +99,10 @@ async def _store_now(runtime: Runtime) -> datetime:
     return datetime.fromtimestamp(int(seconds) + int(micros) / 1_000_000, UTC)
 
 
+class Cancelled(Exception):
+    """A person has ended the job."""
+
+
 class _Backfill:
     """One run of a backfill: window by window, with the time that each of them may take to come through."""
 
@@ -110,6 +123,7 @@ class _Backfill:
         self._total = total
         self._sleep = sleep
         self._under_way = Tally()
+        self._cancelled = False
 
     async def read(self, at: datetime, first: datetime, end: datetime) -> None:
         """Read from `at` to `end`; `first` is where the whole began."""
@@ -120,6 +134,7 @@ class _Backfill:
         while at < end:
             if time.monotonic() - began > _STINT_S:
                 raise Retry
+            await heed_cancel(self._progress)
             upto = min(at + _STEP, end) if source.kind.upper_bound else end
             try:
                 await self._window(at, upto, end)
@@ -149,7 +164,8 @@ class _Backfill:
         log.info("backfill_done", source=source.id, **self._total.counts())
 
     async def beat(self) -> None:
-        """Say how far it is, while a window is being read."""
+        """Say how far it is, while a window is being read, and whether it was cancelled."""
+        self._cancelled = bool((await self._progress.read()).get("cancel"))
         so_far = Tally()
         so_far.add(self._total)
         so_far.add(self._under_way)
@@ -161,6 +177,8 @@ class _Backfill:
 
         def noted(tally: Tally) -> None:
             self._under_way = tally
+            if self._cancelled:
+                raise Cancelled
 
         try:
             tally = await reader.read(
@@ -190,7 +208,7 @@ class _Backfill:
 
 
 @contextlib.asynccontextmanager
-async def _beating(ctx: dict[str, Any], reading: _Backfill) -> AsyncIterator[None]:
+async def _beating(ctx: dict[str, Any], say: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Keep the job ours for as long as we live, and not for the hours that arq would believe us dead or alive."""
     runtime: Runtime = ctx["runtime"]
 
@@ -198,13 +216,121 @@ async def _beating(ctx: dict[str, Any], reading: _Backfill) -> AsyncIterator[Non
         while True:
             with contextlib.suppress(RedisError, OSError):
                 await runtime.redis.pexpire(in_progress_key_prefix + ctx["job_id"], _HELD_MS)
-                await reading.beat()
+                await say()
             await asyncio.sleep(_BEAT_S)
 
     beating = asyncio.create_task(beat())
     try:
         yield
     finally:
-        beating.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await beating
+        await end(beating)
+
+
+async def heed_cancel(progress: Progress) -> None:
+    """Raise Cancelled when a person has ended the job."""
+    if (await progress.read()).get("cancel"):
+        raise Cancelled
+
+
+async def replay(ctx: dict[str, Any], sub: str, since_ms: int, status: ReplayStatus, force: bool, job: str) -> None:
+    """Deliver the events of a subscription since a time again. Taken up where its progress stands."""
+    runtime: Runtime = ctx["runtime"]
+    progress = Progress(runtime.redis, job)
+
+    async def step(done: Replayed) -> None:
+        runtime.wakes("deliver")
+        share = (done.at_ms - since_ms) / max(until_ms - since_ms, 1)
+        stands = {"at_ms": done.at_ms, "until_ms": until_ms, "done": round(min(max(share, 0), 1), 3)}
+        await progress.write(state="running", **stands, **done.counts())
+        await heed_cancel(progress)
+
+    def belongs(document: Json) -> str | None:
+        data = document["data"]
+        sid = data["call"]["source_id"] if "call" in data else data.get("source", {}).get("id")
+        source = runtime.sources.get(sid)
+        other = runtime.subscriptions.get(data.get("subscription", {}).get("id"))
+        return source.tenant if source else other.tenant if other else None
+
+    async with _long(ctx, progress) as kept:
+        await runtime.directory.load()
+        subscription = runtime.subscriptions.get(sub)
+        if kept is None or subscription is None:
+            if kept is not None:
+                await progress.write(state="failed", error=f"there is no subscription {sub}")
+            return
+        seconds, micros = await runtime.redis.time()
+        until_ms = int(kept.get("until_ms") or int(seconds) * 1000 + int(micros) // 1000)
+        done = Replayed(int(kept.get("at_ms") or since_ms), **{n: int(kept.get(n) or 0) for n in Replayed(0).counts()})
+        try:
+            await replay_since(
+                runtime.ledger,
+                subscription,
+                done=done,
+                until_ms=until_ms,
+                status=status,
+                force=force,
+                belongs=belongs,
+                step=step,
+            )
+        except SwitchedOff:
+            await progress.write(state="failed", error=f"{sub} is switched off; enable it, then replay again")
+            return
+        await progress.write(state="done", done=1, **done.counts())
+        log.info("replay_done", subscription=sub, **done.counts())
+
+
+async def erase(ctx: dict[str, Any], number: str, sources: list[str] | None, job: str) -> None:
+    """Forget a person by number, in some sources or everywhere. What was found before a restart is gone already."""
+    runtime: Runtime = ctx["runtime"]
+    progress = Progress(runtime.redis, job)
+    step = _erasing(runtime, progress)
+    async with _long(ctx, progress) as kept:
+        if kept is None:
+            return
+        books = list(runtime.sources) if sources is None else sources
+        eraser = Eraser(runtime.ledger, runtime.storage)
+        done = await eraser.number(number, sources=sources, books=books, step=step)
+        await progress.write(state="done", done=1, **done.counts())
+        log.info("erased", **done.counts())
+
+
+async def forget_source(ctx: dict[str, Any], sid: str, job: str) -> None:
+    """Clear up after a source that was removed; nothing of it is admitted meanwhile."""
+    runtime: Runtime = ctx["runtime"]
+    progress = Progress(runtime.redis, job)
+    async with _long(ctx, progress) as kept:
+        if kept is None:
+            return
+        done = await Eraser(runtime.ledger, runtime.storage).source(sid, step=_erasing(runtime, progress))
+        await runtime.markers.forget(sid)
+        await runtime.redis.expire(keys.forgotten(sid), REMEMBERED_S)
+        await progress.write(state="done", done=1, **done.counts())
+        log.info("source_forgotten", source=sid, **done.counts())
+
+
+def _erasing(runtime: Runtime, progress: Progress) -> Callable[[Erased], Awaitable[None]]:
+    async def step(done: Erased) -> None:
+        await progress.write(state="running", **done.counts())
+        await heed_cancel(progress)
+
+    return step
+
+
+@contextlib.asynccontextmanager
+async def _long(ctx: dict[str, Any], progress: Progress) -> AsyncIterator[dict[str, str] | None]:
+    """Run a long job: gives what it wrote down before, None when it has ended. It is taken up again after a restart,
+    and after trouble with the store or the storage."""
+
+    async def nothing() -> None:
+        return
+
+    try:
+        kept = await progress.read()
+        over = kept.get("state") in ("done", "failed")
+        async with _beating(ctx, nothing):
+            yield None if over else kept
+    except Cancelled:
+        await progress.write(state="failed", error="cancelled")
+    except (RedisError, OSError, StorageError, StoreError) as error:
+        log.warning("job_interrupted", job=ctx["job_id"], error=str(error), again_in_s=_STORE_AWAY_S)
+        raise Retry(defer=_STORE_AWAY_S) from error

@@ -5,7 +5,7 @@ It may run twice without harm: the audio is kept under the call's name, whole or
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
@@ -39,11 +39,13 @@ class Record:
         states: SourceStates,
         *,
         wake_enrich: Callable[[], None],
+        find_call: Callable[[str], Awaitable[StoredCall | None]],
     ) -> None:
         self._sources = sources
         self._storage = storage
         self._states = states
         self._wake_enrich = wake_enrich
+        self._find_call = find_call
         self._seen_well: set[str] = set()
 
     async def work(self, claims: Sequence[Claim]) -> None:
@@ -61,11 +63,13 @@ class Record:
                 provider.recordings,
                 self._storage,
                 call.id,
-                call.key,
+                call.record["custom"].get("call_id") or call.key,
                 state,
                 clock=self._store_now,
                 started_at=datetime.fromtimestamp(call.started_ms / 1000, UTC),
             )
+        if isinstance(result, Fetched) and await self._find_call(call.id) is None:
+            await self._storage.delete(result.part["path"])  # it was erased while its audio came
         await self._settle(claim, call, source, state, result)
 
     async def _settle(

@@ -21,7 +21,11 @@ def add_runners(runtime: Runtime) -> None:
         Runner(runtime.lanes["enrich"], enrich.work, at_once=ENRICH_AT_ONCE, needs_s=15, batch=ENRICH_BATCH)
     )
     record = Record(
-        lambda: runtime.sources, runtime.storage, runtime.states, wake_enrich=lambda: runtime.wakes("enrich")
+        lambda: runtime.sources,
+        runtime.storage,
+        runtime.states,
+        wake_enrich=lambda: runtime.wakes("enrich"),
+        find_call=runtime.ledger.call,
     )
     record.runner = runtime.add_runner(Runner(runtime.lanes["record"], record.work, at_once=RECORD_AT_ONCE, needs_s=30))
     timeout_s = runtime.settings.delivery.timeout_s

@@ -25,6 +25,7 @@ from relay.log import configure
 from relay.processes import needs_of_a_role, stop_on_signals
 from relay.runtime import QUEUE, Runtime, open_runtime
 from relay.settings import Settings, load
+from relay.tasks import end
 from workers import jobs, sweep
 from workers.runners import add_runners
 
@@ -40,6 +41,9 @@ async def _sweep(ctx: dict[str, Any]) -> None:
 
 FUNCTIONS = [
     func(jobs.wake, name="wake", max_tries=1, keep_result=0, timeout=5),
+    func(jobs.replay, name="replay", max_tries=10_000, keep_result=0, timeout=2 * 3600),
+    func(jobs.erase, name="erase", max_tries=10_000, keep_result=0, timeout=2 * 3600),
+    func(jobs.forget_source, name="forget_source", max_tries=10_000, keep_result=0, timeout=2 * 3600),
     func(jobs.backfill, name="backfill", max_tries=10_000, keep_result=0, timeout=2 * 3600),
 ]
 CRON = [cron(_sweep, name="sweep", second={0, 30}, timeout=60, keep_result=0, max_tries=1)]
@@ -67,9 +71,7 @@ async def host(runtime: Runtime, *, poll_delay_s: float = WAKE_POLL_S) -> None:
         try:
             await worker.async_run()
         except asyncio.CancelledError:
-            for task in worker.tasks.values():
-                task.cancel()
-            await asyncio.gather(*worker.tasks.values(), return_exceptions=True)
+            await end(*worker.tasks.values())
             raise
         except (RedisError, OSError) as error:
             if not away:
@@ -99,15 +101,23 @@ async def _startup(ctx: dict[str, Any]) -> None:
     stop = stop_on_signals()
     arq_main = asyncio.current_task()
     running = asyncio.create_task(runtime.run(stop, drain_s=settings.drain_s))
-    # arq's loop ends when its main task does: when we are told to stop, and everything is settled.
-    running.add_done_callback(lambda _: arq_main.cancel() if arq_main and not arq_main.done() else None)
-    ctx |= {"runtime": runtime, "stack": stack, "running": running, "stop": stop, "sleep": asyncio.sleep}
+
+    async def leave() -> None:
+        # arq's loop ends when its main task does: when we are told to stop, and everything is settled.
+        await asyncio.wait([running])
+        if arq_main is not None:
+            await end(arq_main)
+
+    leaving = asyncio.create_task(leave())
+    ctx |= {"runtime": runtime, "stack": stack, "running": running, "leaving": leaving, "stop": stop}
+    ctx["sleep"] = asyncio.sleep
 
 
 async def _shutdown(ctx: dict[str, Any]) -> None:
     ctx["stop"].set()
     with contextlib.suppress(asyncio.CancelledError):
         await ctx["running"]
+    await ctx["leaving"]
     await ctx["stack"].aclose()
 
 

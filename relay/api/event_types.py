@@ -1,4 +1,4 @@
-"""The events as their receivers see them: a JSON Schema and a sample of each type, and samples in every payload form."""
+"""The events as their receivers see them: a JSON Schema and a sample of each type, in every payload form."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta

@@ -49,8 +49,7 @@ def view(job: str, fields: dict[str, str]) -> JobView:
         subscription=fields.get("subscription"),
         since=from_iso(fields["since"]) if fields.get("since") else None,
         until=from_iso(fields["until"]) if fields.get("until") else None,
-        counts={name: int(fields[f"n_{name}"]) for name in _COUNTS if f"n_{name}" in fields}
-        or {name: int(fields[name]) for name in _COUNTS[:6] if name in fields},
+        counts={name: int(fields[name]) for name in _COUNTS if name in fields},
         error=fields.get("error") or None,
     )
 

@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document, made of the route table and of pydantic's JSON Schema 2020-12; and a page of it to read."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from http import HTTPStatus
 from typing import Any, Final
@@ -15,6 +15,9 @@ from relay.api.problems import STATUSES, Code, ProblemDocument
 from relay.api.route import Route
 from relay.model import Json
 from relay.settings import ID_PATTERN
+
+Written = Mapping[tuple[Any, ...], Json]
+"""The schemas, by method, path and what they are of."""
 
 _REF: Final = "#/components/schemas/{model}"
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
@@ -53,7 +56,7 @@ def document(table: Sequence[Route], *, server_url: str | None = None) -> Json:
         if route.body_type is not None:
             inputs.append(((*name, "body"), "validation", route.body_type))
         inputs += [((*name, status), "serialization", kind) for status, kind in route.answer_types.items()]
-    schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REF)  # type: ignore[arg-type]  # any hashable key
+    schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REF)
     written = {key: schema for (key, _), schema in schemas.items()}
     components: Json = definitions.get("$defs", {})
     paths: Json = {}
@@ -80,7 +83,7 @@ def document(table: Sequence[Route], *, server_url: str | None = None) -> Json:
     return found
 
 
-def _operation(route: Route, written: Json, components: Json) -> Json:
+def _operation(route: Route, written: Written, components: Json) -> Json:
     name = (route.method, route.path)
     operation: Json = {
         "operationId": route.operation_id,
@@ -132,7 +135,7 @@ def _pattern(part: str) -> Json:
     return {"pattern": _PATTERNS[part]} if part in _PATTERNS else {"minLength": 1}
 
 
-def _responses(route: Route, written: Json) -> Json:
+def _responses(route: Route, written: Written) -> Json:
     responses: Json = {}
     for status in route.answers:
         responses[str(status.value)] = {"description": status.phrase}

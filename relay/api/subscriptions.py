@@ -1,4 +1,4 @@
-"""Subscriptions over HTTP, REST hooks among them: subscribe with POST, unsubscribe with DELETE, as often as one likes."""
+"""Subscriptions over HTTP, REST hooks among them: POST subscribes, DELETE unsubscribes, as often as one likes."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -412,7 +412,7 @@ async def delete_subscription(
 
 
 async def disable_subscription(api: Api, caller: Caller, subscription_id: str, body: DisableWish) -> SubscriptionView:
-    """Switch a subscription off: what waits is kept, what happens meanwhile is listed as missing and can be replayed."""
+    """Switch a subscription off: what waits is kept; what happens meanwhile is listed as missing, to be replayed."""
     subscription = await api.subscription(caller, subscription_id)
     await api.runtime.lanes["deliver"].off(subscription_id, body.reason or DISABLED_BY_HAND)
     await api.runtime.say_goodbye(subscription)

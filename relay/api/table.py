@@ -84,7 +84,10 @@ TABLE: Final[tuple[Route, ...]] = (
         "storage_unavailable", needs="admin", body=calls.EraseWish,
     ),
     # --- events
-    _route("GET", "/v1/events", events.list_events, "events", Page[events.EventDocument], "not_found", query=events.ListEvents),
+    _route(
+        "GET", "/v1/events", events.list_events, "events", Page[events.EventDocument], "not_found",
+        query=events.ListEvents,
+    ),
     _route(
         "GET", "/v1/events/stream", stream.stream_events, "events", {_OK: str}, "not_found", "too_many_streams",
         query=stream.StreamEvents, media_type="text/event-stream", takes_request=True,

@@ -15,7 +15,7 @@ from relay.ledger.pack import unpack
 from relay.model import Json
 
 ReplayStatus = Literal["exhausted", "missing", "any"]
-"""Which deliveries: given up after all attempts (or put aside), never queued because it was off, or all it would want."""
+"""Which deliveries: given up (or put aside), never queued because it was off, or all that it would want now."""
 
 _STATUSES: Final[dict[ReplayStatus, frozenset[str]]] = {
     "exhausted": frozenset({"exhausted", "poison"}),

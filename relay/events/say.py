@@ -42,6 +42,7 @@ NO_RECORDING: Json = {
     "sha256": None,
 }
 _PUBLISHED_RECORDING = tuple(NO_RECORDING)
+_LOOKUP = "contact.lookup_status"
 SETTLED_CONTACT = frozenset({"matched", "none", "skipped"})
 
 
@@ -94,9 +95,18 @@ def what_to_say(call: StoredCall, *, now_ms: int, rules: Rules) -> Owed | Wait:
     return _differences(call, said, now_ms, rules)
 
 
+def contact_settled(call: StoredCall) -> bool:
+    """Whether the contact is known for the number that the call has now; a provider may correct the number."""
+    part = call.contact
+    if part is None or part["lookup_status"] not in SETTLED_CONTACT:
+        return False
+    number = call.record.get("external_number")
+    return bool(part.get("number", number) == number)
+
+
 def contact_hold_left_ms(call: StoredCall, *, now_ms: int, rules: Rules) -> int:
     """How long the contact may still hold this call up, ms; 0 when it may not."""
-    if not rules.contacts or (call.contact is not None and call.contact["lookup_status"] in SETTLED_CONTACT):
+    if not rules.contacts or contact_settled(call):
         return 0
     return max(call.ready_ms + rules.hold_for_contact_ms - now_ms, 0)
 
@@ -123,7 +133,9 @@ def recording_of(call: StoredCall, rules: Rules) -> Json:
 
 
 def _differences(call: StoredCall, said: Json | None, now_ms: int, rules: Rules) -> Owed:
-    contact = call.contact or NO_CONTACT | {"lookup_status": "unavailable" if rules.contacts else "skipped"}
+    contact = NO_CONTACT | {"lookup_status": "unavailable" if rules.contacts else "skipped"}
+    if contact_settled(call):
+        contact = {name: (call.contact or {}).get(name) for name in NO_CONTACT}
     content = {**call.record, "contact": contact}
     recording = recording_of(call, rules)
     known: Json = said or {"content": None, "revision": 0, "audio": None, "transcript": False}
@@ -141,6 +153,8 @@ def _differences(call: StoredCall, said: Json | None, now_ms: int, rules: Rules)
         draft("call.completed")
     else:
         changes = _changes(known["content"], content)
+        if changes.get(_LOOKUP) == ["unavailable", "none"]:
+            del changes[_LOOKUP]  # nobody was named before and nobody is now
         if transcript and not known["transcript"]:
             # The transcript has an event of its own; its coming is no update of the call as well.
             changes = {field: pair for field, pair in changes.items() if not field.startswith("transcription")}

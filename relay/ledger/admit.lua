@@ -7,7 +7,7 @@
 --        last chunk 1|0, m, then m × (field, value) of the source, k, then k days of `seen` to forget
 -- ANSWER false when the lease is not ours any more or the source is being removed (nothing was done), else one letter a
 --        row:
---        n new · c changed · k known · s seeded (known, not told) · r re-hashed after an upgrade
+--        n new, or seeded once and asked for by a backfill · c changed · k known · s seeded (known, not told) · r re-hashed after an upgrade
 --
 -- Races closed here:
 -- * a poller that was thought dead wakes up: its token is old, nothing of its answer is taken and no cursor moves.
@@ -71,7 +71,9 @@ for n = 1, tonumber(ARGV[6]) do
     by, flag, old = string.match(known, '^(%d+)(%a)(.*)$')
   end
 
-  if (not known and not seed) or (flag == 'u' and finished == '1' and old ~= hash) then
+  local untold = flag == 's' or flag == 'u'
+  if (not known and not seed) or (flag == 'u' and finished == '1' and old ~= hash)
+    or (via == 'backfill' and untold and finished == '1') then
     redis.call('HSET', k_call, 'version', 1, 'source', sid, 'key', key, 'mapping', mapping, 'hash', hash,
       'finished', finished, 'started', started, 'first_seen', stamp, 'ready', stamp, 'via', via,
       'record', record, 'raw', raw)

@@ -116,10 +116,11 @@ class Ledger:
         self._publish = script(redis, "publish")
         self._replay = script(redis, "replay")
 
-    async def unknown(self, sid: str, rows: Sequence[Row], *, mapping: int) -> list[Row]:
+    async def unknown(self, sid: str, rows: Sequence[Row], *, mapping: int, untold_too: bool = False) -> list[Row]:
         """Leave out the rows that `seen` has exactly as they are: with deep overlap more than 99 % are repeats.
 
-        One HMGET a day. Only saves work: `admit` decides.
+        With `untold_too` rows that were seeded, and so never told, are not left out. One HMGET a day. Only saves work:
+        `admit` decides.
         """
         by_day: dict[str, list[Row]] = {}
         for row in rows:
@@ -133,7 +134,8 @@ class Ledger:
         for members, values in zip(by_day.values(), answers, strict=True):
             for row, value in zip(members, values, strict=True):
                 end = len(prefix) + 1
-                if value is None or value[:-17] != prefix or value[end:] != row.hash.encode():
+                known = value is not None and value[:-17] == prefix and value[end:] == row.hash.encode()
+                if not known or (untold_too and value[end - 1 : end] != b"e"):
                     fresh.append(row)
         return fresh
 

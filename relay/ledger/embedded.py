@@ -144,6 +144,7 @@ class EmbeddedStore:
             "save": "",
             "maxmemory-policy": "noeviction",
             "hash-max-listpack-entries": "512",
+            "hash-max-listpack-value": "1024",
             "auto-aof-rewrite-min-size": "64mb",
             "daemonize": "no",
             "set-proc-title": "no",

@@ -188,7 +188,14 @@ class Eraser:
             if current is None:
                 return
             done.recordings += await self._delete_audio(current)
-            args = [current.id, current.version, current.id, current.source_id, len(current.events), *current.events]
+            args: list[Any] = [
+                current.id,
+                current.version,
+                current.id,
+                current.source_id,
+                len(current.events),
+                *current.events,
+            ]
             answer = await self._erase(args=args)
             if answer != -1:
                 done.calls += 1

@@ -112,8 +112,8 @@ def leases(name: str, partition: str) -> str:
 
 
 def partition(name: str, part: str) -> str:
-    """HASH  gate (ms or inf), cap (items in flight), pace and health of a partition; no TTL: a gate must hold. That of a
-    deleted subscription stays for a minute, so that nobody who has not heard of it queues anything."""
+    """HASH  gate (ms or inf), cap (items in flight), pace and health of a partition; no TTL: a gate must hold. Of a
+    deleted subscription it stays for a minute, so that nobody who has not heard of it queues anything."""
     return f"relay:partition:{name}:{part}"
 
 

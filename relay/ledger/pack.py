@@ -1,4 +1,4 @@
-"""Documents small in the store: JSON, deflated against a dictionary of the words that ours are made of.
+"""Documents small in the store: JSON, deflated against a dictionary of documents like ours.
 
 The first byte names the form, so that another dictionary can come later without breaking what is stored.
 """
@@ -9,20 +9,35 @@ from typing import Any
 import orjson
 
 _WORDS_1 = (
-    b'"user_id":null},"others":[],"revision":1,"custom":{},"participants":[],"transfers":[],"transcription":null,'
-    b'"organization":null,"email":"external_id":"name":"lookup_status":"skipped""unavailable""none""matched","count":1,'
-    b'"id":null,"contact":{"recording":{"status":"unsupported""unavailable""available""none""pending","url":null,'
-    b'"expires_at":null,"content_type":"audio/wav","size_bytes":null,"duration_seconds":null,"sha256":null,"path":"'
-    b'"derived":["ended_at"],"answered_at":null,"ended_at":null,"started_at":"20","extension":null,'
-    b'"internal_number":"+1","external_number":"+1","type":"sip""anonymous""conference""emergency""short""unknown"'
-    b'"extension","extension":"internal":true,"internal":false,"country":"US","type":"e164","raw":"(","number":"+1'
-    b'"to":{"number":null,"raw":"from":{"ended_by":null,"end_reason":null,"status_raw":"NO ANSWER""BUSY""FAILED"'
-    b'"ANSWERED","missed":true,"missed":false,"outcome":"cancelled""declined""abandoned""voicemail""failed""busy"'
-    b'"no_answer""unknown""answered","direction":"internal""outbound""inbound","kind":"conference""call",'
-    b'"provider_call_id":"{"id":"evt_","type":"call.transcript.completed""call.recording.failed""call.updated"'
-    b'"call.recording.completed""call.completed","timestamp":"20","api_version":"2025-07-01","data":{"call":{'
-    b'"id":"call_","provider":"webfones","provider_call_id":"","source_id":"main","changes":{'
-    b'"context":{"via":"poll","observed_at":"20","timezone_assumed":"UTC"},"links":{"call":null,"recording":null}}'
+    # Whole documents rather than words: a document then is a few long matches. What is likely comes last.
+    b'"status":"unsupported""unavailable""none""pending""lookup_status":"skipped""none""type":"sip""anonymous""confe'
+    b'rence""emergency""short""unknown""outcome":"cancelled""declined""abandoned""voicemail""direction":"internal""u'
+    b'nknown""kind":"conference""via":"backfill""stream""call.transcript.completed""call.recording.failed""call.upda'
+    b'ted""changes":{"provider":"unpod""cinnox""nfon""derived":["ended_at"],"NO ANSWER""BUSY""FAILED""CANCELLED"{"pr'
+    b'ovider_call_id":","kind":"call","direction":"outbound","outcome":"no_answer","missed":false,"status_raw":"NO A'
+    b'NSWER","end_reason":null,"ended_by":null,"from":{"number":"+1,"raw":"(, x,"type":"e164","extension":","name":n'
+    b'ull,"country":"US","internal":true,"user_id":null},"to":{"number":"+1,"raw":"(","type":"e164","extension":null'
+    b',"name":","country":"US","internal":false,"user_id":null},"external_number":"+1,"internal_number":"+1,"extensi'
+    b'on":","started_at":"20","answered_at":null,"ended_at":null,"duration_seconds":null,"derived":[],"transcription'
+    b'":null,"transfers":[],"participants":[],"custom":{}}{"content":{"provider_call_id":","kind":"call","direction"'
+    b':"outbound","outcome":"answered","missed":false,"status_raw":"ANSWERED","end_reason":null,"ended_by":null,"fro'
+    b'm":{"number":"+1,"raw":"(, x,"type":"e164","extension":","name":null,"country":"US","internal":true,"user_id":'
+    b'null},"to":{"number":"+1,"raw":"(","type":"e164","extension":null,"name":","country":"US","internal":false,"us'
+    b'er_id":null},"external_number":"+1,"internal_number":"+1,"extension":","started_at":"20","answered_at":null,"e'
+    b'nded_at":null,"duration_seconds":null,"derived":[],"transcription":null,"transfers":[],"participants":[],"cust'
+    b'om":{},"contact":{"lookup_status":"matched","count":1,"id":","external_id":","name":","organization":","email"'
+    b':","others":[]}},"revision":1,"audio":"completed","transcript":false}{"id":","type":"call.completed","timestam'
+    b'p":"20","api_version":"2026-11-01","data":{"call":{"id":","provider":"webfones","provider_call_id":","source_i'
+    b'd":"main","kind":"call","revision":1,"direction":"inbound","outcome":"answered","missed":false,"status_raw":"A'
+    b'NSWERED","end_reason":null,"ended_by":null,"from":{"number":"+1,"raw":"(","type":"e164","extension":null,"name'
+    b'":","country":"US","internal":false,"user_id":null},"to":{"number":"+1,"raw":"(, x,"type":"e164","extension":"'
+    b',"name":null,"country":"US","internal":true,"user_id":null},"external_number":"+1,"internal_number":"+1,"exten'
+    b'sion":","started_at":"20","answered_at":null,"ended_at":null,"duration_seconds":null,"derived":[],"recording":'
+    b'{"status":"available","url":null,"expires_at":null,"content_type":"audio/wav","size_bytes":1,"duration_seconds'
+    b'":null,"sha256":"},"contact":{"lookup_status":"none","count":0,"id":null,"external_id":null,"name":null,"organ'
+    b'ization":null,"email":null,"others":[]},"transcription":null,"transfers":[],"participants":[],"custom":{}}},"c'
+    b'ontext":{"via":"poll","observed_at":"20","timezone_assumed":"UTC"},"links":{"call":"https://api./v1/calls/call'
+    b'_","recording":"https://api./v1/calls/call_/recording"}}'
 )
 
 

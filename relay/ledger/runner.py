@@ -15,6 +15,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from relay.ledger.lane import Claim, Lane, Settlement, Verb
+from relay.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -107,9 +108,7 @@ class Runner:
                     await asyncio.sleep(_GROUP_S)  # enough to do meanwhile: let outcomes gather; else ask at once
                 self._something.clear()
         finally:
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+            await end(*self._running)
             await self._hand_back()
 
     def _finished(self) -> bool:
@@ -227,7 +226,7 @@ class Runner:
     async def _attempt(self, claims: list[Claim]) -> None:
         try:
             await self._work(claims)
-        except (RedisError, OSError) as error:
+        except (RedisError, ConnectionError) as error:
             log.warning("work_met_store_trouble", lane=self.lane.name, error=str(error))
             for claim in claims:
                 self.settle(claim, "again", wait_ms=1000)

@@ -118,7 +118,9 @@ class Reader:
                 rows = await self._believe(source, page.rows, tally, now=now, floor=floor, seed_before=seed_before)
                 if until is not None:
                     rows = [row for row in rows if row.record.started_at <= until]
-                fresh = await self._ledger.unknown(source.id, rows, mapping=source.kind.mapping_version)
+                fresh = await self._ledger.unknown(
+                    source.id, rows, mapping=source.kind.mapping_version, untold_too=via == "backfill"
+                )
                 metrics.ROWS.labels("known").inc(len(rows) - len(fresh))
                 waiting += fresh
                 while len(waiting) > CHUNK:

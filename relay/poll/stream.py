@@ -27,6 +27,7 @@ from relay.poll.poller import Reader
 from relay.poll.window import SEED_DEPTH, Standing, floor
 from relay.providers.base import BadRow
 from relay.sources import Source
+from relay.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -126,10 +127,7 @@ class Streams:
         return {sid for sid, ours in zip(sids, answers, strict=True) if ours}
 
     async def _end(self, sids: Sequence[str]) -> None:
-        ended = [self._listeners.pop(sid).task for sid in sids]
-        for task in ended:
-            task.cancel()
-        await asyncio.gather(*ended, return_exceptions=True)
+        await end(*[self._listeners.pop(sid).task for sid in sids])
 
     async def _listen(self, source: Source) -> None:
         """Listen to one source, again and again."""

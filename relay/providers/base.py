@@ -86,7 +86,10 @@ class CallList(Protocol):
 
 
 class RecordingSource(Protocol):
-    """Sends the audio of a call."""
+    """Sends the audio of a call.
+
+    `key` is the record's `custom["call_id"]` where it has one, which is by what its provider keeps audio; else its key.
+    """
 
     def recording(
         self, key: str, *, purpose: Purpose = Purpose.RECORDING

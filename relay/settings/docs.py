@@ -51,11 +51,23 @@ def _docs(model: type[BaseModel], prefix: str, *, provider: str | None = None) -
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             docs += _docs(field.annotation, f"{path}.", provider=provider)
             continue
+        if (section := _optional_section(field.annotation)) is not None:
+            docs.append(SettingDoc(path, "map", _default(field), field.description or "", provider))
+            docs += _docs(section, f"{path}.", provider=provider)
+            continue
         inner = model_in(field.annotation)
         docs.append(SettingDoc(path, _type_name(field.annotation), _default(field), field.description or "", provider))
         if inner is not None and path not in MAPS and get_origin(field.annotation) is tuple:
             docs += _docs(inner, f"{path}[].", provider=provider)
     return docs
+
+
+def _optional_section(annotation: Any) -> type[BaseModel] | None:
+    """Name the model of a section that may be left out as a whole."""
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    if len(parts) == 1 and NoneType in get_args(annotation) and isinstance(parts[0], type):
+        return parts[0] if issubclass(parts[0], BaseModel) else None
+    return None
 
 
 def _default(field: FieldInfo) -> str | None:

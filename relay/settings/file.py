@@ -1,6 +1,7 @@
 """relay.yaml as plain values, read strictly: a key given twice, a tag or a broken line is told with its line number."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,13 +14,27 @@ from relay.settings.sentences import shown
 def read_file(path: Path, problems: list[str]) -> Json | None:
     """Read the map of settings in a file; None, and a sentence in `problems`, when it cannot be read at all."""
     try:
-        return _Reader(path.read_text(encoding="utf-8-sig"), str(path), problems).settings()
+        content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        reason = "there is no such file; name another one with --config"
+        problems.append(f"{path}: there is no such file; name another one with --config")
     except OSError as error:
-        reason = f"cannot be read: {error.strerror or type(error).__name__}"
+        problems.append(f"{path}: cannot be read: {error.strerror or type(error).__name__}")
     except UnicodeDecodeError:
-        reason = "is not UTF-8 text"
+        problems.append(f"{path}: is not UTF-8 text")
+    else:
+        settings: Json | None = _read(content, str(path), problems, _Reader.settings)
+        return settings
+    return None
+
+
+def parse(content: str, name: str, problems: list[str]) -> Any:
+    """Read any YAML document as strictly; None, and sentences in `problems` that begin with `name`, when it is none."""
+    return _read(content, name, problems, _Reader.document)
+
+
+def _read(content: str, name: str, problems: list[str], take: "Callable[[_Reader], Any]") -> Any:
+    try:
+        return take(_Reader(content, name, problems))
     except yaml.reader.ReaderError:
         reason = "has a control character, which YAML does not allow"
     except yaml.MarkedYAMLError as error:
@@ -30,7 +45,7 @@ def read_file(path: Path, problems: list[str]) -> Json | None:
         reason = "is nested too deeply, or inside itself"
     except _NotAMapping as error:
         reason = f"must be a map of setting names to values, not {error}"
-    problems.append(f"{path}: {reason}")
+    problems.append(f"{name}: {reason}")
     return None
 
 
@@ -73,6 +88,13 @@ class _Reader:
             if not isinstance(node, yaml.MappingNode):
                 raise _NotAMapping("a list" if isinstance(node, yaml.SequenceNode) else "a single value")
             return {name: value for name, value in self._map(node).items() if value is not None}
+        finally:
+            self._loader.dispose()
+
+    def document(self) -> Any:
+        try:
+            node = self._loader.get_single_node()
+            return None if node is None else self._value(node)
         finally:
             self._loader.dispose()
 

@@ -147,6 +147,7 @@ class NfonSimulator:
         self.statuses: Counter[tuple[Kind, int]] = Counter()
         self.streams_open = 0
         self.streams_most = 0
+        self.streams_expired = 0
         self.events_sent = 0
         self.reused_refresh_tokens = 0
         self.agents: set[str] = set()
@@ -462,6 +463,7 @@ class NfonSimulator:
             now = self.clock()
             plans = [plan for plan in self.visible(account.key, now) if _moved(plan, looked_at, now)]
             due, looked_at = [self.row(account, plan, now) for plan in plans], now
+        self.streams_expired += int(self.clock() >= until)
 
     async def _send(self, response: web.StreamResponse, row: Json, number: int, whats: set[Mischief]) -> None:
         event = b"id: %d\ndata: %s\n\n" % (number, orjson.dumps(row))

@@ -636,9 +636,9 @@ async def test_silence_and_a_cut_end_a_stream_without_an_error(live: Bench) -> N
 async def test_a_heartbeat_keeps_a_stream_open(live: Bench) -> None:
     live.simulator.heartbeat_s = 0.1
     client = live.client(stream_idle_s=5)
-    object.__setattr__(client._options, "stream_idle_s", 0.5)
+    object.__setattr__(client._options, "stream_idle_s", 0.8)
     loop = asyncio.get_running_loop()
-    loop.call_later(1.2, live.simulator.appear, TOKEN)
+    loop.call_later(1.4, live.simulator.appear, TOKEN)
 
     assert len(await heard(client, 1)) == 1
 

@@ -60,7 +60,7 @@ class Mishap(StrEnum):
     KILLED_AT_THE_END = "killed_at_the_end"
     """When all was read, and the last rows are not taken in yet."""
     OVERTAKEN = "overtaken"
-    """The lease ends while the provider answers, and another poller has the source."""
+    """The lease ends while the provider's answer is on its way; another poller polls, and then the answer arrives."""
 
 
 FAULTS = {
@@ -93,12 +93,12 @@ class SimulatedCalls:
         self.asked.append(window)
         if self.mishap is Mishap.KILLED:
             raise Killed
-        if self.mishap is Mishap.OVERTAKEN:
-            await self.overtake()
         faults = (*self.faults, *([FAULTS[self.mishap]] if self.mishap in FAULTS else []))
         key = self.options.credential()
         answer = self.simulator.records(key, wire.query_time(window.since, zone), now, faults=faults)
         body = answer.encoded()
+        if self.mishap is Mishap.OVERTAKEN:
+            await self.overtake()
         if answer.status != 200:
             raise wire.refusal(answer.status, body, answer.headers, what="the call list", host="test", now=now)
         rows = wire.read_call_list(reading.load_json(body, name=wire.NAME))
@@ -237,13 +237,20 @@ class Office:
     async def poll(self, mishap: Mishap = Mishap.NONE, *faults: Fault) -> Settlement | None:
         """Poll once, now; what comes of a mishap is that the poll's lease is over."""
         self.calls.mishap, self.calls.faults = mishap, faults
-        self.calls.overtake = self.end_lease
+        self.calls.overtake = self._overtake
         claim = await self.claim()
         try:
             return await self.work(claim)
         except Killed:
             await self.end_lease()
             return None
+
+    async def _overtake(self) -> None:
+        held_up, self.calls.mishap = self.poller.runner, Mishap.NONE
+        await self.end_lease()
+        await self.clock.advance(600, turns=0)
+        await self.work(await self.claim())
+        self.poller.runner = held_up
 
     async def end_lease(self) -> None:
         """Let the lease be over, and the source be anybody's."""

@@ -158,16 +158,19 @@ async def test_a_call_that_no_poll_saw_is_told_once_under_its_own_id(house: Hous
     assert (await house.runtime.states.read("main")).standing.cursor == cursor
 
 
-async def test_a_call_that_was_there_before_the_relay_is_known_and_not_told(house: House) -> None:
-    """Reading the time before the first start again must not tell yesterday's calls to everybody."""
-    house.call(hours_ago=5)
+async def test_a_call_that_was_there_before_the_relay_is_told_when_it_is_asked_for(house: House) -> None:
+    """The first start tells nothing old by itself; a person who asks for the last six hours hears them, once."""
+    rid = house.call(hours_ago=5)
     await house.polled()
-
-    progress = await house.backfill(6)
     await house.told_nothing_more()
 
-    assert (standing(progress).new, standing(progress).known) == (0, 1)
-    assert house.subscriber.received("a") == 0
+    progress = await house.backfill(6)
+    await house.heard(rid)
+    again = await house.backfill(6, job="again")
+    await house.told_nothing_more()
+
+    assert (standing(progress).new, standing(progress).known) == (1, 0)
+    assert (standing(again).new, standing(again).known) == (0, 1)
 
 
 async def test_rows_too_old_to_be_told_apart_need_force(house: House) -> None:

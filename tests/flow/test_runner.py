@@ -436,7 +436,6 @@ async def test_a_suspect_does_not_wait_for_ever_to_be_alone(redis: Redis) -> Non
         phone.runner.wake()
         await until(lambda: phone.attempts["suspect"] == 1)
         assert phone.company["suspect"] == {"slow"}
-        phone.runner.settle(Claim("q", "slow", b"-", 0, 0), "done")
         await fill(lane, "later", partition="r")
         phone.runner.wake()
         await until(lambda: phone.attempts["later"] == 1)

@@ -375,7 +375,7 @@ async def test_a_stream_is_renewed_before_its_token_ends(house_of: HouseOf) -> N
         [call] = await relay.until_heard("call.completed", 1)
 
         assert call["id"] == relay.call_id(plan.rid)
-        assert provider.statuses[Kind.STREAM, 401] == 0
+        assert (provider.streams_expired, provider.statuses[Kind.STREAM, 401]) == (0, 0)
 
 
 async def test_a_safe_is_read_again_and_by_nobody_else(redis: Redis) -> None:

@@ -322,6 +322,21 @@ def test_revisions_count_updates() -> None:
     assert the(owed(call), "call.recording.completed").document["data"]["call"]["revision"] == 4
 
 
+def test_nobody_found_late_is_no_event() -> None:
+    """The address book answered late, and knows nobody: nothing that a subscriber was told has changed."""
+    call = heard(stored(contact=None), rules=RULES)
+    later = replace(call, contact=NOBODY)
+
+    assert owed(later, rules=RULES).events == ()
+
+
+def test_a_contact_of_a_corrected_number_does_not_count() -> None:
+    """The provider corrected the number after the look-up: whoever was found has another number."""
+    call = stored(contact={**MATCHED, "number": "+15550000000"})
+
+    assert isinstance(what_to_say(call, now_ms=call.ready_ms, rules=RULES), Wait)
+
+
 def test_a_change_to_and_fro_is_two_updates_with_ids_of_their_own() -> None:
     """The third state equals the first; it is news all the same."""
     first = heard(stored(contact=MATCHED))
@@ -470,6 +485,8 @@ def test_a_subscriber_that_applies_every_change_knows_the_call(states: list[dict
             assert told is not None
             for field, pair in draft.document["data"]["changes"].items():
                 told = amended(told, field.split("."), pair)
+            if (told["contact"]["lookup_status"], content["contact"]["lookup_status"]) == ("unavailable", "none"):
+                told = {**told, "contact": content["contact"]}  # nobody named before or now: not worth an event
             if about["transcription"] == told["transcription"]:
                 assert dropping_none(told) == dropping_none(content)
         assert about["revision"] == revision

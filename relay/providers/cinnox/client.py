@@ -79,8 +79,12 @@ class Cinnox:
         self.details: DetailSource | None = None
 
     async def pages(self, window: Window) -> AsyncIterator[Page]:
-        """List the calls of the window, less those of the last `settle_s`; a range with too many is read in halves."""
-        last = window.until - timedelta(seconds=self._options.settle_s)
+        """List the calls of the window; a range with too many is read in halves.
+
+        A poll leaves out the last `settle_s`, which the next one brings. The steps of a backfill have no next one.
+        """
+        settle_s = 0 if window.purpose is Purpose.BACKFILL else self._options.settle_s
+        last = window.until - timedelta(seconds=settle_s)
         ranges = [(window.since - timedelta(seconds=1), max(last, window.since))]
         while ranges:
             first, last = ranges.pop()

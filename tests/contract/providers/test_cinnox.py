@@ -1,0 +1,200 @@
+"""What is CINNOX's own: two lists of the same calls, ranges that are split, conferences, recordings."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import aiohttp
+import pytest
+from redis.asyncio import Redis
+
+from relay.errors import OddAnswer, RateLimited
+from relay.model import Record
+from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose, Window
+from relay.simulator.cinnox import CONFERENCES, DETAIL, LOG, RECORDING, RECORDING_PATH, CinnoxSimulator, call_id
+from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.timeline import CallPlan
+from relay.simulator.webfones import audio_chunks
+from tests.contract.providers.cinnox import CinnoxSubject
+from tests.contract.providers.desk import Desk, open_desk
+
+KEY = "the-suite"
+
+
+@pytest.fixture
+async def cinnox(redis: Redis, http: aiohttp.ClientSession) -> AsyncIterator[Desk]:
+    options = {"page_size": 5, "recordings": True, "recording_path": RECORDING_PATH}
+    async with open_desk(CinnoxSubject, redis, http, **options) as desk:
+        yield desk
+
+
+def simulator(desk: Desk) -> CinnoxSimulator:
+    assert isinstance(desk.subject, CinnoxSubject)
+    return desk.subject.simulator
+
+
+async def records(desk: Desk) -> list[Record]:
+    window = Window(desk.now - timedelta(hours=24), desk.now)
+    return [
+        row async for page in desk.source.provider.calls.pages(window) for row in page.rows if isinstance(row, Record)
+    ]
+
+
+async def test_the_lists_are_told_as_one_call(cinnox: Desk) -> None:
+    cinnox.call(1, direction="OUTGOING")
+
+    [read] = await records(cinnox)
+
+    assert (read.caller.user_id, read.callee.name) == ("staff-3203", "A WHITTAKER")
+    assert (read.custom["room_id"], read.end_reason, read.ended_by) == ("room-1", "hangup", "caller")
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+async def test_the_order_of_rows_does_not_matter(cinnox: Desk, newest_first: bool) -> None:
+    simulator(cinnox).newest_first = newest_first
+    plans = [cinnox.call(rid, start_s=-rid * 60) for rid in range(1, 24)]
+
+    assert {read.key for read in await records(cinnox)} == {cinnox.subject.key(plan) for plan in plans}
+
+
+async def test_a_call_log_that_wants_a_call_id_is_done_without(cinnox: Desk) -> None:
+    """Its document marks callID as required; then the other list has to do, and calls go on."""
+    simulator(cinnox).log_needs_call_id = True
+    await cinnox.poll()
+    cinnox.pass_(seconds=90)
+    call = cinnox.call(1)
+    await cinnox.poll()
+    await cinnox.poll()
+
+    assert cinnox.told_keys == Counter([cinnox.subject.key(call)])
+    assert simulator(cinnox).requests[KEY, LOG] == 1
+    assert not cinnox.letters("c")
+
+
+async def test_a_list_that_fails_moves_nothing(cinnox: Desk) -> None:
+    """Half of the columns now and the rest later would tell each call twice."""
+    await cinnox.poll()
+    cinnox.pass_(seconds=90)
+    call = cinnox.call(1)
+    simulator(cinnox).misbehave(Fault(what=Mischief.STATUS, on=LOG, status=500))
+    await cinnox.poll()
+    assert not cinnox.told_keys
+    await cinnox.poll()
+
+    assert cinnox.told_keys == Counter([cinnox.subject.key(call)])
+    assert not cinnox.letters("c")
+
+
+async def test_calls_that_just_began_wait_until_nothing_moves(redis: Redis, http: aiohttp.ClientSession) -> None:
+    async with open_desk(CinnoxSubject, redis, http, settle_s=60) as desk:
+        await desk.poll()
+        desk.pass_(seconds=50)
+        call = desk.call(1, start_s=-20, talk_s=5)
+        await desk.poll()
+        assert not desk.told_keys
+        desk.pass_(seconds=60)
+        await desk.poll()
+
+        assert desk.told_keys == Counter([desk.subject.key(call)])
+
+
+async def test_the_steps_of_a_backfill_leave_no_gap(redis: Redis, http: aiohttp.ClientSession) -> None:
+    """A step ends where the next one begins: nothing may wait there for a poll that never comes."""
+    async with open_desk(CinnoxSubject, redis, http, settle_s=60) as desk:
+        plans = [desk.call(rid, start_s=-rid * 10, talk_s=1) for rid in range(1, 61)]
+        found: set[str] = set()
+        for step in range(10, 0, -1):
+            window = Window(
+                desk.now - timedelta(minutes=step), desk.now - timedelta(minutes=step - 1), Purpose.BACKFILL
+            )
+            async for page in desk.source.provider.calls.pages(window):
+                found |= {row.key for row in page.rows if isinstance(row, Record)}
+
+        assert found == {desk.subject.key(plan) for plan in plans}
+
+
+async def test_a_range_with_too_many_rows_is_read_in_halves(redis: Redis, http: aiohttp.ClientSession) -> None:
+    async with open_desk(CinnoxSubject, redis, http, merge_other_list=False) as desk:
+        plans = [
+            CallPlan(rid=rid, started_at=at, ended_at=at, visible_at=at)
+            for rid in range(1, 6001)
+            for at in [desk.now - timedelta(seconds=5 * rid)]
+        ]
+        desk.subject.add(plans)
+
+        found = {read.key for read in await records(desk)}
+
+        assert found == {desk.subject.key(plan) for plan in plans}
+        assert 20 < simulator(desk).requests[KEY, DETAIL] < 40
+
+
+async def test_a_server_that_does_not_heed_the_offset_is_noticed(cinnox: Desk) -> None:
+    made = simulator(cinnox)
+    for rid in range(1, 24):
+        cinnox.call(rid, start_s=-rid * 60)
+    answer = made.answer
+    made.answer = lambda account, asked, now: answer(  # type: ignore[method-assign]
+        account, type(asked)(asked.kind, {**asked.query, "offset": "0"}, asked.base_url, asked.path), now
+    )
+
+    with pytest.raises(OddAnswer, match="same page"):
+        await records(cinnox)
+
+
+async def test_a_conference_is_one_call_with_its_participants(cinnox: Desk) -> None:
+    await cinnox.poll()
+    cinnox.pass_(seconds=300)
+    conference, legs = cinnox.call(1, start_s=-100), [cinnox.call(rid, start_s=-90) for rid in (2, 3)]
+    simulator(cinnox).add_conference(KEY, conference, legs)
+    other = cinnox.call(4)
+    await cinnox.poll()
+
+    assert cinnox.told_keys == Counter([cinnox.subject.key(conference), cinnox.subject.key(other)])
+    [read] = [read for read in await records(cinnox) if read.kind == "conference"]
+    assert [one["id"] for one in read.participants] == ["hid-2", "hid-3"]
+    assert simulator(cinnox).requests[KEY, CONFERENCES] >= 1
+
+
+async def test_no_conference_costs_no_request(cinnox: Desk) -> None:
+    cinnox.call(1)
+    await cinnox.poll()
+
+    assert simulator(cinnox).requests[KEY, CONFERENCES] == 0
+
+
+async def test_a_recording_is_fetched_by_its_call_id(cinnox: Desk) -> None:
+    plan = cinnox.call(1, recording_at=cinnox.now)
+    recordings = cinnox.source.provider.recordings
+    assert recordings is not None
+
+    async with recordings.recording(call_id(plan)) as audio:
+        assert isinstance(audio, Audio)
+        content = b"".join([chunk async for chunk in audio.chunks])
+
+    assert content == b"".join(audio_chunks(1, plan.recording_bytes))
+    assert (audio.content_type, audio.size_bytes) == ("audio/wav", plan.recording_bytes)
+
+
+async def test_a_recording_that_is_not_there(cinnox: Desk) -> None:
+    plan = cinnox.call(1)
+    recordings = cinnox.source.provider.recordings
+    assert recordings is not None
+
+    async with recordings.recording(call_id(plan)) as answer:
+        assert answer == NoRecordingYet()
+    async with recordings.recording("call\n1") as answer:
+        assert answer == NoSuchCall()
+    simulator(cinnox).misbehave(Fault(what=Mischief.NOT_JSON, on=RECORDING))
+    with pytest.raises(OddAnswer, match="recording_path"):
+        async with recordings.recording(call_id(plan)):
+            pass
+    body = '{"code":6451010,"message":"Too many requests"}'
+    simulator(cinnox).misbehave(Fault(what=Mischief.STATUS, on=RECORDING, status=400, body=body))
+    with pytest.raises(RateLimited):
+        async with recordings.recording(call_id(plan)):
+            pass
+
+
+async def test_without_a_path_there_are_no_recordings(redis: Redis, http: aiohttp.ClientSession) -> None:
+    async with open_desk(CinnoxSubject, redis, http) as desk:
+        assert desk.source.provider.recordings is None

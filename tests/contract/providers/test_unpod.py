@@ -1,0 +1,137 @@
+"""What is Unpod's own: pages of all kinds, identities that may be missing, headers."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any, Literal
+
+import aiohttp
+import pytest
+from redis.asyncio import Redis
+
+from relay.errors import OddAnswer
+from relay.model import Record
+from relay.providers.base import Window
+from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.unpod import LIST, UnpodSimulator
+from tests.contract.providers.desk import Desk, open_desk
+from tests.contract.providers.unpod import UnpodSubject
+
+
+@pytest.fixture
+async def unpod(redis: Redis, http: aiohttp.ClientSession) -> AsyncIterator[Desk]:
+    async with open_desk(UnpodSubject, redis, http, page_size=5) as desk:
+        yield desk
+
+
+def simulator(desk: Desk) -> UnpodSimulator:
+    assert isinstance(desk.subject, UnpodSubject)
+    return desk.subject.simulator
+
+
+async def pages(desk: Desk, *, hours: float = 24) -> list[list[str]]:
+    window = Window(desk.now - timedelta(hours=hours), desk.now)
+    return [
+        [row.key for row in page.rows if isinstance(row, Record)]
+        async for page in desk.source.provider.calls.pages(window)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("with_next", "with_count", "most_rows"),
+    [
+        (True, True, 100),
+        (True, False, 100),
+        (False, True, 100),
+        (False, False, 100),
+        (True, True, 3),
+        (True, False, 3),
+        (False, True, 3),
+    ],
+)
+@pytest.mark.parametrize("calls", [0, 1, 4, 5, 6, 10, 13])
+async def test_every_page_is_read_whatever_the_answer_says_of_others(
+    unpod: Desk, with_next: bool, with_count: bool, most_rows: int, calls: int
+) -> None:
+    """`next` may be there or not, the count too, and the server may give fewer rows than it is asked for."""
+    made = simulator(unpod)
+    made.with_next, made.with_count, made.most_rows = with_next, with_count, most_rows
+    plans = [unpod.call(rid, start_s=-rid * 60) for rid in range(1, calls + 1)]
+
+    found = [key for page in await pages(unpod) for key in page]
+
+    assert found == [unpod.subject.key(plan) for plan in plans]
+
+
+async def test_reading_ends_where_the_rows_are_older_than_the_window(unpod: Desk) -> None:
+    """The filter knows whole days; a near look must not read all of them."""
+    for rid in range(1, 60):
+        unpod.call(rid, start_s=-rid * 600)
+
+    near = await pages(unpod, hours=1)
+
+    assert len(near) == 2
+    assert unpod.subject.requests == 2
+
+
+async def test_a_list_in_no_order_is_read_to_its_end(unpod: Desk) -> None:
+    plans = [unpod.call(rid, start_s=-rid * 1200) for rid in range(1, 31)]
+    simulator(unpod).misbehave(Fault(what=Mischief.SHUFFLE, on=LIST, times=None, seed=3))
+
+    found = {key for page in await pages(unpod, hours=1) for key in page}
+
+    assert found == {unpod.subject.key(plan) for plan in plans}
+
+
+async def test_the_first_page_is_read_again_where_the_count_moved(unpod: Desk) -> None:
+    plans = [unpod.call(rid, start_s=-rid * 60) for rid in range(1, 13)]
+    unpod.till.before = lambda paid: plans.append(unpod.call(100, start_s=-31, talk_s=1)) if paid == 2 else None
+
+    read = await pages(unpod)
+
+    assert {key for page in read for key in page} == {unpod.subject.key(plan) for plan in plans}
+    assert unpod.subject.key(plans[-1]) == read[-1][0]
+
+
+async def test_an_end_before_what_was_announced_is_an_error(unpod: Desk) -> None:
+    """`Failed to fetch logs` past the last page is the end; in the middle of the list it is not."""
+    for rid in range(1, 31):
+        unpod.call(rid, start_s=-rid * 60)
+
+    def fail(paid: int) -> None:
+        if paid == 3:
+            simulator(unpod).misbehave(Fault(what=Mischief.STATUS, on=LIST, status=400, body='{"message":"Failed"}'))
+
+    unpod.till.before = fail
+
+    with pytest.raises(OddAnswer, match="announced 30 calls and ended its list after 10"):
+        await pages(unpod)
+
+
+@pytest.mark.parametrize("durations", ["clock", "whole", "fraction"])
+async def test_rows_without_an_id_are_told_once(unpod: Desk, durations: Literal["clock", "whole", "fraction"]) -> None:
+    simulator(unpod).with_id = False
+    simulator(unpod).durations = durations
+    await unpod.poll()
+    unpod.pass_(seconds=90)
+    for rid in range(1, 8):
+        unpod.call(rid, outside_number=f"(202) 555-01{rid:02d}")
+
+    await unpod.poll()
+    await unpod.poll()
+
+    assert len(unpod.told_keys) == 7
+    assert set(unpod.told_keys.values()) == {1}
+    assert not unpod.letters("c")
+
+
+@pytest.mark.parametrize("status", [206, 400])
+async def test_a_missing_handle_is_named(unpod: Desk, status: Any) -> None:
+    simulator(unpod).refused = (  # type: ignore[method-assign]
+        lambda headers, asked: UnpodSimulator.refused(
+            simulator(unpod), {name: value for name, value in headers.items() if name != "Org-Handle"}, asked
+        )
+    )
+    simulator(unpod).no_org_status = status
+
+    with pytest.raises(OddAnswer, match="check org_handle"):
+        await pages(unpod)

@@ -1,0 +1,442 @@
+"""Subscriptions over HTTP: what an automation platform, a script and a person do with them."""
+
+import base64
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from relay.api.options import MASK
+from relay.events.render import FLAT_FIELDS
+from relay.ledger import keys
+from relay.simulator.subscriber import Behaviour
+from tests.flow.api_desk import OUTSIDE, Desk
+from tests.flow.harness import SECRET, eventually
+
+OWN_SECRET = "whsec_" + base64.b64encode(b"o" * 32).decode()
+
+
+async def test_a_hook_subscribes_and_hears(desk: Desk) -> None:
+    """POST {url, events} answers 201 with an id, and the next call is heard, signed with the secret that was shown."""
+    made = await desk.subscribe("crm", events=["call.*"])
+
+    await desk.told("main", "1")
+    await desk.relay.until_heard("crm", 1)
+
+    assert (made["id"], made["state"], made["origin"]) == ("crm", "enabled", "api")
+    assert desk.relay.report("crm").problems() == ()
+
+
+async def test_the_smallest_wish_is_enough(desk: Desk) -> None:
+    """Zapier sends a url and events; id and secret are made, and nobody is challenged."""
+    made = await desk.post("/v1/subscriptions", {"url": OUTSIDE, "events": ["call.completed"]})
+
+    assert made["id"].startswith("sub_")
+    assert made["secret"].startswith("whsec_")
+    assert made["options"]["events"] == ["call.completed"]
+
+
+async def test_several_subscriptions_for_one_url_coexist(desk: Desk) -> None:
+    """Two Zaps with the same hook are two subscriptions."""
+    first = await desk.post("/v1/subscriptions", {"url": OUTSIDE})
+    second = await desk.post("/v1/subscriptions", {"url": OUTSIDE})
+
+    assert first["id"] != second["id"]
+
+
+async def test_secrets_are_masked_and_masks_keep_what_they_stand_for(desk: Desk) -> None:
+    """Reading shows the host and masks; giving all of it back changes nothing but what was meant."""
+    wish = {"id": "crm", "url": OUTSIDE, "secret": OWN_SECRET, "headers": {"X-Key": "hidden-value"}}
+    made = await desk.post("/v1/subscriptions", wish)
+
+    read = await desk.get("/v1/subscriptions/crm")
+    status, put = await desk.ask("PUT", "/v1/subscriptions/crm", {**read["options"], "description": "ours"})
+
+    assert made["secret"] == OWN_SECRET
+    assert not any(word in str(read) for word in ("secret-path", "hidden-value", OWN_SECRET))
+    assert read["options"]["secret"] == MASK
+    assert (status, put["options"]["description"]) == (200, "ours")
+    kept = desk.relay.runtime.subscriptions["crm"]
+    assert (kept.url, dict(kept.headers)) == (OUTSIDE, {"X-Key": "hidden-value"})
+    assert kept.options.secret.get_secret_value() == OWN_SECRET
+
+
+async def test_what_is_stored_is_sealed(desk: Desk) -> None:
+    """Whoever reads the store reads neither the hook nor its secret."""
+    await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE, "secret": OWN_SECRET})
+
+    stored = await desk.relay.redis.hget(keys.declared("subscription"), "crm")  # type: ignore[misc]
+
+    assert stored is not None
+    assert b"secret-path" not in stored
+    assert OWN_SECRET.encode() not in stored
+
+
+async def test_put_makes_then_replaces(desk: Desk) -> None:
+    """The first PUT answers 201 with the secret, the second 200 without, and the secret stays."""
+    first_status, first = await desk.ask("PUT", "/v1/subscriptions/crm", {"url": OUTSIDE})
+    second_status, second = await desk.ask("PUT", "/v1/subscriptions/crm", {"url": OUTSIDE, "events": "call.completed"})
+
+    assert (first_status, second_status) == (201, 200)
+    assert "secret" not in second
+    kept = desk.relay.runtime.subscriptions["crm"]
+    assert kept.options.secret.get_secret_value() == first["secret"]
+    assert kept.options.events == ("call.completed",)
+
+
+async def test_patch_changes_some_and_null_gives_a_default_back(desk: Desk) -> None:
+    """What is not named stays as it is."""
+    await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE, "direction": ["inbound"], "max_in_flight": 3})
+
+    status, view = await desk.ask("PATCH", "/v1/subscriptions/crm", {"direction": None, "payload": "flat"})
+
+    assert status == 200
+    options = view["options"]
+    assert (options["direction"], options["payload"], options["max_in_flight"]) == (None, "flat", 3)
+    assert await desk.relay.redis.hget(keys.partition("deliver", "crm"), "cap") == b"3"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"url": None}, "url"),
+        ({"colour": "red"}, "colour"),
+        ({"max_in_flight": 0}, "max_in_flight"),
+        ({"events": ["call.finished"]}, "events[0]"),
+        ({"payload": {"map": {"name": "data.call.["}}}, "payload.map"),
+        ({"delivery": "at_most_once"}, "delivery"),
+        ({"secret": "hunter2"}, "secret"),
+        ({"headers": {"Host": "x"}}, "headers"),
+    ],
+)
+async def test_a_wrong_option_is_refused_and_named(desk: Desk, change: dict[str, Any], field: str) -> None:
+    """422 says which field, and repeats no value; nothing changes."""
+    await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
+
+    status, problem = await desk.ask("PATCH", "/v1/subscriptions/crm", change)
+
+    assert (status, problem["code"]) == (422, "invalid")
+    assert problem["errors"][0]["field"] == field
+    assert "hunter2" not in str(problem)
+    assert desk.relay.runtime.subscriptions["crm"].url == OUTSIDE
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://10.0.0.1/hook",
+        "https://inside.example.com/hook",
+        "https://169.254.169.254/latest",
+        "https://metadata.example.com/latest",
+        "https://0x7f.1.example/",
+        "http://hooks.example.com/hook",
+        "https://unknown.example.com/hook",
+        "https://[::ffff:10.0.0.1]/",
+    ],
+)
+async def test_no_forbidden_address_is_taken(desk: Desk, url: str) -> None:
+    """The guard judges an address when it is saved, by name too."""
+    assert await desk.code("POST", "/v1/subscriptions", {"url": url}) == (422, "address_refused")
+    assert await desk.code("PUT", "/v1/subscriptions/x", {"url": url}) == (422, "address_refused")
+
+
+async def test_a_tenant_learns_nothing_of_the_inside(desk: Desk) -> None:
+    """What a name resolves to in the operator's network is not told to a tenant."""
+    token = await desk.token_for("admin", "acme")
+
+    _, problem = await desk.ask("POST", "/v1/subscriptions", {"url": "https://inside.example.com/"}, token=token)
+    _, to_operator = await desk.ask("POST", "/v1/subscriptions", {"url": "https://inside.example.com/"})
+
+    assert "10.1.2.3" not in problem["detail"]
+    assert "10.1.2.3" in to_operator["detail"]
+
+
+async def test_what_the_configuration_declares_is_read_only(desk: Desk) -> None:
+    """409 says where to change it."""
+    refused = (409, "declared_in_configuration")
+
+    assert await desk.code("PUT", "/v1/subscriptions/a", {"url": OUTSIDE}) == refused
+    assert await desk.code("PATCH", "/v1/subscriptions/a", {"payload": "flat"}) == refused
+    assert await desk.code("DELETE", "/v1/subscriptions/a") == refused
+    assert await desk.code("POST", "/v1/subscriptions/a/rotate-secret") == refused
+    assert await desk.code("POST", "/v1/subscriptions", {"id": "a", "url": OUTSIDE}) == (409, "id_not_available")
+    assert (await desk.get("/v1/subscriptions/a"))["origin"] == "configuration"
+
+
+async def test_an_id_is_given_once(desk: Desk) -> None:
+    """A second POST with the same id does not replace the first."""
+    await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
+
+    assert await desk.code("POST", "/v1/subscriptions", {"id": "crm", "url": OUTSIDE}) == (409, "id_not_available")
+    assert await desk.code("PUT", "/v1/subscriptions/No%20Id", {"url": OUTSIDE}) == (422, "invalid")
+
+
+async def test_unsubscribing_ends_as_often_as_one_likes(desk: Desk) -> None:
+    """DELETE is 204 again and again, nothing more is heard, and nothing of it stays in the store."""
+    await desk.subscribe("crm")
+    desk.relay.subscriber.behave("crm", Behaviour(status=500))
+    eid = await desk.told("main", "1")
+    await desk.relay.until_attempts(eid, 1, sub="crm")
+
+    statuses = [(await desk.ask("DELETE", "/v1/subscriptions/crm"))[0] for _ in range(3)]
+    heard = desk.relay.report("crm").received
+    await desk.told("main", "2")
+    await desk.relay.until_heard("a", 2)
+
+    assert statuses == [204, 204, 204]
+    assert desk.relay.report("crm").received == heard
+    assert await desk.code("GET", "/v1/subscriptions/crm") == (404, "not_found")
+    left = [name async for name in desk.relay.redis.scan_iter("*:crm*")]
+    assert left == [keys.partition("deliver", "crm").encode()]
+    assert 0 < await desk.relay.redis.ttl(keys.partition("deliver", "crm")) <= 60
+    assert not await desk.relay.redis.hexists(keys.deliveries(eid), "crm")  # type: ignore[misc]
+
+
+async def test_an_id_can_be_used_again_after_unsubscribing(desk: Desk) -> None:
+    """The new subscription begins anew and is heard."""
+    await desk.subscribe("crm")
+    await desk.ask("DELETE", "/v1/subscriptions/crm")
+
+    await desk.subscribe("crm")
+    await desk.told("main", "1")
+    await desk.relay.until_heard("crm", 1)
+
+    assert (await desk.get("/v1/subscriptions/crm"))["state"] == "enabled"
+
+
+async def test_rotating_keeps_the_former_secret_for_a_day(desk: Desk) -> None:
+    """Both secrets sign until then, so a receiver with the old one does not refuse."""
+    made = await desk.subscribe("crm")
+
+    rotated = await desk.post("/v1/subscriptions/crm/rotate-secret")
+    await desk.told("main", "1")
+    await desk.relay.until_heard("crm", 1)
+
+    assert rotated["secret"] != made["secret"]
+    assert desk.relay.report("crm").signature_failures == 0  # the hook knows only the former one
+    assert desk.relay.subscriber.last_headers("crm")["webhook-signature"].count("v1,") == 2
+    mine = await desk.post("/v1/subscriptions/crm/rotate-secret", {"secret": OWN_SECRET})
+    assert mine["secret"] == OWN_SECRET
+    assert await desk.code("POST", "/v1/subscriptions/crm/rotate-secret", {"secret": OWN_SECRET}) == (422, "invalid")
+
+
+async def test_off_and_on_again(desk: Desk) -> None:
+    """While it is off nothing is queued; what happened meanwhile is listed as missing and can be replayed."""
+    await desk.subscribe("crm")
+
+    off = await desk.post("/v1/subscriptions/crm/disable", {"reason": "maintenance"})
+    eid = await desk.told("main", "1")
+    refused = await desk.code("POST", "/v1/subscriptions/crm/test")
+    on = await desk.post("/v1/subscriptions/crm/enable")
+    replayed = await desk.post("/v1/subscriptions/crm/replay", {"since": "2026-01-01T00:00:00Z", "status": "missing"})
+    job = await desk.until_over(replayed["job"])
+    await desk.relay.until_heard("crm", 1)
+
+    assert (off["state"], off["disabled_reason"]) == ("disabled", "maintenance")
+    assert refused == (409, "subscription_disabled")
+    assert on["state"] == "enabled"
+    assert (job["state"], job["counts"]["queued"]) == ("done", 1)
+    assert (await desk.relay.until_state(eid, "delivered", sub="crm")).attempts == 1
+
+
+async def test_enabled_false_is_heeded(desk: Desk) -> None:
+    """A subscription that is made or patched with enabled: false hears nothing until it is enabled."""
+    await desk.subscribe("crm", enabled=False)
+
+    before = await desk.get("/v1/subscriptions/crm")
+    after = await desk.post("/v1/subscriptions/crm/enable")
+
+    assert (before["state"], after["state"], after["options"]["enabled"]) == ("disabled", "enabled", True)
+    assert [each["id"] for each in (await desk.get("/v1/subscriptions?state=disabled"))["items"]] == []
+
+
+async def test_a_test_event_comes_whatever_was_subscribed(desk: Desk) -> None:
+    """`webhook.test` goes to this subscription alone."""
+    await desk.subscribe("crm", events=["call.completed"])
+
+    sent = await desk.post("/v1/subscriptions/crm/test")
+    await desk.relay.until_heard("crm", 1)
+
+    (event,) = desk.relay.subscriber.events("crm")
+    assert (event["id"], event["type"]) == (sent["event_id"], "webhook.test")
+    assert event["data"]["subscription"]["id"] == "crm"
+    assert desk.relay.report("a").received == 0
+
+
+async def test_one_event_is_replayed(desk: Desk) -> None:
+    """A delivered one only when forced, under the same id."""
+    eid = await desk.told("main", "1")
+    await desk.relay.until_state(eid, "delivered")
+
+    plain = await desk.post("/v1/subscriptions/a/replay", {"event_id": eid})
+    forced = await desk.post("/v1/subscriptions/a/replay", {"event_id": eid, "force": True})
+    await desk.relay.subscriber.until(lambda: desk.relay.report("a").received == 2)
+
+    assert (plain["result"], forced["result"]) == ("delivered_already", "queued")
+    assert desk.relay.report("a").duplicates == {eid: 1}
+    assert await desk.code("POST", "/v1/subscriptions/a/replay", {}) == (422, "invalid")
+    missing = {"event_id": "evt_" + "a" * 26}
+    assert await desk.code("POST", "/v1/subscriptions/a/replay", missing) == (404, "not_found")
+
+
+async def test_a_new_subscriber_can_have_what_was_before_it(desk: Desk) -> None:
+    """`status: any` replays what it would want now, in the old order, and nothing that its filters leave out."""
+    for number in range(3):
+        await desk.told("main", str(number))
+    await desk.subscribe("crm", events=["call.completed"])
+
+    replayed = await desk.post("/v1/subscriptions/crm/replay", {"since": "2026-01-01T00:00:00Z", "status": "any"})
+    job = await desk.until_over(replayed["job"])
+    await desk.relay.until_heard("crm", 3)
+
+    assert job["counts"]["queued"] == 3
+    assert desk.relay.report("crm").completed == {"0", "1", "2"}
+
+
+async def test_samples_are_an_array_of_what_a_hook_carries(desk: Desk) -> None:
+    """Made-up ones before there are calls, real ones afterwards; the same keys, newest first, ids that differ."""
+    await desk.subscribe("flat", payload="flat")
+    await desk.subscribe("mine", payload={"map": {"id": "id", "who": "data.call.external_number"}})
+
+    made_up = await desk.get("/v1/subscriptions/flat/sample")
+    mapped = await desk.get("/v1/subscriptions/mine/sample?limit=2")
+    for number in range(4):
+        await desk.told("main", str(number))
+    real = await desk.get("/v1/subscriptions/flat/sample?limit=3")
+    await desk.relay.until_heard("flat", 4)
+
+    assert [tuple(each) for each in made_up] == [FLAT_FIELDS] * 3
+    assert len({each["id"] for each in made_up}) == 3
+    assert [set(each) for each in mapped] == [{"id", "who"}] * 2
+    assert [each["provider_call_id"] for each in real] == ["3", "2", "1"]
+    heard = {each["id"]: each for each in desk.relay.subscriber.events("flat")}
+    assert all(heard[each["id"]] == each for each in real)
+
+
+async def test_a_test_url_of_n8n_is_taken_with_a_warning(desk: Desk) -> None:
+    """It works while somebody listens; that it will not later is said at once."""
+    made = await desk.post("/v1/subscriptions", {"url": "https://hooks.example.com/webhook-test/1"})
+    other = await desk.post("/v1/subscriptions", {"url": OUTSIDE, "sources": ["not-yet"]})
+
+    assert "/webhook/" in made["warnings"][0]
+    assert "not-yet" in other["warnings"][0]
+
+
+async def test_pages_are_newest_first_and_end(desk: Desk) -> None:
+    """Walking over the list finds each once; those of the configuration come last."""
+    names = [f"s{number}" for number in range(5)]
+    for name in names:
+        await desk.post("/v1/subscriptions", {"id": name, "url": OUTSIDE})
+
+    seen: list[str] = []
+    cursor = ""
+    while True:
+        page = await desk.get(f"/v1/subscriptions?limit=2{cursor}")
+        seen += [each["id"] for each in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+
+    assert sorted(seen[:5]) == names
+    assert seen[5:] == ["a"]
+    assert seen[0] != names[0]
+
+
+async def test_other_processes_follow_within_a_second(desk: Desk) -> None:
+    """What is made here is in force elsewhere at the next look."""
+    runtime = desk.relay.runtime
+    before = await runtime.directory.declarations.version()
+
+    await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
+    await desk.post("/v1/subscriptions/crm/disable")
+
+    assert await runtime.directory.declarations.version() == before + 1
+    assert await runtime.directory.load()
+    assert runtime.subscriptions["crm"].url == OUTSIDE
+
+
+# --- Zapier's reverse unsubscribe ------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def zapier(monkeypatch: pytest.MonkeyPatch, *, status: int = 200) -> AsyncIterator[tuple[str, list[str]]]:
+    """Listen as hooks.zapier.com would; gives the hook's url and the methods that came."""
+    methods: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        methods.append(request.method)
+        return web.Response(status=status if request.method == "POST" else 200)
+
+    monkeypatch.setattr("relay.delivery.subscriptions.ZAPIER_HOSTS", frozenset({"127.0.0.1"}))
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/hooks/standard/1", methods
+    finally:
+        await runner.cleanup()
+
+
+async def _is(wanted: list[str], methods: list[str]) -> None:
+    async def read() -> list[str]:
+        return methods
+
+    await eventually(read, lambda found: found == wanted)
+
+
+async def test_a_zap_is_told_once_that_its_hook_ends(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person disables and then deletes it: one DELETE."""
+    async with zapier(monkeypatch) as (url, methods):
+        await desk.post("/v1/subscriptions", {"id": "zap", "url": url})
+
+        await desk.post("/v1/subscriptions/zap/disable")
+        await _is(["DELETE"], methods)
+        await desk.ask("DELETE", "/v1/subscriptions/zap")
+        await desk.relay.runtime.aclose()
+
+        assert methods == ["DELETE"]
+
+
+@pytest.mark.parametrize("how", [{"path": "?unsubscribed_by=hook"}, {"headers": {"User-Agent": "Zapier"}}])
+async def test_a_zap_that_unsubscribes_itself_is_not_told(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    """It knows."""
+    async with zapier(monkeypatch) as (url, methods):
+        await desk.post("/v1/subscriptions", {"id": "zap", "url": url})
+
+        path = f"/v1/subscriptions/zap{how.get('path', '')}"
+        status, _ = await desk.ask("DELETE", path, headers=how.get("headers", {}))
+        await desk.relay.runtime.aclose()
+
+        assert (status, methods) == (204, [])
+
+
+async def test_a_zap_that_is_off_is_not_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 410 the subscription is off, and no DELETE goes out."""
+    async with zapier(monkeypatch, status=410) as (url, methods):
+        await desk.post("/v1/subscriptions", {"id": "zap", "url": url})
+        await desk.told("main", "1")
+
+        view = await eventually(
+            lambda: desk.get("/v1/subscriptions/zap"), lambda view: view["state"] == "disabled"
+        )
+        await desk.relay.runtime.aclose()
+
+        assert "410" in view["disabled_reason"]
+        assert methods == ["POST"]
+
+
+async def test_a_hook_elsewhere_gets_no_delete(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reverse unsubscribe is Zapier's; others would be surprised."""
+    async with zapier(monkeypatch) as (url, methods):
+        monkeypatch.setattr("relay.delivery.subscriptions.ZAPIER_HOSTS", frozenset({"hooks.zapier.com"}))
+        await desk.post("/v1/subscriptions", {"id": "crm", "url": url, "secret": SECRET})
+
+        await desk.ask("DELETE", "/v1/subscriptions/crm")
+        await desk.relay.runtime.aclose()
+
+        assert methods == []
