@@ -147,14 +147,9 @@ class Sink:
         """Forget what came."""
         await self._get("/reset")
 
-    async def arrivals(self) -> dict[str, float]:
-        """When each (path, webhook-id) came first, by this machine's monotonic clock."""
-        arrivals: dict[str, float] = await self._get("/arrivals")
-        return arrivals
-
-    async def arrivals_of(self, group: str) -> dict[str, float]:
-        """The same for one group of paths."""
-        arrivals: dict[str, float] = await self._get(f"/arrivals/{group}/")
+    async def arrivals(self, group: str = "ok") -> dict[str, float]:
+        """When each `path webhook-id` of a group of paths came first, by this machine's monotonic clock."""
+        arrivals: dict[str, float] = await self._get(f"/arrivals/{group}")
         return arrivals
 
     async def reached(self, count: int, *, group: str = "ok", within_s: float = 90) -> dict[str, Any]:
@@ -164,7 +159,7 @@ class Sink:
                 report: dict[str, Any] = (await self.report()).get(group, {"count": 0})
                 if report["count"] >= count:
                     return report
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.03)
 
     async def _get(self, path: str) -> Any:
         async with self._http.get(self.url + path) as answer:

@@ -24,7 +24,7 @@ class Book:
         self.counts: dict[bytes, int] = defaultdict(int)
         self.first: dict[bytes, float] = {}
         self.last: dict[bytes, float] = {}
-        self.arrivals: dict[bytes, float] = {}
+        self.arrivals: dict[bytes, dict[bytes, float]] = defaultdict(dict)
 
     def note(self, path: bytes, event_id: bytes) -> bytes:
         """Note a post; gives its group."""
@@ -33,18 +33,15 @@ class Book:
         self.counts[group] += 1
         self.first.setdefault(group, now)
         self.last[group] = now
-        self.arrivals.setdefault(path + b" " + event_id, now)
+        self.arrivals[group].setdefault(path + b" " + event_id, now)
         return group
 
     def report(self) -> dict[str, Any]:
         """Sum it up by group."""
-        distinct: dict[bytes, int] = defaultdict(int)
-        for path in self.arrivals:
-            distinct[path[1 : path.find(b"/", 1)]] += 1
         return {
             group.decode(): {
                 "count": count,
-                "distinct": distinct[group],
+                "distinct": len(self.arrivals[group]),
                 "first_s": self.first[group],
                 "last_s": self.last[group],
             }
@@ -86,9 +83,9 @@ class Hook(asyncio.Protocol):
         answer: Any = {}
         if path == b"/report":
             answer = self._book[0].report()
-        elif path.startswith(b"/arrivals"):
-            group = path.removeprefix(b"/arrivals")
-            answer = {key.decode(): at for key, at in self._book[0].arrivals.items() if key.startswith(group)}
+        elif path.startswith(b"/arrivals/"):
+            arrivals = self._book[0].arrivals[path.removeprefix(b"/arrivals/")]
+            answer = {key.decode(): at for key, at in arrivals.items()}
         body = orjson.dumps(answer)
         self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)  # type: ignore[attr-defined]
 

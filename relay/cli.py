@@ -1,6 +1,5 @@
 """The command line: starts the processes and answers the operator. Exit codes: 0 well, 1 not well, 2 asked wrongly."""
 
-import asyncio
 import os
 import sys
 from collections.abc import Coroutine
@@ -10,6 +9,20 @@ from typing import Annotated, Any
 import typer
 
 import relay
+from relay.commands import (
+    calls,
+    deliveries,
+    events,
+    explain,
+    init,
+    jobs,
+    listen,
+    replay,
+    sources,
+    subscriptions,
+    tokens,
+)
+from relay.commands.terminal import command
 from relay.errors import RelayError, SettingsError
 
 app = typer.Typer(
@@ -35,6 +48,8 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(main_: Coroutine[Any, Any, Any]) -> Any:
+    import asyncio
+
     if sys.platform == "win32":
         return asyncio.run(main_)
     import uvloop
@@ -210,3 +225,13 @@ def backfill(
     settings = load(config, os.environ)
     wanted = filling.asked_for(source, since=since, until=until, force=force, now=datetime.now(UTC))
     _run(filling.run(settings, wanted))
+
+
+app.command()(init.init)
+command(app, "explain")(explain.explain)
+command(app, "tail", endless=True)(events.tail)
+command(app, "listen", endless=True)(listen.listen)
+command(app, "replay")(replay.replay)
+command(app, "erase")(calls.erase)
+for noun in (sources, subscriptions, calls, events, deliveries, jobs, tokens):
+    app.add_typer(noun.app)

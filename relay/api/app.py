@@ -21,7 +21,9 @@ from relay.runtime import Runtime
 from relay.settings import Settings
 
 HEARTBEAT_S: Final = 15.0
+"""How often a quiet stream says that it is still there, and looks whether its token still is."""
 WRITE_TIMEOUT_S: Final = 30.0
+"""A listener that takes nothing for so long is let go."""
 
 log = structlog.get_logger(__name__)
 
@@ -36,9 +38,7 @@ def configured_tokens(settings: Settings) -> Sequence[str]:
     return tokens
 
 
-def management(
-    runtime: Runtime, *, heartbeat_s: float = HEARTBEAT_S, write_timeout_s: float = WRITE_TIMEOUT_S
-) -> web.Application:
+def management(runtime: Runtime) -> web.Application:
     """Build the application."""
     api = Api(
         runtime=runtime,
@@ -47,8 +47,8 @@ def management(
         now=SystemClock().now,
         closing=asyncio.Event(),
         streams=set(),
-        heartbeat_s=heartbeat_s,
-        write_timeout_s=write_timeout_s,
+        heartbeat_s=HEARTBEAT_S,
+        write_timeout_s=WRITE_TIMEOUT_S,
     )
     app = web.Application(client_max_size=BODY_MOST_BYTES, middlewares=[_problems])
     for route in TABLE:

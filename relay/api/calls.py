@@ -137,7 +137,7 @@ def show(api: Api, call: StoredCall) -> Json:
         "provider": source.kind.name if source else None,
         "finished": call.finished,
         "revision": (call.said or {}).get("revision", 0),
-        "contact": call.contact or NO_CONTACT,
+        "contact": {name: (call.contact or NO_CONTACT).get(name) for name in NO_CONTACT},
         "recording": recording,
         "first_seen_at": instant(call.first_seen_ms),
         "observed_via": call.via,

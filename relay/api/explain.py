@@ -411,10 +411,8 @@ def standing_words(source: Source, state: SourceState, *, now: datetime) -> str:
     if state.last_poll is None:
         return "not polled so far"
     asked = f"last asked {in_words((now - state.last_poll).total_seconds())} ago"
-    if state.standing.cursor is None:
-        return f"{asked}; no call was ever listed"
-    newest = in_words((now - state.standing.cursor).total_seconds())
-    return (
-        f"{asked}; its newest call started {newest} ago. The provider has not listed it so far, or it ended before "
-        "the relay began or more than 96 h ago"
-    )
+    cursor, began = state.standing.cursor, state.standing.started_at
+    if cursor is None or cursor == began:
+        return f"{asked}; it has listed no call since the relay began with it"
+    newest = in_words((now - cursor).total_seconds())
+    return f"{asked}; its newest call started {newest} ago. It has not listed this one so far, or long before that"

@@ -140,17 +140,18 @@ async def page_of(
     cursor: Entry | None,
     newest_ms: int | None = None,
     oldest_ms: int | None = None,
-    scan_most: int = SCAN_MOST,
+    scan_most: int | None = None,
 ) -> Part[T]:
     """Make a page: `keep` reads a batch of entries and gives each as it is answered, or None to leave it out."""
     found: list[T] = []
+    most = SCAN_MOST if scan_most is None else scan_most
     looked_at = 0
     upto = cursor
     async for batch in walk(
         redis, indexes, cursor=cursor, newest_ms=newest_ms, oldest_ms=oldest_ms, step=min(limit + 1, 201)
     ):
         for entry, kept in zip(batch, await keep(batch), strict=True):
-            if len(found) == limit or looked_at >= scan_most:
+            if len(found) == limit or looked_at >= most:
                 return Part(found, upto)
             looked_at += 1
             upto = entry

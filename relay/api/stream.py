@@ -132,7 +132,7 @@ async def _follow(
 ) -> None:
     loop = asyncio.get_running_loop()
     written_at = looked_at = loop.time()
-    while not api.closing.is_set():
+    while not api.closing.is_set() and not _has_left(request):
         try:
             batch = await _next(api, indexes, tail)
             documents = await read_events(api, caller, query, batch) if batch else []
@@ -175,6 +175,11 @@ async def _next(api: Api, indexes: list[str], tail: _Tail) -> list[str]:
     if fresh:
         tail.from_ms = fresh[-1][0]
     return [eid for _, eid in fresh]
+
+
+def _has_left(request: web.Request) -> bool:
+    """Whether the listener has hung up: a quiet stream would notice only with its next beat."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _as_sse(document: Json) -> bytes:

@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Any, Final
 
-from relay.api import calls, deliveries, events, jobs, sources, stream, subscriptions, tokens
+from relay.api import calls, deliveries, events, explain, jobs, sources, stream, subscriptions, tokens
 from relay.api.pages import Page, PageQuery
 from relay.api.problems import Code
 from relay.api.route import Method, Needs, Route
@@ -82,6 +82,9 @@ TABLE: Final[tuple[Route, ...]] = (
     _route(
         "POST", "/v1/erase", calls.erase, "calls", {_OK: calls.EraseResult, _ACCEPTED: calls.EraseResult},
         "storage_unavailable", needs="admin", body=calls.EraseWish,
+    ),
+    _route(
+        "GET", "/v1/explain", explain.explain, "calls", explain.Explanations, "not_found", query=explain.ExplainQuery
     ),
     # --- events
     _route(

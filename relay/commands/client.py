@@ -1,5 +1,6 @@
 """Asking a relay over HTTP: which one, with which token, and what its refusals mean in a sentence."""
 
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -204,9 +205,8 @@ class Client:
                 f"the certificate of {self.target.url} is not trusted: {error.certificate_error}"
             ) from None
         except aiohttp.ClientConnectorError as error:
-            why = error.os_error.strerror or str(error.os_error)
             raise Unanswered(
-                f"no relay answers at {self.target.url} ({why.lower()}); start it with `relay up`, "
+                f"no relay answers at {self.target.url} ({why_unreachable(error)}); start it with `relay up`, "
                 "or name another one with RELAY_URL"
             ) from None
         except (aiohttp.ClientError, ConnectionError) as error:
@@ -237,6 +237,14 @@ class Client:
             f"what answers at {self.target.url} ({status}) is not the API of a Call Relay; check the address, "
             "and that its version is not older than this command"
         )
+
+
+def why_unreachable(error: aiohttp.ClientConnectorError) -> str:
+    """Say why nobody could be reached: `connection refused`."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "there is no such host"
+    number = error.os_error.errno
+    return os.strerror(number).lower() if number else "no connection"
 
 
 def _texts(query: Query) -> list[tuple[str, str]]:

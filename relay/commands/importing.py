@@ -4,7 +4,6 @@ Every entry is one PUT under its own id: one that was made already is written ag
 repeated. What is wrong with one entry stops no other.
 """
 
-import asyncio
 import csv
 import io
 import json
@@ -172,9 +171,8 @@ def _table(text: str, name: str) -> Iterator[Entry]:
 def _check_header(header: Sequence[str], name: str) -> None:
     if "id" not in header:
         raise SettingsError(f"{name}: the first line must name the columns, `id` among them")
-    twice = {column for column in header if header.count(column) > 1}
-    if twice or not all(header):
-        raise SettingsError(f"{name}: each column needs a name of its own, but {', '.join(sorted(twice)) or 'one'!s}")
+    if not all(header) or len(set(header)) < len(header):
+        raise SettingsError(f"{name}: each column needs a name of its own in the first line")
 
 
 def _row(where: str, header: Sequence[str], cells: Sequence[str]) -> Entry:
@@ -228,6 +226,8 @@ async def import_sources(
 
 async def _send_all(term: Terminal, found: Sequence[Entry], report: Report, *, at_once: int, step: Any) -> str | None:
     """Send some at a time; gives why it stopped before the end, when no other entry would have fared better."""
+    import asyncio
+
     from relay.commands.client import NotARelay, Refused, Unanswered
 
     waiting = iter(found)
@@ -266,6 +266,8 @@ async def _send_all(term: Terminal, found: Sequence[Entry], report: Report, *, a
 
 async def _put(term: Terminal, entry: Entry) -> bool:
     """Send one, again while the relay is busy or away for a moment; True when it was new."""
+    import asyncio
+
     from relay.commands.client import Refused, Unanswered, path_of
 
     path = path_of("sources", entry.id)

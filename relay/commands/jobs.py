@@ -1,6 +1,5 @@
 """`relay jobs`: long work in the relay, and watching it with a bar. Who stops watching stops nothing."""
 
-import asyncio
 import time
 from typing import Annotated, Final
 
@@ -39,6 +38,8 @@ def words(job: Json) -> str:
 
 async def watch(term: Terminal, job_id: str) -> Json:
     """Show how far a job is until it ends; gives how it ended. Raises JobFailed."""
+    import asyncio
+
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
@@ -87,6 +88,8 @@ async def read(term: Terminal, job_id: str) -> Json:
 
 async def watched(term: Terminal, job_id: str, *, wait: bool) -> None:
     """Watch a job that was just queued, unless nobody wants to, and give what it came to."""
+    import asyncio
+
     if not wait:
         job = await read(term, job_id)
         term.out.answer(job, f"{job_id} is queued; relay jobs show {job_id} --watch shows it")

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _PIPED_WIDTH: Final = 10_000
-_NOTHING: Final = (None, "", [], {})
+_LAST_COLUMN: Final = 30
+_NOTHING: Final[tuple[Any, ...]] = (None, "", [], {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,6 @@ class Column:
 
     title: str
     value: str | Callable[[Json], Any]
-    keep: bool = False
-    """Never cut: an id that people copy."""
 
     def text(self, item: Json) -> str:
         """Write the value of one row."""
@@ -106,8 +105,9 @@ class Out:
         """Say something beside the answer, to people."""
         self.notes.print(plain(words), soft_wrap=True)
 
-    def table(self, page: Json, columns: Sequence[Column], *, empty: str, more: bool = True) -> None:
-        """Give a list; columns that are empty in all rows are left out."""
+    def table(self, page: Json, columns: Sequence[Column], *, empty: str) -> None:
+        """Give a list. Columns that are empty in all rows are left out; where the terminal is too narrow for a line a
+        row, each row is a few lines. Only the last column may be broken."""
         if self.as_json:
             self.answer(page)
             return
@@ -115,19 +115,35 @@ class Out:
         if not rows:
             self.console.print(empty, soft_wrap=True)
             return
+        used = [number for number in range(len(columns)) if any(row[number] for row in rows)]
+        titles = [columns[number].title for number in used]
+        cells = [[row[number] for number in used] for row in rows]
+        if _fits(titles, cells, self.console.width):
+            self._lines(titles, cells)
+        else:
+            self._blocks(titles, cells)
+        if page.get("next_cursor"):
+            self.note("There are more: --limit shows them.")
+
+    def _lines(self, titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         from rich import box
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        used = [number for number in range(len(columns)) if any(row[number] for row in rows)]
-        for number in used:
-            column = columns[number]
-            table.add_column(column.title, overflow="fold", no_wrap=column.keep and self.console.width >= 100)
-        for row in rows:
-            table.add_row(*(row[number] for number in used))
+        for number, title in enumerate(titles, 1):
+            table.add_column(title, overflow="fold", no_wrap=number < len(titles))
+        for row in cells:
+            table.add_row(*row)
         self.console.print(table)
-        if more and page.get("next_cursor"):
-            self.note("There are more: --limit shows them.")
+
+    def _blocks(self, titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+        wide = max(len(title) for title in titles)
+        for number, row in enumerate(cells):
+            if number:
+                self.console.print()
+            for title, cell in zip(titles, row, strict=True):
+                if cell:
+                    self.console.print(f"{title:{wide}}  {cell}", soft_wrap=True)
 
     def details(self, document: Json, *, leave_out: Sequence[str] = ()) -> None:
         """Give one thing, a line for each of its values; what is empty is left out."""
@@ -142,6 +158,12 @@ class Out:
         for name, value in flattened({k: v for k, v in document.items() if k not in leave_out}):
             table.add_row(plain(name), plain(value))
         self.console.print(table)
+
+
+def _fits(titles: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether all columns but the last, and a part of that, have room in one line."""
+    wide = [max(len(row[number]) for row in (titles, *cells)) for number in range(len(titles))]
+    return sum(wide[:-1]) + min(wide[-1], _LAST_COLUMN) + 3 * (len(wide) - 1) <= width
 
 
 def flattened(document: Mapping[str, Any], under: str = "") -> list[tuple[str, Any]]:

@@ -14,13 +14,13 @@ app = group("sources", "Accounts at providers.")
 
 SourceId = Annotated[str, typer.Argument(metavar="ID", help="id of the source")]
 COLUMNS: Final = (
-    Column("source", "id", keep=True),
+    Column("source", "id"),
     Column("provider", "provider"),
     Column("state", "state"),
     Column("from", "origin"),
     Column("tenant", "tenant"),
     Column("last poll", when("health.last_poll_at")),
-    Column("newest call", when("health.cursor")),
+    Column("read up to", when("health.cursor")),
     Column("requests left", "health.requests_left"),
     Column("put aside", lambda item: item["health"]["quarantined"] or ""),
     Column("error", "health.error"),
@@ -144,9 +144,7 @@ async def backfill(
 async def import_(
     term: Terminal,
     file: Annotated[str, typer.Argument(help="YAML, JSON or CSV; - is stdin, then with --format")],
-    format_: Annotated[
-        importing.Format | None, typer.Option("--format", help="absent: by the file's name")
-    ] = None,
+    format_: Annotated[importing.Format | None, typer.Option("--format", help="absent: by the file's name")] = None,
     provider: Annotated[str | None, typer.Option(help="of the entries that name none")] = None,
     at_once: Annotated[int, typer.Option(min=1, max=64, help="requests at the same time")] = 8,
 ) -> None:

@@ -75,3 +75,9 @@ class EventReader:
         self._name, self._data, self._size = "", [], 0
         self.last_id = self._id or None
         return Event(name or "message", "\n".join(data)) if data else None
+
+    def again(self) -> "EventReader":
+        """Make a reader for the stream that is opened after this one broke off."""
+        reader = EventReader(self.last_id)
+        reader.retry_ms = self.retry_ms
+        return reader

@@ -4,7 +4,6 @@ A command is an async function that gets a `Terminal` first and its own paramete
 a typer app, with --url, --token, --config and --json added.
 """
 
-import asyncio
 import inspect
 import os
 import sys
@@ -75,6 +74,8 @@ def command(app: typer.Typer, name: str, *, endless: bool = False) -> Callable[[
         keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *common)]
 
         def run(*, url: str | None, token: str | None, config: Path | None, as_json: bool, **given: Any) -> None:
+            import asyncio
+
             from relay.commands.client import find_target
             from relay.commands.out import Out
 

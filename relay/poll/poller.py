@@ -387,9 +387,12 @@ class Poller:
 
 def first_sentence(planned: Plan, tally: Tally) -> str:
     """Tell the person who started the relay what the first look came to."""
-    sent = f"{tally.new} of after the relay's start are sent" if tally.new else "none sent"
-    hours = "since what the marker remembers" if planned.recovery else "of the last 78 h"
-    return f"{tally.known} calls {hours} known, {sent}; waiting for the next."
+    calls = "1 call" if tally.known == 1 else f"{tally.known} calls"
+    if planned.recovery:
+        return f"{calls} of before the relay began known, {tally.new} since then sent (again); waiting for the next."
+    if tally.new:
+        return f"{calls} of the 78 h before the relay began known, {tally.new} since then sent; waiting for the next."
+    return f"{calls} of the last 78 h known, none sent; waiting for the next."
 
 
 def _outcome(error: RelayError) -> str:

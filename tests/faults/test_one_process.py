@@ -53,6 +53,7 @@ def test_the_embedded_store_killed_under_load_comes_back_with_everything(
         os.kill(store_pid(lab), signal.SIGKILL)
         until(lambda: len(up.lines("store_restarted")) == killed, "the store is started again")  # noqa: B023
     lab.simulator.behave(hooks=["a", "b"])
+    lab.outlive_dead_claims(embedded)
 
     figures = lab.finish("embedded store killed under load", ledger=embedded, within_s=150)
 

@@ -46,25 +46,8 @@ def play_round(lab: Lab, count: int) -> list[str]:
                 lab.store.kill()
                 lab.store.start()
     lab.call(count // 4, recorded_share=recorded_share)
-    until(lambda: quiet(lab), "nothing moves any more", within_s=30 + count / 20)
-    if not lab.all_told(lab.store):
-        # The store died with claims that nobody has heard of. Their leases end now rather than in two minutes.
-        assert worker.stop() == 0
-        assert poller.stop() == 0
-        lab.store.end_leases()
-        lab.start("poller")
-        lab.start("worker")
+    lab.outlive_dead_claims(within_s=60 + count / 20)
     return kills
-
-
-def quiet(lab: Lab) -> bool:
-    """Whether all is told, or only leases stand between that and now."""
-    return lab.all_told(lab.store) or (
-        lab.simulator.in_flight() == 0
-        and lab.store.polled("main") is not None
-        and not any(lab.store.due(lane) for lane in ("poll", "enrich", "record", "deliver"))
-        and any(lab.store.leased(lane) for lane in ("poll", "enrich", "record", "deliver"))
-    )
 
 
 ROLLS = [

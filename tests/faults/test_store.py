@@ -13,7 +13,7 @@ pytestmark = pytest.mark.faults
 def test_the_store_restarts_while_a_worker_drains(lab: Lab) -> None:
     """A worker was told to stop and the store goes away meanwhile: outcomes wait for it, and the exit code is 0."""
     _, worker = lab.start_all("a", timeout_s=6)
-    lab.simulator.behave({"delay_s": 3, "times": 10})
+    lab.simulator.behave({"delay_s": 2, "times": 10})
     lab.call(20)
     until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
     worker.terminate()
@@ -42,6 +42,7 @@ def test_the_store_restarts_in_the_middle_of_a_backlog(lab: Lab) -> None:
         else:
             lab.store.running.stop()
         lab.store.start()
+    lab.outlive_dead_claims()
 
     figures = lab.finish("store restarted in a backlog")
 
@@ -74,7 +75,7 @@ def test_a_store_copy_one_second_old_repeats_only_what_it_forgot(lab: Lab) -> No
 
 def test_a_full_store_keeps_outcomes_and_goes_on_when_there_is_room(lab: Lab) -> None:
     """Memory is full: what is in flight is settled all the same; new calls wait and are told when there is room."""
-    poller, _ = lab.start_all("a")
+    poller, _ = lab.start_all("a", source={"contacts": False})
     lab.simulator.behave({"delay_s": 1.0, "times": 10})
     lab.call(10)
     until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")

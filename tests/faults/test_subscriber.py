@@ -36,6 +36,8 @@ def test_hostile_answers_cost_one_attempt_each(lab: Lab) -> None:
         lab.simulator.behave({**way, "times": 2}, hooks=[name])
     lab.call(4)
     until(lambda: lab.heard(hooks=["kind"]) == 6, "the kind subscriber hears all", within_s=10)
+    until(lambda: not lab.store.leased("deliver") and not lab.store.due("deliver"), "each has failed twice")
+    lab.store.hasten()
 
     figures = lab.finish("hostile answers")
 
@@ -176,6 +178,7 @@ def test_a_subscriber_without_tls_hears_all_once_its_url_is_right(lab: Lab) -> N
     lab.configure(urls=urls)
     assert worker.stop() == 0
     lab.start("worker")
+    lab.store.hasten()
 
     figures = lab.finish("https that is none")
 

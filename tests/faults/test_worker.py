@@ -65,7 +65,7 @@ def test_a_worker_killed_while_it_asks_for_contacts_loses_no_call(lab: Lab) -> N
 
 def test_a_worker_killed_while_it_fetches_audio_tells_of_the_recording_once(lab: Lab) -> None:
     """A transfer that dies with the worker is made again, and told once."""
-    _, worker = lab.start_all("a")
+    _, worker = lab.start_all("a", source={"contacts": False})
     lab.phones.provider(faults=[{"what": "slow", "on": "recording", "delay_s": 20, "times": 3}])
     lab.call(3, recorded_share=1)
     until(lambda: lab.phones.asked("recording") == 3 and lab.heard() == 3, "three recordings are being fetched")

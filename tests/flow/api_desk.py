@@ -119,7 +119,13 @@ class Desk:
         record = Record(**values | fields)
         await self.relay.runtime.ledger.admit(sid, [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
         self.relay.runtime.wakes("enrich")
+        await self._next_ms()
         return ids.call_id(sid, key)
+
+    async def _next_ms(self) -> None:
+        """Wait until the store's clock has gone on, so that what comes next is newer."""
+        before = (await self.relay.redis.time())[1] // 1000
+        await eventually(self.relay.redis.time, lambda now: now[1] // 1000 != before)
 
     async def told(self, sid: str, key: str, event_type: str = "call.completed", **fields: Any) -> str:
         """Admit a call and wait for its event; gives the event's id."""

@@ -654,6 +654,7 @@ class Authority:
             alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
         except ValueError:
             alternative = x509.DNSName(host)
+        issuer = self.key.public_key() if signed else key.public_key()
         certificate = (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -663,6 +664,8 @@ class Authority:
             .not_valid_before(valid_from)
             .not_valid_after(valid_until)
             .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
             .sign(self.key if signed else key, hashes.SHA256())
         )
         pem = self.folder / f"{certificate.serial_number}.pem"
@@ -686,6 +689,19 @@ TODAY = datetime.now(UTC)
 DAY = timedelta(days=1)
 
 
+_MAY_SIGN = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
@@ -699,6 +715,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
         .not_valid_before(TODAY - 900 * DAY)
         .not_valid_after(TODAY + 900 * DAY)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_MAY_SIGN, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     return Authority(tmp_path_factory.mktemp("tls"), key, certificate)

@@ -266,7 +266,7 @@ def test_two_lists_become_one_row_a_call() -> None:
 
     assert len(merged) == 2
     assert merged[0] == {**LOG, **DETAIL}
-    assert record(merged[0]).ended_by == "callee"  # type: ignore[arg-type]
+    assert record(merged[0]).ended_by == "callee"
     assert merged[1] == other
 
 

@@ -23,8 +23,9 @@ KEY = "the-suite"
 
 @pytest.fixture
 async def cinnox(redis: Redis, http: aiohttp.ClientSession) -> AsyncIterator[Desk]:
-    options = {"page_size": 5, "recordings": True, "recording_path": RECORDING_PATH}
-    async with open_desk(CinnoxSubject, redis, http, **options) as desk:
+    async with open_desk(
+        CinnoxSubject, redis, http, page_size=5, recordings=True, recording_path=RECORDING_PATH
+    ) as desk:
         yield desk
 
 

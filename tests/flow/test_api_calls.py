@@ -1,0 +1,351 @@
+"""Calls and events over HTTP, and forgetting a person."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from relay.api import calls as calls_module
+from relay.api import event_types
+from relay.errors import StorageError
+from relay.events.catalog import EVENT_TYPES
+from relay.events.render import FLAT_FIELDS
+from relay.ledger import keys
+from relay.model import Direction, Outcome, Party, iso
+from relay.recordings.storage import Stored
+from relay.simulator.subscriber import Behaviour
+from tests.flow.api_desk import SOURCE, Desk
+from tests.flow.harness import eventually
+
+JO = Party(number="+12025550123", raw="(202) 555-0123", name="Jo Sample")
+KIM = Party(number="+12025550177", raw="2025550177", name="Kim Other")
+OUTBOUND: dict[str, Any] = {
+    "caller": KIM, "external": KIM, "direction": Direction.OUTBOUND, "outcome": Outcome.ANSWERED
+}  # fmt: skip
+
+
+async def test_a_call_is_read_with_what_was_told_of_it(desk: Desk) -> None:
+    """Its content, its events, and to whom each went."""
+    eid = await desk.told("main", "1", caller=JO, external=JO, outcome=Outcome.BUSY)
+    await desk.relay.until_state(eid, "delivered")
+    (listed,) = (await desk.get("/v1/calls"))["items"]
+
+    read = await desk.get(f"/v1/calls/{listed['id']}")
+
+    assert (read["source_id"], read["provider"], read["provider_call_id"]) == ("main", "webfones", "1")
+    assert (read["outcome"], read["from"]["number"], read["revision"]) == ("busy", "+12025550123", 1)
+    (told,) = read["events"]
+    assert (told["id"], told["type"]) == (eid, "call.completed")
+    assert [(each["subscription_id"], each["status"]) for each in told["deliveries"]] == [("a", "delivered")]
+    assert await desk.code("GET", "/v1/calls/call_" + "a" * 26) == (404, "not_found")
+    assert await desk.code("GET", "/v1/calls/nonsense") == (404, "not_found")
+
+
+async def test_calls_are_found_by_what_they_are(desk: Desk) -> None:
+    """Source, direction, outcome, number in any spelling, and time; several values at once."""
+    await desk.post("/v1/sources", {**SOURCE, "id": "new"})
+    first = await desk.call_of("main", "1", caller=JO, external=JO)
+    second = await desk.call_of("new", "2", **OUTBOUND)
+
+    async def found(query: str) -> list[str]:
+        return [each["id"] for each in (await desk.get(f"/v1/calls?{query}"))["items"]]
+
+    assert await found("") == [second, first]
+    assert await found("source=new") == [second]
+    assert await found("direction=inbound") == [first]
+    assert await found("direction=inbound,outbound") == [second, first]
+    assert await found("outcome=answered&outcome=busy") == [second]
+    assert await found("number=%2B12025550123") == [first]
+    assert await found("number=202-555-0177") == [second]
+    assert await found("to=2026-01-01T00:00:00Z") == []
+    assert await found("from=2020-01-01T00:00:00Z") == [second, first]
+    assert await desk.code("GET", "/v1/calls?outcome=great") == (422, "invalid")
+    assert await desk.code("GET", "/v1/calls?colour=red") == (422, "invalid")
+    assert await desk.code("GET", "/v1/calls?limit=201") == (422, "invalid")
+    assert await desk.code("GET", "/v1/calls?limit=1&limit=2") == (422, "invalid")
+    assert await desk.code("GET", "/v1/calls?from=yesterday") == (422, "invalid")
+    assert await desk.code("GET", "/v1/calls?source=nobody") == (404, "not_found")
+
+
+async def test_walking_over_calls_finds_each_once(desk: Desk) -> None:
+    """Calls that came in the same millisecond are neither lost nor seen twice, and new ones do not disturb."""
+    made = {await desk.call_of("main", str(number)) for number in range(7)}
+    same_ms = dict.fromkeys(made, 1_790_000_000_000)
+    await desk.relay.redis.zadd(keys.CALLS, same_ms)
+
+    seen: list[str] = []
+    cursor = ""
+    while True:
+        page = await desk.get(f"/v1/calls?limit=3{cursor}")
+        seen += [each["id"] for each in page["items"]]
+        if len(seen) == 3:
+            await desk.call_of("main", "late")
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+
+    assert sorted(seen) == sorted(made)
+
+
+async def test_a_recording_link_is_minted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh link that works; 404 without audio, 409 where no link can be made."""
+    call_id = await desk.call_of("main", "1")
+    assert await desk.code("GET", f"/v1/calls/{call_id}/recording") == (404, "not_found")
+    part = await _keep_audio(desk, call_id)
+
+    assert await desk.code("GET", f"/v1/calls/{call_id}/recording") == (409, "no_recording_links")
+    monkeypatch.setattr(desk.relay.runtime.links, "_public_url", desk.base)
+    link = await desk.get(f"/v1/calls/{call_id}/recording")
+    async with desk.http.get(link["url"]) as answer:
+        audio = await answer.read()
+
+    assert (answer.status, audio) == (200, b"RIFF-audio")
+    assert link["sha256"] == part["sha256"]
+
+
+async def _keep_audio(desk: Desk, call_id: str) -> dict[str, Any]:
+    """Store audio for a call, as the record lane does."""
+    runtime = desk.relay.runtime
+    call = await runtime.ledger.call(call_id)
+    assert call is not None
+
+    async def chunks() -> Any:
+        yield b"RIFF-audio"
+
+    started_on = datetime.fromtimestamp(call.started_ms / 1000, UTC).date()
+    stored = await runtime.storage.put(call_id, chunks(), started_on=started_on, expected_size_bytes=None)
+    assert isinstance(stored, Stored)
+    part = {"status": "available", "path": stored.path, "sha256": stored.sha256, "size_bytes": stored.size_bytes}
+    part |= {"content_type": "audio/wav", "url": None, "expires_at": None, "duration_seconds": None}
+    while await runtime.ledger.publish(call, {"recording": part}, ()) is None:  # it is being told just now
+        call = await runtime.ledger.call(call_id)
+    return part
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+async def test_events_are_listed_and_read(desk: Desk) -> None:
+    """In their full form, newest first, by type, source, call and subscription."""
+    first = await desk.told("main", "1")
+    second = await desk.told("main", "2")
+    sent = await desk.post("/v1/subscriptions/a/test")
+
+    async def found(query: str) -> list[str]:
+        return [each["id"] for each in (await desk.get(f"/v1/events?{query}"))["items"]]
+
+    assert await found("") == [sent["event_id"], second, first]
+    assert await found("type=call.*") == [second, first]
+    assert await found("type=webhook.test,call.updated") == [sent["event_id"]]
+    assert await found("source=main") == [second, first]
+    call_id = (await desk.get(f"/v1/events/{first}"))["data"]["call"]["id"]
+    assert await found(f"call={call_id}") == [first]
+    assert set(await found("subscription=a")) == {sent["event_id"], second, first}
+    assert await found("to=2026-01-01T00:00:00Z") == []
+    assert await desk.code("GET", "/v1/events/evt_" + "a" * 26) == (404, "not_found")
+    assert await desk.code("GET", "/v1/events?call=1") == (422, "invalid")
+    assert await desk.code("GET", "/v1/events?subscription=nobody") == (404, "not_found")
+
+
+async def test_a_page_may_be_short_and_go_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter that no index answers looks at so many entries in one request and no more."""
+    await desk.told("main", "1", outcome=Outcome.BUSY)
+    for number in range(2, 8):
+        await desk.call_of("main", str(number))
+    monkeypatch.setattr("relay.api.pages.SCAN_MOST", 3)
+
+    first = await desk.get("/v1/calls?outcome=busy&limit=2")
+    second = await desk.get(f"/v1/calls?outcome=busy&limit=2&cursor={first['next_cursor']}")
+    third = await desk.get(f"/v1/calls?outcome=busy&limit=2&cursor={second['next_cursor']}")
+
+    assert [first["items"], second["items"]] == [[], []]
+    assert [each["provider_call_id"] for each in third["items"]] == ["1"]
+    assert third["next_cursor"] is None
+
+
+async def test_every_type_has_a_schema_and_a_sample_that_keeps_it(desk: Desk) -> None:
+    """What is told, made up or real, has the shape that is published."""
+    types = await desk.get("/v1/event-types")
+    eid = await desk.told("main", "1", caller=JO, external=JO)
+    sent = await desk.post("/v1/subscriptions/a/test")
+
+    assert [each["type"] for each in types] == list(EVENT_TYPES)
+    for each in types:
+        TypeAdapter(event_types.shape_of(each["type"])).validate_python(each["sample"])
+        assert each["schema"]["properties"]["type"] == {"const": each["type"], "type": "string"}
+    for real in (eid, sent["event_id"]):
+        document = await desk.get(f"/v1/events/{real}")
+        TypeAdapter(event_types.shape_of(document["type"])).validate_python(document)
+
+
+async def test_samples_of_a_type_are_an_array(desk: Desk) -> None:
+    """Made up until there are some, in both forms, each with an id of its own."""
+    made_up = await desk.get("/v1/event-types/call.updated/sample?payload=flat")
+    eid = await desk.told("main", "1")
+    real = await desk.get("/v1/event-types/call.completed/sample")
+
+    assert [tuple(each) for each in made_up] == [FLAT_FIELDS] * 3
+    assert len({each["id"] for each in made_up}) == 3
+    assert [each["id"] for each in real] == [eid]
+    assert await desk.code("GET", "/v1/event-types/call.finished/sample") == (404, "not_found")
+    assert await desk.code("GET", "/v1/event-types/call.updated/sample?limit=0") == (422, "invalid")
+
+
+# --- forgetting a person ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_job", [False, True])
+async def test_a_person_is_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch, by_job: bool) -> None:
+    """Number, name, audio and payloads are gone everywhere, what waited has expired, and others stay."""
+    if by_job:
+        monkeypatch.setattr(calls_module, "INLINE_KEYS", 0)
+    redis = desk.relay.redis
+    desk.relay.subscriber.behave("a", Behaviour(status=500))
+    waiting = await desk.told("main", "1", caller=JO, external=JO, raw={"caller": "1-202-555-0123"})
+    as_text = await desk.told("main", "2", caller=Party(raw="sip:12025550123@pbx.example.com"), external=None)
+    other = await desk.told("main", "3", caller=KIM, external=KIM)
+    await desk.relay.until_attempts(waiting, 1)
+    call_id = (await desk.get(f"/v1/events/{waiting}"))["data"]["call"]["id"]
+    part = await _keep_audio(desk, call_id)
+    await redis.set(keys.contact("main", 0, "+12025550123"), b"Jo Sample")
+
+    result = await desk.post("/v1/erase", {"number": "+12025550123"})
+    if by_job:
+        over = await desk.until_over(result["job"]["id"])
+        assert over["state"] == "done"
+        result = over["counts"]
+
+    counts = {name: result[name] for name in ("calls", "events", "recordings", "contacts")}
+    assert counts == {"calls": 2, "events": 2, "recordings": 1, "contacts": 1}
+    assert await desk.relay.runtime.storage.size(part["path"]) is None
+    assert not await redis.exists(keys.contact("main", 0, "+12025550123"))
+    for eid in (waiting, as_text):
+        assert await desk.code("GET", f"/v1/events/{eid}") == (404, "not_found")
+        assert (await desk.get(f"/v1/deliveries/{eid}.a"))["status"] == "expired"
+        assert (await desk.get(f"/v1/deliveries/{eid}.a"))["log"] == []
+    assert await desk.code("GET", f"/v1/calls/{call_id}") == (404, "not_found")
+    assert (await desk.get(f"/v1/events/{other}"))["id"] == other
+    assert await _traces(desk, b"2025550123", b"Jo Sample") == []
+
+
+async def _traces(desk: Desk, *needles: bytes) -> list[bytes]:
+    """List the keys whose values hold any of the texts, packed or not."""
+    from relay.ledger.pack import unpack_bytes
+
+    def plain(value: bytes) -> bytes:
+        return unpack_bytes(value) if value[:1] == b"\x01" else value
+
+    found: list[bytes] = []
+    redis = desk.relay.redis
+    async for name in redis.scan_iter("*"):
+        kind = await redis.type(name)
+        values: list[bytes] = []
+        if kind == b"string":
+            values = [await redis.get(name)]
+        elif kind == b"hash":
+            values = [each for pair in (await redis.hgetall(name)).items() for each in pair]  # type: ignore[misc]
+        elif kind == b"zset":
+            values = await redis.zrange(name, 0, -1)
+        assert kind in (b"string", b"hash", b"zset")
+        if any(needle in plain(value) for value in values for needle in needles):
+            found.append(name)
+    return found
+
+
+async def test_an_erased_call_does_not_come_back(desk: Desk) -> None:
+    """The next poll shows the same row: it is known, and nothing is told again."""
+    await desk.told("main", "1", caller=JO, external=JO)
+    await desk.post("/v1/erase", {"number": "+12025550123"})
+
+    call_id = await desk.call_of("main", "1", caller=JO, external=JO)
+
+    assert await desk.relay.runtime.ledger.call(call_id) is None
+    assert (await desk.get("/v1/calls"))["items"] == []
+
+
+async def test_erasing_ends_cleanly_when_the_storage_does_not(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503, the call is still there, and a second try finds it."""
+    call_id = await desk.call_of("main", "1", caller=JO, external=JO)
+    await _keep_audio(desk, call_id)
+
+    async def broken(_: str) -> None:
+        raise StorageError("the bucket does not answer")
+
+    with monkeypatch.context() as trouble:
+        trouble.setattr(desk.relay.runtime.storage, "delete", broken)
+        refused = await desk.code("POST", "/v1/erase", {"number": "+12025550123"})
+    again = await desk.post("/v1/erase", {"number": "+12025550123"})
+
+    assert refused == (503, "storage_unavailable")
+    assert (again["calls"], again["recordings"]) == (1, 1)
+
+
+async def test_only_a_number_can_be_forgotten(desk: Desk) -> None:
+    """Anything else is refused, and the text is not repeated."""
+    status, problem = await desk.ask("POST", "/v1/erase", {"number": "Jo Sample"})
+
+    assert (status, problem["code"]) == (422, "invalid")
+    assert "Jo" not in str(problem)
+
+
+# --- deliveries ------------------------------------------------------------------------------------------------------
+
+
+async def test_deliveries_are_listed_and_read(desk: Desk) -> None:
+    """By subscription, by status and by event; a failed one with its attempts."""
+    await desk.subscribe("crm")
+    desk.relay.subscriber.behave("crm", Behaviour(status=500, body="out of order"))
+    eid = await desk.told("main", "1")
+    await desk.relay.until_attempts(eid, 1, sub="crm")
+    await desk.relay.until_state(eid, "delivered")
+
+    async def found(query: str) -> list[str]:
+        return sorted(each["id"] for each in (await desk.get(f"/v1/deliveries?{query}"))["items"])
+
+    read = await desk.get(f"/v1/deliveries/{eid}.crm")
+    assert await found("") == [f"{eid}.a", f"{eid}.crm"]
+    assert await found("subscription=crm") == [f"{eid}.crm"]
+    assert await found("status=delivered") == [f"{eid}.a"]
+    assert await found("status=waiting,exhausted&subscription=crm") == [f"{eid}.crm"]
+    assert await found(f"event={eid}&subscription=a") == [f"{eid}.a"]
+    assert await found("status=exhausted") == []
+    assert (read["status"], read["attempts"]) == ("waiting", 1)
+    assert read["next_attempt_at"] > read["last_attempt_at"]
+    (attempt,) = read["log"]
+    assert (attempt["status"], attempt["excerpt"]) == (500, "out of order")
+    assert await desk.code("GET", f"/v1/deliveries/{eid}.nobody") == (404, "not_found")
+    assert await desk.code("GET", "/v1/deliveries?status=lost") == (422, "invalid")
+
+
+async def test_a_given_up_delivery_is_found_and_tried_again(desk: Desk) -> None:
+    """It is in the list of those given up; a retry begins its schedule anew."""
+    desk.relay.subscriber.behave("a", Behaviour(status=500, times=1))
+    eid = await desk.told("main", "1")
+    await desk.relay.until_attempts(eid, 1)
+    call_id = (await desk.get(f"/v1/events/{eid}"))["data"]["call"]["id"]
+    redis = desk.relay.redis
+    await redis.hset(keys.deliveries(eid), "a", b'{"s":"exhausted","n":10,"t":1}')  # type: ignore[misc]
+    await redis.zadd(keys.DEAD, {f"a\x1f{eid}": 1})
+    await redis.zrem(keys.pending("a", call_id), eid)
+    await desk.relay.runtime.lanes["deliver"].drop("a", call_id)
+
+    listed = await desk.get("/v1/deliveries?status=exhausted")
+    retried = await desk.post(f"/v1/deliveries/{eid}.a/retry")
+    await desk.relay.until_state(eid, "delivered")
+
+    assert [each["id"] for each in listed["items"]] == [f"{eid}.a"]
+    assert retried["result"] == "queued"
+    assert await desk.code("POST", f"/v1/deliveries/{eid}.a/retry") == (409, "already_delivered")
+    assert (await desk.post(f"/v1/deliveries/{eid}.a/retry", {"force": True}))["result"] == "queued"
+    await redis.delete(keys.event(eid))
+    assert await desk.code("POST", f"/v1/deliveries/{eid}.a/retry") == (410, "event_gone")
+    assert await desk.code("POST", "/v1/deliveries/nonsense/retry") == (404, "not_found")
+
+
+async def test_times_outside_of_reason_are_refused(desk: Desk) -> None:
+    """A year that no call has is a 422, not a crash."""
+    for when in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59", iso(datetime.now(UTC) + timedelta(days=90_000))):
+        assert await desk.code("GET", "/v1/events", params={"from": when}) == (422, "invalid")
+    found = await eventually(lambda: desk.get("/v1/events"), lambda page: page["items"] == [])
+    assert found["next_cursor"] is None

@@ -1,0 +1,152 @@
+"""What is refused, and how: every problem that is documented can happen, and says what it says."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import aiohttp
+import pytest
+from redis.exceptions import ConnectionError as StoreAway
+
+from relay.api.problems import STATUSES, Code, ProblemDocument
+from relay.api.route import BODY_MOST_BYTES
+from relay.errors import StoreError
+from relay.ledger.declared import Declarations
+from tests.flow.api_desk import OUTSIDE, SOURCE, Desk
+
+TESTS = Path(__file__).parent
+
+
+def test_every_documented_problem_has_a_test() -> None:
+    """A code that no test of the API names would be a promise that nobody holds."""
+    text = "".join(path.read_text() for path in TESTS.glob("test_api_*.py"))
+
+    assert [code for code in get_args(Code) if f'"{code}"' not in text] == []
+    assert set(STATUSES) == set(get_args(Code))
+
+
+async def _raw(desk: Desk, method: str, path: str, **options: Any) -> tuple[aiohttp.ClientResponse, Any]:
+    headers = {"Authorization": f"Bearer {desk.token}", **options.pop("headers", {})}
+    async with desk.http.request(method, desk.base + path, headers=headers, **options) as answer:
+        body = await answer.read()
+    return answer, json.loads(body) if body else None
+
+
+async def test_a_problem_has_the_shape_of_rfc_9457(desk: Desk) -> None:
+    """Media type, title, status, code, detail; nothing keeps it."""
+    answer, problem = await _raw(desk, "GET", "/v1/sources/nobody")
+
+    assert answer.content_type == "application/problem+json"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert ProblemDocument.model_validate(problem).title == "Not Found"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"not json", b"\xff\xfe", b'{"a": NaN}', b'"\\ud800"', b"[" * 100_000])
+async def test_what_is_not_json_is_refused(desk: Desk, body: bytes) -> None:
+    """400, whatever it is."""
+    answer, problem = await _raw(
+        desk, "POST", "/v1/sources", data=body, headers={"Content-Type": "application/json"}
+    )
+
+    assert (answer.status, problem["code"]) == (400, "not_json")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"text"', b"true"])
+async def test_what_is_no_object_is_refused(desk: Desk, body: bytes) -> None:
+    """422, not a crash."""
+    for method, path in (("POST", "/v1/sources"), ("PATCH", "/v1/subscriptions/a"), ("POST", "/v1/tokens")):
+        answer, problem = await _raw(desk, method, path, data=body, headers={"Content-Type": "application/json"})
+        assert (answer.status, problem["code"]) == (422, "invalid"), path
+
+
+async def test_a_body_says_that_it_is_json(desk: Desk) -> None:
+    """A form of another site's cannot pretend to be a client."""
+    answer, problem = await _raw(desk, "POST", "/v1/tokens", data=b"{}", headers={"Content-Type": "text/plain"})
+
+    assert (answer.status, problem["code"]) == (415, "unsupported_media_type")
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+async def test_a_body_is_bounded(desk: Desk) -> None:
+    """1 MiB, and no byte more."""
+    body = b'{"name": "' + b"x" * BODY_MOST_BYTES + b'"}'
+
+    answer, problem = await _raw(desk, "POST", "/v1/tokens", data=body, headers={"Content-Type": "application/json"})
+
+    assert (answer.status, problem["code"]) == (413, "too_large")
+
+
+async def test_addresses_that_are_not_there(desk: Desk) -> None:
+    """404 and 405 are problems too, and 405 says what there is."""
+    answer, problem = await _raw(desk, "DELETE", "/v1/calls")
+
+    assert (answer.status, problem["code"], answer.headers["Allow"]) == (405, "method_not_allowed", "GET")
+    assert await desk.code("GET", "/v1/nothing") == (404, "not_found")
+    assert await desk.code("GET", "/v1/sources/%00") == (404, "not_found")
+    assert await desk.code("GET", "/v1/sources/%FF") == (404, "not_found")
+    assert await desk.code("GET", "/v1/deliveries/%F0%9F%8E%B7.%C3%A4") == (404, "not_found")
+
+
+async def test_somebody_else_changes_it_all_the_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some tries the change is given back, not forced."""
+    await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
+    await desk.post("/v1/sources", {**SOURCE, "id": "new"})
+
+    async def overtaken(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(Declarations, "replace", overtaken)
+
+    taken = (409, "changed_meanwhile")
+    assert await desk.code("PATCH", "/v1/subscriptions/crm", {"payload": "flat"}) == taken
+    assert await desk.code("PUT", "/v1/subscriptions/crm", {"url": OUTSIDE}) == taken
+    assert await desk.code("POST", "/v1/subscriptions/crm/rotate-secret") == taken
+    assert await desk.code("PATCH", "/v1/sources/new", {"timezone": "UTC"}) == taken
+    assert await desk.code("PUT", "/v1/sources/new", SOURCE) == taken
+
+
+@pytest.mark.parametrize("error", [StoreAway("away"), StoreError("busy"), TimeoutError()])
+async def test_a_store_that_is_away_is_said(desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """503 with a time to come back, not a 500."""
+
+    async def away(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(desk.relay.runtime.ledger, "event", away)
+    answer, problem = await _raw(desk, "GET", "/v1/events/evt_" + "a" * 26)
+
+    assert (answer.status, problem["code"]) == (503, "store_unavailable")
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+async def test_a_mistake_of_ours_tells_nothing_of_the_inside(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 is a problem document; the log has the rest."""
+
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("the inside")
+
+    monkeypatch.setattr(desk.relay.runtime.ledger, "event", broken)
+    status, problem = await desk.ask("GET", "/v1/events/evt_" + "a" * 26)
+
+    assert (status, problem["code"]) == (500, "internal_error")
+    assert "inside" not in str(problem)
+
+
+async def test_probes_answer_without_a_token_and_metrics_do_not(desk: Desk) -> None:
+    """/livez and /readyz are here as on the internal port; /metrics is only there."""
+    for path, status in (("/livez", 200), ("/readyz", 200), ("/metrics", 404), ("/docs", 200), ("/openapi.json", 200)):
+        async with desk.http.get(desk.base + path) as answer:
+            assert answer.status == status, path
+
+
+async def test_the_page_loads_nothing(desk: Desk) -> None:
+    """No script, no font, no style from anywhere; the browser is told to fetch none."""
+    async with desk.http.get(desk.base + "/docs") as answer:
+        page = await answer.text()
+
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert "<script" not in page
+    assert "src=" not in page
+    assert "http://" not in page
+    assert "https://" not in page.replace("https://api.webfones.com", "")
+    assert "/v1/subscriptions/{subscription_id}/replay" in page

@@ -1,0 +1,266 @@
+"""Sources over HTTP: made, changed, asked, paused and removed while the relay runs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from relay.api import sources as sources_module
+from relay.api.options import MASK
+from relay.errors import ProviderError
+from relay.ledger import keys
+from relay.ledger.calls import LeaseLost
+from relay.model import iso
+from relay.providers.base import BadRow, Purpose, Window
+from relay.simulator.webfones import WebfonesSimulator
+from tests.flow.api_desk import SOURCE, Desk
+from tests.flow.harness import eventually
+
+KEY = "simulated-key"
+OUTSIDE = {**SOURCE, "base_url": "https://api.webfones.com:2343"}
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[tuple[WebfonesSimulator, str]]:
+    """A simulated WebFones with one account."""
+    simulator = WebfonesSimulator()
+    simulator.add_account(KEY)
+    async with simulator.serve() as base_url:
+        yield simulator, base_url
+
+
+async def test_a_source_is_made_and_polled(desk: Desk, provider: tuple[WebfonesSimulator, str]) -> None:
+    """POST, and calls that come from then on are told."""
+    simulator, base_url = provider
+    desk.relay.runtime.add_poller()
+    poller = asyncio.create_task(desk.relay.runtime.runners[-1].run())
+    wish = {**SOURCE, "id": "new", "base_url": base_url, "api_key": KEY, "poll_interval_s": 1}
+
+    made = await desk.post("/v1/sources", wish)
+    await eventually(lambda: desk.get("/v1/sources/new"), lambda view: view["health"]["cursor"] is not None)
+    simulator.appear(KEY)
+    await desk.post("/v1/sources/new/poll")
+    await desk.relay.until_heard("a", 1)
+
+    assert (made["id"], made["provider"], made["origin"], made["state"]) == ("new", "webfones", "api", "working")
+    (event,) = desk.relay.subscriber.events("a")
+    assert event["data"]["call"]["source_id"] == "new"
+    read = await desk.get("/v1/sources/new")
+    assert read["health"]["last_poll_at"]
+    assert read["health"]["requests_left"] > 0
+    desk.relay.runtime.runners[-1].stop(within_s=5)
+    await poller
+
+
+async def test_the_key_is_masked_and_the_mask_keeps_it(desk: Desk) -> None:
+    """Reading never shows it; PUT with what was read keeps it."""
+    await desk.post("/v1/sources", {**OUTSIDE, "id": "new"})
+
+    read = await desk.get("/v1/sources/new")
+    options = {name: value for name, value in read["options"].items() if not name.endswith("_file")}
+    status, put = await desk.ask("PUT", "/v1/sources/new", {**options, "timezone": "Europe/Berlin"})
+
+    assert read["options"]["api_key"] == MASK
+    assert (status, put["options"]["timezone"]) == (200, "Europe/Berlin")
+    kept = desk.relay.runtime.sources["new"]
+    assert kept.kind.credential(kept.options) == SOURCE["api_key"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "field"),
+    [
+        ({}, "provider"),
+        ({"provider": "telefax"}, "provider"),
+        ({**OUTSIDE, "api_key": MASK}, "api_key"),
+        ({**OUTSIDE, "api_key_file": "/etc/passwd"}, "api_key_file"),
+        ({**OUTSIDE, "timezone": "Mars"}, "timezone"),
+        ({**OUTSIDE, "colour": "red"}, "colour"),
+        ({**OUTSIDE, "id": "Not An Id"}, "id"),
+        ({**OUTSIDE, "proxy_url": "http://hooks.example.com:3128", "base_url": "http://127.0.0.1:9"}, "base_url"),
+        ({"provider": "nfon", "oauth": {"client_id": "x", "refresh_token_file": "/etc/passwd"}}, "oauth.refresh_token_file"),
+    ],
+)
+async def test_a_wrong_source_is_refused_and_the_field_named(desk: Desk, wish: dict[str, Any], field: str) -> None:
+    """Files are the operator's; nothing is read from the relay's disk."""
+    status, problem = await desk.ask("POST", "/v1/sources", wish)
+
+    assert (status, problem["code"]) == (422, "invalid")
+    assert problem["errors"][0]["field"] == field
+    assert SOURCE["api_key"] not in str(problem)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_url": "https://10.0.0.1"},
+        {"base_url": "http://api.webfones.com"},
+        {"base_url": "https://inside.example.com"},
+        {"base_url": "https://metadata.example.com"},
+        {"proxy_url": "http://10.0.0.1:3128"},
+        {"proxy_url": "http://inside.example.com:3128"},
+    ],
+)
+async def test_no_forbidden_address_is_taken(desk: Desk, options: dict[str, Any]) -> None:
+    """An account that came over the API may not point inside."""
+    assert await desk.code("POST", "/v1/sources", {**OUTSIDE, **options}) == (422, "address_refused")
+
+
+async def test_an_address_is_judged_again_when_it_is_dialled(
+    desk: Desk, provider: tuple[WebfonesSimulator, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was allowed when it was saved may point inside later: then no connection is made."""
+    _, base_url = provider
+    await desk.post("/v1/sources", {**SOURCE, "id": "made", "base_url": base_url, "api_key": KEY})
+    source = desk.relay.runtime.sources["made"]
+    guard = desk.relay.runtime.sender.guard
+
+    with monkeypatch.context() as forbidding:
+        forbidding.setattr(guard, "allowed_networks", ())
+        refused = await desk.post("/v1/sources/made/check")
+        with pytest.raises(ProviderError):
+            async with source.asking() as connected:
+                now = datetime.now(UTC)
+                async for _ in connected.calls.pages(Window(now - timedelta(hours=1), now, Purpose.POLL)):
+                    pass
+    allowed = await desk.post("/v1/sources/made/check")
+
+    assert (refused["ok"], allowed["ok"]) == (False, True)
+
+
+async def test_checking_says_what_is_wrong(desk: Desk, provider: tuple[WebfonesSimulator, str]) -> None:
+    """A wrong key is an answer, not an error."""
+    _, base_url = provider
+    await desk.post("/v1/sources", {**SOURCE, "id": "right", "base_url": base_url, "api_key": KEY})
+    await desk.post("/v1/sources", {**SOURCE, "id": "wrong", "base_url": base_url, "api_key": "another"})
+
+    right = await desk.post("/v1/sources/right/check")
+    wrong = await desk.post("/v1/sources/wrong/check")
+
+    assert right["ok"], right
+    assert not wrong["ok"]
+    assert wrong["lines"]
+
+
+async def test_a_paused_source_is_not_polled_and_tells_what_it_has(desk: Desk) -> None:
+    """Pausing takes it out of the poll lane; a call that was admitted before is still told."""
+    await desk.post("/v1/sources", {**SOURCE, "id": "new"})
+    waiting = keys.waiting("poll", "")
+    assert await desk.relay.redis.zscore(waiting, "new") is not None
+
+    paused = await desk.post("/v1/sources/new/pause")
+    out_of_lane = await desk.relay.redis.zscore(waiting, "new")
+    eid = await desk.told("new", "1")
+    refused = await desk.code("POST", "/v1/sources/new/poll")
+    resumed = await desk.post("/v1/sources/new/resume")
+
+    assert (paused["state"], out_of_lane) == ("paused", None)
+    assert await desk.relay.until_state(eid, "delivered")
+    assert refused == (409, "source_paused")
+    assert await desk.code("POST", "/v1/sources/main/pause") == (409, "declared_in_configuration")
+    assert resumed["state"] == "working"
+    assert await desk.relay.redis.zscore(waiting, "new") is not None
+
+
+async def test_rows_put_aside_are_shown(desk: Desk) -> None:
+    """A person finds what could not be believed."""
+    await desk.relay.runtime.states.quarantine("main", [BadRow("has no start", "7", "{'rid': 7}")])
+
+    read = await desk.get("/v1/sources/main")
+
+    assert read["health"]["quarantined"] == 1
+    assert read["quarantine"] == [{"reason": "has no start", "key": "7", "excerpt": "{'rid': 7}"}]
+
+
+async def test_patch_and_pages(desk: Desk) -> None:
+    """PATCH changes one option; lists are newest first and can be walked over."""
+    for number in range(3):
+        await desk.post("/v1/sources", {**OUTSIDE, "id": f"s{number}", "timezone": "Europe/Berlin"})
+
+    status, view = await desk.ask("PATCH", "/v1/sources/s1", {"poll_interval_s": 60, "timezone": None})
+    first = await desk.get("/v1/sources?limit=3")
+    second = await desk.get(f"/v1/sources?limit=3&cursor={first['next_cursor']}")
+
+    assert status == 200
+    assert (view["options"]["poll_interval_s"], view["options"]["timezone"]) == (60, "UTC")
+    assert {each["id"] for each in first["items"]} == {"s0", "s1", "s2"}
+    assert [each["id"] for each in second["items"]] == ["main"]
+    assert second["next_cursor"] is None
+    assert await desk.code("PATCH", "/v1/sources/s1", {"provider": "nfon"}) == (422, "invalid")
+    assert await desk.code("PATCH", "/v1/sources/main", {"timezone": "UTC"}) == (409, "declared_in_configuration")
+    assert await desk.code("GET", "/v1/sources?cursor=nonsense") == (422, "invalid")
+
+
+async def test_backfill_is_followed_and_cancelled(desk: Desk, provider: tuple[WebfonesSimulator, str]) -> None:
+    """A job is answered at once; its progress is read, and it ends when a person says so."""
+    _, base_url = provider
+    await desk.post("/v1/sources", {**SOURCE, "id": "new", "base_url": base_url, "api_key": KEY})
+    since = iso(datetime.now(UTC) - timedelta(hours=2))
+
+    job = await desk.post("/v1/sources/new/backfill", {"from": since, "force": True})
+    over = await desk.until_over(job["id"])
+
+    assert (job["kind"], job["source"]) == ("backfill", "new")
+    assert (over["state"], over["done"]) == ("done", 1)
+    assert over["counts"]["rows"] == 0
+    assert await desk.code("POST", f"/v1/jobs/{job['id']}/cancel") == (409, "already_over")
+    assert await desk.code("GET", "/v1/jobs/backfill-nobody") == (404, "not_found")
+    future = iso(datetime.now(UTC) + timedelta(hours=2))
+    assert await desk.code("POST", "/v1/sources/new/backfill", {"from": future}) == (422, "invalid")
+
+
+async def test_a_backfill_that_waits_is_cancelled(desk: Desk) -> None:
+    """A provider that does not answer is waited for, until a person ends it."""
+    await desk.post("/v1/sources", {**SOURCE, "id": "new", "base_url": "http://127.0.0.1:9"})
+
+    job = await desk.post("/v1/sources/new/backfill", {"from": "2026-01-01T00:00:00Z", "force": True})
+    await eventually(lambda: desk.get(f"/v1/jobs/{job['id']}"), lambda view: view["state"] == "waiting")
+    await desk.post(f"/v1/jobs/{job['id']}/cancel")
+
+    assert (await desk.until_over(job["id"]))["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("by_job", [False, True])
+async def test_deleting_a_source_leaves_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch, by_job: bool) -> None:
+    """204 again and again; its calls, events, lanes, contacts and place are gone, other sources stay."""
+    if by_job:
+        monkeypatch.setattr(sources_module, "INLINE_KEYS", 0)
+    runtime, redis = desk.relay.runtime, desk.relay.redis
+    await desk.post("/v1/sources", {**SOURCE, "id": "new"})
+    eid = await desk.told("new", "1")
+    await desk.told("main", "1")
+    await runtime.states.quarantine("new", [BadRow("odd", "7", "…")])
+    await redis.set(keys.contact("new", 0, "+12025550123"), b"x")
+    await desk.relay.until_state(eid, "delivered")
+
+    statuses = [(await desk.ask("DELETE", "/v1/sources/new"))[0] for _ in range(2)]
+    taken_or_made = await desk.ask("POST", "/v1/sources", {**SOURCE, "id": "new"})
+
+    async def left() -> list[bytes]:
+        return [name async for name in redis.scan_iter("*:new*") if name != keys.forgotten("new").encode()]
+
+    assert statuses == [204, 204]
+    assert taken_or_made[0] == 409
+    assert await eventually(left, lambda names: names == []) == []
+    assert await desk.code("GET", f"/v1/events/{eid}") == (404, "not_found")
+    assert len((await desk.get("/v1/calls"))["items"]) == 1
+    assert await redis.ttl(keys.forgotten("new")) <= 5
+
+
+async def test_nothing_comes_in_behind_a_deleted_source(desk: Desk) -> None:
+    """A backfill that still reads it is refused."""
+    await desk.post("/v1/sources", {**SOURCE, "id": "new"})
+    await desk.ask("DELETE", "/v1/sources/new")
+
+    with pytest.raises(LeaseLost):
+        await desk.call_of("new", "1")
+
+
+async def test_what_the_configuration_declares_is_read_only(desk: Desk) -> None:
+    """409 says where to change it."""
+    refused = (409, "declared_in_configuration")
+
+    assert await desk.code("PUT", "/v1/sources/main", OUTSIDE) == refused
+    assert await desk.code("DELETE", "/v1/sources/main") == refused
+    assert await desk.code("POST", "/v1/sources", {**OUTSIDE, "id": "main"}) == (409, "id_not_available")

@@ -1,0 +1,243 @@
+"""What is put right now and then, on a whole runtime: places in the lane, credentials, lists, and a clock set back."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from relay.ledger import keys
+from relay.ledger.lane import Settlement
+from relay.runtime import Runtime, open_runtime
+from tests.flow.harness import KEY, read_settings
+from workers.sweep import sweep, trim
+
+DAY_MS = 86_400_000
+
+
+class Relays:
+    """Opens runtimes on one store; nothing of them runs."""
+
+    def __init__(self, stack: AsyncExitStack, url: str, folder: Path) -> None:
+        self._stack = stack
+        self._url = url
+        self._folder = folder
+
+    async def open(self, **sources: dict[str, Any]) -> Runtime:
+        document = {
+            "data_dir": str(self._folder),
+            "sources": {
+                sid: {"provider": "webfones", "base_url": "http://127.0.0.1:9", **options}
+                for sid, options in sources.items()
+            },
+        }
+        opening = open_runtime(read_settings(document), redis_url=self._url, secret_keys=[KEY])
+        return await self._stack.enter_async_context(opening)
+
+
+@pytest.fixture
+async def relays(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[Relays]:
+    async with AsyncExitStack() as stack:
+        yield Relays(stack, valkey_url, tmp_path)
+
+
+async def now_ms(redis: Redis) -> int:
+    seconds, micros = await redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+async def due_in_s(redis: Redis, sid: str) -> float | None:
+    """When a source is due, or None when it is not waiting."""
+    due = await redis.zscore(keys.waiting("poll", ""), sid)
+    return None if due is None else (due - await now_ms(redis)) / 1000
+
+
+async def postpone(redis: Redis, runtime: Runtime, sid: str, seconds: int) -> None:
+    """Let a source be due only then, as after a poll."""
+    await runtime.lanes["poll"].drop("", sid)
+    await runtime.lanes["poll"].put("", sid, wait_ms=seconds * 1000)
+    assert await due_in_s(redis, sid) == pytest.approx(seconds, abs=2)
+
+
+async def test_sweeping_twice_changes_nothing(relays: Relays, redis: Redis) -> None:
+    """Each source keeps its place: a sweep neither hurries a poll nor lets it wait anew."""
+    runtime = await relays.open(a={"api_key": "one"}, b={"api_key": "two"})
+    await sweep(runtime)
+    await postpone(redis, runtime, "a", 300)
+
+    await sweep(runtime)
+    await sweep(runtime)
+
+    assert await due_in_s(redis, "a") == pytest.approx(300, abs=3)
+    assert await redis.zcard(keys.waiting("poll", "")) == 2
+
+
+async def test_a_source_that_lost_its_place_gets_it_back(relays: Relays, redis: Redis) -> None:
+    """Its item was put aside after five dead pollers, or somebody emptied the lane by hand."""
+    runtime = await relays.open(a={"api_key": "one"})
+    await runtime.lanes["poll"].drop("", "a")
+
+    await sweep(runtime)
+
+    assert await due_in_s(redis, "a") == pytest.approx(0, abs=2)
+
+
+async def test_a_poll_that_runs_is_left_alone(relays: Relays) -> None:
+    """Its lease holds, and it is not made due a second time."""
+    runtime = await relays.open(a={"api_key": "one"})
+    lane = runtime.lanes["poll"]
+    (claim,) = (await lane.exchange(want=5)).claims
+
+    await sweep(runtime)
+
+    assert (await lane.exchange(want=5)).claims == []
+    assert not (await lane.exchange([Settlement(claim, "done")])).refused
+
+
+async def test_a_paused_source_is_not_polled(relays: Relays, redis: Redis) -> None:
+    """`enabled: false` keeps it out of the lane."""
+    runtime = await relays.open(a={"api_key": "one", "enabled": False})
+
+    await sweep(runtime)
+
+    assert await due_in_s(redis, "a") is None
+
+
+async def test_polls_are_due_at_once_when_the_stores_clock_was_set_back(relays: Relays, redis: Redis) -> None:
+    """They would seem an hour away; it is noticed once."""
+    runtime = await relays.open(a={"api_key": "one"})
+    await sweep(runtime)
+    await postpone(redis, runtime, "a", 3600)
+    await redis.set(keys.CLOCK, await now_ms(redis) + 3_600_000)
+
+    with capture_logs() as logs:
+        await sweep(runtime)
+        await sweep(runtime)
+
+    assert await due_in_s(redis, "a") == pytest.approx(0, abs=2)
+    assert [log["event"] for log in logs].count("store_clock_stepped_back") == 1
+
+
+async def test_a_small_correction_of_the_clock_is_none(relays: Relays, redis: Redis) -> None:
+    """NTP takes back a second now and then."""
+    runtime = await relays.open(a={"api_key": "one"})
+    await sweep(runtime)
+    await postpone(redis, runtime, "a", 3600)
+    await redis.set(keys.CLOCK, await now_ms(redis) + 2_000)
+
+    await sweep(runtime)
+
+    assert await due_in_s(redis, "a") == pytest.approx(3600, abs=3)
+
+
+async def test_a_key_file_that_changes_is_tried_at_once(relays: Relays, redis: Redis, tmp_path: Path) -> None:
+    """The source waits a quarter of an hour for a key that is accepted; somebody writes a new one. Its extras too."""
+    file = tmp_path / "key"
+    file.write_text("old-key")
+    runtime = await relays.open(a={"api_key_file": str(file)}, b={"api_key": "two"})
+    await sweep(runtime)
+    await postpone(redis, runtime, "a", 900)
+    await postpone(redis, runtime, "b", 900)
+    await runtime.states.note("a", contacts_off="403", recordings_off="403")
+    await sweep(runtime)
+    assert await due_in_s(redis, "a") == pytest.approx(900, abs=3)
+
+    file.write_text("new-key")
+    await sweep(runtime)
+
+    state = await runtime.states.read("a")
+    assert await due_in_s(redis, "a") == pytest.approx(0, abs=2)
+    assert await due_in_s(redis, "b") == pytest.approx(900, abs=3)
+    assert (state.contacts_off, state.recordings_off) == ("", "")
+    assert b"new-key" not in b"".join((await redis.hgetall(keys.source("a"))).values())
+
+
+async def test_a_key_in_the_configuration_that_changes_is_tried_at_once(relays: Relays, redis: Redis) -> None:
+    """The relay was restarted with another key."""
+    before = await relays.open(a={"api_key": "one"})
+    await sweep(before)
+    await postpone(redis, before, "a", 900)
+
+    after = await relays.open(a={"api_key": "other"})
+    await sweep(after)
+
+    assert await due_in_s(redis, "a") == pytest.approx(0, abs=2)
+
+
+async def test_a_key_file_that_is_gone_does_not_stop_the_sweep(relays: Relays, redis: Redis, tmp_path: Path) -> None:
+    """It is being replaced; the other sources are looked after, and nothing is taken for a change."""
+    file = tmp_path / "key"
+    file.write_text("a-key")
+    runtime = await relays.open(a={"api_key_file": str(file)}, b={"api_key": "two"})
+    await sweep(runtime)
+    await postpone(redis, runtime, "a", 900)
+    await postpone(redis, runtime, "b", 900)
+    file.unlink()
+    await redis.hset(keys.source("b"), "credential", "that of before")
+
+    await sweep(runtime)
+    file.write_text("a-key")
+    await sweep(runtime)
+
+    assert await due_in_s(redis, "b") == pytest.approx(0, abs=2)
+    assert await due_in_s(redis, "a") == pytest.approx(900, abs=3)
+
+
+async def test_lists_are_trimmed_to_their_retention(relays: Relays, redis: Redis) -> None:
+    """Calls after 30 days, events after 14; a list whose source is removed goes by itself."""
+    runtime = await relays.open(a={"api_key": "one"})
+    now = await now_ms(redis)
+    for name in (keys.CALLS, keys.calls_of("a"), keys.EVENTS, keys.events_of("a")):
+        await redis.zadd(name, {f"{days} days": now - days * DAY_MS for days in (1, 15, 29, 31)})
+
+    await trim(runtime)
+
+    assert await redis.zrange(keys.CALLS, 0, -1) == [b"29 days", b"15 days", b"1 days"]
+    assert await redis.zrange(keys.calls_of("a"), 0, -1) == [b"29 days", b"15 days", b"1 days"]
+    assert await redis.zrange(keys.EVENTS, 0, -1) == [b"1 days"]
+    assert await redis.zrange(keys.events_of("a"), 0, -1) == [b"1 days"]
+    assert 30 * 86_400 < await redis.ttl(keys.calls_of("a")) <= 31 * 86_400
+
+
+async def test_recordings_are_trimmed_to_their_retention_and_markers_stay(relays: Relays, tmp_path: Path) -> None:
+    """Audio goes after 30 days; where the sources stand is kept for good."""
+    runtime = await relays.open(a={"api_key": "one"})
+    started = datetime.now(UTC) - timedelta(days=40)
+    old, young = ("call_" + letter * 26 for letter in "ab")
+    paths = []
+    for call_id, age_days in ((old, 40), (young, 2)):
+        stored = await runtime.storage.put(call_id, _audio(), started_on=started.date(), expected_size_bytes=4)
+        paths.append(stored.path)  # type: ignore[union-attr]
+        (file,) = tmp_path.rglob(f"{call_id}.*")  # noqa: ASYNC240 - a handful of files
+        at = datetime.now(UTC).timestamp() - age_days * 86_400
+        os.utime(file, (at, at))
+    await runtime.storage.put_small("markers/a.json", b"{}")
+
+    await trim(runtime)
+
+    assert [await runtime.storage.size(path) for path in paths] == [None, 4]
+    assert await runtime.storage.get_small("markers/a.json") == b"{}"
+
+
+async def _audio() -> AsyncIterator[bytes]:
+    yield b"RIFF"
+
+
+async def test_trimming_happens_once_an_hour(relays: Relays, redis: Redis) -> None:
+    """However many processes sweep."""
+    runtime = await relays.open(a={"api_key": "one"})
+    await sweep(runtime)
+    await redis.zadd(keys.CALLS, {"old": 1})
+
+    await sweep(runtime)
+    assert await redis.zcard(keys.CALLS) == 1
+    assert 3500 < await redis.ttl(keys.TRIMMED) <= 3600
+    await redis.delete(keys.TRIMMED)
+    await sweep(runtime)
+
+    assert await redis.zcard(keys.CALLS) == 0
