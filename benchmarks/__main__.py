@@ -31,8 +31,8 @@ BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
 }
 
 
-async def measure(names: list[str], *, quick: bool, console: Console) -> list[Figure]:
-    """Run the named benchmarks one after the other."""
+async def measure(names: list[str], *, quick: bool, console: Console) -> tuple[list[Figure], list[str]]:
+    """Run the named benchmarks one after the other; gives the figures, and the names of those that gave none."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<12}"),
@@ -41,17 +41,19 @@ async def measure(names: list[str], *, quick: bool, console: Console) -> list[Fi
         TextColumn("{task.fields[doing]}", style="dim"),
     )
     figures: list[Figure] = []
+    failed: list[str] = []
     folder = Path(tempfile.mkdtemp(prefix="relay-bench-"))
     with Progress(*columns, console=console) as progress:
         bench = Bench(folder, quick, progress)
-        try:
-            for name in names:
+        for name in names:
+            try:
                 figures += await BENCHMARKS[name](bench)
-        except BaseException:
-            console.print(f"the logs of the processes are in {folder}")
-            raise
-    shutil.rmtree(folder)
-    return figures
+            except Exception as error:
+                failed.append(name)
+                console.print(f"{name}: {type(error).__name__} {error}; the logs of its processes are in {folder}")
+    if not failed:
+        shutil.rmtree(folder)
+    return figures, failed
 
 
 def main() -> int:
@@ -67,8 +69,10 @@ def main() -> int:
     if arguments.write and (arguments.quick or arguments.names):
         parser.error("--write wants the whole table: not with --quick, and not for some names only")
     console = Console(stderr=True)
-    figures = asyncio.run(measure(arguments.names or list(BENCHMARKS), quick=arguments.quick, console=console))
+    figures, failed = asyncio.run(measure(arguments.names or list(BENCHMARKS), quick=arguments.quick, console=console))
     Console(width=None if sys.stdout.isatty() else 160).print(table(figures))
+    if failed:
+        return 1
     if arguments.write:
         readme.write(figures)
     return 1 if any(each.ok is False for each in figures) and not arguments.quick else 0

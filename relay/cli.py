@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -167,16 +167,23 @@ def demo(
     duration: Annotated[
         str | None, typer.Option("--for", help="end after so long, such as 20s; absent: Ctrl-C")
     ] = None,
-    calls_per_minute: Annotated[float, typer.Option(min=0.1, max=600, help="how busy the office is")] = 30,
+    provider: Annotated[
+        Literal["webfones", "unpod", "cinnox", "nfon", "all"],
+        typer.Option(help="which one is simulated; all: one relay with a source at each"),
+    ] = "webfones",
+    calls_per_minute: Annotated[float, typer.Option(min=0.1, max=600, help="how busy an office is")] = 30,
     chaos: Annotated[bool, typer.Option("--chaos", help="kill -9 the relay and its store now and then")] = False,
     seed: Annotated[int, typer.Option(help="another seed makes other calls")] = 1,
 ) -> None:
-    """Show the whole relay at work: a simulated WebFones, a subscriber that verifies, all on this machine."""
+    """Show the whole relay at work: simulated providers, a subscriber that verifies, all on this machine."""
     from relay.demo import Plan, run
     from relay.human_time import duration_s
+    from relay.simulator.offices import NAMES
 
     for_s = None if duration is None else duration_s(duration, name="--for")
-    if not _run(run(Plan(for_s=for_s, calls_per_minute=calls_per_minute, chaos=chaos, seed=seed))):
+    providers = NAMES if provider == "all" else (provider,)
+    plan = Plan(providers, for_s=for_s, calls_per_minute=calls_per_minute, chaos=chaos, seed=seed)
+    if not _run(run(plan)):
         raise typer.Exit(1)
 
 

@@ -1,8 +1,8 @@
-"""`relay demo`: a simulated WebFones, the whole relay, and a subscriber that verifies, live and on loopback only.
+"""`relay demo`: simulated providers, the whole relay, and a subscriber that verifies, live and on loopback only.
 
 The relay is the very `relay up` that an operator starts, a process of its own with an embedded store in a temporary
 directory. Chaos kills it or its store with SIGKILL, and it goes on. What the subscriber heard is compared with what the
-provider has shown; the summary says what was lost.
+providers have shown; the summary says what was lost.
 """
 
 import asyncio
@@ -38,9 +38,9 @@ from relay.human_time import in_words
 from relay.ledger.embedded import EmbeddedStore
 from relay.model import Json
 from relay.secrets import generate_whsec
+from relay.simulator.offices import Office, open_office
 from relay.simulator.subscriber import Arrival, HookReport, VerifyingSubscriber
 from relay.simulator.timeline import CallPlan, Habits, calls, people
-from relay.simulator.webfones import Kind, WebfonesSimulator
 
 _KEY: Final = "demo-key"
 _HOOK: Final = "crm"
@@ -61,8 +61,12 @@ class DemoFailed(RelayError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to play: for how long (None: until Ctrl-C), how busy, and with how much trouble."""
+    """How to play: with which providers, for how long (None: until Ctrl-C), how busy, and with how much trouble.
 
+    Each provider has a source of its own in the one relay, and calls of its own.
+    """
+
+    providers: tuple[str, ...] = ("webfones",)
     for_s: float | None = None
     calls_per_minute: float = 30.0
     chaos: bool = False
@@ -94,21 +98,27 @@ class Plan:
 
 @dataclass(slots=True)
 class CallLine:
-    """A call that the provider shows; `contact` is what the relay has found out, once it was heard."""
+    """A call that a provider shows; `contact` and `via` are what the relay has found out, once it was heard.
+
+    `key` is its id at the provider, and `where` the provider where there are several.
+    """
 
     at: datetime
-    rid: str
+    key: str
     incoming: bool
     number: str
     name: str
     outcome: str
+    where: str = ""
     contact: str = ""
+    via: str = ""
     heard_after_s: float | None = None
 
     def text(self) -> str:
         """Write it as a line."""
         arrow = "←" if self.incoming else "→"
-        return f"{_clock(self.at)} call   {arrow} {self.number:<15} {self.name:<15} {self.outcome}"
+        where = f"  {self.where}" if self.where else ""
+        return f"{_clock(self.at)} call   {arrow} {self.number:<15} {self.name:<15} {self.outcome:<9}{where}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,23 +127,24 @@ class EventLine:
 
     at: datetime
     type: str
-    rid: str
+    key: str
     after_s: float | None
     about: str
     url: str = ""
+    where: str = ""
 
     def text(self) -> str:
         """Write it as a line."""
         after = "" if self.after_s is None else f"{self.after_s:.2f} s"
-        about = f"  {self.about}" if self.about else ""
-        return f"{_clock(self.at)} event  ✓ {self.type:<25} {after:>8}{about}" + (f"  {self.url}" if self.url else "")
+        words = "".join(f"  {word}" for word in (self.about, self.where, self.url) if word)
+        return f"{_clock(self.at)} event  ✓ {self.type:<25} {after:>8}{words}"
 
 
 @dataclass(slots=True)
 class Board:
     """All that was seen so far, and what is new since the last look."""
 
-    provider: WebfonesSimulator
+    offices: Sequence[Office]
     subscriber: VerifyingSubscriber
     calls: dict[str, CallLine] = field(default_factory=dict)
     events: list[EventLine] = field(default_factory=list)
@@ -141,14 +152,23 @@ class Board:
     link: str = ""
     kills: int = 0
     status: str = "starting"
+    _found: dict[str, tuple[Office, int]] = field(default_factory=dict)
     _arrivals: int = 0
+
+    @property
+    def several(self) -> bool:
+        """Whether it has to be said of which provider a call is."""
+        return len(self.offices) > 1
 
     def look(self, screen: "Screen") -> None:
         """Take in what happened at both ends."""
-        shown = [plan for plan in self.provider.visible(_KEY, self.provider.clock()) if str(plan.rid) not in self.calls]
-        for plan in sorted(shown, key=lambda plan: plan.visible_at):
-            line = _call_line(plan)
-            self.calls[line.rid] = line
+        fresh = [(plan, key, office) for office in self.offices for plan, key in self._fresh(office)]
+        for plan, key, office in sorted(fresh, key=lambda found: found[0].visible_at):
+            line = _call_line(plan, key, where=office.provider if self.several else "")
+            self.calls[key] = line
+            self._found[key] = office, plan.rid
+            if office.transcribe is not None and plan.answered:
+                office.transcribe(plan.rid)
             screen.call(line)
         arrivals = self.subscriber.arrivals(_HOOK)
         for arrival in arrivals[self._arrivals :]:
@@ -162,15 +182,22 @@ class Board:
         self.notes.append(text)
         screen.note(text)
 
+    def _fresh(self, office: Office) -> list[tuple[CallPlan, str]]:
+        """The calls that a provider shows and that no look has seen."""
+        keyed = [(plan, office.call_id(plan)) for plan in office.visible()]
+        return [(plan, key) for plan, key in keyed if key not in self.calls]
+
     def _heard(self, arrival: Arrival) -> EventLine:
         document = self.subscriber.event(_HOOK, arrival.event_id) or {}
         call: Json = document.get("data", {}).get("call") or {}
-        line = self.calls.get(arrival.provider_call_id or "")
-        plan = self.provider.accounts[_KEY].plans.get(int(arrival.provider_call_id or 0))
-        after_s = _after_s(arrival, plan)
+        key = arrival.provider_call_id or ""
+        line, found = self.calls.get(key), self._found.get(key)
+        after_s = _after_s(arrival, found[0].plans.get(found[1]) if found else None)
         contact = _contact(call)
+        via = str(document.get("context", {}).get("via") or "")
         if line is not None:
             line.contact = contact or line.contact
+            line.via = line.via or via
             if arrival.type == "call.completed" and line.heard_after_s is None:
                 line.heard_after_s = after_s
         url = ""
@@ -180,52 +207,90 @@ class Board:
             self.link = url or self.link
         if arrival.type == "call.updated":
             about = ", ".join(document.get("data", {}).get("changes", {}))
-        return EventLine(arrival.at, arrival.type, arrival.provider_call_id or "", after_s, about, url)
+        if arrival.type == "call.transcript.completed":
+            about = str((call.get("transcription") or {}).get("summary") or about)
+        where = " ".join(filter(None, (line.where if line else "", "by stream" if via == "stream" else "")))
+        return EventLine(arrival.at, arrival.type, key, after_s, about, url, where)
 
-    def latencies_s(self) -> list[float]:
-        """From a call's being shown by the provider to its being heard."""
-        return [line.heard_after_s for line in self.calls.values() if line.heard_after_s is not None]
+    def latencies_s(self, office: Office | None = None) -> list[float]:
+        """From a call's being shown by the provider (any, or this one) to its being heard."""
+        return [
+            line.heard_after_s
+            for key, line in self.calls.items()
+            if line.heard_after_s is not None and (office is None or self._found[key][0] is office)
+        ]
 
     def all_heard(self) -> bool:
-        """Whether every call that was made has been shown and told, with its recording."""
-        now = self.provider.clock()
-        plans = self.provider.accounts[_KEY].plans.values()
-        if any(plan.visible_at > now for plan in plans):
+        """Whether every call that was made has been shown and told, with its recording and its transcript."""
+        if any(plan.visible_at > each.simulator.clock() for each in self.offices for plan in each.plans.values()):
             return False
-        report = self.report()
-        recorded = sum(plan.recording_at is not None for plan in plans)
-        told = report.types.get("call.recording.completed", 0) + report.types.get("call.recording.failed", 0)
-        return told >= recorded and not report.lost(str(plan.rid) for plan in plans)
+        return (
+            not self.report().lost(self.calls)
+            and self._recorded() <= self._keys("call.recording.completed", "call.recording.failed")
+            and self._transcribed() <= self._keys("call.transcript.completed")
+        )
+
+    def _recorded(self) -> set[str]:
+        """The calls that have audio."""
+        plans = ((key, office, office.plans[rid]) for key, (office, rid) in self._found.items())
+        return {key for key, office, plan in plans if office.recorded and plan.recording_at is not None}
+
+    def _transcribed(self) -> set[str]:
+        """The calls that have a transcript."""
+        plans = ((key, office, office.plans[rid]) for key, (office, rid) in self._found.items())
+        return {key for key, office, plan in plans if office.transcribe is not None and plan.answered}
+
+    def _keys(self, *types: str) -> set[str]:
+        """The calls of which such an event was heard."""
+        return {event.key for event in self.events if event.type in types}
 
     def report(self) -> HookReport:
         """What the subscriber makes of it."""
         return self.subscriber.report().hooks[_HOOK]
 
+    def shares(self) -> tuple["Share", ...]:
+        """What it came to at each provider."""
+        report = self.report()
+        shares: list[Share] = []
+        for office in self.offices:
+            keys = {office.call_id(plan) for plan in office.visible()}
+            shares.append(
+                Share(
+                    provider=office.provider,
+                    made=len(keys),
+                    told=len(keys) - len(report.lost(keys)),
+                    by_stream=sum(self.calls[key].via == "stream" for key in keys & self.calls.keys()),
+                    p50_s=percentile(self.latencies_s(office), 50),
+                )
+            )
+        return tuple(shares)
+
     def summary(self, *, interrupted: bool = False) -> "Summary":
         """Compare both ends."""
-        plans = self.provider.visible(_KEY, self.provider.clock())
         return summarise(
             self.report(),
-            expected=[str(plan.rid) for plan in plans],
-            recordings=sum(plan.recording_at is not None for plan in plans),
+            expected=[office.call_id(plan) for office in self.offices for plan in office.visible()],
+            recordings=len(self._recorded()),
+            transcripts=len(self._transcribed()),
             latencies_s=self.latencies_s(),
+            shares=self.shares(),
             kills=self.kills,
             interrupted=interrupted,
         )
 
 
-def _call_line(plan: CallPlan) -> CallLine:
+def _call_line(plan: CallPlan, key: str, *, where: str) -> CallLine:
     outcome = plan.disposition.lower().replace(" ", "_")
     incoming = plan.direction == "INCOMING"
-    return CallLine(plan.visible_at, str(plan.rid), incoming, plan.outside_number, plan.outside_name, outcome)
+    return CallLine(plan.visible_at, key, incoming, plan.outside_number, plan.outside_name, outcome, where)
 
 
 def _after_s(arrival: Arrival, plan: CallPlan | None) -> float | None:
-    """How long after the provider showed it; an update counts from the change."""
+    """How long after the provider showed it; an update and a transcript count from the change."""
     if plan is None:
         return None
     since = plan.visible_at
-    if arrival.type == "call.updated":
+    if arrival.type in ("call.updated", "call.transcript.completed"):
         since = max((change.at for change in plan.changes if change.at <= arrival.at), default=since)
     return max((arrival.at - since).total_seconds(), 0.0)
 
@@ -245,8 +310,25 @@ def _clock(at: datetime) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What one provider has of it: calls that it has shown, and how they were found."""
+
+    provider: str
+    made: int
+    told: int
+    by_stream: int = 0
+    p50_s: float | None = None
+
+    def line(self) -> str:
+        """Write it for a person."""
+        p50 = "" if self.p50_s is None else f", p50 {self.p50_s:.2f} s"
+        stream = f", {self.by_stream} found by stream" if self.by_stream else ""
+        return f"  {self.provider:<10} {self.made} made, {self.told} told{p50}{stream}"
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
-    """What the demo came to. Lost are calls that the provider has shown and nobody has heard of."""
+    """What the demo came to. Lost are calls that a provider has shown and nobody has heard of."""
 
     made: int
     told: int
@@ -261,6 +343,9 @@ class Summary:
     others: tuple[str, ...]
     p50_s: float | None
     p99_s: float | None
+    transcripts: int = 0
+    transcripts_made: int = 0
+    shares: tuple[Share, ...] = ()
     kills: int = 0
     interrupted: bool = False
 
@@ -272,6 +357,10 @@ class Summary:
             found.append(f"{len(self.lost)} calls were lost: {', '.join(self.lost[:5])}")
         if not self.made and not self.interrupted:
             found.append("no call was made, so nothing was shown; play for longer, or with more calls a minute")
+        elif not self.interrupted:
+            found += [
+                f"no call was made at {share.provider}; play for longer" for share in self.shares if not share.made
+            ]
         if self.signature_failures:
             found.append(f"{self.signature_failures} signatures did not verify")
         if self.changed_ids:
@@ -284,8 +373,10 @@ class Summary:
         """Write it for a person."""
         lines = [
             f"calls        {self.made} made, {self.told} told",
+            *(share.line() for share in self.shares if len(self.shares) > 1 or share.by_stream),
             f"events       {self.events}",
             f"recordings   {self.recordings} of {self.recordings_made}",
+            *([f"transcripts  {self.transcripts} of {self.transcripts_made}"] if self.transcripts_made else []),
             f"duplicates   {self.duplicates}",
             f"order        {'broken' if self.order else 'kept for every call'}",
             f"ids          {'changed' if self.changed_ids else 'one for each event'}",
@@ -309,6 +400,8 @@ def summarise(
     expected: Sequence[str],
     recordings: int,
     latencies_s: Sequence[float],
+    transcripts: int = 0,
+    shares: Sequence[Share] = (),
     kills: int = 0,
     interrupted: bool = False,
 ) -> Summary:
@@ -333,6 +426,9 @@ def summarise(
         others=tuple(sentence for sentence, wrong in others.items() if wrong),
         p50_s=percentile(latencies_s, 50),
         p99_s=percentile(latencies_s, 99),
+        transcripts=report.types.get("call.transcript.completed", 0),
+        transcripts_made=transcripts,
+        shares=tuple(shares),
         kills=kills,
         interrupted=interrupted,
     )
@@ -401,11 +497,12 @@ class Tables:
 
     def refresh(self, board: Board) -> None:
         """Draw all of it anew."""
-        rows = max(min((self._console.size.height - 12) // 2, 20), 3)
+        rows = max(min((self._console.size.height - 12 - board.several) // 2, 20), 3)
         self._live.update(
             Group(
                 _head(board),
-                Rule("calls at the provider", style="dim"),
+                *([_sources(board)] if board.several else []),
+                Rule("calls at the providers" if board.several else "calls at the provider", style="dim"),
                 _calls_table(list(board.calls.values())[-rows:]),
                 Rule("events at the subscriber", style="dim"),
                 _events_table(board.events[-rows:]),
@@ -429,6 +526,15 @@ def _head(board: Board) -> Text:
     return text
 
 
+def _sources(board: Board) -> Text:
+    """Say of each provider how many calls were told, and how fresh."""
+    parts: list[str] = []
+    for share in board.shares():
+        fresh = "" if share.p50_s is None else f" {share.p50_s:.2f} s"
+        parts.append(f"{share.provider} {share.told}/{share.made}{fresh}")
+    return Text(" · ".join(parts), "dim", no_wrap=True, overflow="ellipsis")
+
+
 def _calls_table(lines: Sequence[CallLine]) -> Table:
     table = Table.grid(padding=(0, 1), expand=True)
     for line in lines:
@@ -436,7 +542,7 @@ def _calls_table(lines: Sequence[CallLine]) -> Table:
         heard = Text("✓", "green") if line.heard_after_s is not None else Text("…", "dim")
         arrow = "←" if line.incoming else "→"
         who = line.contact or Text(line.name, "dim")
-        table.add_row(_clock(line.at), arrow, line.number, who, Text(line.outcome, style), heard)
+        table.add_row(_clock(line.at), arrow, line.number, who, Text(line.outcome, style), line.where, heard)
     return table
 
 
@@ -445,7 +551,7 @@ def _events_table(lines: Sequence[EventLine]) -> Table:
     for line in lines:
         after = "" if line.after_s is None else f"{line.after_s:.2f} s"
         about = Text("listen", f"link {line.url} underline blue") if line.url else Text(line.about)
-        table.add_row(_clock(line.at), Text("✓", "green"), line.type, after, about)
+        table.add_row(_clock(line.at), Text("✓", "green"), line.type, after, about, Text(line.where, "dim"))
     return table
 
 
@@ -540,8 +646,9 @@ class RelayProcess:
         )
 
 
-def _config(plan: Plan, provider_url: str, hook_url: str, secret: str, ports: tuple[int, int]) -> Json:
+def _config(plan: Plan, sources: Sequence[Json], hook_url: str, secret: str, ports: tuple[int, int]) -> Json:
     api_port, internal_port = ports
+    common = {"poll_interval_s": plan.poll_interval_s, "hold_for_recording_s": 0, "budget_share": 1.0}
     return {
         "public_url": f"http://127.0.0.1:{api_port}",
         "data_dir": "data",
@@ -550,16 +657,7 @@ def _config(plan: Plan, provider_url: str, hook_url: str, secret: str, ports: tu
         "log": {"format": "json"},
         "delivery": {"allowed_networks": ["127.0.0.0/8"], "timeout_s": 3},
         "drain_s": 5,
-        "sources": {
-            "office": {
-                "provider": "webfones",
-                "base_url": provider_url,
-                "api_key": _KEY,
-                "poll_interval_s": plan.poll_interval_s,
-                "hold_for_recording_s": 0,
-                "budget_share": 1.0,
-            }
-        },
+        "sources": {source["provider"]: {**source, **common} for source in sources},
         "subscriptions": {_HOOK: {"url": hook_url, "secret": secret}},
     }
 
@@ -616,13 +714,13 @@ async def _play(plan: Plan, folder: Path, console: Console) -> Summary:
     for number in _SIGNALS:
         loop.add_signal_handler(number, signals.told, number)
     secret = generate_whsec()
-    provider, subscriber = WebfonesSimulator(), VerifyingSubscriber(seed=plan.seed)
-    provider.add_account(_KEY)
-    provider.put_people(_KEY, people(plan.seed, habits=plan.habits()))
+    subscriber = VerifyingSubscriber(seed=plan.seed)
     subscriber.add_hook(_HOOK, secret)
-    board = Board(provider, subscriber)
-    async with provider.serve() as provider_url, subscriber.serve() as subscriber_url:
-        config = _config(plan, provider_url, f"{subscriber_url}/hook/{_HOOK}", secret, _free_ports())
+    board = Board([_office(plan, index) for index in range(len(plan.providers))], subscriber)
+    async with contextlib.AsyncExitStack() as stack:
+        sources = [each.source(await stack.enter_async_context(each.simulator.serve())) for each in board.offices]
+        subscriber_url = await stack.enter_async_context(subscriber.serve())
+        config = _config(plan, sources, f"{subscriber_url}/hook/{_HOOK}", secret, _free_ports())
         relay = RelayProcess(folder, config)
         try:
             with screen_for(console) as screen:
@@ -637,11 +735,16 @@ async def _play(plan: Plan, folder: Path, console: Console) -> Summary:
     return board.summary(interrupted=signals.now.is_set())
 
 
+def _office(plan: Plan, index: int) -> Office:
+    """Open the office of one provider; each has its own people."""
+    return open_office(plan.providers[index], _KEY, everyone=people(plan.seed + index, habits=plan.habits()))
+
+
 async def _until_polled(relay: RelayProcess, board: Board, screen: Screen, signals: _Signals) -> None:
-    """Wait for the first poll: what starts after it is told, what was there before is only known."""
+    """Wait for the first poll of each source: what starts after it is told, what was there before is only known."""
     board.note("the relay starts", screen)
     deadline = time.monotonic() + _START_S
-    while not board.provider.statuses[_KEY, Kind.RECORDS, 200]:
+    while not all(office.polled for office in board.offices):
         if not relay.alive() or time.monotonic() > deadline:
             raise DemoFailed(f"the relay did not start:\n{relay.log_tail()}")
         screen.refresh(board)
@@ -650,9 +753,9 @@ async def _until_polled(relay: RelayProcess, board: Board, screen: Screen, signa
 
 
 async def _make_calls(plan: Plan, relay: RelayProcess, board: Board, screen: Screen, signals: _Signals) -> None:
-    """Let the office make calls until the time is over; with chaos, kill something now and then."""
-    provider = board.provider
-    provider.feed(_KEY, calls(provider.clock(), seed=plan.seed, habits=plan.habits()))
+    """Let the offices make calls until the time is over; with chaos, kill something now and then."""
+    for index, office in enumerate(board.offices):
+        office.feed(calls(office.simulator.clock(), seed=plan.seed + index, habits=plan.habits()))
     ends_at = math.inf if plan.for_s is None else time.monotonic() + plan.for_s
     board.status = "Ctrl-C ends it" if plan.for_s is None else f"for {in_words(plan.for_s)}"
     board.note("it has looked once, and now people make calls", screen)
@@ -664,7 +767,8 @@ async def _make_calls(plan: Plan, relay: RelayProcess, board: Board, screen: Scr
             await _kill_something(relay, board, screen)
             kill_at = time.monotonic() + rng.uniform(*_CHAOS_EVERY_S)
     board.look(screen)
-    provider.feed(_KEY, iter(()))
+    for office in board.offices:
+        office.feed(iter(()))
 
 
 async def _kill_something(relay: RelayProcess, board: Board, screen: Screen) -> None:

@@ -119,8 +119,8 @@ async def _below(
         for (name, offset), rows in zip(offsets.items(), answers, strict=True):
             entries = [(int(score), member.decode()) for member, score in rows]
             found[name] += [entry for entry in entries if position is None or entry < position]
-            if not found[name] and len(rows) == step:
-                again[name] = offset + step  # all of them were of the cursor's own ms
+            if len(found[name]) < step and len(rows) == step:
+                again[name] = offset + step  # some of them were before the place, of its very ms
         offsets = again
     merged: list[Entry] = []
     for entry in heapq.merge(*found.values(), reverse=True):

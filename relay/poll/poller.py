@@ -216,7 +216,7 @@ class Reader:
         tally.rows += len(rows)
         tally.bad += len(bad)
         tally.too_old += too_old
-        metrics.ROWS.labels("bad").inc(len(bad))
+        metrics.ROWS.labels("quarantined").inc(len(bad))
         metrics.ROWS.labels("too_old").inc(too_old)
         if bad and (fresh := await self._states.quarantine(source.id, bad)):
             log.warning("rows_quarantined", source=source.id, rows=fresh, why=bad[0].reason)

@@ -1,5 +1,6 @@
 """What is refused, and how: every problem that is documented can happen, and says what it says."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -69,9 +70,10 @@ async def test_a_body_says_that_it_is_json(desk: Desk) -> None:
 
 async def test_a_body_is_bounded(desk: Desk) -> None:
     """1 MiB, and no byte more."""
+    as_json = {"Content-Type": "application/json"}
     body = b'{"name": "' + b"x" * BODY_MOST_BYTES + b'"}'
 
-    answer, problem = await _raw(desk, "POST", "/v1/tokens", data=body, headers={"Content-Type": "application/json"})
+    answer, problem = await _raw(desk, "POST", "/v1/tokens", data=io.BytesIO(body), headers=as_json)
 
     assert (answer.status, problem["code"]) == (413, "too_large")
 

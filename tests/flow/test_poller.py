@@ -686,7 +686,7 @@ async def test_what_polls_bring_is_measured(office: Office) -> None:
     """Rows by what became of them, calls by how late they were found, polls by how they ended."""
     await begun(office)
     office.simulator.add_calls(KEY, [call(1, office.now, talk_s=1), call(2, office.now, talk_s=1)])
-    names = [("relay_rows_total", {"kind": kind}) for kind in ("new", "known", "changed", "bad")]
+    names = [("relay_rows_total", {"kind": kind}) for kind in ("new", "known", "changed", "quarantined")]
     names += [("relay_calls_admitted_total", {"tier": "2h"}), ("relay_polls_total", {"outcome": "ok"})]
     names += [("relay_polls_total", {"outcome": "unauthorized"})]
     before = [metric(name, **labels) for name, labels in names]

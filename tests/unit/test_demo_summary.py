@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.live import Live
 
 from relay.demo import Board, EventLine, Lines, Plan, Tables, percentile, screen_for, summarise
+from relay.simulator.offices import NAMES, open_office
 from relay.simulator.subscriber import HookReport, VerifyingSubscriber
-from relay.simulator.webfones import WebfonesSimulator
 
 GOOD = HookReport(
     name="crm",
@@ -99,13 +99,14 @@ def test_a_long_demo_polls_less_often(for_s: float | None, interval_s: float) ->
     assert Plan(for_s=for_s).poll_interval_s == interval_s
 
 
-def board() -> Board:
-    """A board with a call that the provider shows, and a recording that was heard."""
-    provider, subscriber = WebfonesSimulator(), VerifyingSubscriber()
-    provider.add_account("demo-key")
+def board(*providers: str) -> Board:
+    """A board with a call that each provider shows, and a recording that was heard."""
+    subscriber = VerifyingSubscriber()
     subscriber.add_hook("crm")
-    provider.appear("demo-key", rid=7, disposition="NO ANSWER")
-    board = Board(provider, subscriber)
+    offices = [open_office(provider, "demo-key") for provider in providers]
+    for office in offices:
+        office.simulator.appear("demo-key", rid=7, disposition="NO ANSWER")
+    board = Board(offices, subscriber)
     board.link = "http://127.0.0.1:8080/recordings/call_x?expires=1"
     board.events.append(EventLine(datetime.now(UTC), "call.recording.completed", "7", 0.5, "", board.link))
     return board
@@ -113,7 +114,7 @@ def board() -> Board:
 
 def test_lines_show_each_call_once() -> None:
     out = io.StringIO()
-    seen = board()
+    seen = board("webfones")
     lines = Lines(Console(file=out, width=80))
 
     seen.look(lines)
@@ -125,7 +126,7 @@ def test_lines_show_each_call_once() -> None:
 def test_the_tables_show_calls_events_and_a_link_to_click() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120, height=40)
-    seen = board()
+    seen = board("webfones")
     with Live(console=console, auto_refresh=False) as live:
         tables = Tables(console, live)
         seen.look(tables)

@@ -1,0 +1,276 @@
+"""The command line against a running relay: what a person sees, what a program reads, and how it ends."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from redis.asyncio import Redis
+
+from relay.model import Direction, Outcome, Party
+from relay.simulator.subscriber import Behaviour
+from tests.flow.api_desk import SOURCE, TOKEN, Desk, open_desk
+from tests.flow.cli import environ_for, relay, run
+
+JO = Party(number="+12025550123", raw="(202) 555-0123", name="Jo Sample")
+
+
+async def test_a_list_is_a_table_for_people_and_one_document_for_programs(desk: Desk) -> None:
+    """Without colour where nobody sees it; --json leaves nothing else on stdout."""
+    table = await relay(desk, "sources", "list")
+    document = await relay(desk, "sources", "list", "--json")
+    shown = await relay(desk, "subscriptions", "show", "a")
+
+    assert (table.code, document.code, shown.code) == (0, 0, 0)
+    assert table.out.split()[:3] == ["source", "provider", "state"]
+    assert "main" in table.out
+    assert "\x1b" not in table.out
+    assert [each["id"] for each in document.json["items"]] == ["main"]
+    assert document.err == ""
+    assert "options.url" in shown.out
+    assert "/hook/a" not in shown.out
+
+
+async def test_a_source_is_made_changed_and_removed(desk: Desk, tmp_path: Path) -> None:
+    """Its key comes from a file and is never shown; what cannot be undone wants --yes."""
+    key = tmp_path / "key"
+    key.write_text("the-key-of-the-account\n")
+    options = ["--set", f"api_key=@{key}", "--set", "base_url=http://127.0.0.1:9", "--set", "contacts=false"]
+
+    made = await relay(desk, "sources", "create", "webfones", "--id", "shop", *options, "--set", "recordings=false")
+    changed = await relay(desk, "sources", "update", "shop", "--set", "poll_interval_s=75", "--json")
+    back = await relay(desk, "sources", "update", "shop", "--set", "poll_interval_s=null", "--json")
+    paused = await relay(desk, "sources", "pause", "shop", "--json")
+    hasty = await relay(desk, "sources", "delete", "shop")
+    gone = await relay(desk, "sources", "delete", "shop", "--yes", "--json")
+    missing = await relay(desk, "sources", "show", "shop")
+
+    assert made.code == 0, made.err
+    assert made.out.startswith("shop is made")
+    assert changed.json["options"]["poll_interval_s"] == 75
+    assert back.json["options"]["poll_interval_s"] == 30
+    assert "the-key-of-the-account" not in made.out + changed.out
+    assert paused.json["state"] == "paused"
+    assert (hasty.code, hasty.err) == (2, "this cannot be undone: say --yes\n")
+    assert gone.json == {"id": "shop", "deleted": True}
+    assert (missing.code, missing.out, missing.err) == (1, "", "There is no source with this id.\n")
+
+
+async def test_a_subscription_is_made_tested_and_switched(desk: Desk) -> None:
+    """The secret is shown once; a test says what the subscriber answered, and fails when it did not take it."""
+    made = await relay(desk, "subscriptions", "create", f"{desk.hooks}/hook/b", "--id", "b", "--direction", "outbound")
+    secret = made.out.split("secret: ")[1].split()[0]
+    desk.relay.subscriber.add_hook("b", secret)
+    heard = await relay(desk, "subscriptions", "test", "b")
+    desk.relay.subscriber.behave("b", Behaviour(status=500))
+    refused = await relay(desk, "subscriptions", "test", "b")
+    rotated = await relay(desk, "subscriptions", "rotate-secret", "b", "--json")
+    disabled = await relay(desk, "subscriptions", "disable", "b", "--reason", "moving house", "--json")
+    while_off = await relay(desk, "subscriptions", "test", "b")
+    enabled = await relay(desk, "subscriptions", "enable", "b", "--json")
+
+    assert made.code == 0, made.err
+    assert heard.code == 0, heard.err
+    assert heard.out.endswith("was heard\n")
+    assert refused.code == 1
+    assert "answered 500" in refused.err
+    assert rotated.json["secret"].startswith("whsec_")
+    assert rotated.json["secret"] != secret
+    assert disabled.json["disabled_reason"] == "moving house"
+    assert (while_off.code, while_off.err) == (1, "The subscription is switched off; enable it first.\n")
+    assert enabled.json["state"] == "enabled"
+
+
+async def test_what_is_asked_wrongly_ends_with_two_and_says_what_to_set(desk: Desk) -> None:
+    """The relay's own sentences, field by field; no secret on a command line."""
+    wrong = await relay(desk, "sources", "create", "webfones", "--set", "poll_interval_s=soon", "--set", "colour=red")
+    unread = await relay(desk, "sources", "create", "webfones", "--set", "api_key=@/nowhere/key")
+    status = await relay(desk, "deliveries", "list", "--status", "great")
+    secret = await relay(desk, "subscriptions", "rotate-secret", "a", "--secret", "whsec_abc")
+    usage = await relay(desk, "sources", "show")
+    path = await relay(desk, "sources", "show", "..")
+
+    assert [each.code for each in (wrong, unread, status, secret, usage, path)] == [2] * 6
+    assert "poll_interval_s: " in wrong.err
+    assert "colour: " in wrong.err
+    assert unread.err == "--set api_key: /nowhere/key cannot be read: No such file or directory\n"
+    assert "status" in status.err
+    assert "whsec_abc" not in secret.err
+
+
+async def test_a_viewer_sees_and_changes_nothing(desk: Desk) -> None:
+    """A token with the role viewer is told so in a sentence."""
+    made = await relay(desk, "tokens", "create", "for the wall", "--role", "viewer", "--json")
+    viewer = made.json["token"]
+
+    looked = await relay(desk, "calls", "list", "--json", token=viewer)
+    changed = await relay(desk, "subscriptions", "disable", "a", token=viewer)
+    revoked = await relay(desk, "tokens", "revoke", made.json["id"])
+    after = await relay(desk, "calls", "list", token=viewer)
+
+    assert (looked.code, looked.json["items"]) == (0, [])
+    assert changed.code == 1
+    assert changed.err == "This token may only look: a token with the role admin is needed.\n"
+    assert revoked.code == 0
+    assert after.code == 1
+    assert "does not know this token" in after.err
+
+
+async def test_what_does_not_answer_is_said_in_a_sentence(free_port: int, tmp_path: Path) -> None:
+    """Nobody there, no token, an address that is none, and something else that answers."""
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>hello</html>", content_type="text/html")
+
+    app = web.Application()
+    app.router.add_route("*", "/{anything:.*}", page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", free_port).start()
+    url = f"http://127.0.0.1:{free_port}"
+
+    other = await run("sources", "list", environ=environ_for(url, "t"))
+    await runner.cleanup()
+    nobody = await run("sources", "list", environ=environ_for(url, "t"))
+    untold = await run("sources", "list", environ=environ_for(url, None))
+    local = await run("sources", "list", environ=environ_for(None, None, RELAY_DATA_DIR=str(tmp_path / "none")))
+    no_url = await run("sources", "list", environ=environ_for("relay.example.com", "t"))
+
+    assert other.code == 1
+    assert "is not the API of a Call Relay" in other.err
+    assert nobody.code == 1
+    assert nobody.err.startswith(f"no relay answers at {url} (connection refused); start it with `relay up`")
+    assert untold.code == 2
+    assert "RELAY_TOKEN" in untold.err
+    assert local.code == 2
+    assert "--config relay.yaml" in local.err
+    assert no_url.code == 2
+    assert "https://relay.example.com" in no_url.err
+
+
+async def test_explain_says_who_heard_and_who_did_not_want_it(desk: Desk) -> None:
+    """By the provider's id, ours, or a number: when it was seen, and each subscription's reason."""
+    await desk.subscribe("out", direction=["outbound"])
+    eid = await desk.told("main", "77", external=JO, caller=JO)
+    await desk.relay.until_state(eid, "delivered")
+
+    by_key = await relay(desk, "explain", "77")
+    by_number = await relay(desk, "explain", "202-555-0123", "--json")
+    call_id = by_number.json["items"][0]["call_id"]
+    by_id = await relay(desk, "explain", call_id, "--json", "--source", "main")
+
+    assert by_key.code == 0, by_key.err
+    assert "It was delivered to a." in by_key.out
+    assert "by a poll" in by_key.out
+    assert "filtered because direction=inbound is not among outbound" in by_key.out
+    fates = {each["subscription_id"]: each["fate"] for each in by_id.json["items"][0]["subscriptions"]}
+    assert fates == {"a": "delivered", "out": "filtered"}
+    assert by_id.json["items"] == by_number.json["items"]
+
+
+async def test_explain_says_why_nothing_is_known(desk: Desk) -> None:
+    """How each source is, and exit code 1."""
+    await desk.relay.runtime.states.note("main", error="the provider refuses the API key (401)", error_since=1)
+
+    nothing = await relay(desk, "explain", "404404")
+    document = await relay(desk, "explain", "call_" + "a" * 26, "--json")
+
+    assert nothing.code == 1
+    assert "No call like 404404 is known." in nothing.err
+    assert "the provider refuses the API key (401)" in nothing.err
+    assert document.code == 1
+    assert document.json["items"] == []
+
+
+async def test_what_failed_is_found_and_sent_again(desk: Desk) -> None:
+    """The list of deliveries, one retry, a replay of one event, and one of all since a time."""
+    desk.relay.subscriber.behave("a", Behaviour(status=500))
+    eid = await desk.told("main", "5")
+    await desk.relay.until_attempts(eid, 1)
+    desk.relay.subscriber.behave("a", Behaviour())
+    delivery = f"{eid}.a"
+
+    waiting = await relay(desk, "deliveries", "list", "--status", "waiting", "--json")
+    shown = await relay(desk, "deliveries", "show", delivery)
+    again = await relay(desk, "deliveries", "retry", delivery)
+    await desk.relay.open_gate("a")
+    await desk.relay.due_now("a", waiting_subject(waiting.json, desk))
+    await desk.relay.until_state(eid, "delivered")
+    heard = await relay(desk, "replay", "a", "--event", eid)
+    all_again = await relay(desk, "replay", "a", "--since", "10000d", "--status", "any", "--force")
+    both = await relay(desk, "replay", "a")
+
+    assert [each["id"] for each in waiting.json["items"]] == [delivery]
+    assert "answered 500" in shown.out
+    assert again.out == f"{delivery} is on its way already\n"
+    assert heard.out == f"{eid} was delivered already; --force sends it again\n"
+    assert both.code == 2
+    assert all_again.code == 2, "ten thousand days are more than ten years"
+
+
+def waiting_subject(page: Any, desk: Desk) -> str:
+    """The call that the one delivery is about."""
+    from relay.ledger import ids
+
+    assert len(page["items"]) == 1
+    return ids.call_id("main", "5")
+
+
+async def test_a_replay_shows_what_it_came_to(desk: Desk) -> None:
+    """As a job, watched to its end; or named, to be looked at later."""
+    eid = await desk.told("main", "6")
+    await desk.relay.until_state(eid, "delivered")
+
+    done = await relay(desk, "replay", "a", "--since", "3600d", "--status", "any", "--force", "--json")
+    queued = await relay(desk, "replay", "a", "--since", "1h", "--no-wait", "--json")
+    shown = await relay(desk, "jobs", "show", queued.json["id"], "--watch", "--json")
+    over = await relay(desk, "jobs", "cancel", queued.json["id"])
+
+    assert done.code == 0, done.err
+    assert (done.json["state"], done.json["counts"]["queued"]) == ("done", 1)
+    assert done.err == ""
+    assert shown.json["state"] == "done"
+    assert (over.code, over.err) == (1, "The job has ended.\n")
+
+
+async def test_calls_and_events_are_found(desk: Desk) -> None:
+    """By what they are; lists go over as many pages as are asked for; a person is forgotten with --yes."""
+    out: dict[str, Any] = {"direction": Direction.OUTBOUND, "outcome": Outcome.ANSWERED, "caller": JO, "external": JO}
+    eid = await desk.told("main", "1", **out)
+    await desk.told("main", "2")
+
+    calls = await relay(desk, "calls", "list", "--direction", "outbound", "--number", "2025550123")
+    later = await relay(desk, "calls", "list", "--since", "1s", "--until", "1s")
+    events = await relay(desk, "events", "list", "--limit", "1", "--json")
+    event = await relay(desk, "events", "show", eid, "--json")
+    types = await relay(desk, "events", "types")
+    sample = await relay(desk, "subscriptions", "sample", "a")
+    erased = await relay(desk, "erase", "+12025550123", "--yes", "--json")
+
+    assert "Jo Sample" in calls.out
+    assert calls.out.count("call_") == 1
+    assert later.out == "No call is known like that; `relay explain` says why.\n"
+    assert len(events.json["items"]) == 1
+    assert events.json["next_cursor"] is not None
+    assert event.json["id"] == eid
+    assert "call.recording.completed" in types.out
+    assert sample.json[0]["type"] == "call.completed"
+    assert erased.json["calls"] == 2, "both calls have this number"
+
+
+@pytest.mark.timeout(60)
+async def test_a_long_list_is_read_over_its_pages(
+    redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than the API gives at once."""
+    async with open_desk(redis, valkey_url, tmp_path, monkeypatch) as desk:
+        for number in range(205):
+            await desk.post("/v1/sources", {**SOURCE, "id": f"s-{number}", "enabled": False})
+
+        some = await relay(desk, "sources", "list", "--limit", "203", "--json")
+        table = await relay(desk, "sources", "list", "--limit", "2")
+
+    assert len({each["id"] for each in some.json["items"]}) == 203
+    assert some.json["next_cursor"] is not None
+    assert "There are more: --limit shows them." in table.err
+    assert TOKEN not in table.out
