@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Shown = Literal["webfones", "unpod", "cinnox", "nfon", "all"]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="relay.yaml; absent: RELAY_CONFIG, or RELAY_…")]
 
 
@@ -168,7 +169,7 @@ def demo(
         str | None, typer.Option("--for", help="end after so long, such as 20s; absent: Ctrl-C")
     ] = None,
     provider: Annotated[
-        Literal["webfones", "unpod", "cinnox", "nfon", "all"],
+        Shown,
         typer.Option(help="which one is simulated; all: one relay with a source at each"),
     ] = "webfones",
     calls_per_minute: Annotated[float, typer.Option(min=0.1, max=600, help="how busy an office is")] = 30,

@@ -40,9 +40,12 @@ def configured_tokens(settings: Settings) -> Sequence[str]:
 
 def management(runtime: Runtime) -> web.Application:
     """Build the application."""
+    configured = configured_tokens(runtime.settings)
+    if not configured:
+        log.warning("api_has_no_tokens", hint="set api.tokens: without one nobody can make the first")
     api = Api(
         runtime=runtime,
-        tokens=Tokens(runtime.directory.declarations, configured_tokens(runtime.settings)),
+        tokens=Tokens(runtime.directory.declarations, configured),
         eraser=Eraser(runtime.ledger, runtime.storage),
         now=SystemClock().now,
         closing=asyncio.Event(),

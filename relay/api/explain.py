@@ -204,7 +204,9 @@ async def _of_call(api: Api, caller: Caller, call: StoredCall) -> Explanation:
     now = api.now()
     packed = await runtime.redis.mget([keys.event(eid) for eid in call.events]) if call.events else []
     events = [unpack(each) for each in packed if each]
-    visible = [each for each in runtime.subscriptions.values() if caller.sees(each.tenant)]
+    visible = sorted(
+        (each for each in runtime.subscriptions.values() if caller.sees(each.tenant)), key=lambda each: each.id
+    )
     shown = visible[:SUBSCRIPTIONS_MOST]
     healths = [await read_health(runtime.redis, each.id) for each in shown] if events else []
     fates: list[SubscriptionFate] = []

@@ -108,9 +108,9 @@ def handler_of(route: Route, api: Any) -> Callable[[web.Request], Awaitable[web.
 
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
-            given: dict[str, Any] = dict(request.match_info)
-            if not all(part.isprintable() for part in request.match_info.values()):
-                raise Problem("not_found", "There is nothing with this id.")
+            given: dict[str, Any] = {
+                name: part.encode("utf-8", "replace").decode() for name, part in request.match_info.items()
+            }
             if route.needs != "nobody":
                 given["caller"] = await _caller(route.needs, api, request)
             if route.query is not None:

@@ -237,7 +237,10 @@ async def create_source(api: Api, caller: Caller, body: NewSource) -> SourceView
     """Add an account at a provider. Calls that start from now on are told."""
     wanted, tenant = _envelope(body, caller)
     options = await _checked(api, caller, body)
-    return await _create(api, wanted or fresh_id("src"), options, tenant)
+    made = await _create(api, wanted or fresh_id("src"), options, tenant)
+    if made is None:
+        raise _taken()
+    return made
 
 
 async def put_source(api: Api, caller: Caller, source_id: str, body: PutSource) -> Reply:
@@ -249,11 +252,14 @@ async def put_source(api: Api, caller: Caller, source_id: str, body: PutSource) 
         stands = await _own(api, caller, source_id, missing_ok=True)
         if stands is None:
             options = await _checked(api, caller, body)
-            return Reply(await _create(api, source_id, options, tenant), HTTPStatus.CREATED)
+            made = await _create(api, source_id, options, tenant)
+            if made is not None:
+                return Reply(made, HTTPStatus.CREATED)
+            continue  # somebody was quicker, perhaps the same caller
         if tenant not in (None, stands.tenant):
             raise invalid("tenant", "cannot be changed; delete the source and make it again")
         current = parse_source(stands.document)
-        options = await _checked(api, caller, unmasked(body, masked(current), stands.document))
+        options = await _checked(api, caller, unmasked(body, masked(current), stands.document), before=current)
         if await _replace(api, stands, options):
             return Reply((await views(api, [await api.source(caller, source_id)]))[0])
     raise _changed()
@@ -267,8 +273,9 @@ async def patch_source(api: Api, caller: Caller, source_id: str, body: SourceCha
     for _ in range(_TRIES):
         stands = await _own(api, caller, source_id)
         assert stands is not None  # noqa: S101 - a Problem otherwise
-        shown = masked(parse_source(stands.document))
-        options = await _checked(api, caller, patched(stands.document, unmasked(body, shown, stands.document)))
+        current = parse_source(stands.document)
+        wanted = patched(stands.document, unmasked(body, masked(current), stands.document))
+        options = await _checked(api, caller, wanted, before=current)
         if await _replace(api, stands, options):
             return (await views(api, [await api.source(caller, source_id)]))[0]
     raise _changed()
@@ -295,8 +302,12 @@ def _envelope(body: Mapping[str, Any], caller: Caller) -> tuple[str | None, str 
     return found[0], own_tenant(caller, found[1])
 
 
-async def _checked(api: Api, caller: Caller, body: Json) -> Json:
-    """Check options that came in, and the addresses in them; gives what is kept."""
+async def _checked(api: Api, caller: Caller, body: Json, *, before: SourceOptions | None = None) -> Json:
+    """Check options that came in, and the addresses in them; gives what is kept.
+
+    An address that stays as it was is not judged anew: a name that cannot be resolved just now must not keep anybody
+    from pausing a source.
+    """
     document = {name: value for name, value in body.items() if name not in _ENVELOPE}
     _refuse_unusable(document, "")
     kind = PROVIDERS.get(str(document.get("provider")))
@@ -306,7 +317,7 @@ async def _checked(api: Api, caller: Caller, body: Json) -> Json:
         options: SourceOptions = TypeAdapter(kind.options).validate_python(document)
     except ValidationError as error:
         raise invalid_input(error, kind.options) from None
-    await _vet_addresses(api, caller, options)
+    await _vet_addresses(api, caller, options, dict(_addresses(before)) if before is not None else {})
     return reveal(options)
 
 
@@ -322,9 +333,11 @@ def _refuse_unusable(document: Json, under: str) -> None:
             _refuse_unusable(value, f"{where}.")
 
 
-async def _vet_addresses(api: Api, caller: Caller, options: SourceOptions) -> None:
+async def _vet_addresses(api: Api, caller: Caller, options: SourceOptions, before: Mapping[str, str]) -> None:
     guard = api.runtime.sender.guard
     for name, url in _addresses(options):
+        if before.get(name) == url:
+            continue
         if name == "proxy_url":
             # A proxy is dialled without TLS and tunnels: its address is judged as one that is dialled with TLS.
             url = "https://" + url.partition("://")[2]
@@ -359,14 +372,15 @@ async def _own(api: Api, caller: Caller, sid: str, *, missing_ok: bool = False) 
     return None
 
 
-async def _create(api: Api, sid: str, document: Json, tenant: str | None) -> SourceView:
+async def _create(api: Api, sid: str, document: Json, tenant: str | None) -> SourceView | None:
+    """Make a source; None when somebody has just made one with this id."""
     runtime = api.runtime
     check_id(sid)
     if runtime.directory.configured("source", sid) or await runtime.redis.exists(keys.forgotten(sid)):
         raise _taken()
     made = await runtime.directory.declarations.create("source", sid, document, tenant=tenant)
     if made is None:
-        raise _taken()
+        return None
     await runtime.directory.take("source", made)
     await runtime.arrange_source(sid)
     return (await views(api, [runtime.sources[sid]]))[0]

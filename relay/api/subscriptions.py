@@ -233,7 +233,10 @@ async def create_subscription(api: Api, caller: Caller, body: NewSubscription) -
     tenant = own_tenant(caller, body.tenant)
     document = _document(body)
     await _vet(api, caller, document)
-    return await _create(api, body.id or fresh_id("sub"), document, tenant)
+    made = await _create(api, body.id or fresh_id("sub"), document, tenant)
+    if made is None:
+        raise _taken()
+    return made
 
 
 async def put_subscription(api: Api, caller: Caller, subscription_id: str, body: SubscriptionWish) -> Reply:
@@ -246,7 +249,9 @@ async def put_subscription(api: Api, caller: Caller, subscription_id: str, body:
             document = _document(wish)
             await _vet(api, caller, document)
             made = await _create(api, subscription_id, document, own_tenant(caller, wish.tenant))
-            return Reply(made, HTTPStatus.CREATED)
+            if made is not None:
+                return Reply(made, HTTPStatus.CREATED)
+            continue  # somebody was quicker, perhaps the same caller
         if wish.tenant not in (None, stands.tenant):
             raise invalid("tenant", "cannot be changed; delete the subscription and make it again")
         document = _document(wish, secret=plain["secret"])
@@ -300,7 +305,8 @@ async def _own(api: Api, caller: Caller, sub: str, *, missing_ok: bool = False) 
     return None
 
 
-async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> SubscriptionWithSecret:
+async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> SubscriptionWithSecret | None:
+    """Make a subscription; None when somebody has just made one with this id."""
     runtime = api.runtime
     check_id(sub)
     tombstone = await runtime.redis.hmget(keys.partition("deliver", sub), ["off", "tenant"])  # type: ignore[misc]
@@ -312,7 +318,7 @@ async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> Sub
         raise _taken()
     made = await runtime.directory.declarations.create("subscription", sub, document, tenant=tenant)
     if made is None:
-        raise _taken()
+        return None
     await runtime.directory.take("subscription", made)
     await runtime.arrange_subscription(sub)
     view = (await views(api, [runtime.subscriptions[sub]]))[0]
@@ -321,7 +327,7 @@ async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> Sub
 
 async def _replace(api: Api, caller: Caller, stands: Declared, document: Json) -> bool:
     """Keep a changed document; False when somebody was quicker. A secret that changes signs for another 24 hours."""
-    await _vet(api, caller, document)
+    await _vet(api, caller, document, before=stands.document)
     former = list(stands.document.get("former_secrets", []))
     if document["secret"] != stands.document["secret"]:
         former.append({"secret": stands.document["secret"], "until": iso(api.now() + FORMER_SECRET_FOR)})
@@ -360,15 +366,18 @@ def _document(wish: PutSubscription, *, secret: str | None = None) -> Json:
     return document
 
 
-async def _vet(api: Api, caller: Caller, document: Json) -> None:
-    """Refuse what could never be delivered."""
-    await vet(api.runtime.sender.guard, caller, "url", document["url"])
-    payload = document["payload"]
+async def _vet(api: Api, caller: Caller, document: Json, *, before: Json | None = None) -> None:
+    """Refuse what could never be delivered. What stays as it was is not judged anew: a name that cannot be resolved
+    just now must not keep anybody from switching a subscription off."""
+    changed = {name: value for name, value in document.items() if before is None or before.get(name) != value}
+    if "url" in changed:
+        await vet(api.runtime.sender.guard, caller, "url", document["url"])
+    payload = changed.get("payload")
     if isinstance(payload, dict):
         problems = check_map(payload["map"], event_types.sample("call.completed", now=api.now()))
         if problems:
             raise invalid("payload.map", "; ".join(problems[:10]))
-    if document["delivery"] == "at_most_once" and not await keeps_every_write(api.runtime.redis):
+    if changed.get("delivery") == "at_most_once" and not await keeps_every_write(api.runtime.redis):
         raise invalid(
             "delivery",
             "at_most_once needs a store that keeps every answered write (appendonly yes, appendfsync always)",

@@ -170,7 +170,7 @@ local function take(p, item, lease)
 end
 
 if want > 0 then
-  local partitions = redis.call('ZRANGEBYSCORE', k_index(lane), '-inf', now, 'LIMIT', 0, want)
+  local partitions = redis.call('ZRANGEBYSCORE', k_index(lane), '-inf', now + 0.999, 'LIMIT', 0, want)
   for _, p in ipairs(partitions) do
     if #claims >= want or alone then break end
     local room = math.min(want - #claims, most)
@@ -193,6 +193,7 @@ if want > 0 then
     if interval and #claims > started then
       redis.call('HSET', k_partition(lane, p), 'tat', string.format('%.3f', tat + (#claims - started) * interval))
     end
+    if #claims > started then redis.call('HSET', k_partition(lane, p), 'served', moment_ms()) end
     rescore(lane, p)
   end
 end

@@ -6,11 +6,20 @@
 -- not before its gate, and not faster than its pace. Every change of a partition ends with `rescore`, so a claim never
 -- wades through partitions that may not run.
 --
+-- Partitions take turns: one that was served goes behind whatever became due before that, however long its own backlog
+-- has been due. Otherwise a flood for some would be drained before anybody else's first item.
+--
 -- Time is the store's own (TIME): no clock of a process decides anything.
 
 local function now_ms()
   local t = redis.call('TIME')
   return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+-- The same with its fraction, by which turns are kept apart: whole milliseconds are dues.
+local function moment_ms()
+  local t = redis.call('TIME')
+  return string.format('%.3f', tonumber(t[1]) * 1000 + tonumber(t[2]) / 1000)
 end
 
 local function k_index(lane) return 'relay:lane:' .. lane end
@@ -21,7 +30,7 @@ local function k_partition(lane, p) return 'relay:partition:' .. lane .. ':' .. 
 local function k_pending(sub, subject) return 'relay:pending:' .. sub .. ':' .. subject end
 
 local function rescore(lane, p)
-  local rule = redis.call('HMGET', k_partition(lane, p), 'gate', 'cap', 'breaker', 'tat', 'slack')
+  local rule = redis.call('HMGET', k_partition(lane, p), 'gate', 'cap', 'breaker', 'tat', 'slack', 'served')
   local held = redis.call('ZRANGE', k_leased(lane, p), 0, 0, 'WITHSCORES')
   local earliest = held[2] and tonumber(held[2])
   local cap = rule[3] and 1 or tonumber(rule[2])
@@ -37,7 +46,9 @@ local function rescore(lane, p)
   else
     local gate = tonumber(rule[1]) or 0
     local pace = rule[4] and rule[5] and math.ceil(tonumber(rule[4]) - tonumber(rule[5])) or 0
-    redis.call('ZADD', k_index(lane), math.max(earliest, gate, pace), p)
+    local served = tonumber(rule[6]) or 0
+    if served > now_ms() + 1 then served = 0 end -- the clock stepped back
+    redis.call('ZADD', k_index(lane), math.max(earliest, gate, pace, served), p)
   end
 end
 

@@ -37,7 +37,14 @@ async def listening(
 ) -> AsyncIterator[str]:
     """Serve until the block ends; yields the base URL with the port found. A client that leaves ends its `answer`."""
     line = Line()
-    server = web.Server(lambda request: answer(request, line), handler_cancellation=True, access_log=None)
+
+    async def answered(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await answer(request, line)
+        except ConnectionResetError:  # the client left while something was written to it
+            return web.Response()
+
+    server = web.Server(answered, handler_cancellation=True, access_log=None)
     runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     try:

@@ -102,7 +102,9 @@ class Desk:
 
     async def subscribe(self, name: str, *, token: str | None = None, **options: Any) -> Any:
         """Make a subscription that a hook of the verifying subscriber hears."""
-        made = await self.post("/v1/subscriptions", {"id": name, "url": f"{self.hooks}/hook/{name}", **options}, token=token)
+        made = await self.post(
+            "/v1/subscriptions", {"id": name, "url": f"{self.hooks}/hook/{name}", **options}, token=token
+        )
         self.relay.subscriber.add_hook(name, made["secret"])
         return made
 
@@ -117,7 +119,9 @@ class Desk:
             "external": Party(number="+12025550123", raw="(202) 555-0123"),
         }
         record = Record(**values | fields)
-        await self.relay.runtime.ledger.admit(sid, [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+        await self.relay.runtime.ledger.admit(
+            sid, [Row(record, record.content_hash())], token=b"", mapping=1, via="poll"
+        )
         self.relay.runtime.wakes("enrich")
         await self._next_ms()
         return ids.call_id(sid, key)

@@ -1,5 +1,8 @@
 """Calls and events over HTTP, and forgetting a person."""
 
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,11 +15,16 @@ from relay.errors import StorageError
 from relay.events.catalog import EVENT_TYPES
 from relay.events.render import FLAT_FIELDS
 from relay.ledger import keys
+from relay.ledger.lane import Claim
+from relay.ledger.runner import Runner
 from relay.model import Direction, Outcome, Party, iso
-from relay.recordings.storage import Stored
+from relay.providers.base import Audio, Purpose
+from relay.recordings.storage import Stored, object_paths
 from relay.simulator.subscriber import Behaviour
+from relay.sources import Source
 from tests.flow.api_desk import SOURCE, Desk
 from tests.flow.harness import eventually
+from workers.record import Record
 
 JO = Party(number="+12025550123", raw="(202) 555-0123", name="Jo Sample")
 KIM = Party(number="+12025550177", raw="2025550177", name="Kim Other")
@@ -105,22 +113,29 @@ async def test_a_recording_link_is_minted(desk: Desk, monkeypatch: pytest.Monkey
 
 
 async def _keep_audio(desk: Desk, call_id: str) -> dict[str, Any]:
-    """Store audio for a call, as the record lane does."""
+    """Store audio for a call and write it down, as the record lane does."""
+    runtime = desk.relay.runtime
+    path = await _store_audio(desk, call_id)
+    part: dict[str, Any] = {"status": "available", "path": path, "sha256": "0" * 64, "size_bytes": 10}
+    part |= {"content_type": "audio/wav", "url": None, "expires_at": None, "duration_seconds": None}
+    call = await runtime.ledger.call(call_id)
+    while await runtime.ledger.publish(call, {"recording": part}, ()) is None:  # it is being told just now
+        call = await runtime.ledger.call(call_id)
+    return part
+
+
+async def _store_audio(desk: Desk, call_id: str) -> str:
     runtime = desk.relay.runtime
     call = await runtime.ledger.call(call_id)
     assert call is not None
 
-    async def chunks() -> Any:
+    async def chunks() -> AsyncIterator[bytes]:
         yield b"RIFF-audio"
 
     started_on = datetime.fromtimestamp(call.started_ms / 1000, UTC).date()
     stored = await runtime.storage.put(call_id, chunks(), started_on=started_on, expected_size_bytes=None)
     assert isinstance(stored, Stored)
-    part = {"status": "available", "path": stored.path, "sha256": stored.sha256, "size_bytes": stored.size_bytes}
-    part |= {"content_type": "audio/wav", "url": None, "expires_at": None, "duration_seconds": None}
-    while await runtime.ledger.publish(call, {"recording": part}, ()) is None:  # it is being told just now
-        call = await runtime.ledger.call(call_id)
-    return part
+    return stored.path
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
@@ -349,3 +364,65 @@ async def test_times_outside_of_reason_are_refused(desk: Desk) -> None:
         assert await desk.code("GET", "/v1/events", params={"from": when}) == (422, "invalid")
     found = await eventually(lambda: desk.get("/v1/events"), lambda page: page["items"] == [])
     assert found["next_cursor"] is None
+
+
+async def test_audio_that_nobody_has_written_down_is_erased_too(desk: Desk) -> None:
+    """It was stored just now, and the call does not say so yet."""
+    eid = await desk.told("main", "1", caller=JO, external=JO)
+    call_id = (await desk.get(f"/v1/events/{eid}"))["data"]["call"]["id"]
+    path = await _store_audio(desk, call_id)
+
+    result = await desk.post("/v1/erase", {"number": "+12025550123"})
+
+    assert result["recordings"] == 1
+    assert await desk.relay.runtime.storage.size(path) is None
+
+
+async def test_audio_that_arrives_after_the_erasure_is_dropped(desk: Desk) -> None:
+    """The call was forgotten while its audio was on its way."""
+    eid = await desk.told("main", "1", caller=JO, external=JO, outcome=Outcome.ANSWERED)
+    call_id = (await desk.get(f"/v1/events/{eid}"))["data"]["call"]["id"]
+    runtime = desk.relay.runtime
+    stored = await desk.relay.redis.hgetall(keys.call(call_id))  # type: ignore[misc]
+    source = _Talking(desk, runtime.sources["main"])
+    record = Record(
+        lambda: {"main": source},  # type: ignore[dict-item]  # what a fetch needs of a source
+        runtime.storage,
+        runtime.states,
+        wake_enrich=lambda: None,
+        find_call=runtime.ledger.call,
+    )
+    record.runner = Runner(runtime.lanes["record"], record.work, at_once=1, needs_s=0)
+    flat = [each for pair in stored.items() for each in pair]
+
+    await record.work([Claim("main", call_id, b"1", 0, float("inf"), [flat])])
+
+    assert source.erased["calls"] == 1
+    started_on = datetime(2026, 11, 20, tzinfo=UTC).date()
+    assert [await runtime.storage.size(path) for path in object_paths(call_id, started_on)] == [None] * len(
+        object_paths(call_id, started_on)
+    )
+
+
+class _Talking:
+    """A source whose audio takes so long that the person is forgotten meanwhile."""
+
+    def __init__(self, desk: Desk, like: Source) -> None:
+        self.id = like.id
+        self.rules = replace(like.rules, recordings=True)
+        self.recordings = self
+        self.erased: dict[str, int] = {}
+        self._desk = desk
+
+    @contextlib.asynccontextmanager
+    async def asking(self, *_: Any) -> AsyncIterator["_Talking"]:
+        yield self
+
+    @contextlib.asynccontextmanager
+    async def recording(self, key: str, *, purpose: Purpose = Purpose.RECORDING) -> AsyncIterator[Audio]:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"RIFF"
+            self.erased = await self._desk.post("/v1/erase", {"number": "+12025550123"})
+            yield b"-audio"
+
+        yield Audio(chunks(), "audio/wav", None)

@@ -45,9 +45,7 @@ async def test_a_problem_has_the_shape_of_rfc_9457(desk: Desk) -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"not json", b"\xff\xfe", b'{"a": NaN}', b'"\\ud800"', b"[" * 100_000])
 async def test_what_is_not_json_is_refused(desk: Desk, body: bytes) -> None:
     """400, whatever it is."""
-    answer, problem = await _raw(
-        desk, "POST", "/v1/sources", data=body, headers={"Content-Type": "application/json"}
-    )
+    answer, problem = await _raw(desk, "POST", "/v1/sources", data=body, headers={"Content-Type": "application/json"})
 
     assert (answer.status, problem["code"]) == (400, "not_json")
 

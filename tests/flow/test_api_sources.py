@@ -15,7 +15,8 @@ from relay.ledger.calls import LeaseLost
 from relay.model import iso
 from relay.providers.base import BadRow, Purpose, Window
 from relay.simulator.webfones import WebfonesSimulator
-from tests.flow.api_desk import SOURCE, Desk
+from relay.sources import Source
+from tests.flow.api_desk import NAMES, SOURCE, Desk
 from tests.flow.harness import eventually
 
 KEY = "simulated-key"
@@ -79,7 +80,10 @@ async def test_the_key_is_masked_and_the_mask_keeps_it(desk: Desk) -> None:
         ({**OUTSIDE, "colour": "red"}, "colour"),
         ({**OUTSIDE, "id": "Not An Id"}, "id"),
         ({**OUTSIDE, "proxy_url": "http://hooks.example.com:3128", "base_url": "http://127.0.0.1:9"}, "base_url"),
-        ({"provider": "nfon", "oauth": {"client_id": "x", "refresh_token_file": "/etc/passwd"}}, "oauth.refresh_token_file"),
+        (
+            {"provider": "nfon", "oauth": {"client_id": "x", "refresh_token_file": "/etc/passwd"}},
+            "oauth.refresh_token_file",
+        ),
     ],
 )
 async def test_a_wrong_source_is_refused_and_the_field_named(desk: Desk, wish: dict[str, Any], field: str) -> None:
@@ -107,6 +111,13 @@ async def test_no_forbidden_address_is_taken(desk: Desk, options: dict[str, Any]
     assert await desk.code("POST", "/v1/sources", {**OUTSIDE, **options}) == (422, "address_refused")
 
 
+async def _read(source: Source) -> None:
+    now = datetime.now(UTC)
+    async with source.asking() as connected:
+        async for _ in connected.calls.pages(Window(now - timedelta(hours=1), now, Purpose.POLL)):
+            pass
+
+
 async def test_an_address_is_judged_again_when_it_is_dialled(
     desk: Desk, provider: tuple[WebfonesSimulator, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,10 +131,7 @@ async def test_an_address_is_judged_again_when_it_is_dialled(
         forbidding.setattr(guard, "allowed_networks", ())
         refused = await desk.post("/v1/sources/made/check")
         with pytest.raises(ProviderError):
-            async with source.asking() as connected:
-                now = datetime.now(UTC)
-                async for _ in connected.calls.pages(Window(now - timedelta(hours=1), now, Purpose.POLL)):
-                    pass
+            await _read(source)
     allowed = await desk.post("/v1/sources/made/check")
 
     assert (refused["ok"], allowed["ok"]) == (False, True)
@@ -161,6 +169,19 @@ async def test_a_paused_source_is_not_polled_and_tells_what_it_has(desk: Desk) -
     assert await desk.code("POST", "/v1/sources/main/pause") == (409, "declared_in_configuration")
     assert resumed["state"] == "working"
     assert await desk.relay.redis.zscore(waiting, "new") is not None
+
+
+async def test_a_name_that_is_gone_keeps_nobody_from_pausing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stays as it was is not judged anew; what changes is."""
+    await desk.post("/v1/sources", {**OUTSIDE, "id": "new"})
+    monkeypatch.delitem(NAMES, "api.webfones.com")
+    desk.relay.runtime.sender.guard._known.clear()
+
+    paused = await desk.post("/v1/sources/new/pause")
+
+    assert paused["state"] == "paused"
+    other = {"base_url": "https://api.webfones.com:9"}
+    assert await desk.code("PATCH", "/v1/sources/new", other) == (422, "address_refused")
 
 
 async def test_rows_put_aside_are_shown(desk: Desk) -> None:

@@ -52,7 +52,9 @@ class Listener:
 
 
 @contextlib.asynccontextmanager
-async def listening(desk: Desk, query: str = "", *, token: str | None = None, **headers: str) -> AsyncIterator[Listener]:
+async def listening(
+    desk: Desk, query: str = "", *, token: str | None = None, **headers: str
+) -> AsyncIterator[Listener]:
     """Open a stream, and wait until it has begun."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     named["Authorization"] = f"Bearer {token or desk.token}"
@@ -149,9 +151,7 @@ async def test_the_backlog_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-async def quick(
-    redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Desk]:
+async def quick(redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
     """A relay whose streams beat often and lose patience soon."""
     monkeypatch.setattr(app, "HEARTBEAT_S", 0.05)
     monkeypatch.setattr(app, "WRITE_TIMEOUT_S", 0.3)
@@ -184,9 +184,7 @@ async def test_a_listener_that_takes_nothing_is_let_go(quick: Desk, monkeypatch:
     redis = quick.relay.redis
     host, port = quick.base.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-    writer.write(
-        f"GET /v1/events/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {quick.token}\r\n\r\n".encode()
-    )
+    writer.write(f"GET /v1/events/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {quick.token}\r\n\r\n".encode())
     await reader.readuntil(b"retry: 2000\n\n")
     seconds, micros = await redis.time()
     now_ms = int(seconds) * 1000 + int(micros) // 1000

@@ -12,7 +12,7 @@ from relay.api.options import MASK
 from relay.events.render import FLAT_FIELDS
 from relay.ledger import keys
 from relay.simulator.subscriber import Behaviour
-from tests.flow.api_desk import OUTSIDE, Desk
+from tests.flow.api_desk import NAMES, OUTSIDE, Desk
 from tests.flow.harness import SECRET, eventually
 
 OWN_SECRET = "whsec_" + base64.b64encode(b"o" * 32).decode()
@@ -121,6 +121,19 @@ async def test_a_wrong_option_is_refused_and_named(desk: Desk, change: dict[str,
     assert problem["errors"][0]["field"] == field
     assert "hunter2" not in str(problem)
     assert desk.relay.runtime.subscriptions["crm"].url == OUTSIDE
+
+
+async def test_a_name_that_is_gone_keeps_nobody_from_switching_off(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stays as it was is not judged anew; what changes is."""
+    await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
+    monkeypatch.delitem(NAMES, "hooks.example.com")
+    desk.relay.runtime.sender.guard._known.clear()
+
+    status, view = await desk.ask("PATCH", "/v1/subscriptions/crm", {"enabled": False})
+
+    assert (status, view["state"]) == (200, "disabled")
+    other = {"url": OUTSIDE + "/2"}
+    assert await desk.code("PATCH", "/v1/subscriptions/crm", other) == (422, "address_refused")
 
 
 @pytest.mark.parametrize(
@@ -421,9 +434,7 @@ async def test_a_zap_that_is_off_is_not_told(desk: Desk, monkeypatch: pytest.Mon
         await desk.post("/v1/subscriptions", {"id": "zap", "url": url})
         await desk.told("main", "1")
 
-        view = await eventually(
-            lambda: desk.get("/v1/subscriptions/zap"), lambda view: view["state"] == "disabled"
-        )
+        view = await eventually(lambda: desk.get("/v1/subscriptions/zap"), lambda view: view["state"] == "disabled")
         await desk.relay.runtime.aclose()
 
         assert "410" in view["disabled_reason"]

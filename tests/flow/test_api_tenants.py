@@ -1,14 +1,17 @@
 """Who may do what: tokens, roles, and tenants that never see each other."""
 
+import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from relay.api.table import TABLE
 from relay.ledger import keys
 from relay.model import Party
-from tests.flow.api_desk import OUTSIDE, SOURCE, TOKEN, Desk
+from tests.flow.api_desk import OUTSIDE, SOURCE, TOKEN, Desk, open_desk
 from tests.flow.harness import eventually
 
 DECLARED = {"source_id": "main", "subscription_id": "a"}
@@ -78,7 +81,9 @@ async def test_nobody_gets_in_without_a_token(desk: Desk, header: str | None) ->
     """401, with the scheme that is wanted; for every address that needs one."""
     headers = {} if header is None else {"Authorization": header}
     for route in TABLE:
-        async with desk.http.request(route.method, desk.base + _filled(route.path, DECLARED), headers=headers) as answer:
+        async with desk.http.request(
+            route.method, desk.base + _filled(route.path, DECLARED), headers=headers
+        ) as answer:
             problem = await answer.json(content_type=None)
         assert (answer.status, problem["code"]) == (401, "unauthorized"), route.path
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
@@ -101,6 +106,17 @@ async def test_a_token_is_shown_once_and_ends_at_once(desk: Desk) -> None:
     assert token.encode() not in b"".join(stored.values())
 
 
+async def test_an_embedded_relay_has_a_token_of_its_own(
+    redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without api.tokens the one in data_dir is the operator's."""
+    async with open_desk(redis, valkey_url, tmp_path, monkeypatch, api={"port": 0}) as opened:
+        token = (tmp_path / "api_token").read_text().strip()
+
+        assert (await opened.ask("GET", "/v1/tokens"))[0] == 401
+        assert (await opened.ask("GET", "/v1/tokens", token=token))[0] == 200
+
+
 async def test_tokens_are_listed_in_pages(desk: Desk) -> None:
     """Newest first."""
     for number in range(3):
@@ -118,7 +134,11 @@ async def test_tokens_are_listed_in_pages(desk: Desk) -> None:
 async def test_only_the_operator_handles_tokens(houses: Houses) -> None:
     """A tenant's admin makes none, not even for its own tenant."""
     wish = {"name": "mine", "role": "admin", "tenant": "acme"}
-    for method, path, body in (("GET", "/v1/tokens", None), ("POST", "/v1/tokens", wish), ("DELETE", "/v1/tokens/x", None)):
+    for method, path, body in (
+        ("GET", "/v1/tokens", None),
+        ("POST", "/v1/tokens", wish),
+        ("DELETE", "/v1/tokens/x", None),
+    ):
         assert await houses.desk.code(method, path, body, token=houses.acme) == (403, "forbidden")
 
 
@@ -203,13 +223,24 @@ async def test_another_tenant_deletes_and_takes_nothing(houses: Houses) -> None:
         status, problem = await desk.ask("PUT", path, wish, token=houses.other)
         assert (status, problem["code"]) == (409, "id_not_available")
         assert "acme" not in str(problem)
-        created = await desk.code("POST", path.rpartition("/")[0], {**wish, "id": path.rpartition("/")[2]}, token=houses.other)
+        created = await desk.code(
+            "POST", path.rpartition("/")[0], {**wish, "id": path.rpartition("/")[2]}, token=houses.other
+        )
         assert created == (409, "id_not_available")
         assert (await desk.get(path))["tenant"] == "acme"
     for path in ("/v1/sources/main", "/v1/subscriptions/a"):
         assert (await desk.ask("DELETE", path, token=houses.other))[0] == 204
         assert await desk.code("PUT", path, {**SOURCE, "url": OUTSIDE}, token=houses.other) == (409, "id_not_available")
         await desk.get(path)
+
+
+async def test_two_tenants_want_one_id_at_once(houses: Houses) -> None:
+    """One is first, the other is told that it is taken; nobody's is overwritten."""
+    desk = houses.desk
+    for path, wish in (("/v1/sources/both", SOURCE), ("/v1/subscriptions/both", {"url": OUTSIDE})):
+        asked = [desk.ask("PUT", path, wish, token=token) for token in (houses.acme, houses.other) * 3]
+        statuses = sorted(status for status, _ in await asyncio.gather(*asked))
+        assert statuses == [200, 200, 201, 409, 409, 409], path
 
 
 async def test_an_event_of_one_tenant_is_not_replayed_to_another(houses: Houses) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from relay.cli import main
+from relay.simulator.offices import NAMES
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -100,6 +101,23 @@ async def test_chaos_loses_nothing(tmp_path: Path) -> None:
     assert _left_behind(tmp_path) == []
 
 
+async def test_one_relay_reads_every_provider(tmp_path: Path) -> None:
+    """With all of them, each shows calls of its own; NFON's come by its stream, and the words of a call follow."""
+    demo = await _play("--for", "4s", "--calls-per-minute", "120", "--provider", "all", folder=tmp_path)
+    stdout, _ = await demo.communicate()
+
+    output = stdout.decode()
+    assert demo.returncode == 0, output
+    for name in NAMES:
+        made, told = map(int, re.findall(rf"^  {name} +(\d+) made, (\d+) told", output, re.M)[0])
+        assert made == told > 0, output
+    assert re.search(r"call\.completed +\d+\.\d\d s  \S.*  nfon by stream$", output, re.M)
+    assert re.search(r"call\.transcript\.completed .*  nfon", output)
+    assert re.search(r"call\.recording\.completed .*  cinnox  http://", output)
+    assert output.splitlines()[-1] == "✓ nothing was lost"
+    assert _left_behind(tmp_path) == []
+
+
 async def test_ctrl_c_makes_no_more_calls_and_waits_for_the_last(tmp_path: Path) -> None:
     """Without --for the demo goes on until a person has seen enough, and then says what it came to."""
     demo = await _play("--calls-per-minute", "240", folder=tmp_path)
@@ -139,6 +157,7 @@ async def test_a_terminal_that_is_closed_leaves_no_relay_behind(tmp_path: Path) 
         (["--for", "0s"], "--for"),
         (["--calls-per-minute", "nan"], "calls-per-minute"),
         (["--calls-per-minute", "0"], "calls-per-minute"),
+        (["--provider", "nobody"], "'nobody' is not one of"),
     ],
 )
 def test_bad_input_is_a_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

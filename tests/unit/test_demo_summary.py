@@ -3,12 +3,15 @@
 import io
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import get_args
 
 import pytest
 from rich.console import Console
 from rich.live import Live
 
-from relay.demo import Board, EventLine, Lines, Plan, Tables, percentile, screen_for, summarise
+from relay.cli import Shown
+from relay.demo import Board, EventLine, Lines, Plan, Share, Tables, percentile, screen_for, summarise
+from relay.providers import PROVIDERS
 from relay.simulator.offices import NAMES, open_office
 from relay.simulator.subscriber import HookReport, VerifyingSubscriber
 
@@ -76,6 +79,25 @@ def test_a_demo_without_calls_has_shown_nothing() -> None:
     assert summarise(silent, expected=[], recordings=0, latencies_s=[]).problems != ()
 
 
+def test_a_provider_without_calls_has_shown_nothing() -> None:
+    """With several, calls at one say nothing of the other."""
+    shares = [Share("webfones", made=2, told=2, p50_s=0.5), Share("nfon", made=0, told=0)]
+    summary = summarise(GOOD, expected=["1", "2"], recordings=1, latencies_s=[], shares=shares)
+
+    assert summary.problems == ("no call was made at nfon; play for longer",)
+    assert "  webfones   2 made, 2 told, p50 0.50 s" in summary.lines()
+
+
+def test_transcripts_and_streams_are_counted_where_there_are_any() -> None:
+    heard = replace(GOOD, types={**GOOD.types, "call.transcript.completed": 1})
+    shares = [Share("nfon", made=2, told=2, by_stream=1)]
+    summary = summarise(heard, expected=["1", "2"], recordings=0, transcripts=2, latencies_s=[], shares=shares)
+
+    assert "transcripts  1 of 2" in summary.lines()
+    assert "  nfon       2 made, 2 told, 1 found by stream" in summary.lines()
+    assert not any("transcripts" in line for line in summarise(GOOD, expected=[], recordings=0, latencies_s=[]).lines())
+
+
 def test_an_impatient_person_is_not_told_that_calls_were_lost() -> None:
     """A second Ctrl-C ends the wait: what was on its way is said to be on its way."""
     summary = summarise(GOOD, expected=["1", "2", "3"], recordings=1, latencies_s=[], interrupted=True)
@@ -110,6 +132,22 @@ def board(*providers: str) -> Board:
     board.link = "http://127.0.0.1:8080/recordings/call_x?expires=1"
     board.events.append(EventLine(datetime.now(UTC), "call.recording.completed", "7", 0.5, "", board.link))
     return board
+
+
+def test_every_provider_can_be_shown() -> None:
+    assert set(NAMES) == set(PROVIDERS)
+    assert set(get_args(Shown)) == {*NAMES, "all"}
+
+
+def test_one_subscriber_keeps_the_calls_of_all_providers_apart() -> None:
+    """The same number of a call names another call at each provider, and each line says whose it is."""
+    out = io.StringIO()
+    seen = board(*NAMES)
+    seen.look(Lines(Console(file=out, width=80)))
+
+    assert len(seen.calls) == len(NAMES)
+    assert [line.split()[-1] for line in out.getvalue().splitlines()] == list(NAMES)
+    assert {share.provider: (share.made, share.told) for share in seen.shares()} == {name: (1, 0) for name in NAMES}
 
 
 def test_lines_show_each_call_once() -> None:

@@ -53,7 +53,10 @@ def test_every_route_is_in_the_document_once() -> None:
         assert operation["summary"].endswith((".", ":")) or operation["summary"]
         for code in route.all_problems:
             response = operation["responses"][str(STATUSES[code].value)]
-            assert code in response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"]["code"]["enum"]
+            assert (
+                code
+                in response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"]["code"]["enum"]
+            )
         parts = set(re.findall(r"\{(\w+)\}", route.path))
         assert parts == {each["name"] for each in operation["parameters"] if each["in"] == "path"}
 

@@ -1,0 +1,218 @@
+"""`relay tail` and `relay listen`: live events in the terminal, and posted to a program under development."""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from tests.flow.api_desk import TOKEN, Desk
+from tests.flow.cli import environ_for, run, start
+
+
+async def heard(process: asyncio.subprocess.Process, words: str) -> str:
+    """Wait for a line on stderr."""
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        async for line in process.stderr:
+            if words in line.decode():
+                return line.decode()
+    raise AssertionError(f"{words!r} was never said")
+
+
+@asynccontextmanager
+async def serving(*routes: web.RouteDef) -> AsyncIterator[str]:
+    """Serve on loopback."""
+    app = web.Application()
+    app.add_routes(routes)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_tail_shows_events_as_they_are_made(desk: Desk) -> None:
+    """One JSON document a line, only what was asked for, and an end after --count."""
+    process = await start(
+        "tail", "--json", "--count", "2", "--type", "call.*", "--source", "main", environ=environ_for(desk.base, TOKEN)
+    )
+    await heard(process, "Listening at")
+
+    await desk.post("/v1/subscriptions/a/test")
+    first = await desk.told("main", "1")
+    second = await desk.told("main", "2")
+    out, _ = await process.communicate()
+
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [each["id"] for each in events] == [first, second]
+    assert process.returncode == 0
+
+
+async def test_ctrl_c_ends_tail_well(desk: Desk) -> None:
+    """It is how one stops looking: exit code 0, nothing left on the screen but what was there."""
+    process = await start("tail", environ=environ_for(desk.base, TOKEN))
+    await heard(process, "Listening at")
+    eid = await desk.told("main", "1")
+    assert process.stdout is not None
+    line = (await process.stdout.readline()).decode()
+
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+
+    assert eid in line
+    assert "inbound  no_answer" in line
+    assert (process.returncode, out, err) == (0, b"", b"")
+
+
+def event(number: int) -> dict[str, Any]:
+    data = {"subscription": {"id": "a", "reason": f"number {number}"}}
+    return {"id": f"evt_{number}", "type": "subscription.failing", "timestamp": "2026-11-20T12:00:00Z", "data": data}
+
+
+async def test_tail_goes_on_behind_the_last_event_when_the_stream_breaks_off() -> None:
+    """Said once, opened again with Last-Event-ID, and what could not be sent again is said too."""
+    asked: list[str | None] = []
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        asked.append(request.headers.get("Last-Event-ID"))
+        if len(asked) == 2:
+            return web.json_response({"code": "store_unavailable", "detail": "Not now."}, status=503)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        number = len(asked)
+        gap = b'event: gap\ndata: {"missed":7}\n\n' if number == 3 else b""
+        document = json.dumps(event(number)).encode()
+        await response.write(b"retry: 10\n\n" + gap + b": hello\n\nid: evt_%d\ndata: %s\n\n" % (number, document))
+        return response
+
+    async with serving(web.get("/v1/events/stream", stream)) as url:
+        ran = await run("tail", "--count", "2", "--json", "--after", "evt_0", environ=environ_for(url, "t"))
+
+    assert ran.code == 0, ran.err
+    assert [each["id"] for each in ran.lines] == ["evt_1", "evt_3"]
+    assert asked == ["evt_0", "evt_1", "evt_1"]
+    assert "No longer listening: the stream ended. Trying again …" in ran.err
+    assert ran.err.count("No longer listening") == 1
+    assert "Listening again." in ran.err
+    assert "7 events were made meanwhile" in ran.err
+
+
+async def test_a_stream_that_is_refused_at_first_is_not_tried_again() -> None:
+    """Nobody waits for what cannot be."""
+
+    async def stream(_: web.Request) -> web.Response:
+        return web.json_response({"code": "not_found", "detail": "There is no source with this id."}, status=404)
+
+    async with serving(web.get("/v1/events/stream", stream)) as url:
+        ran = await run("tail", "--source", "nobody", environ=environ_for(url, "t"))
+
+    assert (ran.code, ran.out, ran.err) == (1, "", "There is no source with this id.\n")
+
+
+Hook = Callable[[web.Request], Awaitable[web.Response]]
+
+
+@asynccontextmanager
+async def listening(desk: Desk, hook: Hook, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `relay listen` in front of a program."""
+    async with serving(web.post("/hook", hook)) as url:
+        process = await start(
+            "listen", "--forward", f"{url}/hook", "--json", *options, environ=environ_for(desk.base, TOKEN)
+        )
+        try:
+            await heard(process, "Listening at")
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+
+async def next_line(process: asyncio.subprocess.Process) -> Any:
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        return json.loads(await process.stdout.readline())
+
+
+async def test_listen_posts_what_a_subscriber_would_get(desk: Desk) -> None:
+    """Signed with the printed secret; each answer is shown; our token stays with the relay."""
+    got: list[tuple[bytes, dict[str, str]]] = []
+
+    async def hook(request: web.Request) -> web.Response:
+        got.append((await request.read(), dict(request.headers)))
+        return web.Response(status=200 if len(got) == 1 else 500, text="thank\nyou \x1b[31m")
+
+    async with listening(desk, hook) as process:
+        secret = (await next_line(process))["secret"]
+        eid = await desk.told("main", "1")
+        first = await next_line(process)
+        await desk.told("main", "2")
+        second = await next_line(process)
+
+    body, headers = got[0]
+    verified = Webhook(secret).verify(body, headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook("whsec_" + "A" * 44).verify(body, headers)
+    assert verified["id"] == eid == headers["webhook-id"]
+    assert headers["Content-Type"] == "application/json"
+    assert TOKEN not in str(headers)
+    assert (first["event_id"], first["event_type"], first["status"]) == (eid, "call.completed", 200)
+    assert first["answer"].startswith("thank you")
+    assert second["status"] == 500
+
+
+async def test_listen_follows_no_redirect_and_survives_a_program_that_is_away(desk: Desk) -> None:
+    """Each is an answer like any other; the next event is posted all the same."""
+    asked: list[str] = []
+
+    async def hook(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        if len(asked) == 2 and request.transport is not None:
+            request.transport.abort()
+        return web.Response(status=302, headers={"Location": "/elsewhere"})
+
+    async with listening(desk, hook, "--payload", "flat") as process:
+        await next_line(process)
+        await desk.told("main", "1")
+        redirected = await next_line(process)
+        await desk.told("main", "2")
+        cut_off = await next_line(process)
+
+    assert (redirected["status"], redirected["answer"]) == (302, "a redirect; redirects are not followed")
+    assert cut_off["status"] is None
+    assert cut_off["answer"].startswith("no usable answer")
+    assert asked == ["/hook", "/hook"]
+
+
+async def test_listen_says_when_nobody_is_there(desk: Desk, free_port: int, tmp_path: Any) -> None:
+    """With a secret of one's own from a file, which is not printed."""
+    secret = tmp_path / "secret"
+    secret.write_text("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz\n")
+    process = await start(
+        "listen", "--forward", f"localhost:{free_port}/hook", "--count", "1", "--secret", f"@{secret}",
+        environ=environ_for(desk.base, TOKEN),
+    )  # fmt: skip
+    await heard(process, "Listening at")
+
+    await desk.told("main", "1")
+    out, err = await process.communicate()
+
+    assert process.returncode == 0
+    assert b"cannot connect: connection refused" in out
+    assert b"whsec_" not in out + err
+
+
+@pytest.mark.parametrize("forward", ["ftp://localhost/x", "http://", "http://localhost:0/", "http://a b/"])
+async def test_listen_wants_an_address_that_can_be_posted_to(forward: str) -> None:
+    """Said before anything is opened."""
+    ran = await run("listen", "--forward", forward, environ=environ_for("http://127.0.0.1:9", "t"))
+
+    assert (ran.code, ran.err) == (2, "--forward: must look like http://localhost:3000/hook\n")
