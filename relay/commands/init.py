@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -160,20 +161,26 @@ def init(
     questions = _Questions(asks=ask and not as_json and sys.stdin.isatty())
     options: Json = given.options(settings, None)
     kind = questions.choice("--provider", "Provider", provider, sorted(_CREDENTIALS))
-    source_id = questions.text("--source", "An id for this account", source, default="main")
+    source_id = questions.text("--source", "An id for this account", source, default="main", check=_known_id)
     for name, question in _NEEDED[kind].items():
         options[name] = questions.text(f"--set {name}=…", question, options.get(name))
     _credential(kind, options, key_file, questions)
     if timezone is not None or ("timezone" not in options and kind in _ZONED):
         options["timezone"] = questions.text(
-            "--timezone", "Time zone of the account, as its settings show it", timezone, default="UTC"
+            "--timezone",
+            "Time zone of the account, as its settings show it",
+            timezone,
+            default="UTC",
+            check=_known_zone,
         )
     given_hook = given.value(hook, name="--hook") if hook is not None else None
-    wanted = questions.optional("Where to post events to (empty: later)", given_hook)
-    sub = (
-        questions.text("--subscription", "An id for who hears there", subscription, default="crm") if wanted else "crm"
+    wanted = questions.optional("Where to post events to (empty: later)", given_hook, check=_dialled)
+    sub = "crm"
+    if wanted:
+        sub = questions.text("--subscription", "An id for who hears there", subscription, default=sub, check=_known_id)
+    reached = questions.optional(
+        "Where this relay is reached from outside (empty: nowhere)", public_url, check=_dialled
     )
-    reached = questions.optional("Where this relay is reached from outside (empty: nowhere)", public_url)
     questions.end()
     from relay.delivery.signature import new_secret
 
@@ -196,6 +203,41 @@ def _credential(kind: str, options: Json, key_file: str | None, questions: "_Que
         options[name] = questions.hidden("--key-file", f"The {name} of the account (not shown)")
 
 
+def _prompt(question: str, default: str | None, check: Callable[[str], object] | None) -> str:
+    """Ask until the answer can be used; `check` raises a ValueError for what cannot."""
+    while True:
+        answer: str = typer.prompt(question, default=default, show_default=bool(default)).strip()
+        try:
+            if check is not None:
+                check(answer)
+        except ValueError as error:
+            typer.echo(f"  {error}", err=True)
+        else:
+            return answer
+
+
+def _known_id(text: str) -> None:
+    from relay.settings import ID_PATTERN
+
+    if not re.fullmatch(ID_PATTERN, text):
+        raise ValueError("has 1 to 63 lower-case letters, digits, - and _, and starts with a letter or a digit")
+
+
+def _known_zone(text: str) -> None:
+    from zoneinfo import ZoneInfo
+
+    try:
+        ZoneInfo(text)
+    except (KeyError, ValueError, OSError):
+        raise ValueError("is no time zone; write a name such as UTC or America/New_York") from None
+
+
+def _dialled(text: str) -> None:
+    from relay.settings import check_url
+
+    check_url(text)
+
+
 @dataclass(slots=True)
 class _Questions:
     """Asks at a terminal; elsewhere collects what is missing, to say all of it at once."""
@@ -203,12 +245,19 @@ class _Questions:
     asks: bool
     missing: list[str] = field(default_factory=list)
 
-    def text(self, option: str, question: str, given_: str | None, *, default: str | None = None) -> str:
+    def text(
+        self,
+        option: str,
+        question: str,
+        given_: str | None,
+        *,
+        default: str | None = None,
+        check: Callable[[str], object] | None = None,
+    ) -> str:
         if given_ is not None:
             return given_
         if self.asks:
-            answer: str = typer.prompt(question, default=default)
-            return answer.strip()
+            return _prompt(question, default, check)
         if default is not None:
             return default
         self.missing.append(option)
@@ -231,9 +280,9 @@ class _Questions:
         answer: str = typer.prompt(question, hide_input=True)
         return answer.strip()
 
-    def optional(self, question: str, given_: str | None) -> str | None:
+    def optional(self, question: str, given_: str | None, *, check: Callable[[str], object]) -> str | None:
         if given_ is None and self.asks:
-            given_ = typer.prompt(question, default="", show_default=False)
+            given_ = _prompt(question, "", lambda answer: check(answer) if answer else None)
         return (given_ or "").strip() or None
 
     def end(self) -> None:

@@ -156,7 +156,8 @@ local function take(p, item, lease)
     return
   end
   if expiries >= 3 and #claims > 0 then return end -- claimed alone, by a later call
-  local token = string.format('%.0f', redis.call('INCR', 'relay:token'))
+  -- With the time in it no token comes twice, not even when an older copy of the store is put back.
+  local token = string.format('%.0f', now * 1000 + redis.call('INCR', 'relay:token') % 1000)
   local claim = { p, item, token, expiries }
   if not payload(p, item, claim) then
     forget(lane, p, item)
