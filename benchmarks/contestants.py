@@ -2,13 +2,14 @@
 
 bare  a loop that signs and posts the same bodies with aiohttp, as many at once as the relay: no store, no promises
 arq   a plain relay: one arq job a delivery, with uvloop, JSON, max_jobs 100, poll delay 10 ms, no results kept
-sender  the relay's own sender in a loop, with its address guard or (`--open`) with one that looks at nothing
+sender  the relay's own sender in a loop, by turns with its address guard and with one that looks at nothing
 """
 
 import argparse
 import asyncio
 import json
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,18 +109,31 @@ class OpenGuard(Guard):
 
 
 async def sender(arguments: argparse.Namespace) -> None:
-    """Post through the relay's sender."""
-    guard = (OpenGuard if arguments.open else Guard)(networks(["127.0.0.0/8"]))
+    """Post through the relay's sender by turns, guarded and open; prints the seconds of each turn."""
     body = b'{"id":"evt","text":"' + b"x" * 1800 + b'"}'
-    todo = iter(range(arguments.posts))
+    loopback = networks(["127.0.0.0/8"])
 
-    async def loop(through: Sender) -> None:
-        for number in todo:
-            headers = signature.headers(f"evt_{number}", int(time.time()), body, _KEYS)
-            await through.send(arguments.url, body, headers)
+    async def turn(through: Sender) -> float:
+        todo = iter(range(arguments.posts))
 
-    async with Sender(guard) as through:
-        await asyncio.gather(*(loop(through) for _ in range(100)))
+        async def loop() -> None:
+            for number in todo:
+                headers = signature.headers(f"evt_{number}", int(time.time()), body, _KEYS)
+                await through.send(arguments.url, body, headers)
+
+        began = time.perf_counter()
+        await asyncio.gather(*(loop() for _ in range(100)))
+        return time.perf_counter() - began
+
+    async with Sender(Guard(loopback)) as guarded, Sender(OpenGuard(loopback)) as free:
+        await turn(guarded), await turn(free)
+        turns: dict[str, list[float]] = {"guarded": [], "open": []}
+        for number in range(arguments.turns):
+            pair = [("guarded", guarded), ("open", free)]
+            for name, through in pair if number % 2 else reversed(pair):
+                turns[name].append(await turn(through))
+    sys.stdout.write(json.dumps(turns) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -136,8 +150,8 @@ def main() -> None:
     other.set_defaults(run=arq)
     third = kinds.add_parser("sender")
     third.add_argument("--url", required=True)
-    third.add_argument("--posts", type=int, required=True)
-    third.add_argument("--open", action="store_true", help="without the guard")
+    third.add_argument("--posts", type=int, required=True, help="in a turn")
+    third.add_argument("--turns", type=int, required=True, help="of each kind")
     third.set_defaults(run=sender)
     arguments = parser.parse_args()
     uvloop.run(arguments.run(arguments))

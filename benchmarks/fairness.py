@@ -109,23 +109,25 @@ async def _behind_a_flood(bench: Bench, waiting: int, probes: int) -> tuple[list
 async def run(bench: Bench) -> list[Figure]:
     """Measure each with and without the others, by turns."""
     rounds, calls = bench.scaled(3, 1), bench.scaled(400, 20)
-    seconds, flood, probes = bench.scaled(16, 4), bench.scaled(140_000, 40_000), bench.scaled(20, 3)
-    bench.begin("fairness", 2 * rounds + 3)
+    seconds, flood, probes = bench.scaled(12, 4), bench.scaled(140_000, 40_000), bench.scaled(20, 3)
+    bench.begin("fairness", 4 * rounds + 1)
     drains: list[tuple[float, float]] = []
     for number in range(rounds):
         bench.step(f"round {number + 1}: the healthy alone")
         alone = await _drain(bench, (), calls, number)
         bench.step(f"round {number + 1}: ten of fifty black-holed")
         drains.append((alone, await _drain(bench, DEAD, calls, number)))
-    bench.step("at a steady pace, the healthy alone")
-    quiet = await _paced(bench, (), seconds, 1)
-    bench.step("at a steady pace, ten of fifty black-holed")
-    beset = await _paced(bench, DEAD, seconds, 1)
+    p99s: list[tuple[float, float]] = []
+    for number in range(rounds):
+        bench.step(f"round {number + 1}, at a steady pace: the healthy alone")
+        quiet = await _paced(bench, (), seconds, number)
+        bench.step(f"round {number + 1}, at a steady pace: ten of fifty black-holed")
+        p99s.append((quantile(quiet, 0.99), quantile(await _paced(bench, DEAD, seconds, number), 0.99)))
     bench.step(f"behind {flood:,} for others")
     waits, most, least = await _behind_a_flood(bench, flood, probes)
     bench.end()
     rates = f"{median([pair[0] for pair in drains]):,.0f}/s alone, {median([pair[1] for pair in drains]):,.0f}/s beside"
-    p99_alone, p99_beside = quantile(quiet, 0.99), quantile(beset, 0.99)
+    pairs = ", ".join(f"{alone:.0f} → {beside:.0f}" for alone, beside in p99s)
     probed = (
         f"{probes} probes, half within {median(waits):.0f} ms; {most:,} waiting at the first, {least:,} at the last"
     )
@@ -140,10 +142,10 @@ async def run(bench: Bench) -> list[Figure]:
         ),
         Figure(
             "99 % of their deliveries, beside ÷ alone",
-            p99_beside / p99_alone,
+            median([beside / alone for alone, beside in p99s]),
             "×",
             2,
-            note=f"400 deliveries/s for {seconds} s: {p99_alone:.0f} ms alone, {p99_beside:.0f} ms beside",
+            note=f"400 deliveries/s for {seconds} s, alone → beside in ms by round: {pairs}",
         ),
         Figure(
             "an event for an idle subscription behind 100,000 for others, the slowest",
@@ -156,25 +158,17 @@ async def run(bench: Bench) -> list[Figure]:
 
 
 async def guard(bench: Bench) -> list[Figure]:
-    """Send to hot hosts with the guard and without it, by turns."""
-    rounds, posts = bench.scaled(7, 2), bench.scaled(20_000, 2_000)
-    bench.begin("guard", 2 * rounds)
+    """Send to a hot host with the guard and without it, by turns in one process."""
+    turns, posts = bench.scaled(60, 6), bench.scaled(2_000, 1_000)
+    bench.begin("guard", 1)
     folder = bench.room("guard")
-    rates: dict[str, list[float]] = {"guarded": [], "open": []}
     async with sink(folder) as target:
-        for number in range(rounds):
-            for kind in ("guarded", "open") if number % 2 else ("open", "guarded"):
-                bench.step(f"round {number + 1}: {kind}")
-                await target.reset()
-                arguments = ["sender", "--url", f"{target.url}/ok/one", "--posts", str(posts)]
-                if kind == "open":
-                    arguments.append("--open")
-                async with running("benchmarks.contestants", *arguments, log=folder / "sender.log"):
-                    report = await target.reached(posts)
-                rates[kind].append((posts - 1) / (report["last_s"] - report["first_s"]))
+        bench.step(f"{turns} turns each")
+        arguments = ["--url", f"{target.url}/ok/one", "--posts", str(posts), "--turns", str(turns)]
+        async with running("benchmarks.contestants", "sender", *arguments, log=folder / "sender.log") as sender:
+            took_s = await sender.line(within_s=300)
     bench.end()
-    costs = [100 * (1 - guarded / free) for guarded, free in zip(rates["guarded"], rates["open"], strict=True)]
-    note = (
-        f"{rounds} rounds of {posts:,} posts, 100 at once, connections kept: {median(rates['guarded']):,.0f}/s guarded"
-    )
+    costs = [100 * (1 - free / guarded) for guarded, free in zip(took_s["guarded"], took_s["open"], strict=True)]
+    rate = posts / median(took_s["guarded"])
+    note = f"{turns} turns of {posts:,} posts each, 100 at once, connections kept: {rate:,.0f}/s guarded"
     return [Figure("throughput that the address guard costs on hot hosts", median(costs), "%", 5, note=note)]

@@ -300,7 +300,7 @@ async def requests(bench: Bench) -> list[Figure]:
             plans = _quarter_of_an_hour(rng, start, count, answered, steps)
             waiting: list[dict[str, Any]] = []
             for step in range(steps):
-                bench.step(f"minute {step / 2:g}", done=1)
+                bench.step(f"minute {step / 2:g}")
                 now = datetime.now(UTC).isoformat()
                 late = [call | {"recording_at": now} for call in waiting]
                 fresh = [call | {"visible_at": now} for call in plans[step]]

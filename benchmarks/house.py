@@ -48,12 +48,12 @@ class Bench:
 
     def begin(self, name: str, steps: int) -> None:
         """Show a new line of progress."""
-        self._task = self.progress.add_task(name, total=steps, doing="")
+        self._task = self.progress.add_task(name, total=steps, completed=-1, doing="")
 
-    def step(self, doing: str, *, done: int = 1) -> None:
+    def step(self, doing: str) -> None:
         """Say what is being done now; the step before is finished."""
         assert self._task is not None
-        self.progress.update(self._task, doing=doing, advance=done)
+        self.progress.update(self._task, doing=doing, advance=1)
 
     def end(self) -> None:
         """Finish the line."""

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -18,14 +19,16 @@ import structlog
 from arq.connections import ArqRedis
 from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
-from redis.exceptions import ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from relay.delivery.guard import Guard
 from relay.delivery.send import Sender
 from relay.delivery.subscriptions import Subscription
 from relay.directory import Directory
 from relay.enrich.contacts import AddressBook
-from relay.errors import SettingsError, StoreInUse, StoreTooNew
+from relay.errors import SettingsError, StoreError, StoreInUse, StoreTooNew
 from relay.events.advance import Advance
 from relay.events.operations import Operations
 from relay.ledger import keys
@@ -368,6 +371,7 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
         )
         stack.push_async_callback(arq.aclose, close_connection_pool=True)
         box = SecretBox(secret_keys)
+        await reach(redis)
         await claim_database(redis, box.fingerprints())
         http = await stack.enter_async_context(
             aiohttp.ClientSession(
@@ -420,6 +424,26 @@ async def keeps_every_write(redis: Redis) -> bool:
         log.warning("durability_unknown", why="the store does not show its configuration; at_most_once relies on it")
         return True
     return bool(found.get("appendonly") == "yes" and found.get("appendfsync") == "always")
+
+
+async def reach(redis: Redis, *, patience_s: float = 30) -> None:
+    """Wait for the store, which may be starting too. Raises StoreError when it does not answer in time."""
+    until = time.monotonic() + patience_s
+    waiting = False
+    while True:
+        try:
+            await redis.ping()
+        except (AuthenticationError, BusyLoadingError, RedisConnectionError, RedisTimeoutError, OSError) as error:
+            where = redis.connection_pool.connection_kwargs
+            place = where.get("path") or f"{where.get('host')}:{where.get('port')}"
+            if isinstance(error, AuthenticationError) or time.monotonic() >= until:
+                raise StoreError(f"the store at {place} cannot be used: {error}. Look at RELAY_REDIS_URL.") from None
+            if not waiting:
+                waiting = True
+                log.warning("waiting_for_the_store", at=place, why=str(error), for_s=patience_s)
+            await asyncio.sleep(0.5)
+        else:
+            return
 
 
 async def claim_database(redis: Redis, fingerprints: Sequence[str]) -> None:

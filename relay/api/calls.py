@@ -9,13 +9,13 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from relay.api.auth import Caller
 from relay.api.deliveries import DeliveryView, of_event
 from relay.api.desk import Api, Id, Instant, instant, to_ms
-from relay.api.event_types import ContactShape, PartyShape, RecordingShape
 from relay.api.jobs import JobView, read_job
 from relay.api.pages import Page, PageQuery, page_of, read_cursor
 from relay.api.problems import Problem, invalid, not_found
 from relay.api.route import Listed, Reply
 from relay.enrich.numbers import match_key
 from relay.events.say import NO_CONTACT, NO_RECORDING
+from relay.events.shapes import ContactShape, PartyShape, RecordingShape
 from relay.ledger import keys
 from relay.ledger.calls import StoredCall
 from relay.ledger.calls import read_call as stored_call

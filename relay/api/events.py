@@ -5,12 +5,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from relay.api import event_types
 from relay.api.auth import Caller
 from relay.api.desk import CALL_ID, EVENT_ID, Api, Id, Instant, to_ms
 from relay.api.pages import Page, PageQuery, page_of, read_cursor
 from relay.api.problems import invalid, not_found
 from relay.api.route import Listed
+from relay.events import shapes
 from relay.events.catalog import EVENT_TYPES, matches
 from relay.ledger import keys
 from relay.ledger.pack import unpack
@@ -140,9 +140,9 @@ async def list_event_types(api: Api, caller: Caller) -> list[EventTypeView]:
     return [
         EventTypeView(
             type=each,
-            description=event_types.DESCRIPTIONS[each],
-            schema_=event_types.schema_of(each),
-            sample=event_types.sample(each, now=api.now()),
+            description=shapes.DESCRIPTIONS[each],
+            schema_=shapes.schema_of(each),
+            sample=shapes.sample(each, now=api.now()),
         )
         for each in EVENT_TYPES
     ]
@@ -163,8 +163,6 @@ async def sample_event_type(api: Api, caller: Caller, event_type: str, query: Ty
     )
     links = api.runtime.links
     if part.found:
-        return [
-            event_types.rendered(each, query.payload, recording_link=await links.for_event(each)) for each in part.found
-        ]
-    made_up = event_types.samples([event_type], query.limit, now=api.now())
-    return [event_types.rendered(each, query.payload) for each in made_up]
+        return [shapes.rendered(each, query.payload, recording_link=await links.for_event(each)) for each in part.found]
+    made_up = shapes.samples([event_type], query.limit, now=api.now())
+    return [shapes.rendered(each, query.payload) for each in made_up]

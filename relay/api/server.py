@@ -14,6 +14,7 @@ from relay import gauges
 from relay.api.app import management
 from relay.api.recordings import recording_routes
 from relay.clock import SystemClock
+from relay.errors import SettingsError
 from relay.model import Json
 from relay.runtime import Runtime
 
@@ -36,7 +37,7 @@ async def serve_api(runtime: Runtime) -> AsyncIterator[int]:
     )
     app.add_routes(_probes(runtime))
     options = runtime.settings.api
-    async with _serving(app, options.host, options.port) as port:
+    async with _serving(app, options.host, options.port, what="api") as port:
         log.info("api_listening", host=options.host, port=port)
         yield port
 
@@ -53,7 +54,7 @@ async def serve_internal(runtime: Runtime) -> AsyncIterator[int]:
 
     app.add_routes([web.get("/metrics", show_metrics)])
     options = runtime.settings.internal
-    async with _serving(app, options.host, options.port) as port:
+    async with _serving(app, options.host, options.port, what="internal") as port:
         yield port
 
 
@@ -73,12 +74,18 @@ def _probes(runtime: Runtime) -> list[web.RouteDef]:
 
 
 @asynccontextmanager
-async def _serving(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+async def _serving(app: web.Application, host: str, port: int, *, what: str) -> AsyncIterator[int]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise SettingsError(
+                f"{what}: cannot listen on {host}:{port}: {error.strerror or error}. "
+                f"Is another relay running? Set {what}.port to a free port."
+            ) from None
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()

@@ -10,7 +10,6 @@ from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 from yarl import URL
 
-from relay.api import event_types
 from relay.api.auth import Caller
 from relay.api.desk import EVENT_ID, Api, Id, Instant, check_id, fresh_id, instant, own_tenant, subject_of, to_ms
 from relay.api.options import changes_schema, inlined, masked, patched, unmasked, vet
@@ -20,6 +19,7 @@ from relay.api.route import Reply, invalid_input
 from relay.delivery import filters, signature
 from relay.delivery.replay import ReplayStatus
 from relay.delivery.subscriptions import Subscription
+from relay.events import shapes
 from relay.events.render import check_map
 from relay.ledger import keys
 from relay.ledger.declared import Declared
@@ -374,7 +374,7 @@ async def _vet(api: Api, caller: Caller, document: Json, *, before: Json | None 
         await vet(api.runtime.sender.guard, caller, "url", document["url"])
     payload = changed.get("payload")
     if isinstance(payload, dict):
-        problems = check_map(payload["map"], event_types.sample("call.completed", now=api.now()))
+        problems = check_map(payload["map"], shapes.sample("call.completed", now=api.now()))
         if problems:
             raise invalid("payload.map", "; ".join(problems[:10]))
     if changed.get("delivery") == "at_most_once" and not await keeps_every_write(api.runtime.redis):
@@ -517,12 +517,11 @@ async def sample_subscription(
     part = await page_of(runtime.redis, indexes, keep, limit=query.limit, cursor=None, scan_most=_SAMPLE_SCAN)
     found = list(part.found)
     if not found:
-        made_up = event_types.samples(subscription.options.events, query.limit, now=api.now())
+        made_up = shapes.samples(subscription.options.events, query.limit, now=api.now())
         options = subscription.options
         raw = {"sample": True} if options.include_raw else None
         return [
-            event_types.rendered(each, subscription.payload, include_raw=options.include_raw, raw=raw)
-            for each in made_up
+            shapes.rendered(each, subscription.payload, include_raw=options.include_raw, raw=raw) for each in made_up
         ]
     return [await _as_sent(api, subscription, document) for document in found]
 
@@ -538,7 +537,7 @@ async def _as_sent(api: Api, subscription: Subscription, document: Json) -> Json
     if subscription.options.include_raw and "call" in document["data"]:
         call = await api.runtime.ledger.call(document["data"]["call"]["id"])
         raw = call.raw if call else None
-    return event_types.rendered(
+    return shapes.rendered(
         document,
         subscription.payload,
         include_raw=subscription.options.include_raw,

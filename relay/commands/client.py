@@ -154,9 +154,13 @@ class Client:
         items: list[Any] = []
         cursor: str | None = None
         while True:
-            page = await self.get(path, limit=min(limit - len(items), PAGE), cursor=cursor, **query)
+            status, page = await self.ask(
+                "GET", path, query={**query, "limit": min(limit - len(items), PAGE), "cursor": cursor}
+            )
+            if not isinstance(page, dict) or not isinstance(page.get("items"), list):
+                raise self._not_a_relay(status)
             items += page["items"]
-            cursor = page["next_cursor"]
+            cursor = page.get("next_cursor")
             if cursor is None or len(items) >= limit:
                 return {"items": items[:limit], "next_cursor": cursor}
 

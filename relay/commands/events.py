@@ -116,7 +116,7 @@ async def follow(term: Terminal, query: Any, *, after: str | None) -> AsyncItera
     """
     import asyncio
 
-    from relay.commands.client import Refused, Unanswered
+    from relay.commands.client import NotARelay, Refused, Unanswered
 
     reader = EventReader(after)
     opened = False
@@ -137,6 +137,8 @@ async def follow(term: Terminal, query: Any, *, after: str | None) -> AsyncItera
                     for event in reader.feed(chunk):
                         if (document := _read(term, event)) is not None:
                             yield document
+        except ValueError as error:
+            raise NotARelay(f"the stream of {term.api.target.url} cannot be read: {error}") from None
         except Unanswered as error:
             if not opened:
                 raise

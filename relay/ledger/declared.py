@@ -7,12 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import orjson
+import structlog
 from redis.asyncio import Redis
 
+from relay.errors import RelayError
 from relay.ledger import keys
 from relay.ledger.lane import script
 from relay.model import Json
 from relay.secrets import SecretBox
+
+log = structlog.get_logger(__name__)
 
 Kind = Literal["source", "subscription", "token"]
 
@@ -86,9 +90,14 @@ class Declarations:
         for kind in keys.DECLARED_KINDS:
             values: dict[bytes, bytes] = await self._redis.hgetall(keys.declared(kind))  # type: ignore[misc]
             for name, value in values.items():
-                if self._box.needs_reencrypt(value.decode()):
+                try:
+                    if not self._box.needs_reencrypt(value.decode()):
+                        continue
                     fresh = self._seal(kind, self._open(kind, name.decode(), value))
-                    count += await self._declare(args=[kind, name.decode(), value, fresh])
+                except RelayError as error:
+                    log.error("declaration_unreadable", kind=kind, name=name.decode(), error=str(error))
+                    continue
+                count += await self._declare(args=[kind, name.decode(), value, fresh])
         return count
 
     async def _made(

@@ -32,7 +32,8 @@ class Runner:
 
     `at_once` attempts run at the same time. An item with less lease left than `needs_s` when its turn comes is given
     back. With `batch` > 1 the work gets up to that many claims of one partition together. Claims of partitions that
-    `doubtful` names (slow ones, and those nobody has heard from yet) share a fifth of the room.
+    `doubtful` names (slow ones, and those nobody has heard from yet) share a fifth of the room. `settled` hears of each
+    outcome once the store has it.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Runner:
         needs_s: float,
         batch: int = 1,
         doubtful: Callable[[str], bool] | None = None,
+        settled: Callable[[Settlement], None] | None = None,
     ) -> None:
         self.lane = lane
         self._work = work
@@ -51,6 +53,7 @@ class Runner:
         self._needs_s = needs_s
         self._batch = batch
         self._doubtful = doubtful
+        self._tell_settled = settled
         self._ready: deque[list[Claim]] = deque()
         self._doubted: deque[list[Claim]] = deque()
         self._doubted_running: set[asyncio.Task[None]] = set()
@@ -144,6 +147,9 @@ class Runner:
             self._store_is_away = False
             log.info("store_is_back", lane=self.lane.name)
         self.settled += len(outbox) - len(reply.refused)
+        if self._tell_settled is not None:
+            for each in outbox:
+                self._tell_settled(each)
         for each in reply.refused:
             self.refused += 1
             log.warning("settle_refused", lane=self.lane.name, item=each.claim.item, why="the lease had ended")

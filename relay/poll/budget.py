@@ -22,8 +22,8 @@ _REACH = {
     Purpose.POLL: 1.0,
     Purpose.CONTACTS: 0.9,
     Purpose.RECORDING: 0.8,
-    Purpose.RETRY: 0.5,
-    Purpose.BACKFILL: 0.3,
+    Purpose.RETRY: 0.7,
+    Purpose.BACKFILL: 0.6,
 }
 """How much of the burst a purpose may use up."""
 _STATE_TTL_S = 86_400

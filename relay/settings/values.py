@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr, WrapSerializer
 from yarl import URL
 
 from relay.events.catalog import EVENT_TYPES, matches
+from relay.events.render import check_map
+from relay.events.shapes import sample
 from relay.secrets import KEY_MIN_CHARS, TOKEN_MIN_CHARS, check_whsec
 from relay.settings.sentences import shown
 
@@ -168,6 +171,9 @@ def check_headers(headers: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
     return headers
 
 
+_A_MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
 def check_field_map(fields: Mapping[str, str]) -> Mapping[str, str]:
     if not 1 <= len(fields) <= 200:
         raise ValueError("must have 1 to 200 fields")
@@ -176,6 +182,9 @@ def check_field_map(fields: Mapping[str, str]) -> Mapping[str, str]:
             raise ValueError("has a field name that is empty or longer than 200 characters")
         if not 1 <= len(expression.strip()) <= 1_000:
             raise ValueError(f"has an expression for {shown(name)} that is empty or longer than 1000 characters")
+    problems = check_map(fields, sample("call.completed", now=_A_MOMENT))
+    if problems:
+        raise ValueError("; ".join(problems))
     return fields
 
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from relay.api import calls as calls_module
-from relay.api import event_types
 from relay.errors import StorageError
+from relay.events import shapes
 from relay.events.catalog import EVENT_TYPES
 from relay.events.render import FLAT_FIELDS
 from relay.ledger import keys
@@ -187,11 +187,11 @@ async def test_every_type_has_a_schema_and_a_sample_that_keeps_it(desk: Desk) ->
 
     assert [each["type"] for each in types] == list(EVENT_TYPES)
     for each in types:
-        TypeAdapter(event_types.shape_of(each["type"])).validate_python(each["sample"])
+        TypeAdapter(shapes.shape_of(each["type"])).validate_python(each["sample"])
         assert each["schema"]["properties"]["type"] == {"const": each["type"], "type": "string"}
     for real in (eid, sent["event_id"]):
         document = await desk.get(f"/v1/events/{real}")
-        TypeAdapter(event_types.shape_of(document["type"])).validate_python(document)
+        TypeAdapter(shapes.shape_of(document["type"])).validate_python(document)
 
 
 async def test_samples_of_a_type_are_an_array(desk: Desk) -> None:

@@ -120,7 +120,9 @@ async def test_a_viewer_sees_and_changes_nothing(desk: Desk) -> None:
 async def test_what_does_not_answer_is_said_in_a_sentence(free_port: int, tmp_path: Path) -> None:
     """Nobody there, no token, an address that is none, and something else that answers."""
 
-    async def page(_: web.Request) -> web.Response:
+    async def page(request: web.Request) -> web.Response:
+        if "calls" in request.path:
+            return web.json_response({"hello": "world"})
         return web.Response(text="<html>hello</html>", content_type="text/html")
 
     app = web.Application()
@@ -131,14 +133,16 @@ async def test_what_does_not_answer_is_said_in_a_sentence(free_port: int, tmp_pa
     url = f"http://127.0.0.1:{free_port}"
 
     other = await run("sources", "list", environ=environ_for(url, "t"))
+    other_json = await run("calls", "list", environ=environ_for(url, "t"))
     await runner.cleanup()
     nobody = await run("sources", "list", environ=environ_for(url, "t"))
     untold = await run("sources", "list", environ=environ_for(url, None))
     local = await run("sources", "list", environ=environ_for(None, None, RELAY_DATA_DIR=str(tmp_path / "none")))
     no_url = await run("sources", "list", environ=environ_for("relay.example.com", "t"))
 
-    assert other.code == 1
+    assert (other.code, other_json.code) == (1, 1)
     assert "is not the API of a Call Relay" in other.err
+    assert "is not the API of a Call Relay" in other_json.err
     assert nobody.code == 1
     assert nobody.err.startswith(f"no relay answers at {url} (connection refused); start it with `relay up`")
     assert untold.code == 2

@@ -117,6 +117,19 @@ async def test_a_stream_that_is_refused_at_first_is_not_tried_again() -> None:
     assert (ran.code, ran.out, ran.err) == (1, "", "There is no source with this id.\n")
 
 
+async def test_a_stream_that_is_none_of_ours_ends_with_a_sentence() -> None:
+    """Whatever it carries: no traceback."""
+
+    async def stream(_: web.Request) -> web.Response:
+        return web.Response(text="data: {not json\n\n", content_type="text/event-stream")
+
+    async with serving(web.get("/v1/events/stream", stream)) as url:
+        ran = await run("tail", environ=environ_for(url, "t"))
+
+    assert ran.code == 1
+    assert f"the stream of {url} cannot be read" in ran.err
+
+
 Hook = Callable[[web.Request], Awaitable[web.Response]]
 
 

@@ -8,7 +8,6 @@ import pytest
 from pydantic import SecretStr
 
 from relay.api import openapi
-from relay.api.event_types import DESCRIPTIONS, sample, samples, schema_of, shape_of
 from relay.api.options import MASK, inlined, masked, patched, unmasked
 from relay.api.problems import STATUSES
 from relay.api.table import TABLE
@@ -16,6 +15,7 @@ from relay.clock import SystemClock
 from relay.delivery.filters import wants
 from relay.events.catalog import EVENT_TYPES
 from relay.events.render import FLAT_FIELDS, check_map, flatten
+from relay.events.shapes import DESCRIPTIONS, sample, samples, schema_of, shape_of
 from relay.ledger.erase import mentions, spellings
 from relay.providers import PROVIDERS
 from relay.settings import SubscriptionOptions

@@ -1,0 +1,108 @@
+"""`GET /v1/explain`: what is known of a call, also of one that was never told; nothing of another tenant's."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from relay.ledger import ids
+from relay.ledger.calls import Row
+from relay.model import Party, Record
+from relay.providers.base import BadRow
+from relay.simulator.subscriber import Behaviour
+from tests.flow.api_desk import SOURCE, Desk
+
+
+async def explained(desk: Desk, about: str, **options: Any) -> Any:
+    (item,) = (await desk.get(f"/v1/explain?about={about}", **options))["items"]
+    return item
+
+
+async def admit(desk: Desk, key: str, *, seed: bool = False, finished: bool = True) -> None:
+    record = Record(
+        key=key, started_at=datetime.now(UTC), local_date=datetime.now(UTC).date().isoformat(), finished=finished
+    )
+    row = Row(record, record.content_hash(), seed)
+    await desk.relay.runtime.ledger.admit("main", [row], token=b"", mapping=1, via="poll")
+
+
+@pytest.mark.parametrize(
+    ("finished", "words"), [(True, "`relay backfill main` tells it"), (False, "it is told when it has")]
+)
+async def test_what_was_there_before_the_relay_is_said_to_be_known(desk: Desk, finished: bool, words: str) -> None:
+    """Known, and never told: with what would tell it."""
+    await admit(desk, "old", seed=True, finished=finished)
+
+    item = await explained(desk, "old")
+
+    assert item["verdict"] == "not_a_call"
+    assert words in item["summary"]
+
+
+async def test_a_row_that_was_put_aside_says_why(desk: Desk) -> None:
+    """The reason that is kept with it."""
+    await desk.relay.runtime.states.quarantine("main", [BadRow("it starts in the year 9999", "bad", "{}")])
+
+    item = await explained(desk, "bad")
+
+    assert item["verdict"] == "not_a_call"
+    assert "it starts in the year 9999" in item["summary"]
+
+
+async def test_a_call_that_has_not_ended_is_not_told_yet(desk: Desk) -> None:
+    """Seen, and waiting for its end."""
+    await admit(desk, "long", finished=False)
+
+    item = await explained(desk, "long")
+
+    assert (item["verdict"], item["observed_via"], item["found_within_s"]) == ("not_told_yet", "poll", 7200)
+    assert item["summary"] == "The call has not ended; it is told when it has."
+    assert item["seen"].endswith("by a poll that looks 2 hours back")
+
+
+async def test_what_is_not_heard_says_what_the_subscriber_answers(desk: Desk) -> None:
+    """The delivery, its attempts, and when it is tried again; a subscription that was made later is told apart."""
+    desk.relay.subscriber.behave("a", Behaviour(status=500))
+    eid = await desk.told("main", "1")
+    await desk.relay.until_attempts(eid, 1)
+    await desk.subscribe("later")
+
+    item = await explained(desk, ids.call_id("main", "1"))
+
+    assert (item["verdict"], item["summary"]) == ("waiting", "It is on its way to a.")
+    first, later = item["subscriptions"]
+    assert (first["fate"], first["delivery_id"], first["attempts"]) == ("waiting", f"{eid}.a", 1)
+    assert "the last attempt answered 500" in first["why"]
+    assert first["next_attempt_at"] is not None
+    assert (later["fate"], later["delivery_id"]) == ("not_queued", None)
+    assert later["why"].startswith("the subscription was made later")
+
+
+async def test_a_number_finds_its_calls_and_nothing_else(desk: Desk) -> None:
+    """In any spelling; what is unknown is answered with how the sources are."""
+    await desk.told("main", "1", external=Party(number="+12025550123"), caller=Party(number="+12025550123"))
+
+    assert (await explained(desk, "(202)%20555-0123"))["provider_call_id"] == "1"
+    nothing = await desk.get("/v1/explain?about=2025550199")
+    assert nothing["items"] == []
+    assert [(each["source_id"], each["words"]) for each in nothing["sources"]] == [("main", "not polled so far")]
+    assert await desk.code("GET", "/v1/explain") == (422, "invalid")
+    assert await desk.code("GET", "/v1/explain?about=1&source=nobody") == (404, "not_found")
+
+
+async def test_a_tenant_hears_nothing_of_others(desk: Desk) -> None:
+    """Neither calls, nor sources, nor subscriptions, whatever it asks for."""
+    acme = await desk.token_for("viewer", "acme")
+    await desk.post("/v1/sources", {**SOURCE, "id": "acme-office", "tenant": "acme", "enabled": False})
+    party = Party(number="+12025550123")
+    await desk.told("main", "1", external=party, caller=party)
+    await desk.told("acme-office", "2", external=party, caller=party)
+
+    for about in ("1", ids.call_id("main", "1")):
+        answer = await desk.get(f"/v1/explain?about={about}", token=acme)
+        assert answer["items"] == []
+        assert [each["source_id"] for each in answer["sources"]] == ["acme-office"]
+    own = await explained(desk, "2025550123", token=acme)
+
+    assert (own["provider_call_id"], own["subscriptions"]) == ("2", [])
+    assert own["verdict"] == "nobody"

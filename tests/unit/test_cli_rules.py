@@ -1,0 +1,381 @@
+"""What the command line decides without asking anybody."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given as examples
+from hypothesis import strategies as st
+from typer.main import get_command
+
+from relay.api.explain import fate_of, judge
+from relay.cli import app
+from relay.commands import given
+from relay.commands.client import Target, checked_url, find_target, path_of
+from relay.commands.importing import Format, entries
+from relay.commands.init import Answers, page
+from relay.commands.listen import checked_forward
+from relay.commands.out import Column, Out, flattened, plain
+from relay.commands.sse import Event, EventReader
+from relay.delivery.subscriptions import Subscription
+from relay.errors import SettingsError
+from relay.ledger.deliveries import DeliveryState
+from relay.ledger.health import Health
+from relay.settings import load
+from tests.flow.harness import SECRET, read_settings
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+# --- which relay -----------------------------------------------------------------------------------------------------
+
+
+def test_the_relays_own_token_goes_to_the_relay_of_the_configuration_only(tmp_path: Path) -> None:
+    """A token in data_dir is taken for the local address; another address wants a token of its own."""
+    (tmp_path / "api_token").write_text("relay_own\n")
+    environ = {"RELAY_DATA_DIR": str(tmp_path), "RELAY_API__HOST": "0.0.0.0", "RELAY_API__PORT": "8099"}
+
+    assert find_target(None, None, None, environ) == Target("http://127.0.0.1:8099", "relay_own")
+    assert find_target(None, "given", None, environ) == Target("http://127.0.0.1:8099", "given")
+    with pytest.raises(SettingsError, match="no token for this address"):
+        find_target("https://elsewhere.example.com", None, None, environ)
+
+
+def test_a_configured_token_goes_before_the_one_that_was_made(tmp_path: Path) -> None:
+    """The first of api.tokens; an IPv6 address gets its brackets."""
+    (tmp_path / "api_token").write_text("relay_own\n")
+    environ = {
+        "RELAY_DATA_DIR": str(tmp_path),
+        "RELAY_API__HOST": "::",
+        "RELAY_API__TOKENS": '["configured-token-1","configured-token-2"]',
+    }
+
+    assert find_target(None, None, None, environ) == Target("http://[::1]:8080", "configured-token-1")
+    with pytest.raises(SettingsError, match="--url"):
+        find_target(None, None, None, environ | {"RELAY_API__PORT": "0"})
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "tökén"])
+def test_a_token_that_cannot_be_sent_is_refused_without_repeating_it(token: str) -> None:
+    """Header injection included."""
+    with pytest.raises(SettingsError, match="one word") as caught:
+        find_target("https://relay.example.com", token, None, {})
+
+    assert not token or token not in str(caught.value)
+
+
+def test_addresses_of_relays() -> None:
+    """A path before /v1 stays, what cannot be one is refused."""
+    assert checked_url("https://example.com/relay/v1/") == "https://example.com/relay"
+    assert checked_url("http://[::1]:8080/") == "http://[::1]:8080"
+    for wrong in (
+        "example.com",
+        "ftp://example.com",
+        "https://",
+        "https://a:b@example.com",
+        "http://x:99999",
+        "http://x/?a",
+    ):
+        with pytest.raises(SettingsError):
+            checked_url(wrong)
+    assert checked_forward("localhost:3000/hook") == "http://localhost:3000/hook"
+
+
+def test_an_id_is_one_part_of_a_path() -> None:
+    """Nothing that is typed reaches another address."""
+    assert path_of("sources", "a/b?c#d e") == "/v1/sources/a%2Fb%3Fc%23d%20e"
+    for wrong in ("", ".", ".."):
+        with pytest.raises(SettingsError):
+            path_of("sources", wrong)
+
+
+# --- what is given ---------------------------------------------------------------------------------------------------
+
+
+def test_values_are_text_unless_they_begin_like_json(tmp_path: Path) -> None:
+    """The relay makes of a text what the option is: leading zeros stay."""
+    file = tmp_path / "secret"
+    file.write_text("\ufeffwhsec_x\n", encoding="utf-8")
+    settings = ["a=0123", "b=null", 'c=["x", 1]', 'd="@literal"', f"e=@{file}", "f=x=y", "g.h=1", "g.i=2", "j="]
+
+    assert given.options(settings, None) == {
+        "a": "0123",
+        "b": None,
+        "c": ["x", 1],
+        "d": "@literal",
+        "e": "whsec_x",
+        "f": "x=y",
+        "g": {"h": "1", "i": "2"},
+        "j": "",
+    }
+    for wrong in ("no-equals", "=x", "a={", "a.b=1"):
+        with pytest.raises(SettingsError):
+            given.options(["a=1", wrong] if wrong == "a.b=1" else [wrong], None)
+
+
+def test_a_file_of_options_is_a_map_and_set_goes_before_it(tmp_path: Path) -> None:
+    """YAML as relay.yaml is read: a key twice is told with its line."""
+    file = tmp_path / "options.yaml"
+    file.write_text("api_key: 0101\npoll_interval_s: 30\n")
+
+    assert given.options(["poll_interval_s=60"], str(file)) == {"api_key": "0101", "poll_interval_s": "60"}
+    for text, why in (("a: 1\na: 2\n", "line 2"), ("- a\n", "must be a map"), ("a: [", "not YAML")):
+        file.write_text(text)
+        with pytest.raises(SettingsError, match=why):
+            given.options(None, str(file))
+
+
+def test_tables_are_read_as_spreadsheets_write_them() -> None:
+    """Commas, semicolons or tabs; empty cells and lines are left out; dots go into maps."""
+    for mark in ",;\t":
+        text = f"id{mark}provider{mark}oauth.client_id\r\n\r\na{mark}nfon{mark}007\r\nb{mark}{mark}\r\n"
+
+        first, second = entries(text, Format.CSV, name="x.csv", provider="webfones")
+
+        assert (first.where, first.id, first.options) == (
+            "line 3",
+            "a",
+            {"provider": "nfon", "oauth": {"client_id": "007"}},
+        )
+        assert (second.id, second.options, second.problem) == ("b", {"provider": "webfones"}, "")
+    with pytest.raises(SettingsError, match="name of its own"):
+        entries("id,a,a\n1,2,3\n", Format.CSV, name="x.csv", provider=None)
+
+
+@examples(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+)
+def test_any_json_is_entries_or_a_sentence(document: Any) -> None:
+    """Whatever a file holds, each entry is usable or says why not."""
+    try:
+        found = entries(json.dumps(document), Format.JSON, name="x.json", provider=None)
+    except SettingsError:
+        return
+
+    for entry in found:
+        assert entry.problem or (entry.id and isinstance(entry.options, dict))
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_stranger_wrote_cannot_command_the_terminal() -> None:
+    """Escape sequences, line tricks and right-to-left marks."""
+    assert plain("a\x1b[31mb\u202ec\x9b") == "a\ufffd[31mb\ufffdc\ufffd"
+    assert [plain(each) for each in (None, True, ["a", 1], {"k": "v"})] == ["", "yes", "a, 1", '{"k": "v"}']
+
+
+def test_details_leave_out_what_says_nothing() -> None:
+    """A zero and a no are said."""
+    document = {"a": None, "b": "", "c": [], "d": {"e": 0, "f": False, "g": {}}, "h": [{"i": 1}, {"i": 2}], "j": [1]}
+
+    assert flattened(document) == [("d.e", 0), ("d.f", False), ("h.0.i", 1), ("h.1.i", 2), ("j", [1])]
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_a_table_is_whole_on_any_terminal(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A narrow one gets a few lines for each row; markup is text; an empty column is left out."""
+    from rich.console import Console
+
+    out = Out(as_json=False)
+    out.console = Console(width=width, markup=False, highlight=False)
+    columns = (Column("call", "id"), Column("nothing", "none"), Column("who", "name"), Column("why", "why"))
+    rows = [{"id": "call_" + "a" * 26, "name": "[bold]Jo[/bold]", "why": "because"} for _ in range(2)]
+
+    out.table({"items": rows}, columns, empty="none")
+    text = capsys.readouterr().out
+
+    assert text.count("call_" + "a" * 26) == 2
+    assert text.count("[bold]Jo[/bold]") == 2
+    assert "nothing" not in text
+
+
+# --- the stream ------------------------------------------------------------------------------------------------------
+
+STREAM = (
+    '\ufeffretry: 250\n\n: hello\n\nid: evt_1\nevent: call.completed\ndata: {"a":\ndata: "é"}\n\n'
+    "id: evt_2\r\ndata:x\r\n\r\ndata: y\r\revent: gap\ndata: {}\n\nid: evt_lost\ndata: cut off\n"
+).encode()
+
+
+@examples(st.lists(st.integers(0, len(STREAM)), max_size=12))
+def test_a_stream_reads_the_same_wherever_it_is_cut(cuts: list[int]) -> None:
+    """Inside a character and between CR and LF too; the last id is that of the last whole event."""
+    reader = EventReader()
+    places = sorted({0, *cuts, len(STREAM)})
+
+    events = [event for a, b in pairwise(places) for event in reader.feed(STREAM[a:b])]
+
+    assert events == [
+        Event("call.completed", '{"a":\n"é"}'),
+        Event("message", "x"),
+        Event("message", "y"),
+        Event("gap", "{}"),
+    ]
+    assert (reader.last_id, reader.retry_ms) == ("evt_2", 250)
+    assert (reader.again().last_id, reader.again().retry_ms) == ("evt_2", 250)
+
+
+def test_a_stream_without_end_is_not_kept() -> None:
+    """Neither a line nor an event grows beyond a mebibyte."""
+    with pytest.raises(ValueError, match="1 MiB"):
+        EventReader().feed(b"data: " + b"x" * 1_100_000)
+    with pytest.raises(ValueError, match="1 MiB"):
+        EventReader().feed((b"data: " + b"x" * 1000 + b"\n") * 1100)
+
+
+# --- init ------------------------------------------------------------------------------------------------------------
+
+
+@examples(
+    st.sampled_from(["webfones", "unpod"]),
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=30),
+)
+def test_what_init_writes_is_read_back_as_it_was_said(provider: str, key: str) -> None:
+    """Whatever characters a key has: quotes, colons, hashes, a leading 0."""
+    name = "api_key" if provider == "webfones" else "token"
+    options = {name: key} if provider == "webfones" else {"org_handle": "acme", name: key}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(page(Answers(provider, "office", options, "crm", None, SECRET)))
+        file.flush()
+        source = load(Path(file.name), {}).sources["office"]
+
+    assert getattr(source, name).get_secret_value() == key
+
+
+# --- explain ---------------------------------------------------------------------------------------------------------
+
+
+def fate(state: DeliveryState | None, health: Health | None = None, **more: Any) -> tuple[str, str]:
+    event = {
+        "id": "evt_1",
+        "type": "call.completed",
+        "timestamp": "2026-11-20T11:00:00Z",
+        "data": {
+            "call": {
+                "source_id": "main",
+                "direction": "inbound",
+                "outcome": "busy",
+                "duration_seconds": 3,
+                "extension": None,
+                "from": {"extension": None},
+                "to": {"extension": None},
+            }
+        },
+    }
+    found = fate_of(
+        subscription(**more.pop("options", {})),
+        event,
+        state,
+        health or Health(),
+        **{"of_tenant": True, "made_at": None, "now": NOW, **more},
+    )
+    return found.fate, found.why
+
+
+def subscription(**options: Any) -> Subscription:
+    document = {"subscriptions": {"crm": {"url": "https://crm.example.com/x", "secret": SECRET, **options}}}
+    return Subscription.of("crm", read_settings(document).subscriptions["crm"])
+
+
+def ms(at: datetime) -> int:
+    return int(at.timestamp() * 1000)
+
+
+def test_every_fate_has_its_sentence() -> None:
+    """Heard, given up, filtered, made later, switched off, held back, due."""
+    log = ({"words": "answered 500"},)
+    heard = DeliveryState("delivered", 2, ms(NOW))
+    waiting = DeliveryState("waiting", 1, ms(NOW), ms(NOW + timedelta(minutes=5)), log=log)
+
+    assert fate(heard) == ("delivered", "heard at 2026-11-20T12:00:00Z, after 2 attempts")
+    assert fate(waiting) == ("waiting", "the next attempt is in 5 minutes; the last attempt answered 500")
+    assert fate(waiting, Health(off="moving"))[1].startswith("the subscription is switched off (moving)")
+    assert fate(waiting, Health(opened_ms=1))[1].startswith("attempts are held back")
+    assert fate(DeliveryState("waiting"))[1].startswith("an attempt is due now")
+    assert fate(DeliveryState("exhausted", 10, log=log)) == (
+        "failed",
+        "given up after 10 attempts; the last attempt answered 500",
+    )
+    assert fate(DeliveryState("missing"))[0] == "missing"
+    assert fate(None, options={"direction": "outbound"}) == (
+        "filtered",
+        "filtered because direction=inbound is not among outbound",
+    )
+    assert fate(None, of_tenant=False)[0] == "filtered"
+    assert fate(None, made_at=NOW)[1].startswith("the subscription was made later, at 2026-11-20T12:00:00Z")
+    assert fate(None)[0] == "not_queued"
+
+
+def test_what_went_wrong_is_the_answer_before_what_went_well() -> None:
+    """One sentence names who is concerned."""
+
+    def verdict(*states: DeliveryState | None) -> str:
+        found = []
+        for number, state in enumerate(states):
+            why = fate_of(
+                subscription(direction="outbound"), _EVENT, state, Health(), of_tenant=True, made_at=None, now=NOW
+            )
+            found.append(why.model_copy(update={"subscription_id": f"s{number}"}))
+        return judge(found)[1]
+
+    heard, failed = DeliveryState("delivered", 1, 1), DeliveryState("exhausted", 9)
+
+    assert verdict() == "It was told, but there is no subscription to hear it."
+    assert verdict(heard, failed, None) == "It could not be delivered to s1."
+    assert verdict(heard, DeliveryState("missing")) == "It was told while s1 was switched off."
+    assert verdict(heard, DeliveryState()) == "It is on its way to s1."
+    assert verdict(heard, None) == "It was delivered to s0."
+    assert verdict(None) == "It was told, and s0 did not want it."
+    assert verdict(*[heard] * 7) == "It was delivered to s0, s1, s2, s3, s4 and 2 more."
+
+
+_EVENT: dict[str, Any] = {
+    "id": "evt_1",
+    "type": "call.completed",
+    "timestamp": "2026-11-20T11:00:00Z",
+    "data": {"call": {"source_id": "main", "direction": "inbound"}},
+}
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def test_every_command_that_asks_a_relay_has_the_same_options() -> None:
+    """--json everywhere; the address and the token from the environment."""
+    groups = get_command(app).commands  # type: ignore[attr-defined]
+    nouns = ("sources", "subscriptions", "calls", "events", "deliveries", "jobs", "tokens")
+    asking = [each for noun in nouns for each in groups[noun].commands.values()]
+    asking += [groups[name] for name in ("explain", "tail", "listen", "replay", "erase")]
+
+    for each in asking:
+        options = {opt: parameter.envvar for parameter in each.params for opt in parameter.opts}
+        assert {"--json", "--url", "--token", "--config"} <= set(options), each.name
+        assert (options["--url"], options["--token"]) == ("RELAY_URL", "RELAY_TOKEN")
+        assert each.help
+    assert len(asking) > 35
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """`relay --help` and completion answer at once: no client, no server, no settings."""
+    heavy = ("aiohttp", "pydantic", "redis", "arq", "asyncio", "cryptography", "phonenumbers", "relay.settings")
+    program = (
+        "import sys\nfrom relay.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"sys.stderr.write(','.join(name for name in {heavy} if name in sys.modules))"
+    )
+
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+
+    assert "subscriptions" in ran.stdout
+    assert ran.stderr == ""
