@@ -117,7 +117,7 @@ async def test_each_purpose_leaves_room_for_those_that_matter_more(store: Virtua
 
     counts = [await how_many(pay, purpose) for purpose in sorted(Purpose, reverse=True)]
 
-    assert counts == [90, 60, 90, 30, 30]
+    assert counts == [180, 30, 30, 30, 30]
 
 
 async def test_two_sources_with_one_key_share_it(store: VirtualStore) -> None:
