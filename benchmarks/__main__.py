@@ -11,13 +11,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import backlog, fairness, footprint, latency, loss, polling, readme, throughput
+from benchmarks import backlog, fairness, footprint, latency, lists, loss, polling, readme, stream, throughput
 from benchmarks.figures import Figure, table
 from benchmarks.house import Bench
 
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "throughput": throughput.run,
     "latency": latency.run,
+    "stream": stream.run,
     "fairness": fairness.run,
     "guard": fairness.guard,
     "backlog": backlog.run,
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "recording": footprint.recording,
     "memory": footprint.memory,
     "idle": footprint.idle,
+    "lists": lists.run,
     "page": polling.page,
     "fleet": polling.fleet,
     "loss": loss.run,
