@@ -215,14 +215,16 @@ async def run(settings: Settings, wanted: Range) -> None:
     console = Console(soft_wrap=True, highlight=False)
     async with _queue_for(settings, wanted.source) as arq:
         job = await submit(arq, wanted)
-        console.print(f"{wanted.source}: calls from {iso(wanted.since)} to {iso(wanted.until)}")
+        console.print(f"{wanted.source}: calls from {iso(wanted.since)} to {iso(wanted.until)} (job {job})")
         watching = asyncio.create_task(_show(arq, job, console))
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, watching.cancel)
         try:
             ended = await watching
         except asyncio.CancelledError:
-            console.print("No longer watching. The backfill goes on in the relay, whose log says when it is done.")
+            console.print(
+                f"No longer watching. The backfill goes on in the relay; `relay jobs show {job}` tells more."
+            )
             return
         finally:
             loop.remove_signal_handler(signal.SIGINT)
@@ -237,8 +239,14 @@ async def _show(redis: Redis, job: str, console: Console) -> Standing:
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("queued", total=1.0, words="")
 
+        said = "queued"
+
         def show(now: Standing) -> None:
+            nonlocal said
             why = f" ({now.error})" if now.state == "waiting" else ""
+            if not console.is_terminal and now.state not in (said, "done", "failed"):
+                said = now.state
+                console.print(now.state + why)  # a pipe sees each change of state once, and never a silent wait
             bar.update(task, completed=now.done, description=now.state, words=now.words() + why if now.rows else why)
 
         return await watch(redis, job, show=show)

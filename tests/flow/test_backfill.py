@@ -301,7 +301,7 @@ async def test_a_used_up_budget_is_waited_for(house: House) -> None:
     pay = house.runtime.budget.pay_for(
         "webfones", lambda: credential(house.runtime.sources["main"].options), "direct", limit
     )
-    for _ in range(int(limit.burst * 0.5)):
+    for _ in range(int(limit.burst * 0.7)):
         await pay(0)  # type: ignore[arg-type]  # as polls do
 
     now = datetime.now(UTC)
