@@ -222,9 +222,7 @@ async def run(settings: Settings, wanted: Range) -> None:
         try:
             ended = await watching
         except asyncio.CancelledError:
-            console.print(
-                f"No longer watching. The backfill goes on in the relay; `relay jobs show {job}` tells more."
-            )
+            console.print(f"No longer watching. The backfill goes on in the relay; `relay jobs show {job}` tells more.")
             return
         finally:
             loop.remove_signal_handler(signal.SIGINT)

@@ -115,7 +115,7 @@ class Record:
 
     @property
     def missed(self) -> bool:
-        """Inbound, and neither answered nor taken by a voice mailbox (providers.md §2.2)."""
+        """Inbound, and neither answered nor taken by a voice mailbox."""
         return self.direction is Direction.INBOUND and self.outcome not in (
             Outcome.ANSWERED,
             Outcome.VOICEMAIL,
