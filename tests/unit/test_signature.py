@@ -11,7 +11,12 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from relay.delivery import signature
 
-NOW = int(datetime.now(UTC).timestamp())
+
+def now() -> int:
+    """The moment of signing: verifiers refuse what is older than five minutes, and a whole suite takes longer."""
+    return int(datetime.now(UTC).timestamp())
+
+
 keys = st.binary(min_size=24, max_size=64)
 
 
@@ -36,7 +41,7 @@ def test_the_vector_of_the_specification_is_reproduced() -> None:
 def test_an_independent_verifier_accepts_every_body(key: bytes, said: str) -> None:
     body = orjson.dumps({"said": said})
 
-    made = signature.headers("evt_1", NOW, body, [key])
+    made = signature.headers("evt_1", now(), body, [key])
 
     assert verifier(key).verify(body, made) == {"said": said}
 
@@ -46,7 +51,7 @@ def test_a_changed_body_is_not_accepted(key: bytes, body: bytes, place: int) -> 
     place %= len(body)
     changed = body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :]
 
-    made = signature.headers("evt_1", NOW, body, [key])
+    made = signature.headers("evt_1", now(), body, [key])
 
     with pytest.raises(WebhookVerificationError):
         verifier(key).verify(changed, made)
@@ -56,11 +61,11 @@ def test_while_rotating_both_secrets_verify_and_the_newest_comes_first() -> None
     """A subscriber that has the new secret, and one that still has the old one, are both content."""
     new, old = b"n" * 32, b"o" * 32
 
-    made = signature.headers("evt_1", NOW, b"{}", [new, old])
+    made = signature.headers("evt_1", now(), b"{}", [new, old])
 
     assert verifier(new).verify(b"{}", made) == {}
     assert verifier(old).verify(b"{}", made) == {}
-    alone = signature.headers("evt_1", NOW, b"{}", [new])["webhook-signature"]
+    alone = signature.headers("evt_1", int(made["webhook-timestamp"]), b"{}", [new])["webhook-signature"]
     assert made["webhook-signature"].split(" ")[0] == alone
     with pytest.raises(WebhookVerificationError):
         verifier(b"x" * 32).verify(b"{}", made)
