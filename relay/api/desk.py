@@ -7,14 +7,15 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from uuid import uuid4
 
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from relay.api.auth import Caller, Tokens
-from relay.api.problems import Problem, invalid, not_found
+from relay.api.problems import Problem, configured, invalid, not_found, taken
 from relay.delivery.subscriptions import Subscription
+from relay.ledger.declared import Declared
 from relay.ledger.erase import Eraser
 from relay.ledger.sources import Progress
 from relay.model import Json
@@ -149,3 +150,25 @@ def subject_of(document: Json) -> str:
     """Name what an event is delivered in order with: its call, else itself."""
     call = document["data"].get("call")
     return str(call["id"]) if call else str(document["id"])
+
+
+async def own(
+    api: Api, caller: Caller, kind: Literal["source", "subscription"], name: str, *, missing_ok: bool = False
+) -> Declared | None:
+    """Read what was made at run time and may be changed by this caller; None only with `missing_ok`.
+
+    What is somebody else's looks as if it were not there, or, for who would make it, as an id that cannot be had.
+    """
+    directory = api.runtime.directory
+    if directory.configured(kind, name):
+        if caller.tenant is None:
+            raise configured(name)
+        raise taken() if missing_ok else not_found(kind)
+    stands = await directory.declarations.get(kind, name)
+    if stands is not None and caller.sees(stands.tenant):
+        return stands
+    if not missing_ok:
+        raise not_found(kind)
+    if stands is not None:
+        raise taken()
+    return None

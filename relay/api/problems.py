@@ -114,6 +114,21 @@ def invalid(field_name: str, message: str) -> Problem:
     return Problem("invalid", where, (FieldError(field=field_name, message=message),))
 
 
+def configured(name: str) -> Problem:
+    """Say that an id is the configuration's, where alone it can be changed."""
+    return Problem("declared_in_configuration", f"The configuration declares {name}: change it there.")
+
+
+def taken() -> Problem:
+    """Say that an id cannot be used, without saying whose it is."""
+    return Problem("id_not_available", "This id is not available, or not yet again; choose another one.")
+
+
+def changed() -> Problem:
+    """Say that others were quicker, again and again."""
+    return Problem("changed_meanwhile", "Somebody else changes this all the time; try again.")
+
+
 def not_found(what: str) -> Problem:
     """Say that there is no such thing: the same words for what does not exist and for what is somebody else's."""
     return Problem("not_found", f"There is no {what} with this id.")

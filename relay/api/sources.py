@@ -9,11 +9,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from relay.api.auth import Caller
-from relay.api.desk import Api, Id, Instant, check_id, fresh_id, instant, own_tenant
+from relay.api.desk import Api, Id, Instant, check_id, fresh_id, instant, own, own_tenant
 from relay.api.jobs import JobView, start_backfill
 from relay.api.options import MASK, changes_schema, inlined, masked, patched, unmasked, vet
 from relay.api.pages import Page, PageQuery, after, read_cursor
-from relay.api.problems import Problem, invalid, not_found
+from relay.api.problems import Problem, changed, configured, invalid, taken
 from relay.api.route import Reply, invalid_input
 from relay.directory import parse_source
 from relay.errors import OverBudget, ProviderError, RelayError
@@ -239,7 +239,7 @@ async def create_source(api: Api, caller: Caller, body: NewSource) -> SourceView
     options = await _checked(api, caller, body)
     made = await _create(api, wanted or fresh_id("src"), options, tenant)
     if made is None:
-        raise _taken()
+        raise taken()
     return made
 
 
@@ -249,7 +249,7 @@ async def put_source(api: Api, caller: Caller, source_id: str, body: PutSource) 
         raise invalid("id", "stands in the address")
     for _ in range(_TRIES):
         _, tenant = _envelope(body, caller)
-        stands = await _own(api, caller, source_id, missing_ok=True)
+        stands = await own(api, caller, "source", source_id, missing_ok=True)
         if stands is None:
             options = await _checked(api, caller, body)
             made = await _create(api, source_id, options, tenant)
@@ -262,7 +262,7 @@ async def put_source(api: Api, caller: Caller, source_id: str, body: PutSource) 
         options = await _checked(api, caller, unmasked(body, masked(current), stands.document), before=current)
         if await _replace(api, stands, options):
             return Reply((await views(api, [await api.source(caller, source_id)]))[0])
-    raise _changed()
+    raise changed()
 
 
 async def patch_source(api: Api, caller: Caller, source_id: str, body: SourceChanges) -> SourceView:
@@ -271,14 +271,14 @@ async def patch_source(api: Api, caller: Caller, source_id: str, body: SourceCha
         if name in body:
             raise invalid(name, "cannot be changed")
     for _ in range(_TRIES):
-        stands = await _own(api, caller, source_id)
+        stands = await own(api, caller, "source", source_id)
         assert stands is not None  # noqa: S101 - a Problem otherwise
         current = parse_source(stands.document)
         wanted = patched(stands.document, unmasked(body, masked(current), stands.document))
         options = await _checked(api, caller, wanted, before=current)
         if await _replace(api, stands, options):
             return (await views(api, [await api.source(caller, source_id)]))[0]
-    raise _changed()
+    raise changed()
 
 
 async def pause_source(api: Api, caller: Caller, source_id: str) -> SourceView:
@@ -356,28 +356,12 @@ def _addresses(options: BaseModel, under: str = "") -> Iterator[tuple[str, str]]
             yield f"{under}{name}", str(value)
 
 
-async def _own(api: Api, caller: Caller, sid: str, *, missing_ok: bool = False) -> Declared | None:
-    directory = api.runtime.directory
-    if directory.configured("source", sid):
-        if caller.tenant is None:
-            raise _configured(sid)
-        raise _taken() if missing_ok else not_found("source")
-    stands = await directory.declarations.get("source", sid)
-    if stands is not None and caller.sees(stands.tenant):
-        return stands
-    if not missing_ok:
-        raise not_found("source")
-    if stands is not None:
-        raise _taken()
-    return None
-
-
 async def _create(api: Api, sid: str, document: Json, tenant: str | None) -> SourceView | None:
     """Make a source; None when somebody has just made one with this id."""
     runtime = api.runtime
     check_id(sid)
     if runtime.directory.configured("source", sid) or await runtime.redis.exists(keys.forgotten(sid)):
-        raise _taken()
+        raise taken()
     made = await runtime.directory.declarations.create("source", sid, document, tenant=tenant)
     if made is None:
         return None
@@ -408,7 +392,7 @@ async def delete_source(api: Api, caller: Caller, source_id: str) -> None:
     runtime = api.runtime
     if runtime.directory.configured("source", source_id):
         if caller.tenant is None:
-            raise _configured(source_id)
+            raise configured(source_id)
         return
     stands = await runtime.directory.declarations.get("source", source_id)
     if stands is None or not caller.sees(stands.tenant):
@@ -470,18 +454,6 @@ async def backfill(api: Api, caller: Caller, source_id: str, body: BackfillWish)
     if body.from_ >= until:
         raise invalid("from", "must be before `to`, and in the past")
     return await start_backfill(api, caller, source_id, iso(body.from_) or "", iso(until) or "", force=body.force)
-
-
-def _configured(sid: str) -> Problem:
-    return Problem("declared_in_configuration", f"The configuration declares {sid}: change it there.")
-
-
-def _taken() -> Problem:
-    return Problem("id_not_available", "This id is not available, or not yet again; choose another one.")
-
-
-def _changed() -> Problem:
-    return Problem("changed_meanwhile", "Somebody else changes this all the time; try again.")
 
 
 def _paused() -> Problem:

@@ -11,10 +11,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 from yarl import URL
 
 from relay.api.auth import Caller
-from relay.api.desk import EVENT_ID, Api, Id, Instant, check_id, fresh_id, instant, own_tenant, subject_of, to_ms
+from relay.api.desk import EVENT_ID, Api, Id, Instant, check_id, fresh_id, instant, own, own_tenant, subject_of, to_ms
 from relay.api.options import changes_schema, inlined, masked, patched, unmasked, vet
 from relay.api.pages import Page, PageQuery, after, page_of, read_cursor
-from relay.api.problems import Problem, invalid, not_found
+from relay.api.problems import Problem, changed, configured, invalid, taken
 from relay.api.route import Reply, invalid_input
 from relay.delivery import filters, signature
 from relay.delivery.replay import ReplayStatus
@@ -235,14 +235,14 @@ async def create_subscription(api: Api, caller: Caller, body: NewSubscription) -
     await _vet(api, caller, document)
     made = await _create(api, body.id or fresh_id("sub"), document, tenant)
     if made is None:
-        raise _taken()
+        raise taken()
     return made
 
 
 async def put_subscription(api: Api, caller: Caller, subscription_id: str, body: SubscriptionWish) -> Reply:
     """Make a subscription under an id of your own, or replace it. Without a secret the present one stays."""
     for _ in range(_TRIES):
-        stands = await _own(api, caller, subscription_id, missing_ok=True)
+        stands = await own(api, caller, "subscription", subscription_id, missing_ok=True)
         shown, plain = _shown_and_plain(stands)
         wish = _checked(PutSubscription, unmasked(body, shown, plain))
         if stands is None:
@@ -257,7 +257,7 @@ async def put_subscription(api: Api, caller: Caller, subscription_id: str, body:
         document = _document(wish, secret=plain["secret"])
         if await _replace(api, caller, stands, document):
             return Reply(await read_subscription(api, caller, subscription_id))
-    raise _changed()
+    raise changed()
 
 
 async def patch_subscription(
@@ -265,44 +265,27 @@ async def patch_subscription(
 ) -> SubscriptionView:
     """Change some options; null gives one back to its default."""
     for _ in range(_TRIES):
-        stands = await _own(api, caller, subscription_id)
+        stands = await own(api, caller, "subscription", subscription_id)
         assert stands is not None  # noqa: S101 - a Problem otherwise
         shown, plain = _shown_and_plain(stands)
         document = reveal(_checked(SubscriptionOptions, patched(plain, unmasked(body, shown, plain))))
         if await _replace(api, caller, stands, document):
             return await read_subscription(api, caller, subscription_id)
-    raise _changed()
+    raise changed()
 
 
 async def rotate_secret(api: Api, caller: Caller, subscription_id: str, body: SecretWish) -> RotatedSecret:
     """Make a fresh secret; for 24 hours the former one signs too."""
     secret = body.secret.get_secret_value() if body.secret else signature.new_secret()
     for _ in range(_TRIES):
-        stands = await _own(api, caller, subscription_id)
+        stands = await own(api, caller, "subscription", subscription_id)
         assert stands is not None  # noqa: S101 - a Problem otherwise
         _, plain = _shown_and_plain(stands)
         if plain["secret"] == secret:
             raise invalid("secret", "is the present one")
         if await _replace(api, caller, stands, {**plain, "secret": secret}):
             return RotatedSecret(id=subscription_id, secret=secret, former_valid_until=api.now() + FORMER_SECRET_FOR)
-    raise _changed()
-
-
-async def _own(api: Api, caller: Caller, sub: str, *, missing_ok: bool = False) -> Declared | None:
-    """Read what was made at run time and may be changed by this caller."""
-    directory = api.runtime.directory
-    if directory.configured("subscription", sub):
-        if caller.tenant is None:
-            raise _configured(sub)
-        raise _taken() if missing_ok else not_found("subscription")
-    stands = await directory.declarations.get("subscription", sub)
-    if stands is not None and caller.sees(stands.tenant):
-        return stands
-    if not missing_ok:
-        raise not_found("subscription")
-    if stands is not None:
-        raise _taken()
-    return None
+    raise changed()
 
 
 async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> SubscriptionWithSecret | None:
@@ -312,10 +295,10 @@ async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> Sub
     tombstone = await runtime.redis.hmget(keys.partition("deliver", sub), ["off", "tenant"])  # type: ignore[misc]
     if tombstone[0] == DELETED.encode():
         if (tombstone[1] or b"").decode() != (tenant or ""):
-            raise _taken()  # somebody else's until every process has heard that it is gone
+            raise taken()  # somebody else's until every process has heard that it is gone
         await runtime.redis.delete(keys.partition("deliver", sub))
     if runtime.directory.configured("subscription", sub):
-        raise _taken()
+        raise taken()
     made = await runtime.directory.declarations.create("subscription", sub, document, tenant=tenant)
     if made is None:
         return None
@@ -398,7 +381,7 @@ async def delete_subscription(
     runtime = api.runtime
     if runtime.directory.configured("subscription", subscription_id):
         if caller.tenant is None:
-            raise _configured(subscription_id)
+            raise configured(subscription_id)
         return
     stands = await runtime.directory.declarations.get("subscription", subscription_id)
     if stands is None or not caller.sees(stands.tenant):
@@ -562,18 +545,6 @@ def _cursor(query: PageQuery) -> tuple[int, str] | None:
         return read_cursor(query.cursor)
     except ValueError as error:
         raise invalid("cursor", str(error)) from None
-
-
-def _configured(sub: str) -> Problem:
-    return Problem("declared_in_configuration", f"The configuration declares {sub}: change it there.")
-
-
-def _taken() -> Problem:
-    return Problem("id_not_available", "This id is not available; choose another one.")
-
-
-def _changed() -> Problem:
-    return Problem("changed_meanwhile", "Somebody else changes this all the time; try again.")
 
 
 def _disabled() -> Problem:
