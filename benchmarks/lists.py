@@ -25,8 +25,7 @@ PAGES = {
 _FILL = """
 for n = tonumber(ARGV[1]), tonumber(ARGV[2]) do
   local eid = 'evt_' .. string.gsub(string.format('%026d', n), '%d', function(d) return string.char(97 + d) end)
-  redis.call('SET', 'relay:event:' .. eid, ARGV[3])
-  redis.call('HSET', 'relay:deliveries:' .. eid, '#', 1, 'crm', '{"s":"delivered","n":1,"t":1795000000000}')
+  redis.call('HSET', 'relay:event:' .. eid, '=', ARGV[3], '#', 1, 'crm', '1795000000000')
   for _, list in ipairs({ 'relay:events', 'relay:events:office', 'relay:deliveries-of:crm' }) do
     redis.call('ZADD', list, 1700000000000 + n, eid)
   end

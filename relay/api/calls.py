@@ -20,7 +20,6 @@ from relay.ledger import keys
 from relay.ledger.calls import StoredCall
 from relay.ledger.calls import read_call as stored_call
 from relay.ledger.erase import Erased
-from relay.ledger.pack import unpack
 from relay.model import Direction, Json, Outcome
 
 INLINE_KEYS: Final = 20_000
@@ -213,10 +212,9 @@ async def read_call(api: Api, caller: Caller, call_id: str) -> CallDetail:
     """Read a call, with what was told of it and to whom."""
     call = await _call(api, caller, call_id)
     runtime = api.runtime
-    packed = await runtime.redis.mget([keys.event(eid) for eid in call.events]) if call.events else []
     told: list[ToldEvent] = []
-    for eid, each in zip(call.events, packed, strict=True):
-        document = unpack(each) if each else {}
+    for eid, event in zip(call.events, await runtime.ledger.events(call.events), strict=True):
+        document = event or {}
         deliveries = await of_event(api, caller, eid)
         told.append(
             ToldEvent(id=eid, type=document.get("type"), timestamp=document.get("timestamp"), deliveries=deliveries)

@@ -16,6 +16,7 @@ from relay.ledger.deliveries import DeliveryState, Status
 
 _MOST_INDEXES: Final = 500
 _GIVEN_UP: Final = frozenset({"exhausted", "unknown", "expired", "poison"})
+_NO_SUBSCRIPTION: Final = frozenset({keys.BODY.encode(), keys.NUMBER.encode()})
 _SEPARATOR: Final = "\x1f"
 
 
@@ -87,8 +88,8 @@ def show(eid: str, sub: str, stored: bytes, queued_ms: float | None) -> Delivery
 async def of_event(api: Api, caller: Caller, eid: str) -> list[DeliveryView]:
     """List the deliveries of an event that the caller may see."""
     redis = api.runtime.redis
-    fields: Mapping[bytes, bytes] = await redis.hgetall(keys.deliveries(eid))  # type: ignore[misc]  # both clients
-    states = {name.decode(): state for name, state in fields.items() if name != b"#"}
+    fields: Mapping[bytes, bytes] = await redis.hgetall(keys.event(eid))  # type: ignore[misc]  # both clients
+    states = {name.decode(): state for name, state in fields.items() if name not in _NO_SUBSCRIPTION}
     subs = [sub for sub in states if _visible(api, caller, sub)]
     async with redis.pipeline(transaction=False) as pipe:
         for sub in subs:
@@ -130,7 +131,7 @@ async def _by_subscription(api: Api, query: ListDeliveries, subs: Sequence[str])
         eids = [eid for _, eid in entries]
         async with redis.pipeline(transaction=False) as pipe:
             for eid in eids:
-                pipe.hmget(keys.deliveries(eid), list(subs))
+                pipe.hmget(keys.event(eid), list(subs))
             for sub in subs:
                 pipe.zmscore(keys.deliveries_of(sub), eids)
             rows = await pipe.execute()
@@ -159,7 +160,7 @@ async def _given_up(api: Api, caller: Caller, query: ListDeliveries) -> Page[Del
         pairs = [name.split(_SEPARATOR, 1) for _, name in entries]
         async with redis.pipeline(transaction=False) as pipe:
             for sub, eid in pairs:
-                pipe.hget(keys.deliveries(eid), sub)
+                pipe.hget(keys.event(eid), sub)
                 pipe.zscore(keys.deliveries_of(sub), eid)
             rows = await pipe.execute()
         kept: list[DeliveryView | None] = []
@@ -187,7 +188,7 @@ async def _stored(api: Api, caller: Caller, delivery_id: str) -> tuple[str, str,
     eid, _, sub = delivery_id.partition(".")
     stored: Any = None
     if sub and _visible(api, caller, sub):
-        stored = await api.runtime.redis.hget(keys.deliveries(eid), sub)  # type: ignore[misc]
+        stored = await api.runtime.redis.hget(keys.event(eid), sub)  # type: ignore[misc]
     if stored is None:
         raise not_found("delivery")
     return eid, sub, stored

@@ -13,7 +13,6 @@ from relay.api.route import Listed
 from relay.events import shapes
 from relay.events.catalog import EVENT_TYPES, matches
 from relay.ledger import keys
-from relay.ledger.pack import unpack
 from relay.model import Json
 
 _SAMPLE_SCAN: Final = 500
@@ -112,8 +111,7 @@ async def indexes_of(api: Api, caller: Caller, query: EventFilter) -> list[str]:
 
 async def read_events(api: Api, caller: Caller, query: EventFilter, eids: Sequence[str]) -> list[Json | None]:
     """Read events; None for those that are gone, are not asked for or not the caller's."""
-    packed = await api.runtime.redis.mget([keys.event(eid) for eid in eids])
-    documents = [unpack(each) if each else None for each in packed]
+    documents = await api.runtime.ledger.events(eids)
     return [
         document if document is not None and _asked_for(query, document) and api.sees_event(caller, document) else None
         for document in documents

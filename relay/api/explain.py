@@ -22,7 +22,6 @@ from relay.ledger import ids, keys
 from relay.ledger.calls import StoredCall
 from relay.ledger.deliveries import DeliveryState
 from relay.ledger.health import Health, read_health
-from relay.ledger.pack import unpack
 from relay.ledger.sources import SourceState
 from relay.model import Json, from_iso, iso
 from relay.sources import Source
@@ -202,8 +201,7 @@ async def _by_number(api: Api, caller: Caller, query: ExplainQuery, number: str)
 async def _of_call(api: Api, caller: Caller, call: StoredCall) -> Explanation:
     runtime = api.runtime
     now = api.now()
-    packed = await runtime.redis.mget([keys.event(eid) for eid in call.events]) if call.events else []
-    events = [unpack(each) for each in packed if each]
+    events = [event for event in await runtime.ledger.events(call.events) if event is not None]
     visible = sorted(
         (each for each in runtime.subscriptions.values() if caller.sees(each.tenant)), key=lambda each: each.id
     )
@@ -211,7 +209,7 @@ async def _of_call(api: Api, caller: Caller, call: StoredCall) -> Explanation:
     healths = [await read_health(runtime.redis, each.id) for each in shown] if events else []
     fates: list[SubscriptionFate] = []
     for event in events:
-        stored = await runtime.redis.hmget(keys.deliveries(event["id"]), [each.id for each in shown]) if shown else []  # type: ignore[misc]
+        stored = await runtime.redis.hmget(keys.event(event["id"]), [each.id for each in shown]) if shown else []  # type: ignore[misc]
         fates += [
             fate_of(
                 subscription,

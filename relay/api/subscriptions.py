@@ -23,7 +23,6 @@ from relay.events import shapes
 from relay.events.render import check_map
 from relay.ledger import keys
 from relay.ledger.declared import Declared
-from relay.ledger.pack import unpack
 from relay.model import Json, from_iso, iso
 from relay.runtime import keeps_every_write
 from relay.settings import SubscriptionOptions, reveal
@@ -493,8 +492,7 @@ async def sample_subscription(
     indexes = [keys.EVENTS] if tenant_sources is None else [keys.events_of(sid) for sid in tenant_sources]
 
     async def keep(entries: Sequence[tuple[int, str]]) -> list[Json | None]:
-        packed = await runtime.redis.mget([keys.event(eid) for _, eid in entries])
-        documents = [unpack(each) if each else None for each in packed]
+        documents = await runtime.ledger.events([eid for _, eid in entries])
         return [document if document and _wanted(api, subscription, document) else None for document in documents]
 
     part = await page_of(runtime.redis, indexes, keep, limit=query.limit, cursor=None, scan_most=_SAMPLE_SCAN)

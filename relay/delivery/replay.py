@@ -110,11 +110,10 @@ async def _wanted(
     """Choose from events those to deliver again, each with its subject."""
     async with ledger.redis.pipeline(transaction=False) as pipe:
         for eid in eids:
-            pipe.get(keys.event(eid))
-            pipe.hget(keys.deliveries(eid), subscription.id)
+            pipe.hmget(keys.event(eid), [keys.BODY, subscription.id])
         answers = await pipe.execute()
     chosen: list[tuple[str, str]] = []
-    for eid, packed, stored in zip(eids, answers[::2], answers[1::2], strict=True):
+    for eid, (packed, stored) in zip(eids, answers, strict=True):
         if not packed:
             continue
         if status != "any" and (stored is None or DeliveryState.read(stored).status not in _STATUSES[status]):

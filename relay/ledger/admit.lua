@@ -100,6 +100,9 @@ for n = 1, tonumber(ARGV[6]) do
     answer = 's'
     if flag == 'e' and redis.call('EXISTS', k_call) == 1 then
       if finishes(k_call, finished) then redis.call('HSET', k_call, 'ready', stamp) end
+      if redis.call('HEXISTS', k_call, 'said') == 1 then
+        redis.call('HSETNX', k_call, 'was', redis.call('HGET', k_call, 'record')) -- what was said repeats it no more
+      end
       redis.call('HSET', k_call, 'mapping', mapping, 'hash', hash, 'finished', finished, 'record', record, 'raw', raw,
         'started', started)
       redis.call('HINCRBY', k_call, 'version', 1)

@@ -31,8 +31,9 @@ end
 
 -- What an answer said may quote what was sent: attempts keep their outcome and lose their words.
 local function without_words(state)
+  if not string.find(state, '"a":', 1, true) then return state end
   local known, fields = pcall(cjson.decode, state)
-  if not known or not fields.a then return state end
+  if not known then return state end
   fields.a = nil
   return cjson.encode(fields)
 end
@@ -40,16 +41,16 @@ end
 local erased, ended = 0, 0
 for n = 1, tonumber(ARGV[5]) do
   local eid = ARGV[5 + n]
-  local k_deliveries = 'relay:deliveries:' .. eid
-  erased = erased + redis.call('DEL', 'relay:event:' .. eid)
+  local k_event = 'relay:event:' .. eid
+  erased = erased + redis.call('HDEL', k_event, '=')
   redis.call('ZREM', 'relay:events', eid)
   if sid ~= '' then redis.call('ZREM', 'relay:events:' .. sid, eid) end
-  local states = redis.call('HGETALL', k_deliveries)
+  local states = redis.call('HGETALL', k_event)
   for i = 1, #states, 2 do
     local sub, state = states[i], states[i + 1]
-    if sub ~= '#' then
+    if sub ~= '=' and sub ~= '#' then
       if redis.call('ZREM', k_pending(sub, subject), eid) == 1 then
-        redis.call('HSET', k_deliveries, sub, '{"s":"expired","t":' .. stamp .. '}')
+        redis.call('HSET', k_event, sub, '{"s":"expired","t":' .. stamp .. '}')
         redis.call('ZADD', 'relay:dead', now, sub .. '\31' .. eid)
         ended = ended + 1
         if redis.call('EXISTS', k_pending(sub, subject)) == 0 then
@@ -57,7 +58,7 @@ for n = 1, tonumber(ARGV[5]) do
           rescore('deliver', sub)
         end
       else
-        redis.call('HSET', k_deliveries, sub, without_words(state))
+        redis.call('HSET', k_event, sub, without_words(state))
       end
     end
   end

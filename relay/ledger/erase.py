@@ -18,7 +18,6 @@ from relay.errors import StoreError
 from relay.ledger import keys
 from relay.ledger.calls import Ledger, StoredCall, read_call
 from relay.ledger.lane import script
-from relay.ledger.pack import unpack
 from relay.recordings.storage import object_paths
 
 FORGOTTEN_TTL_S: Final = 7 * 86_400
@@ -123,16 +122,14 @@ class Eraser:
                     await self._erase_call(call, done)
             await step(done)
         async for batch in self._scan("relay:event:*"):
-            documents = await self._redis.mget(batch)
+            eids = [name.decode().removeprefix("relay:event:") for name in batch]
             done.scanned += len(batch)
-            for name, packed in zip(batch, documents, strict=True):
-                document = unpack(packed) if packed else None
+            for eid, document in zip(eids, await self._ledger.events(eids), strict=True):
                 if document is None or not mentions(document, written):
                     continue
                 call_part = document["data"].get("call") or {}
                 sid = call_part.get("source_id", "")
                 if sources is None or sid in sources:
-                    eid = name.decode().removeprefix("relay:event:")
                     await self._erase_events([eid], call_part.get("id", eid), sid, done)
             await step(done)
         return done

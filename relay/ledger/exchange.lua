@@ -61,7 +61,7 @@ local function settle(p, item, token, verb, wait, a, b, c)
     touched[p] = true
     return 1
   elseif verb == 'intent' then
-    redis.call('HSET', 'relay:deliveries:' .. a, p, b)
+    redis.call('HSET', 'relay:event:' .. a, p, b)
     return 1
   end
   if lane == 'record' and verb ~= 'done' then lease.dirty = nil end -- only an item that was let go looks again
@@ -74,8 +74,7 @@ local function settle(p, item, token, verb, wait, a, b, c)
   end
   if lane == 'deliver' and a ~= '' then
     if b ~= '' then
-      redis.call('HSET', 'relay:deliveries:' .. a, p, b)
-      redis.call('EXPIRE', 'relay:deliveries:' .. a, event_ttl)
+      redis.call('HSET', 'relay:event:' .. a, p, b)
       redis.call('EXPIRE', 'relay:event:' .. a, event_ttl)
     end
     health(p, c)
@@ -115,9 +114,8 @@ local function payload(p, item, claim)
   if lane == 'deliver' then
     local eid = redis.call('ZRANGE', k_pending(p, item), 0, 0)[1]
     if not eid then return false end
-    claim[5] = eid
-    claim[6] = redis.call('GET', 'relay:event:' .. eid) or ''
-    claim[7] = redis.call('HGET', 'relay:deliveries:' .. eid, p) or ''
+    local event = redis.call('HMGET', 'relay:event:' .. eid, '=', p)
+    claim[5], claim[6], claim[7] = eid, event[1] or '', event[2] or ''
   elseif lane == 'enrich' or lane == 'record' then
     claim[5] = redis.call('HGETALL', 'relay:call:' .. item)
     if #claim[5] == 0 then return false end
@@ -131,10 +129,10 @@ local function put_aside(p, item)
   if lane == 'deliver' then
     local eid = redis.call('ZRANGE', k_pending(p, item), 0, 0)[1]
     if eid then
-      local state = redis.call('HGET', 'relay:deliveries:' .. eid, p)
+      local state = redis.call('HGET', 'relay:event:' .. eid, p)
       if not state or state == '' then state = '{"s":"waiting","t":' .. string.format('%.0f', now) .. '}' end
-      redis.call('HSET', 'relay:deliveries:' .. eid, p, (string.gsub(state, '"s":"%a+"', '"s":"poison"', 1)))
-      redis.call('EXPIRE', 'relay:deliveries:' .. eid, event_ttl)
+      redis.call('HSET', 'relay:event:' .. eid, p, (string.gsub(state, '"s":"%a+"', '"s":"poison"', 1)))
+      redis.call('EXPIRE', 'relay:event:' .. eid, event_ttl)
       redis.call('ZADD', 'relay:dead', now, p .. '\31' .. eid)
       redis.call('ZREM', k_pending(p, item), eid)
       if redis.call('EXISTS', k_pending(p, item)) == 1 then

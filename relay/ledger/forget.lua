@@ -17,7 +17,7 @@ for _, name in ipairs({ k_waiting('deliver', sub), k_leased('deliver', sub) }) d
 end
 local told = redis.call('ZRANGE', 'relay:deliveries-of:' .. sub, 0, most - 1)
 for _, eid in ipairs(told) do
-  redis.call('HDEL', 'relay:deliveries:' .. eid, sub)
+  redis.call('HDEL', 'relay:event:' .. eid, sub)
   redis.call('ZREM', 'relay:dead', sub .. '\31' .. eid)
 end
 redis.call('ZREMRANGEBYRANK', 'relay:deliveries-of:' .. sub, 0, most - 1)

@@ -33,6 +33,11 @@ DECLARED_KINDS: tuple[Literal["source", "subscription", "token"], ...] = ("sourc
 
 SCHEMA_VERSION = 1
 
+BODY = "="
+"""Field of an event: the document. Like `NUMBER` it can be no subscription's name."""
+NUMBER = "#"
+"""Field of an event: its number within its subject."""
+
 
 def declared(kind: str) -> str:
     """HASH  id → sealed document of what was made at run time (sources, subscriptions, tokens); no TTL."""
@@ -61,13 +66,9 @@ def call(cid: str) -> str:
 
 
 def event(eid: str) -> str:
-    """STR   the canonical event, packed. TTL `events_days`, refreshed by every settle and replay."""
+    """HASH  one event: `=` the canonical document, packed (gone when it was erased), `#` its number within its subject,
+    and subscription → state of that delivery. TTL `events_days`, refreshed by every settle and replay."""
     return f"relay:event:{eid}"
-
-
-def deliveries(eid: str) -> str:
-    """HASH  subscription → state of that delivery, JSON. Lives as long as its event."""
-    return f"relay:deliveries:{eid}"
 
 
 def calls_of(sid: str) -> str:

@@ -47,21 +47,17 @@ i = i + 1
 for _ = 1, events do
   local eid, body, subs = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   i = i + 3
-  local k_deliveries = 'relay:deliveries:' .. eid
-  if not redis.call('SET', 'relay:event:' .. eid, body, 'NX', 'EX', event_ttl) then
-    redis.call('EXPIRE', 'relay:event:' .. eid, event_ttl)
-  else
-    redis.call('HINCRBY', 'relay:counts', 'events', 1)
-  end
+  local k_event = 'relay:event:' .. eid
+  if redis.call('HSETNX', k_event, '=', body) == 1 then redis.call('HINCRBY', 'relay:counts', 'events', 1) end
   redis.call('ZADD', 'relay:events', 'NX', now, eid)
   if sid then
     redis.call('ZADD', 'relay:events:' .. sid, 'NX', now, eid)
     belongs_to_call(eid)
   end
-  local sequence = redis.call('HGET', k_deliveries, '#')
+  local sequence = redis.call('HGET', k_event, '#')
   if not sequence then
     sequence = cid ~= '' and redis.call('HINCRBY', k_call, 'sequence', 1) or 0
-    redis.call('HSET', k_deliveries, '#', sequence)
+    redis.call('HSET', k_event, '#', sequence)
   elseif cid ~= '' and tonumber(sequence) > tonumber(redis.call('HGET', k_call, 'sequence') or 0) then
     redis.call('HSET', k_call, 'sequence', sequence)
   end
@@ -69,18 +65,18 @@ for _ = 1, events do
     local sub = ARGV[i]
     i = i + 1
     local off = redis.call('HGET', k_partition('deliver', sub), 'off')
-    if off ~= 'deleted' and redis.call('HEXISTS', k_deliveries, sub) == 0 then
+    if off ~= 'deleted' and redis.call('HEXISTS', k_event, sub) == 0 then
       redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
       if off then
-        redis.call('HSET', k_deliveries, sub, '{"s":"missing"}')
+        redis.call('HSET', k_event, sub, '{"s":"missing"}')
       else
-        redis.call('HSET', k_deliveries, sub, '')
+        redis.call('HSET', k_event, sub, '')
         redis.call('ZADD', k_pending(sub, subject), sequence, eid)
         put('deliver', sub, subject, now, 'NX')
         made = made + 1
       end
     end
   end
-  redis.call('EXPIRE', k_deliveries, event_ttl)
+  redis.call('EXPIRE', k_event, event_ttl)
 end
 return made

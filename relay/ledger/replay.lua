@@ -12,14 +12,15 @@
 
 local eid, subject, force = ARGV[1], ARGV[2], ARGV[3] == '1'
 local ttl = tonumber(ARGV[4])
-local k_deliveries = 'relay:deliveries:' .. eid
+local k_event = 'relay:event:' .. eid
 local answers = {}
-local exists = redis.call('EXPIRE', 'relay:event:' .. eid, ttl) == 1
+local exists = redis.call('HEXISTS', k_event, '=') == 1
+redis.call('EXPIRE', k_event, ttl)
 local now = now_ms()
-local sequence = redis.call('HGET', k_deliveries, '#') or 0
+local sequence = redis.call('HGET', k_event, '#') or 0
 for n = 1, tonumber(ARGV[6]) do
   local sub = ARGV[6 + n]
-  local state = redis.call('HGET', k_deliveries, sub)
+  local state = redis.call('HGET', k_event, sub)
   local answer = 'q'
   if not exists then
     answer = 'g'
@@ -27,11 +28,10 @@ for n = 1, tonumber(ARGV[6]) do
     answer = 'o'
   elseif redis.call('ZSCORE', k_pending(sub, subject), eid) then
     answer = 'w'
-  elseif state and not force and string.find(state, '"s":"delivered"', 1, true) then
+  elseif state and not force and (string.find(state, '^%d') or string.find(state, '"s":"delivered"', 1, true)) then
     answer = 'd'
   else
-    redis.call('HSET', k_deliveries, sub, ARGV[5])
-    redis.call('EXPIRE', k_deliveries, ttl)
+    redis.call('HSET', k_event, sub, ARGV[5])
     redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
     redis.call('ZREM', 'relay:dead', sub .. '\31' .. eid)
     redis.call('ZADD', k_pending(sub, subject), sequence, eid)

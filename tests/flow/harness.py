@@ -62,7 +62,7 @@ class RelayHarness:
 
     async def state(self, eid: str, sub: str = "a") -> DeliveryState:
         """The state of a delivery in the store."""
-        return DeliveryState.read(await self.redis.hget(keys.deliveries(eid), sub) or b"")  # type: ignore[misc]
+        return DeliveryState.read(await self.redis.hget(keys.event(eid), sub) or b"")  # type: ignore[misc]
 
     async def until_state(self, eid: str, *statuses: str, sub: str = "a", timeout_s: float = 10) -> DeliveryState:
         """Wait until a delivery stands at one of the statuses."""

@@ -191,7 +191,7 @@ async def test_a_listener_that_takes_nothing_is_let_go(quick: Desk, monkeypatch:
     ids = [f"evt_{number:026d}" for number in range(2000)]  # 20 MB, more than any socket takes
     async with redis.pipeline(transaction=False) as pipe:
         for eid in ids:
-            pipe.set(keys.event(eid), pack({"id": eid, **EVENT}))
+            pipe.hset(keys.event(eid), keys.BODY, pack({"id": eid, **EVENT}))
         pipe.zadd(keys.EVENTS, dict.fromkeys(ids, now_ms + 1))
         await pipe.execute()
 

@@ -204,7 +204,7 @@ async def test_unsubscribing_ends_as_often_as_one_likes(desk: Desk) -> None:
     left = [name async for name in desk.relay.redis.scan_iter("*:crm*")]
     assert left == [keys.partition("deliver", "crm").encode()]
     assert 0 < await desk.relay.redis.ttl(keys.partition("deliver", "crm")) <= 60
-    assert not await desk.relay.redis.hexists(keys.deliveries(eid), "crm")  # type: ignore[misc]
+    assert not await desk.relay.redis.hexists(keys.event(eid), "crm")  # type: ignore[misc]
 
 
 async def test_an_id_can_be_used_again_after_unsubscribing(desk: Desk) -> None:

@@ -107,7 +107,7 @@ async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> No
         first = relay.event_of("1")
         await relay.until_attempts(first, 1)
         # Its schedule ends: 100 hours pass for this event only.
-        await relay.redis.hset(keys.deliveries(first), "a", '{"s":"waiting","n":20}')  # type: ignore[misc]
+        await relay.redis.hset(keys.event(first), "a", '{"s":"waiting","n":20}')  # type: ignore[misc]
         await relay.due_now("a", cid)
         await relay.until_state(first, "exhausted")
         dead = await relay.redis.zrange(keys.DEAD, 0, -1)
@@ -203,7 +203,7 @@ async def test_at_most_once_finds_the_intent_of_a_worker_that_died(start: Start)
         await relay.runtime.lanes["deliver"].off("a", None)
         cid = ids.call_id("main", "1")
         await relay.runtime.ledger.replay(eid, cid, ["a"], at_ms=1, force=False)
-        await relay.redis.hset(keys.deliveries(eid), "a", '{"s":"intent","n":1}')  # type: ignore[misc]
+        await relay.redis.hset(keys.event(eid), "a", '{"s":"intent","n":1}')  # type: ignore[misc]
         relay.runtime.wakes("deliver")
         await relay.until_state(eid, "unknown")
 

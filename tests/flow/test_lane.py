@@ -259,7 +259,7 @@ async def test_an_old_token_is_refused(redis: Redis) -> None:
 
     for verb in ("done", "again", "renew", "intent", "part"):
         assert not await settled(lane, dead, verb, a="evt_x", b=b"x")
-    assert await redis.exists(keys.deliveries("evt_x")) == 0
+    assert await redis.exists(keys.event("evt_x")) == 0
     assert await settled(lane, heir)
 
 
@@ -551,7 +551,7 @@ async def test_a_poisonous_event_lets_the_next_of_its_call_go(redis: Redis) -> N
 
     assert claimed_event(following).id == "evt_2"
     assert following.expiries == 0
-    state = DeliveryState.read(await field(redis, keys.deliveries("evt_1"), "sub") or b"")
+    state = DeliveryState.read(await field(redis, keys.event("evt_1"), "sub") or b"")
     assert (state.status, state.attempts, state.log) == ("poison", 1, failed.log)
     assert await redis.zrange(keys.DEAD, 0, -1) == [b"sub\x1fevt_1"]
     assert await settled(lane, following, a="evt_2", b=b'{"s":"delivered"}')
@@ -631,13 +631,11 @@ async def test_every_settle_keeps_the_event_alive(redis: Redis) -> None:
     """An event that is retried for days must not expire under its retries."""
     lane = lane_of(redis, "deliver")
     await publish(redis, "sub", "call", "evt_1")
-    for name in (keys.event("evt_1"), keys.deliveries("evt_1")):
-        await redis.expire(name, 5)
+    await redis.expire(keys.event("evt_1"), 5)
 
     assert await settled(lane, await claim_one(lane), "again", a="evt_1", b=b'{"s":"waiting"}')
 
-    for name in (keys.event("evt_1"), keys.deliveries("evt_1")):
-        assert await redis.ttl(name) > EVENT_TTL_S - 60
+    assert await redis.ttl(keys.event("evt_1")) > EVENT_TTL_S - 60
 
 
 async def test_the_audio_is_written_down_and_the_call_looked_at_again(redis: Redis) -> None:
@@ -714,7 +712,7 @@ async def test_outcomes_are_kept_when_the_memory_is_full(redis: Redis) -> None:
         following = await claim_one(lane)
 
     assert claimed_event(following).id == "evt_2"
-    assert await field(redis, keys.deliveries("evt_1"), "sub") == b'{"s":"delivered"}'
+    assert await field(redis, keys.event("evt_1"), "sub") == b'{"s":"delivered"}'
     assert len(await admit(redis, "7")) == 1
 
 

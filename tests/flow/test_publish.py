@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from relay.events.advance import Advance
@@ -13,12 +14,16 @@ from relay.ledger import ids, keys
 from relay.ledger.calls import Ledger, Row, Said, StoredCall, claimed_event
 from relay.ledger.deliveries import DeliveryState
 from relay.ledger.lane import Lane, Settlement
+from relay.ledger.pack import unpack
 from relay.model import Json, Outcome, Record
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 CALL_TTL_S, EVENT_TTL_S = 3000, 1000
 CALL = ids.call_id("main", "7")
 RULES = Rules("webfones", "UTC", False, False, 0, 0)
+UNKNOWN: Json = {"lookup_status": "unavailable"}
+NAMED: Json = {"lookup_status": "matched", "name": "Jo"}
+MATCHED: Json = NAMED | {"number": "+12125550100"}
 
 
 def ledger_of(redis: Redis) -> Ledger:
@@ -35,6 +40,11 @@ async def bring(redis: Redis, **fields: Any) -> StoredCall:
     return call
 
 
+def told(call: StoredCall, contact: Json = UNKNOWN) -> Json:
+    """What was said of a call as it is now."""
+    return {"content": {**call.record, "contact": contact}, "revision": 1, "audio": None, "transcript": False}
+
+
 def said(eid: str, *subscriptions: str, **data: Any) -> Said:
     return Said(eid, {"id": eid, **data}, subscriptions)
 
@@ -45,7 +55,7 @@ async def pending(redis: Redis, sub: str, subject: str = CALL) -> list[tuple[str
 
 
 async def delivery(redis: Redis, eid: str, sub: str) -> bytes | None:
-    state: bytes | None = await redis.hget(keys.deliveries(eid), sub)  # type: ignore[misc]  # both clients
+    state: bytes | None = await redis.hget(keys.event(eid), sub)  # type: ignore[misc]  # both clients
     return state
 
 
@@ -88,7 +98,7 @@ async def test_an_event_is_said_to_all_who_want_it_in_one_step(redis: Redis) -> 
     """The document, what was said, and a delivery each; nothing is stored for a delivery before its first attempt."""
     call = await bring(redis)
 
-    made = await ledger_of(redis).publish(call, {"said": {"revision": 1}}, [said("evt_1", "a", "b")])
+    made = await ledger_of(redis).publish(call, {"said": told(call)}, [said("evt_1", "a", "b")])
 
     assert made == 2
     assert await ledger_of(redis).event("evt_1") == {"id": "evt_1"}
@@ -98,7 +108,7 @@ async def test_an_event_is_said_to_all_who_want_it_in_one_step(redis: Redis) -> 
         assert await redis.zrange(keys.waiting("deliver", sub), 0, -1) == [CALL.encode()]
     after = await ledger_of(redis).call(CALL)
     assert after is not None
-    assert (after.version, after.said) == (call.version + 1, {"revision": 1})
+    assert (after.version, after.said) == (call.version + 1, told(call))
     assert await redis.zrange(keys.EVENTS, 0, -1) == [b"evt_1"]
 
 
@@ -120,7 +130,6 @@ async def test_what_was_said_lives_as_long_as_it_should(redis: Redis) -> None:
 
     for name, ttl_s in ((keys.call(CALL), CALL_TTL_S), (keys.event("evt_1"), EVENT_TTL_S)):
         assert ttl_s - 60 < await redis.ttl(name) <= ttl_s
-    assert await redis.ttl(keys.deliveries("evt_1")) >= await redis.ttl(keys.event("evt_1")) - 1
 
 
 async def test_a_part_can_be_written_and_removed(redis: Redis) -> None:
@@ -155,7 +164,7 @@ async def test_a_call_that_moved_on_since_it_was_read_is_not_published(redis: Re
     await bring(redis, status_raw="changed")
     before = await dump(redis)
 
-    assert await ledger_of(redis).publish(stale, {"said": {"x": 1}}, [said("evt_1", "sub")]) is None
+    assert await ledger_of(redis).publish(stale, {"said": told(stale)}, [said("evt_1", "sub")]) is None
     assert await dump(redis) == before
 
 
@@ -163,7 +172,7 @@ async def test_one_of_two_holders_says_a_difference(redis: Redis) -> None:
     """A lease ended and its holder did not notice: both read the same call, one publishes."""
     call = await bring(redis)
 
-    answers = [await ledger_of(redis).publish(call, {"said": {"x": 1}}, [said("evt_1", "sub")]) for _ in range(2)]
+    answers = [await ledger_of(redis).publish(call, {"said": told(call)}, [said("evt_1", "sub")]) for _ in range(2)]
 
     assert answers == [1, None]
     assert await pending(redis, "sub") == [("evt_1", 1)]
@@ -174,8 +183,53 @@ async def test_a_call_that_was_erased_is_not_brought_back(redis: Redis) -> None:
     call = await bring(redis)
     await redis.delete(keys.call(CALL))
 
-    assert await ledger_of(redis).publish(call, {"said": {"x": 1}}, [said("evt_1", "sub")]) is None
+    assert await ledger_of(redis).publish(call, {"said": told(call)}, [said("evt_1", "sub")]) is None
     assert await redis.exists(keys.call(CALL), keys.event("evt_1")) == 0
+
+
+# What was said stands beside the call as long as it repeats it
+
+
+@pytest.mark.parametrize(
+    ("contact", "heard"),
+    [(None, UNKNOWN), (MATCHED, NAMED), (MATCHED, UNKNOWN)],
+)
+async def test_what_was_said_is_not_kept_twice_and_comes_back_whole(
+    redis: Redis, contact: Json | None, heard: Json
+) -> None:
+    """Whatever a contact was known then; most calls are said as they are."""
+    call = await bring(redis)
+    ledger = ledger_of(redis)
+
+    await ledger.publish(call, {"contact": contact, "said": told(call, heard)}, ())
+
+    after = await ledger.call(CALL)
+    assert after is not None
+    assert after.said == told(call, heard)
+    kept = unpack(await redis.hget(keys.call(CALL), "said") or b"")  # type: ignore[misc]  # both clients
+    assert "content" not in kept
+    assert ("contact" in kept) == (heard != NAMED)
+
+
+async def test_what_was_said_stays_what_changes_come_after_it(redis: Redis) -> None:
+    """A difference is one to what was said last, not to the row before: nothing between is forgotten."""
+    ledger = ledger_of(redis)
+    call = await bring(redis)
+    await ledger.publish(call, {"contact": MATCHED, "said": told(call, NAMED)}, ())
+    await bring(redis, status_raw="second")
+    third = await bring(redis, status_raw="third")
+    assert (third.record["status_raw"], third.said) == ("third", told(call, NAMED))
+
+    await ledger.publish(third, {"contact": MATCHED | {"name": "Joe"}}, ())
+    renamed = await ledger.call(CALL)
+    assert renamed is not None
+    assert ((renamed.contact or {})["name"], renamed.said) == ("Joe", told(call, NAMED))
+
+    await ledger.publish(renamed, {"said": told(renamed, NAMED | {"name": "Joe"})}, ())
+    after = await ledger.call(CALL)
+    assert after is not None
+    assert after.said == told(third, NAMED | {"name": "Joe"})
+    assert await redis.hexists(keys.call(CALL), "was") is False  # type: ignore[misc]  # both clients
 
 
 # Again
@@ -186,7 +240,7 @@ async def test_an_event_that_exists_keeps_its_body_and_is_not_delivered_again(re
     call = await bring(redis)
     ledger = ledger_of(redis)
     await ledger.publish(call, {}, [said("evt_1", "heard", "waits", body="first")])
-    await redis.hset(keys.deliveries("evt_1"), "heard", '{"s":"delivered"}')  # type: ignore[misc]  # both clients
+    await redis.hset(keys.event("evt_1"), "heard", '{"s":"delivered"}')  # type: ignore[misc]  # both clients
     await redis.delete(keys.call(CALL), keys.pending("heard", CALL), *await redis.keys("relay:seen*"))
     call = await bring(redis, status_raw="found again")
 
