@@ -177,7 +177,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="another seed makes other calls")] = 1,
 ) -> None:
     """Show the whole relay at work: simulated providers, a subscriber that verifies, all on this machine."""
-    from relay.demo import Plan, run
+    from relay.commands.demo import Plan, run
     from relay.human_time import duration_s
     from relay.simulator.offices import NAMES
 
@@ -196,7 +196,7 @@ def check(
     """Look at everything that the relay needs, and say what to fix; works beside a running relay."""
     import json
 
-    from relay import check as checking
+    from relay.commands import check as checking
     from relay.log import configure
     from relay.settings import load
 
@@ -227,7 +227,7 @@ def backfill(
     """Have the running relay read a range again, and tell the calls that were never told."""
     from datetime import UTC, datetime
 
-    from relay import backfill as filling
+    from relay.commands import backfill as filling
     from relay.settings import load
 
     settings = load(config, os.environ)

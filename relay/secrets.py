@@ -22,19 +22,12 @@ from relay.errors import SettingsError, StoreError
 
 KEY_MIN_CHARS: Final = 32
 TOKEN_MIN_CHARS: Final = 16
-WHSEC_MIN_BYTES: Final = 24
-WHSEC_MAX_BYTES: Final = 64
 TOKEN_PREFIX: Final = "relay_"  # noqa: S105 - a prefix, by which a leaked token can be recognised
 KEY_FILE: Final = "secret_key"
 TOKEN_FILE: Final = "api_token"  # noqa: S105 - a file name
 
 _VERSION = "v1"
 _NONCE_BYTES = 12
-
-
-def generate_whsec() -> str:
-    """Make a fresh signing secret of a subscription, as Standard Webhooks writes one."""
-    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def generate_key() -> str:
@@ -45,19 +38,6 @@ def generate_key() -> str:
 def generate_token() -> str:
     """Make a fresh API token."""
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
-
-
-def check_whsec(text: str) -> str:
-    """Return a signing secret that is well-formed; ValueError, without the text, when it is not."""
-    if not text.startswith("whsec_"):
-        raise ValueError("must start with whsec_, followed by 24 to 64 bytes in base64")
-    try:
-        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
-    except ValueError:
-        raise ValueError("what follows whsec_ is not base64 (A-Z, a-z, 0-9, +, /, padded with =)") from None
-    if not WHSEC_MIN_BYTES <= len(key) <= WHSEC_MAX_BYTES:
-        raise ValueError(f"what follows whsec_ must be 24 to 64 bytes in base64, not {len(key)}")
-    return text
 
 
 class SecretBox:

@@ -294,7 +294,7 @@ def _checked(file: Path, out: Any) -> tuple[bool, list[Json]]:
     """Look at everything that the relay needs, as `relay check` does."""
     import asyncio
 
-    from relay import check as checking
+    from relay.commands import check as checking
     from relay.log import configure
     from relay.settings import load
 

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from relay.delivery.signature import new_secret
 from relay.errors import SettingsError
 from relay.model import Json
 from relay.providers import PROVIDERS
 from relay.providers.base import ProviderKind, SourceOptions
-from relay.secrets import generate_whsec
 from relay.settings.environment import merge_environment
 from relay.settings.file import read_file
 from relay.settings.options import ID_PATTERN, MAPS, SUBSCRIPTION_FILES, Settings, SubscriptionOptions
@@ -212,7 +212,7 @@ class _Reading:
                 if found and str(found[0]) in unread:
                     continue
                 if model is SubscriptionOptions and found == ("secret",) and "secret" not in data:
-                    sentence = f"is missing; here is a fresh one to paste: {generate_whsec()}"
+                    sentence = f"is missing; here is a fresh one to paste: {new_secret()}"
                 self._problem((*place, *found), sentence)
             return None
 

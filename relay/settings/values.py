@@ -11,10 +11,11 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import AfterValidator, BeforeValidator, SecretStr, WrapSerializer
 from yarl import URL
 
+from relay.delivery.signature import decode_secret
 from relay.events.catalog import EVENT_TYPES, matches
 from relay.events.render import check_map
 from relay.events.shapes import sample
-from relay.secrets import KEY_MIN_CHARS, TOKEN_MIN_CHARS, check_whsec
+from relay.secrets import KEY_MIN_CHARS, TOKEN_MIN_CHARS
 from relay.settings.sentences import shown
 
 URL_MAX_CHARS: Final = 2_048
@@ -88,7 +89,7 @@ def _secret_url(value: SecretStr) -> SecretStr:
 
 
 def _secret_whsec(value: SecretStr) -> SecretStr:
-    check_whsec(value.get_secret_value())
+    decode_secret(value.get_secret_value())
     return value
 
 

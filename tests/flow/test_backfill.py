@@ -17,8 +17,8 @@ from arq import Retry
 from arq.constants import in_progress_key_prefix
 from redis.asyncio import Redis
 
-from relay.backfill import BackfillFailed, NobodyHome, asked_for, queue_of, run, standing, submit, watch
 from relay.cli import main
+from relay.commands.backfill import BackfillFailed, NobodyHome, asked_for, queue_of, run, standing, submit, watch
 from relay.errors import SettingsError
 from relay.ledger import ids, keys
 from relay.ledger.sources import Progress

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from relay import check
-from relay.check import Finding
 from relay.cli import main
+from relay.commands import check
+from relay.commands.check import Finding
 from relay.ledger import keys
 from relay.ledger.embedded import EmbeddedStore
 from relay.ledger.sources import SourceStates

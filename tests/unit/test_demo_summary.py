@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 from relay.cli import Shown
-from relay.demo import Board, EventLine, Lines, Plan, Share, Tables, percentile, screen_for, summarise
+from relay.commands.demo import Board, EventLine, Lines, Plan, Share, Tables, percentile, screen_for, summarise
 from relay.providers import PROVIDERS
 from relay.simulator.offices import NAMES, open_office
 from relay.simulator.subscriber import HookReport, VerifyingSubscriber

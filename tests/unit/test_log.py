@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from relay.delivery.signature import new_secret
 from relay.log import configure, plain, redact, redact_text
-from relay.secrets import generate_token, generate_whsec
+from relay.secrets import generate_token
 
 CALL = "call_abcdefghijklmnop2345672345"
 EVENT = "evt_2345672345672345672345abcd"
@@ -130,7 +131,7 @@ def test_no_more_than_two_digits_of_a_number_are_written(digits: str, gap: str) 
 @given(text=st.text(max_size=40))
 def test_generated_secrets_are_never_written(text: str) -> None:
     """Wherever they stand in a line."""
-    for secret in (generate_whsec(), generate_token()):
+    for secret in (new_secret(), generate_token()):
         tail = secret.split("_", 1)[1][:20]
 
         assert tail not in redact_text(f"{text}{secret}{text}")

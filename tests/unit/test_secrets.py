@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from relay import secrets
 from relay.errors import SettingsError, StoreError
-from relay.secrets import SecretBox, check_whsec, generate_key, generate_token, generate_whsec, load_or_create
+from relay.secrets import SecretBox, generate_key, generate_token, load_or_create
 
 OLD = "old-key-0123456789-0123456789-0123456789"
 NEW = "new-key-0123456789-0123456789-0123456789"
@@ -128,25 +128,10 @@ def test_missing_and_weak_keys_are_refused(keys: list[str], sentence: str) -> No
 
 
 def test_generated_secrets_are_fresh_and_strong() -> None:
-    assert len({generate_whsec() for _ in range(50)}) == 50
     assert len({generate_key() for _ in range(50)}) == 50
     assert len({generate_token() for _ in range(50)}) == 50
-    assert check_whsec(generate_whsec())
     assert len(generate_key()) >= 32
     assert generate_token().startswith("relay_")
-
-
-@pytest.mark.parametrize("size_bytes", [24, 32, 64])
-def test_signing_secrets_of_the_standard_sizes_are_taken(size_bytes: int) -> None:
-    text = "whsec_" + base64.b64encode(bytes(size_bytes)).decode()
-
-    assert check_whsec(text) == text
-
-
-@pytest.mark.parametrize("size_bytes", [0, 23, 65])
-def test_signing_secrets_of_other_sizes_are_refused(size_bytes: int) -> None:
-    with pytest.raises(ValueError, match=f"must be 24 to 64 bytes in base64, not {size_bytes}"):
-        check_whsec("whsec_" + base64.b64encode(bytes(size_bytes)).decode())
 
 
 # --------------------------------------------------------------------------------------- the relay's own files

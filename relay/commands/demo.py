@@ -33,11 +33,11 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from relay.delivery.signature import new_secret
 from relay.errors import RelayError
 from relay.human_time import in_words
 from relay.ledger.embedded import EmbeddedStore
 from relay.model import Json
-from relay.secrets import generate_whsec
 from relay.simulator.offices import Office, open_office
 from relay.simulator.subscriber import Arrival, HookReport, VerifyingSubscriber
 from relay.simulator.timeline import CallPlan, Habits, calls, people
@@ -713,7 +713,7 @@ async def _play(plan: Plan, folder: Path, console: Console) -> Summary:
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, signals.told, number)
-    secret = generate_whsec()
+    secret = new_secret()
     subscriber = VerifyingSubscriber(seed=plan.seed)
     subscriber.add_hook(_HOOK, secret)
     board = Board([_office(plan, index) for index in range(len(plan.providers))], subscriber)
