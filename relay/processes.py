@@ -10,6 +10,7 @@ import structlog
 
 from relay import secrets
 from relay.api.server import serve_api, serve_internal
+from relay.delivery.guard import vet_url
 from relay.errors import SettingsError
 from relay.ledger.embedded import EmbeddedStore
 from relay.runtime import Runtime, open_runtime
@@ -119,6 +120,7 @@ async def role(
         if host is not None:
             await stack.enter_async_context(_hosted(host, runtime))
         read_again_on_hangup(runtime, read)
+        warn_of_addresses(settings)
         log.info("started", role=name)
         await runtime.run(stop, drain_s=settings.drain_s)
     log.info("stopped", role=name)
@@ -136,6 +138,7 @@ def read_again_on_hangup(runtime: Runtime, read: Callable[[], Settings]) -> None
         for name in changed_outside_maps(runtime.settings, fresh):
             log.warning("needs_a_restart", setting=name)
         runtime.directory.reconfigure(fresh)
+        warn_of_addresses(fresh)
         log.info("configuration_read", sources=len(fresh.sources), subscriptions=len(fresh.subscriptions))
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again)
@@ -155,6 +158,15 @@ async def _hosted(host: Host, runtime: Runtime) -> AsyncIterator[None]:
             hosting.result()
 
 
+def warn_of_addresses(settings: Settings) -> None:
+    """Say at once which subscribers will never be dialled, as far as their URLs alone tell."""
+    for sub, options in settings.subscriptions.items():
+        try:
+            vet_url(options.url.get_secret_value(), tuple(settings.delivery.allowed_networks))
+        except ValueError as error:
+            log.warning("subscriber_is_never_dialled", subscription=sub, why=str(error))
+
+
 def greet(runtime: Runtime) -> None:
     """Say what is running, for the person who started it."""
     settings = runtime.settings
@@ -166,6 +178,7 @@ def greet(runtime: Runtime) -> None:
         recording_links="null: set public_url" if settings.public_url is None else settings.recording_links,
         data_dir=str(Path(settings.data_dir)),
     )
+    warn_of_addresses(settings)
     if not runtime.sources:
         log.warning("no_sources", hint="nothing to ask: add an account under sources: in relay.yaml")
     if not runtime.subscriptions:

@@ -131,7 +131,7 @@ class Deliver:
             subscription=subscription.id,
             attempt=state.attempts + 1,
             why=outcome.words,
-            then=type(decision).__name__,
+            then=decision.words,
         )
         attempt = outcome.to_json()
         unwell = "f" if outcome.trips_breaker else "n"

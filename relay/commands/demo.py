@@ -132,12 +132,19 @@ class EventLine:
     about: str
     url: str = ""
     where: str = ""
+    again: bool = False
+    """The same event once more, under the same id: whoever sent it was killed before the answer was kept."""
+
+    @property
+    def mark(self) -> str:
+        """One that was heard for the first time, or once more."""
+        return "≡" if self.again else "✓"
 
     def text(self) -> str:
         """Write it as a line."""
         after = "" if self.after_s is None else f"{self.after_s:.2f} s"
         words = "".join(f"  {word}" for word in (self.about, self.where, self.url) if word)
-        return f"{_clock(self.at)} event  ✓ {self.type:<25} {after:>8}{words}"
+        return f"{_clock(self.at)} event  {self.mark} {self.type:<25} {after:>8}{words}"
 
 
 @dataclass(slots=True)
@@ -154,6 +161,7 @@ class Board:
     status: str = "starting"
     _found: dict[str, tuple[Office, int]] = field(default_factory=dict)
     _arrivals: int = 0
+    _ids: set[str] = field(default_factory=set)
 
     @property
     def several(self) -> bool:
@@ -173,6 +181,7 @@ class Board:
         arrivals = self.subscriber.arrivals(_HOOK)
         for arrival in arrivals[self._arrivals :]:
             event = self._heard(arrival)
+            self._ids.add(arrival.event_id)
             self.events.append(event)
             screen.event(event)
         self._arrivals = len(arrivals)
@@ -209,8 +218,11 @@ class Board:
             about = ", ".join(document.get("data", {}).get("changes", {}))
         if arrival.type == "call.transcript.completed":
             about = str((call.get("transcription") or {}).get("summary") or about)
+        again = arrival.event_id in self._ids
+        if again:
+            about = "again, with the same id"
         where = " ".join(filter(None, (line.where if line else "", "by stream" if via == "stream" else "")))
-        return EventLine(arrival.at, arrival.type, key, after_s, about, url, where)
+        return EventLine(arrival.at, arrival.type, key, after_s, about, url, where, again)
 
     def latencies_s(self, office: Office | None = None) -> list[float]:
         """From a call's being shown by the provider (any, or this one) to its being heard."""
@@ -551,7 +563,8 @@ def _events_table(lines: Sequence[EventLine]) -> Table:
     for line in lines:
         after = "" if line.after_s is None else f"{line.after_s:.2f} s"
         about = Text("listen", f"link {line.url} underline blue") if line.url else Text(line.about)
-        table.add_row(_clock(line.at), Text("✓", "green"), line.type, after, about, Text(line.where, "dim"))
+        mark = Text(line.mark, "yellow" if line.again else "green")
+        table.add_row(_clock(line.at), mark, line.type, after, about, Text(line.where, "dim"))
     return table
 
 

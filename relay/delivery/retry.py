@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Final, Literal, Protocol, assert_never
+from typing import ClassVar, Final, Literal, Protocol, assert_never
 
 from relay.delivery.outcomes import (
     Delivered,
@@ -24,6 +24,7 @@ from relay.delivery.outcomes import (
     TimedOut,
     Unreachable,
 )
+from relay.model import iso
 
 _HOUR_S: Final = 3600.0
 SCHEDULE: Final[tuple[float, ...]] = (
@@ -56,6 +57,8 @@ class Chance(Protocol):
 class Done:
     """It was heard."""
 
+    words: ClassVar[str] = "done"
+
 
 @dataclass(frozen=True, slots=True)
 class RetryAt:
@@ -63,17 +66,24 @@ class RetryAt:
 
     at: datetime
 
+    @property
+    def words(self) -> str:
+        return f"tried again at {iso(self.at)}"
+
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
     """Make no further attempt. `unknown`: it may have been heard, and this delivery may not be made twice."""
 
     reason: Literal["exhausted", "unknown"]
+    words: ClassVar[str] = "given up"
 
 
 @dataclass(frozen=True, slots=True)
 class Disable:
     """The subscriber asked for no more: stop the whole subscription."""
+
+    words: ClassVar[str] = "switched off"
 
 
 Decision = Done | RetryAt | GiveUp | Disable

@@ -131,12 +131,19 @@ class FieldMap(_Section):
     )
 
 
+def _known_form(value: Any) -> Any:
+    if value not in ("full", "flat"):
+        raise ValueError("must be full, flat, or {map: {field: JMESPath}}")
+    return value
+
+
 def _payload_form(value: Any) -> str:
     return "tag:map" if isinstance(value, Mapping | FieldMap) else "tag:name"
 
 
 Payload = Annotated[
-    Annotated[Literal["full", "flat"], Tag("tag:name")] | Annotated[FieldMap, Tag("tag:map")],
+    Annotated[Literal["full", "flat"], BeforeValidator(_known_form), Tag("tag:name")]
+    | Annotated[FieldMap, Tag("tag:map")],
     Discriminator(_payload_form),
 ]
 

@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import get_args
+from unittest import mock
 
 import pytest
 from rich.console import Console
@@ -13,7 +14,7 @@ from relay.cli import Shown
 from relay.commands.demo import Board, EventLine, Lines, Plan, Share, Tables, percentile, screen_for, summarise
 from relay.providers import PROVIDERS
 from relay.simulator.offices import NAMES, open_office
-from relay.simulator.subscriber import HookReport, VerifyingSubscriber
+from relay.simulator.subscriber import Arrival, HookReport, VerifyingSubscriber
 
 GOOD = HookReport(
     name="crm",
@@ -188,3 +189,18 @@ def test_tables_are_for_terminals_that_like_colours(
     monkeypatch.setenv("NO_COLOR", no_color)
     with screen_for(Console(file=io.StringIO(), force_terminal=terminal)) as screen:
         assert isinstance(screen, kind)
+
+
+def test_an_event_that_was_sent_once_more_looks_like_it() -> None:
+    """After a kill an answer may be lost: the repeated event is told apart by its id, and shown as what it is."""
+    out = io.StringIO()
+    seen = board("webfones")
+    now = datetime.now(UTC)
+    arrivals = [Arrival("evt_1", "call.completed", None, "7", 1, True, 0.0, now)] * 2
+    with mock.patch.object(seen.subscriber, "arrivals", return_value=arrivals):
+        seen.look(Lines(Console(file=out, width=120)))
+
+    first, again = [line for line in out.getvalue().splitlines() if "call.completed" in line]
+    assert ("✓" in first, "≡" in first) == (True, False)
+    assert ("✓" in again, "≡" in again) == (False, True)
+    assert "again, with the same id" in again

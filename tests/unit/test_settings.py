@@ -559,7 +559,7 @@ EVENTS = ", ".join(EVENT_TYPES)
         ("extensions", [""], "extensions[0]: must have at least 1 characters"),
         ("extensions", [True], "extensions[0]: must be text; put it in quotes"),
         ("min_duration_s", -1, "min_duration_s: must be at least 0 (only calls that took at least this long)"),
-        ("payload", "raw", "payload: must be 'full' or 'flat'"),
+        ("payload", "raw", "payload: must be full, flat, or {map: {field: JMESPath}}"),
         ("payload", {"map": {}}, "payload.map: must have 1 to 200 fields"),
         ("payload", {"map": {str(n): "id" for n in range(201)}}, "payload.map: must have 1 to 200 fields"),
         ("payload", {"map": {"id": " "}}, "payload.map: has an expression for 'id' that is empty or longer than 1000 characters"),  # noqa: E501
