@@ -5,6 +5,7 @@ is paid for before it is sent. Lower purposes stop earlier, so polls always find
 """
 
 import contextlib
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -48,9 +49,9 @@ class Limit:
 
     @property
     def interval_ms(self) -> float:
-        """Between two requests once the burst is used up."""
+        """Between two requests once the burst is used up; in whole 1024ths, which add up exactly to any time of day."""
         evenly = self.requests * self.share - self.burst
-        return self.window_s * 1000 / max(evenly, 1)
+        return math.ceil(self.window_s * 1000 / max(evenly, 1) * 1024) / 1024
 
     def tolerance_ms(self, purpose: Purpose) -> float:
         """How far ahead of an even pace this purpose may be; polls may be furthest."""

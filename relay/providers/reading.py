@@ -22,6 +22,7 @@ _LONGEST_RETRY_AFTER_S: Final = 3600.0
 
 _CLOCK: Final = re.compile(r"(?:([0-9]{1,3}):)?([0-9]{1,2}):([0-9]{2})(?:\.[0-9]+)?")
 _SECONDS: Final = re.compile(r"[0-9]{1,7}(\.[0-9]{1,9})?")
+_HOUR_24: Final = re.compile(r"[^0-9:.+-]24")
 _STAMP: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})?"
 )
@@ -95,13 +96,20 @@ def given_up(record: Record, seen_at: datetime) -> Record:
     return replace(record, finished=True)
 
 
+def iso_time(text: str) -> datetime:
+    """Read an ISO 8601 time; raises ValueError. Hour 24 is none: Python reads it as the next day from 3.13 on."""
+    if _HOUR_24.search(text):
+        raise ValueError("there is no hour 24")
+    return datetime.fromisoformat(text)
+
+
 def stamp(value: object, name: str) -> datetime:
     """Read a time that carries its zone, as RFC 3339 has it; aware UTC. `name` is the column, for the complaint."""
     wrong = f"{name} is not a possible time of the form 2025-07-01T20:54:53Z"
     if not isinstance(value, str) or not _STAMP.fullmatch(value.strip()):
         raise ValueError(wrong)
     try:
-        moment = datetime.fromisoformat(value.strip().upper().replace("Z", "+00:00"))
+        moment = iso_time(value.strip().upper().replace("Z", "+00:00"))
         moment = (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError(wrong) from None

@@ -127,6 +127,9 @@ class Process:
 
     def resident_mb(self) -> float:
         """Memory that it holds just now."""
+        with contextlib.suppress(FileNotFoundError):
+            status = Path(f"/proc/{self.pid}/status").read_text()
+            return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
         shown = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, text=True, check=True)
         return int(shown.stdout) / 1024
 

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.poll.budget import Limit
@@ -69,7 +69,8 @@ def test_each_purpose_stops_before_the_one_that_matters_more(limit: Limit) -> No
     assert tolerances[0] <= limit.window_s * 1000
 
 
-@given(limit=limits, purpose=st.sampled_from(Purpose))
-def test_every_purpose_gets_through_in_the_end(limit: Limit, purpose: Purpose) -> None:
+@example(limit=Limit(3, 1, 0.75), now_ms=1_795_266_393_208.123, purpose=Purpose.BACKFILL)
+@given(limit=limits, now_ms=st.floats(1e12, 2e12), purpose=st.sampled_from(Purpose))
+def test_every_purpose_gets_through_in_the_end(limit: Limit, now_ms: float, purpose: Purpose) -> None:
     """A bucket that nobody used lets one request of any purpose go, however small the share."""
-    assert let_through(limit, [1e12], purpose) == [1e12]
+    assert let_through(limit, [now_ms], purpose) == [now_ms]

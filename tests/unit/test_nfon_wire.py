@@ -221,6 +221,7 @@ def test_both_versions_of_the_document_are_read() -> None:
         ({**ROW, "uuid": " "}, "uuid is not a short text"),
         ({**ROW, "created": None}, "created is not a possible time such as 2025-06-03T10:12:34Z"),
         ({**ROW, "created": 1748945554}, "created is not a possible time such as 2025-06-03T10:12:34Z"),
+        ({**ROW, "created": "2025-06-03T24:00:00Z"}, "created is not a possible time such as 2025-06-03T10:12:34Z"),
         ({**ROW, "created": "2025-02-30T10:12:34Z"}, "created is not a possible time such as 2025-06-03T10:12:34Z"),
         (
             {**ROW, "created": "0001-01-01T00:00:00+14:00"},

@@ -186,6 +186,7 @@ def test_the_natural_key_can_be_asked_for() -> None:
     [
         ({"creation_time": None}, IMPOSSIBLE),
         ({"creation_time": "2025-02-30T25:61:00Z"}, IMPOSSIBLE),
+        ({"creation_time": "2025-02-28T24:00:00Z"}, IMPOSSIBLE),
         ({"creation_time": "0001-01-01T00:00:00+14:00"}, IMPOSSIBLE),
         ({"creation_time": "1970-01-01T00:00:00Z"}, "creation_time is not in this century"),
         ({"id": None, "source_number": None, "destination_number": ""}, "the row has neither an id nor a number"),

@@ -20,7 +20,7 @@ from relay.errors import OddAnswer, ProviderError
 from relay.model import Direction, Json, NumberType, Outcome, Party, Record, iso
 from relay.providers import reading
 from relay.providers.base import BadRow, excerpt
-from relay.providers.reading import Text, complaint, dumped, kept, seconds, shrunk, shrunk_row, text
+from relay.providers.reading import Text, complaint, dumped, iso_time, kept, seconds, shrunk, shrunk_row, text
 
 NAME: Final = "NFON"
 MAPPING_VERSION: Final = 1
@@ -173,7 +173,7 @@ def _stamp(value: object) -> datetime:
     if not isinstance(value, str) or not 19 <= len(value) <= 40:
         raise ValueError(wrong)
     try:
-        stamp = datetime.fromisoformat(value.strip())
+        stamp = iso_time(value.strip())
         stamp = stamp.replace(tzinfo=UTC) if stamp.tzinfo is None else stamp.astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError(wrong) from None

@@ -21,7 +21,7 @@ from relay.errors import OddAnswer, ProviderError
 from relay.model import Contact, Direction, Json, NumberType, Outcome, Party, Record
 from relay.providers import reading
 from relay.providers.base import BadRow, ContactChanges, excerpt
-from relay.providers.reading import Text, complaint, dumped, given_up, kept, seconds, shrunk, shrunk_row, text
+from relay.providers.reading import Text, complaint, dumped, given_up, iso_time, kept, seconds, shrunk, shrunk_row, text
 
 NAME: Final = "WebFones"
 MAPPING_VERSION: Final = 1
@@ -128,7 +128,7 @@ def _stamp(value: object) -> datetime:
     if not isinstance(value, str) or not _STAMP.fullmatch(value.strip()):
         raise ValueError(wrong)
     try:
-        stamp = datetime.fromisoformat(value.strip())
+        stamp = iso_time(value.strip())
     except ValueError:
         raise ValueError(wrong) from None
     if not 2000 <= stamp.year < 2100:
