@@ -53,9 +53,10 @@ async def _measure_sources(runtime: Runtime, now_ms: int) -> None:
     asked = [sid for sid, source in runtime.sources.items() if not source.paused]
     async with runtime.redis.pipeline(transaction=False) as pipe:
         for sid in asked:
-            pipe.hmget(keys.source(sid), ["last_poll", "started_at"])
+            pipe.hmget(keys.source(sid), ["last_poll", "started_at", "quiet_since"])
         answers = await pipe.execute()
-    for sid, (last_poll, started_at) in zip(asked, answers, strict=True):
+    metrics.QUIET.set(sum(bool(quiet_since) for _, _, quiet_since in answers))
+    for sid, (last_poll, started_at, _) in zip(asked, answers, strict=True):
         since_ms = int(last_poll or started_at or now_ms)
         lags[sid] = max((now_ms - since_ms) / 1000, 0)
     worst = sorted(lags, key=lambda sid: lags[sid], reverse=True)[:MOST_SOURCES]

@@ -25,8 +25,7 @@ ATTEMPT_SECONDS = Histogram("relay_attempt_seconds", "How long an attempt took."
 LANE_DUE = Gauge("relay_lane_due", "Items that are due now.", ["lane"])
 LANE_OLDEST = Gauge("relay_lane_oldest_due_seconds", "How long the oldest due item has been due.", ["lane"])
 POLL_LAG = Gauge("relay_poll_lag_seconds", "Since a source was last polled with success.", ["source"])
-
-
+QUIET = Gauge("relay_sources_quiet", "Sources that have no calls when they always have some.")
 BUDGET_LEFT = Gauge("relay_budget_left", "Requests that could go to a provider right now.", ["provider", "bucket"])
 SUBSCRIPTIONS = Gauge("relay_subscriptions", "Subscriptions, by state.", ["state"])
 BREAKERS = Gauge("relay_breakers", "Breakers of subscriptions, by state.", ["state"])

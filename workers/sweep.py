@@ -5,18 +5,24 @@ Runs from arq's cron and, in one process, beside it; twice at once does no harm.
 
 import contextlib
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import structlog
 
 from relay.errors import SettingsError, StorageError
 from relay.ledger import keys
+from relay.model import iso
+from relay.poll.silence import same_stretches, too_quiet
 from relay.runtime import DAY_S, Runtime
+from relay.sources import Source
 
 log = structlog.get_logger(__name__)
 
 EVERY_S = 30
 _TRIM_EVERY_S = 3600
+_LISTEN_EVERY_S = 300
 _STEP_BACK_MS = 5000
+_QUIET_HINT = "polls go well and bring no call, as never before at this time: does the key still see the account?"
 
 
 async def sweep(runtime: Runtime) -> None:
@@ -24,6 +30,8 @@ async def sweep(runtime: Runtime) -> None:
     await _time_went_back(runtime)
     await runtime.arrange()
     await _credentials_changed(runtime)
+    if await runtime.redis.set(keys.LISTENED, 1, nx=True, ex=_LISTEN_EVERY_S):
+        await listen_for_silence(runtime)
     if await runtime.redis.set(keys.TRIMMED, 1, nx=True, ex=_TRIM_EVERY_S):
         await trim(runtime)
         resealed = await runtime.directory.declarations.reseal()
@@ -63,11 +71,44 @@ async def _credentials_changed(runtime: Runtime) -> None:
             runtime.wakes("poll")
 
 
+async def listen_for_silence(runtime: Runtime) -> None:
+    """Find the sources that are polled well and yet have no calls when they always have some."""
+    asked = [source for source in runtime.sources.values() if not source.paused]
+    async with runtime.redis.pipeline(transaction=False) as pipe:
+        for source in asked:
+            pipe.hmget(keys.source(source.id), ["started_at", "error", "quiet_since"])
+            pipe.zrevrange(keys.calls_of(source.id), 0, 0, withscores=True)
+        answers = await pipe.execute()
+    for source, (began, error, noted), newest in zip(asked, answers[::2], answers[1::2], strict=True):
+        if not began or error:
+            continue  # one whose polls fail is spoken of already
+        quiet_since_ms = int(newest[0][1]) if newest else 0
+        calls = await _calls_in_same_stretches(runtime, source, quiet_since_ms, int(began)) if newest else []
+        if too_quiet(calls) and not noted:
+            since = iso(_instant(quiet_since_ms))
+            log.warning("source_is_quiet", source=source.id, since=since, usual_calls=min(calls), hint=_QUIET_HINT)
+            await runtime.states.note(source.id, quiet_since=quiet_since_ms)
+        elif noted and not too_quiet(calls):
+            log.info("source_is_heard_again", source=source.id)
+            await runtime.states.note(source.id, quiet_since="")
+
+
+async def _calls_in_same_stretches(runtime: Runtime, source: Source, newest_ms: int, began_ms: int) -> list[int]:
+    now_ms = runtime.lanes["poll"].store_now_ms
+    known_since_ms = max(began_ms, now_ms - runtime.settings.retention.calls_days * DAY_S * 1000)
+    zone = ZoneInfo(source.rules.timezone)
+    stretches = same_stretches(_instant(newest_ms), _instant(now_ms), zone=zone, known_since=_instant(known_since_ms))
+    async with runtime.redis.pipeline(transaction=False) as pipe:
+        for begin, end in stretches:
+            pipe.zcount(keys.calls_of(source.id), begin.timestamp() * 1000, end.timestamp() * 1000)
+        return [int(count) for count in await pipe.execute()]
+
+
 async def trim(runtime: Runtime) -> None:
     """Let go of what is older than its retention; bodies expire by themselves, this is about lists and audio."""
     retention = runtime.settings.retention
     now_ms = runtime.lanes["poll"].store_now_ms
-    now = datetime.fromtimestamp(now_ms / 1000, UTC)
+    now = _instant(now_ms)
     calls = [keys.CALLS, *map(keys.calls_of, runtime.sources)]
     events = [keys.EVENTS, keys.DEAD, *map(keys.events_of, runtime.sources)]
     events += map(keys.deliveries_of, runtime.subscriptions)
@@ -84,3 +125,7 @@ async def trim(runtime: Runtime) -> None:
     else:
         if gone:
             log.info("recordings_trimmed", count=gone)
+
+
+def _instant(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -97,6 +97,7 @@ class SourceHealth(BaseModel):
     failures: int = Field(description="failed polls in a row")
     contacts_off: str | None = Field(description="why nobody is looked up for a while")
     recordings_off: str | None = Field(description="why no audio is fetched for a while")
+    quiet_since: AwareDatetime | None = Field(description="its newest call, where it always has calls at this time")
     requests_left: int | None = Field(description="what is left of our share of the provider's limit right now")
     quarantined: int = Field(description="rows that were put aside")
 
@@ -177,6 +178,7 @@ async def views(api: Api, found: Sequence[Source]) -> list[SourceView]:
             failures=state.failures,
             contacts_off=state.contacts_off or None,
             recordings_off=state.recordings_off or None,
+            quiet_since=state.quiet_since,
             requests_left=requests,
             quarantined=aside,
         )

@@ -436,6 +436,10 @@ async def _remembered(sid: str, options: SourceOptions, redis: Redis) -> list[Fi
         text = f"calls are first seen {in_words(state.zone_off_s)} {'late' if state.zone_off_s > 0 else 'early'}"
         fix = _suggestion(options.timezone, datetime.now(UTC), -state.zone_off_s)
         findings.append(Finding(f"{what} delays", "warn", text, fix))
+    if state.quiet_since:
+        quiet = in_words((datetime.now(UTC) - state.quiet_since).total_seconds())
+        text = f"no call for {quiet}, where each of the last weeks had more than three in the same time"
+        findings.append(Finding(f"{what} calls", "warn", text, "see whether the key still sees the account's calls"))
     for extra, why in (("contacts", state.contacts_off), ("recordings", state.recordings_off)):
         if why:
             text = f"were switched off: {why}"

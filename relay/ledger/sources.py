@@ -21,7 +21,8 @@ _QUARANTINE_MOST = 100
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """A source as it was read. `zone_off_s` is None before enough calls were seen to judge the zone by."""
+    """A source as it was read. `zone_off_s` is None before enough calls were seen to judge the zone by; `quiet_since`
+    is the time of the newest call of a source that always has some at this time of the week."""
 
     standing: Standing
     error: str = ""
@@ -35,6 +36,7 @@ class SourceState:
     zone_off_s: int | None = None
     contacts_off: str = ""
     recordings_off: str = ""
+    quiet_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class SourceStates:
             zone_off_s=int(fields[b"zone_off_s"]) if fields.get(b"zone_off_s") else None,
             contacts_off=fields.get(b"contacts_off", b"").decode(),
             recordings_off=fields.get(b"recordings_off", b"").decode(),
+            quiet_since=instant(b"quiet_since"),
         )
 
     async def begin(self, sid: str, started_at: datetime, *, cursor: datetime | None = None) -> Standing:

@@ -375,7 +375,7 @@ def test_queries_are_well_formed(render: Render) -> None:
 
 
 def test_alerts_cover_what_goes_wrong(render: Render) -> None:
-    """No data, nobody there, late, given up, failing, budget, quarantine, memory, disk: each with a word for people."""
+    """Nobody there, late, quiet, given up, failing, budget, quarantine, memory, disk: each with a word for people."""
     (rule,) = render("everything").of("PrometheusRule")
     alerts = {alert["alert"]: alert for group in rule["spec"]["groups"] for alert in group["rules"]}
 
@@ -383,6 +383,7 @@ def test_alerts_cover_what_goes_wrong(render: Render) -> None:
         "RelayNoData",
         "RelayRoleDown",
         "RelayPollLag",
+        "RelaySourceQuiet",
         "RelayWorkLate",
         "RelayGaveUp",
         "RelaySubscriptionFailing",

@@ -161,6 +161,7 @@ async def test_what_the_relay_has_noted_about_a_source_is_shown(place: Place, re
     states = SourceStates(redis)
     await states.note("main", error="WebFones refuses the key", error_since=1, zone_off_s=18_000)
     await states.note("main", contacts_off="WebFones refuses the key for the contacts (403)")
+    await states.note("main", quiet_since=int((datetime.now(UTC) - timedelta(hours=5)).timestamp() * 1000))
 
     by_name = {finding.what: finding for finding in await place.findings()}
 
@@ -169,6 +170,8 @@ async def test_what_the_relay_has_noted_about_a_source_is_shown(place: Place, re
     assert by_name["source main contacts"].status == "warn"
     assert by_name["source main delays"].text == "calls are first seen 5 hours late"
     assert "UTC-05:00" in by_name["source main delays"].fix
+    assert by_name["source main calls"].status == "warn"
+    assert by_name["source main calls"].text.startswith("no call for 5 hours")
 
 
 async def test_a_used_up_share_is_a_warning_and_the_rest_goes_on(place: Place, redis: Redis) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from relay.gauges import measure
 from relay.ledger import keys
 from relay.ledger.lane import Settlement
 from relay.runtime import Runtime, open_runtime
 from tests.flow.harness import KEY, read_settings
-from workers.sweep import sweep, trim
+from workers.sweep import listen_for_silence, sweep, trim
 
 DAY_MS = 86_400_000
 
@@ -241,3 +243,78 @@ async def test_trimming_happens_once_an_hour(relays: Relays, redis: Redis) -> No
     await sweep(runtime)
 
     assert await redis.zcard(keys.CALLS) == 0
+
+
+# Silence
+
+
+async def busy_weeks(redis: Redis, sid: str, *, calls: int) -> None:
+    """So many calls in each of the stretches that an hour of silence is held against, and one an hour ago."""
+    now = await now_ms(redis)
+    hour_ms = 3_600_000
+    members = {"newest": now - hour_ms}
+    for week in range(1, 5):
+        for n in range(calls):
+            members[f"{week}-{n}"] = now - week * 7 * DAY_MS - hour_ms // 2 - n * 1000
+    await redis.zadd(keys.calls_of(sid), members)
+    await redis.hset(keys.source(sid), "started_at", now - 100 * DAY_MS)  # type: ignore[misc]
+
+
+async def test_a_source_without_calls_at_a_busy_hour_is_named_once(relays: Relays, redis: Redis) -> None:
+    """No request fails, so nothing else would tell: it is in the log, in the source's health and in the metrics."""
+    runtime = await relays.open(a={"api_key": "one"}, b={"api_key": "two"})
+    await busy_weeks(redis, "a", calls=4)
+    await busy_weeks(redis, "b", calls=3)
+
+    with capture_logs() as logs:
+        await listen_for_silence(runtime)
+        await listen_for_silence(runtime)
+    await measure(runtime)
+
+    assert [(each["source"], each["usual_calls"]) for each in logs if each["event"] == "source_is_quiet"] == [("a", 4)]
+    quiet_since = (await runtime.states.read("a")).quiet_since
+    assert quiet_since is not None
+    assert quiet_since.timestamp() == pytest.approx(await now_ms(redis) / 1000 - 3600, abs=60)
+    assert (await runtime.states.read("b")).quiet_since is None
+    assert REGISTRY.get_sample_value("relay_sources_quiet") == 1
+
+
+async def test_the_next_call_ends_the_silence(relays: Relays, redis: Redis) -> None:
+    """Nobody has to acknowledge anything."""
+    runtime = await relays.open(a={"api_key": "one"})
+    await busy_weeks(redis, "a", calls=9)
+    await listen_for_silence(runtime)
+    await redis.zadd(keys.calls_of("a"), {"again": await now_ms(redis)})
+
+    with capture_logs() as logs:
+        await listen_for_silence(runtime)
+    await measure(runtime)
+
+    assert [each["event"] for each in logs] == ["source_is_heard_again"]
+    assert (await runtime.states.read("a")).quiet_since is None
+    assert REGISTRY.get_sample_value("relay_sources_quiet") == 0
+
+
+@pytest.mark.parametrize("name", ["error", "started_at"])
+async def test_a_source_that_fails_or_is_new_is_not_called_quiet(relays: Relays, redis: Redis, name: str) -> None:
+    """A failing one is spoken of already, and of a new one nobody knows what is usual."""
+    runtime = await relays.open(a={"api_key": "one"})
+    await busy_weeks(redis, "a", calls=9)
+    value = {"error": "the key is refused", "started_at": str(await now_ms(redis) - 13 * DAY_MS)}[name]
+    await redis.hset(keys.source("a"), name, value)  # type: ignore[misc]
+
+    with capture_logs() as logs:
+        await listen_for_silence(runtime)
+
+    assert logs == []
+
+
+async def test_sweeps_listen_now_and_then(relays: Relays, redis: Redis) -> None:
+    """Once in five minutes, whoever sweeps."""
+    runtime = await relays.open(a={"api_key": "one"})
+    await busy_weeks(redis, "a", calls=4)
+
+    await sweep(runtime)
+
+    assert (await runtime.states.read("a")).quiet_since is not None
+    assert 0 < await redis.ttl(keys.LISTENED) <= 300
