@@ -71,21 +71,24 @@ class Deliver:
         """Attempt the head of a subject's pending events and settle what came of it."""
         claim = claims[0]
         event = claimed_event(claim)
+        state = DeliveryState.read(event.state)
+        if event.body is None:
+            self._give_up(claim, event, state, "expired", None)
+            return
         subscription = self._subscriptions.get(claim.partition)
         if subscription is None:
             # Another process may know it already, or this one may have to read its configuration again.
             self.runner.settle(claim, "again", wait_ms=_UNKNOWN_HERE_MS)
             return
-        state = DeliveryState.read(event.state)
-        if event.body is None:
-            self._give_up(claim, event, state, "expired", None)
-            return
         if state.status == "intent":
             self._give_up(claim, event, state, "unknown", None)
             return
+        body = await self._attempts.body_for(subscription, event)
         if subscription.options.delivery == "at_most_once" and not await self._intend(claim, event, state):
+            # Another worker has it, and this settle is refused; or it was erased, and what follows it goes on.
+            self.runner.settle(claim, "again", a=event.id)
             return
-        outcome = await self._attempts(subscription, event, now_ms=self.runner.lane.store_now_ms)
+        outcome = await self._attempts.send(subscription, event.id, body, now_ms=self.runner.lane.store_now_ms)
         metrics.attempted(outcome, subscription.host)
         if not isinstance(outcome, Delivered):
             self._prompt.discard(subscription.id)

@@ -11,6 +11,7 @@ import structlog
 
 from relay.errors import SettingsError, StorageError
 from relay.ledger import keys
+from relay.ledger.lane import LANES
 from relay.model import iso
 from relay.poll.silence import same_stretches, too_quiet
 from relay.runtime import DAY_S, Runtime
@@ -109,7 +110,7 @@ async def trim(runtime: Runtime) -> None:
     retention = runtime.settings.retention
     now_ms = runtime.lanes["poll"].store_now_ms
     now = _instant(now_ms)
-    calls = [keys.CALLS, *map(keys.calls_of, runtime.sources)]
+    calls = [keys.CALLS, *map(keys.calls_of, runtime.sources), *map(keys.poison, LANES)]
     events = [keys.EVENTS, keys.DEAD, *map(keys.events_of, runtime.sources)]
     events += map(keys.deliveries_of, runtime.subscriptions)
     for names, days in ((calls, retention.calls_days), (events, retention.events_days)):

@@ -16,7 +16,6 @@ from relay.ledger.deliveries import DeliveryState, Status
 
 _MOST_INDEXES: Final = 500
 _GIVEN_UP: Final = frozenset({"exhausted", "unknown", "expired", "poison"})
-_NO_SUBSCRIPTION: Final = frozenset({keys.BODY.encode(), keys.NUMBER.encode()})
 _SEPARATOR: Final = "\x1f"
 
 
@@ -89,7 +88,7 @@ async def of_event(api: Api, caller: Caller, eid: str) -> list[DeliveryView]:
     """List the deliveries of an event that the caller may see."""
     redis = api.runtime.redis
     fields: Mapping[bytes, bytes] = await redis.hgetall(keys.event(eid))  # type: ignore[misc]  # both clients
-    states = {name.decode(): state for name, state in fields.items() if name not in _NO_SUBSCRIPTION}
+    states = {name.decode(): state for name, state in fields.items()}
     subs = [sub for sub in states if _visible(api, caller, sub)]
     async with redis.pipeline(transaction=False) as pipe:
         for sub in subs:

@@ -249,13 +249,15 @@ def durability(info: Json) -> list[Finding]:
 
 
 async def _troubles(redis: Redis) -> list[Finding]:
-    """List work that was put aside, which nobody will do without a person."""
+    """List work that was put aside, which a person should see."""
     findings: list[Finding] = []
     for lane in LANES:
         count = await redis.zcard(keys.poison(lane))
         if count:
             text = f"{count} items were put aside after five attempts that nobody survived"
-            findings.append(Finding(f"{lane} lane", "warn", text, "the log says work_failed where it happened"))
+            fix = "the log says work_failed where it happened"
+            fix += {"enrich": "; each is tried again after an hour", "deliver": "; relay replay sends it"}.get(lane, "")
+            findings.append(Finding(f"{lane} lane", "warn", text, fix))
     return findings
 
 

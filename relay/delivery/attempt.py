@@ -1,4 +1,4 @@
-"""One attempt: the body in the subscriber's form, signed, sent; what came of it is a value.
+"""One attempt: the body in the subscriber's form, then signed and sent; what came of it is a value.
 
 The body is the same on every attempt but for the recording link, which is minted anew so that it always works.
 """
@@ -35,10 +35,9 @@ class Attempts:
         self._find_call = find_call
         self._timeout_s = timeout_s
 
-    async def __call__(self, subscription: Subscription, event: ClaimedEvent, *, now_ms: int) -> Outcome:
-        """Make one. `now_ms` is the store's time, which the signature carries."""
-        body = await self._body(subscription, event)
-        headers = signature.headers(event.id, now_ms // 1000, body, subscription.keys_at(now_ms / 1000))
+    async def send(self, subscription: Subscription, eid: str, body: bytes, *, now_ms: int) -> Outcome:
+        """Sign what `body_for` gave, and post it. `now_ms` is the store's time, which the signature carries."""
+        headers = signature.headers(eid, now_ms // 1000, body, subscription.keys_at(now_ms / 1000))
         if subscription.headers:
             headers = {**subscription.headers, **headers}
         return await self._sender.send(
@@ -49,7 +48,8 @@ class Attempts:
             reuse=subscription.options.delivery == "at_least_once",
         )
 
-    async def _body(self, subscription: Subscription, event: ClaimedEvent) -> bytes:
+    async def body_for(self, subscription: Subscription, event: ClaimedEvent) -> bytes:
+        """Write the body; reads the store where the provider's row or a recording link belongs in it."""
         assert event.body is not None  # noqa: S101 - an event without a body is not attempted
         if subscription.plain and len(event.body) <= MAX_BODY_BYTES and _HAS_AUDIO not in event.body:
             return event.body  # nothing to add and nothing to change: the canonical event is the body

@@ -9,7 +9,7 @@
 -- * an event is published, a contact or a recording arrives while a call is being erased: the version is another one,
 --   and whoever erases reads again, so that no event is left behind.
 -- * an attempt is in flight: when nothing else waits for its subject its lease ends here and its settle is refused;
---   otherwise it finds nothing to take off. The delivery has ended as expired either way.
+--   otherwise its settle finds the event not pending and writes nothing. The delivery has ended as expired either way.
 -- * audio is being fetched: the record lane's item is gone, the part that arrives is refused.
 
 local cid, version, subject, sid = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -48,7 +48,8 @@ for n = 1, tonumber(ARGV[5]) do
   local states = redis.call('HGETALL', k_event)
   for i = 1, #states, 2 do
     local sub, state = states[i], states[i + 1]
-    if sub ~= '=' and sub ~= '#' then
+    if sub ~= '#' then
+      local head = redis.call('ZRANGE', k_pending(sub, subject), 0, 0)[1]
       if redis.call('ZREM', k_pending(sub, subject), eid) == 1 then
         redis.call('HSET', k_event, sub, '{"s":"expired","t":' .. stamp .. '}')
         redis.call('ZADD', 'relay:dead', now, sub .. '\31' .. eid)
@@ -56,6 +57,8 @@ for n = 1, tonumber(ARGV[5]) do
         if redis.call('EXISTS', k_pending(sub, subject)) == 0 then
           forget('deliver', sub, subject)
           rescore('deliver', sub)
+        elseif head == eid then
+          put('deliver', sub, subject, now, 'LT') -- the backoff was the erased one's
         end
       else
         redis.call('HSET', k_event, sub, without_words(state))

@@ -21,6 +21,8 @@
 -- * a runner settles after its lease ended and the item went to another: its token is old, the settle is refused.
 -- * an item is put while it is held: the lease is dirty, settling re-arms it (see lane.lua).
 -- * a runner dies: its leases end and are claimable again; after five ends in a row the item is put aside.
+-- * an event is erased while it is attempted: nothing of the attempt is written down, what follows it goes on.
+-- * a call changes while the worker that will be the fifth to die holds it: it is put aside and due again at once.
 -- * the store's memory is full: outcomes are kept all the same (allow-oom), or everything would be sent again.
 
 local lane, want, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -61,7 +63,9 @@ local function settle(p, item, token, verb, wait, a, b, c)
     touched[p] = true
     return 1
   elseif verb == 'intent' then
+    if not redis.call('ZSCORE', k_pending(p, item), a) then return 0 end
     redis.call('HSET', 'relay:event:' .. a, p, b)
+    redis.call('EXPIRE', 'relay:event:' .. a, event_ttl)
     return 1
   end
   if lane == 'record' and verb ~= 'done' then lease.dirty = nil end -- only an item that was let go looks again
@@ -72,15 +76,18 @@ local function settle(p, item, token, verb, wait, a, b, c)
   elseif lease.dirty then
     at = lease.dirty
   end
-  if lane == 'deliver' and a ~= '' then
-    if b ~= '' then
+  if lane == 'enrich' and verb == 'done' then
+    redis.call('ZREM', 'relay:poison:' .. lane, p .. '\31' .. item)
+  elseif lane == 'deliver' and a ~= '' then
+    health(p, c)
+    local pending = redis.call('ZSCORE', k_pending(p, item), a)
+    if pending and b ~= '' then
       redis.call('HSET', 'relay:event:' .. a, p, b)
       redis.call('EXPIRE', 'relay:event:' .. a, event_ttl)
+      if c == 'x' then redis.call('ZADD', 'relay:dead', now, p .. '\31' .. a) end
     end
-    health(p, c)
-    if c == 'x' then redis.call('ZADD', 'relay:dead', now, p .. '\31' .. a) end
-    if verb == 'done' then
-      redis.call('ZREM', k_pending(p, item), a)
+    if verb == 'done' then redis.call('ZREM', k_pending(p, item), a) end
+    if verb == 'done' or not pending then
       at = redis.call('EXISTS', k_pending(p, item)) == 1 and now or nil
     end
   elseif lane == 'record' and b ~= '' and redis.call('EXISTS', 'relay:call:' .. item) == 1 then
@@ -123,7 +130,9 @@ local function payload(p, item, claim)
   return true
 end
 
-local function put_aside(p, item)
+-- What killed five workers is kept from the sixth. A call may still have to be told, so it is tried again after an hour;
+-- what was put meanwhile has a try of its own at once.
+local function put_aside(p, item, lease)
   redis.call('ZADD', 'relay:poison:' .. lane, now, p .. '\31' .. item)
   redis.call('HINCRBY', 'relay:counts', 'poison_' .. lane, 1)
   if lane == 'deliver' then
@@ -144,13 +153,15 @@ local function put_aside(p, item)
     end
   end
   forget(lane, p, item)
+  local again = lease.dirty or (lane == 'enrich' and now + 3600000)
+  if again then redis.call('ZADD', k_waiting(lane, p), again, item) end
 end
 
 -- Lease one item, unless there is nothing to hand out after all.
 local function take(p, item, lease)
   local expiries = lease and lease.expiries + 1 or 0
   if expiries >= 5 then
-    put_aside(p, item)
+    put_aside(p, item, lease)
     return
   end
   if expiries >= 3 and #claims > 0 then return end -- claimed alone, by a later call

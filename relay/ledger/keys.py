@@ -126,7 +126,8 @@ def set_back(name: str) -> str:
 
 
 def poison(name: str) -> str:
-    """ZSET  partition and item (U+001F between) → when it was put aside, after five leases that nobody settled."""
+    """ZSET  partition and item (U+001F between) → when it was put aside, after five leases that nobody settled. Trimmed
+    with the calls; gone sooner when a call is told after all, or an event replayed."""
     return f"relay:poison:{name}"
 
 

@@ -10,12 +10,12 @@
 -- * the subject is held or waits for a later event's attempt: the replayed event takes the place of its number, and
 --   only when that makes it the head is the subject due now; the backoff of another head is not shortened.
 
-local eid, subject, force = ARGV[1], ARGV[2], ARGV[3] == '1'
+local lane, eid, subject, force = 'deliver', ARGV[1], ARGV[2], ARGV[3] == '1'
 local ttl = tonumber(ARGV[4])
 local k_event = 'relay:event:' .. eid
 local answers = {}
 local exists = redis.call('HEXISTS', k_event, '=') == 1
-redis.call('EXPIRE', k_event, ttl)
+if exists then redis.call('EXPIRE', k_event, ttl) end
 local now = now_ms()
 local sequence = redis.call('HGET', k_event, '#') or 0
 for n = 1, tonumber(ARGV[6]) do
@@ -24,7 +24,7 @@ for n = 1, tonumber(ARGV[6]) do
   local answer = 'q'
   if not exists then
     answer = 'g'
-  elseif redis.call('HGET', k_partition('deliver', sub), 'off') then
+  elseif redis.call('HGET', k_partition(lane, sub), 'off') then
     answer = 'o'
   elseif redis.call('ZSCORE', k_pending(sub, subject), eid) then
     answer = 'w'
@@ -34,9 +34,10 @@ for n = 1, tonumber(ARGV[6]) do
     redis.call('HSET', k_event, sub, ARGV[5])
     redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
     redis.call('ZREM', 'relay:dead', sub .. '\31' .. eid)
+    redis.call('ZREM', 'relay:poison:' .. lane, sub .. '\31' .. subject)
     redis.call('ZADD', k_pending(sub, subject), sequence, eid)
     local head = redis.call('ZRANGE', k_pending(sub, subject), 0, 0)[1]
-    put('deliver', sub, subject, now, head == eid and 'LT' or 'NX')
+    put(lane, sub, subject, now, head == eid and 'LT' or 'NX')
   end
   answers[n] = answer
 end

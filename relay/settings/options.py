@@ -110,12 +110,14 @@ class PollOptions(_Section):
 
 
 class RetentionOptions(_Section):
-    calls_days: int = Field(30, ge=1, le=3_650, description="days that a call is kept")
+    calls_days: int = Field(30, ge=1, le=3_650, description="days that a call is kept; not shorter than its events")
     events_days: int = Field(14, ge=10, le=3_650, description="days that an event can be listed and replayed")
     recordings_days: int = Field(30, ge=1, le=3_650, description="days that audio is kept; not longer than its call")
 
     @model_validator(mode="after")
     def _audio_does_not_outlive_its_call(self) -> Self:
+        if self.events_days > self.calls_days:
+            raise ValueError(f"events_days ({self.events_days}) must not be more than calls_days ({self.calls_days})")
         if self.recordings_days > self.calls_days:
             raise ValueError(
                 f"recordings_days ({self.recordings_days}) must not be more than calls_days ({self.calls_days})"

@@ -307,9 +307,15 @@ async def test_an_upgrade_of_the_mapping_does_not_shout(redis: Redis) -> None:
     assert await the_call(redis) == before
     assert await waiting(redis, "enrich") == []
     assert await admitted(redis, row(new), mapping=2) == "k"
+    await redis.delete(keys.seen("main", "2025-07-01"))
+    assert await admitted(redis, row(new), mapping=2) == "k"
 
-    assert await admitted(redis, row(replace(new, status_raw="x")), mapping=2) == "c"
+    moved = replace(new, status_raw="x", started_at=new.started_at + timedelta(seconds=30))
+    assert await admitted(redis, row(moved), mapping=2) == "c"
     assert await waiting(redis, "enrich") == [before.id]
+    after = await the_call(redis)
+    assert (after.started_ms, after.via) == (before.started_ms + 30_000, before.via)
+    assert not await redis.hexists(keys.call(before.id), "was")  # type: ignore[misc]  # nothing was said of it
 
 
 async def test_an_upgrade_that_writes_a_call_alike_still_counts(redis: Redis) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.ledger import ids
+from relay.ledger import ids, keys
 from relay.ledger.calls import Row
 from relay.model import Party, Record
 from relay.providers.base import BadRow
@@ -88,6 +88,17 @@ async def test_a_number_finds_its_calls_and_nothing_else(desk: Desk) -> None:
     assert [(each["source_id"], each["words"]) for each in nothing["sources"]] == [("main", "not polled so far")]
     assert await desk.code("GET", "/v1/explain") == (422, "invalid")
     assert await desk.code("GET", "/v1/explain?about=1&source=nobody") == (404, "not_found")
+
+
+async def test_a_call_whose_events_are_kept_no_more_was_told_once(desk: Desk) -> None:
+    """Calls are kept longer than events: that nothing is left of them is no sign that nobody heard."""
+    eid = await desk.told("main", "1")
+    await desk.relay.redis.delete(keys.event(eid))
+
+    item = await explained(desk, ids.call_id("main", "1"))
+
+    assert item["verdict"] == "forgotten"
+    assert "retention.events_days" in item["summary"]
 
 
 async def test_a_tenant_hears_nothing_of_others(desk: Desk) -> None:

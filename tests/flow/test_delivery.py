@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from relay.delivery.attempt import Attempts
+from relay.delivery.subscriptions import Subscription
 from relay.ledger import ids, keys
+from relay.ledger.calls import ClaimedEvent, Said
 from relay.ledger.health import read_health
 from relay.model import Outcome
 from relay.simulator.subscriber import Behaviour, Way
@@ -208,6 +212,35 @@ async def test_at_most_once_finds_the_intent_of_a_worker_that_died(start: Start)
         await relay.until_state(eid, "unknown")
 
         assert relay.report().received == 0
+
+
+async def test_at_most_once_survives_trouble_before_it_dials(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body needs the store, which hiccups: nothing was sent, so nothing is unknown."""
+    body_for, troubles = Attempts.body_for, [RedisConnectionError("gone for a moment")]
+
+    async def troubled(self: Attempts, subscription: Subscription, event: ClaimedEvent) -> bytes:
+        if troubles:
+            raise troubles.pop()
+        return await body_for(self, subscription, event)
+
+    monkeypatch.setattr(Attempts, "body_for", troubled)
+    async with start({"a": {"delivery": "at_most_once", "include_raw": True}}) as relay:
+        await relay.call("1")
+        await relay.until_state(relay.event_of("1"), "delivered")
+
+        assert relay.report().accepted == 1
+
+
+async def test_what_expired_for_a_subscription_that_nobody_knows_is_not_kept_for_it(start: Start) -> None:
+    """A subscription that was taken out of the configuration is waited for no longer than its events live."""
+    async with start({"a": {}}) as relay:
+        said = Said("evt_1", {"id": "evt_1", "data": {}}, ["gone"])
+        await relay.runtime.ledger.publish(None, {}, [said], subject="evt_1")
+        await relay.redis.delete(keys.event("evt_1"))
+        relay.runtime.wakes("deliver")
+
+        await eventually(lambda: relay.redis.exists(keys.pending("gone", "evt_1")), lambda there: not there)
+        assert await relay.redis.zcard(keys.waiting("deliver", "gone")) == 0
 
 
 async def test_a_refused_connection_under_at_most_once_is_tried_again(start: Start, free_port: int) -> None:

@@ -519,7 +519,10 @@ async def test_an_item_that_kills_its_holders_is_claimed_alone_and_then_put_asid
     assert await claims_of(lane) == []
     assert await redis.zrange(keys.poison(name), 0, -1) == [f"{partition}\x1f{bad.item}".encode()]
     assert await field(redis, keys.COUNTS, f"poison_{name}") == b"1"
-    assert await redis.zscore(keys.lane(name), partition) is None
+    if name == "enrich":  # a call may have to be told still: it is tried again after an hour
+        assert await due_of(redis, lane, bad.item, partition) == pytest.approx(3_600_000, abs=5000)
+    else:
+        assert await redis.zscore(keys.lane(name), partition) is None
 
 
 async def test_a_suspect_behind_others_waits_for_a_claim_of_its_own(redis: Redis) -> None:
@@ -536,6 +539,36 @@ async def test_a_suspect_behind_others_waits_for_a_claim_of_its_own(redis: Redis
     assert await items_of(lane) == ["bad"]
 
 
+async def test_a_call_that_changed_while_it_killed_its_fifth_holder_is_due_at_once(redis: Redis) -> None:
+    """Its end came with the row: whatever the old one did to its holders, this is another try."""
+    lane = lane_of(redis, "enrich")
+    [cid] = await admit(redis, "7")
+    for _ in range(4):
+        await claim_one(lane)
+        await let_leases_end(redis, lane, "main")
+    await claim_one(lane)
+    record = Record(key="7", started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01", status_raw="x")
+    await ledger_of(redis).admit("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    await let_leases_end(redis, lane, "main")
+
+    claim = await claim_one(lane)
+    assert (claim.item, claim.expiries) == (cid, 0)
+    assert await redis.zcard(keys.poison("enrich")) == 1
+    assert await settled(lane, claim)
+    assert await redis.zcard(keys.poison("enrich")) == 0
+
+
+async def test_an_intent_of_an_event_that_expired_does_not_live_for_ever(redis: Redis) -> None:
+    """What is written down for it goes as the event would have gone."""
+    lane = lane_of(redis, "deliver")
+    await publish(redis, "sub", "call", "evt_1")
+    claim = await claim_one(lane)
+    await redis.delete(keys.event("evt_1"))
+
+    assert await settled(lane, claim, "intent", a="evt_1", b=b'{"s":"intent","n":1}')
+    assert 0 < await redis.ttl(keys.event("evt_1")) <= EVENT_TTL_S
+
+
 async def test_a_poisonous_event_lets_the_next_of_its_call_go(redis: Redis) -> None:
     """Only the event at the head is put aside, with what is known of its attempts; the call's next one follows."""
     lane = lane_of(redis, "deliver")
@@ -546,6 +579,7 @@ async def test_a_poisonous_event_lets_the_next_of_its_call_go(redis: Redis) -> N
     for _ in range(5):
         assert claimed_event(await claim_one(lane)).id == "evt_1"
         await let_leases_end(redis, lane, "sub")
+    await redis.expire(keys.event("evt_1"), 5)
 
     following = await claim_one(lane)
 
@@ -553,9 +587,13 @@ async def test_a_poisonous_event_lets_the_next_of_its_call_go(redis: Redis) -> N
     assert following.expiries == 0
     state = DeliveryState.read(await field(redis, keys.event("evt_1"), "sub") or b"")
     assert (state.status, state.attempts, state.log) == ("poison", 1, failed.log)
+    assert await redis.ttl(keys.event("evt_1")) > EVENT_TTL_S - 60
     assert await redis.zrange(keys.DEAD, 0, -1) == [b"sub\x1fevt_1"]
     assert await settled(lane, following, a="evt_2", b=b'{"s":"delivered"}')
     assert await redis.exists(keys.pending("sub", "subject")) == 0
+    assert await redis.zcard(keys.poison("deliver")) == 1
+    assert await ledger_of(redis).replay("evt_1", "subject", ["sub"], at_ms=1, force=False) == "q"
+    assert await redis.zcard(keys.poison("deliver")) == 0
 
 
 # What the lanes hand out and take back

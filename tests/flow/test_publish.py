@@ -110,6 +110,7 @@ async def test_an_event_is_said_to_all_who_want_it_in_one_step(redis: Redis) -> 
     assert after is not None
     assert (after.version, after.said) == (call.version + 1, told(call))
     assert await redis.zrange(keys.EVENTS, 0, -1) == [b"evt_1"]
+    assert await redis.hget(keys.COUNTS, "events") == b"1"  # type: ignore[misc]  # both clients
 
 
 async def test_an_event_that_nobody_wants_is_kept(redis: Redis) -> None:
@@ -322,7 +323,9 @@ async def test_a_replayed_event_goes_back_to_its_place(redis: Redis) -> None:
     await ledger.publish(call, {}, [said("evt_1", "sub"), said("evt_2", "sub")])
     assert await deliver_one(redis, b'{"s":"exhausted"}') == "evt_1"
 
+    await redis.expire(keys.event("evt_1"), 5)
     assert await ledger.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == "q"
+    assert await redis.ttl(keys.event("evt_1")) > EVENT_TTL_S - 60
     assert await ledger.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == "w"
 
     assert [await deliver_one(redis), await deliver_one(redis)] == ["evt_1", "evt_2"]

@@ -197,8 +197,11 @@ async def test_lists_are_trimmed_to_their_retention(relays: Relays, redis: Redis
     for name in (keys.CALLS, keys.calls_of("a"), keys.EVENTS, keys.events_of("a")):
         await redis.zadd(name, {f"{days} days": now - days * DAY_MS for days in (1, 15, 29, 31)})
 
+    await redis.zadd(keys.poison("deliver"), {"old": now - 31 * DAY_MS, "new": now})
+
     await trim(runtime)
 
+    assert await redis.zrange(keys.poison("deliver"), 0, -1) == [b"new"]
     assert await redis.zrange(keys.CALLS, 0, -1) == [b"29 days", b"15 days", b"1 days"]
     assert await redis.zrange(keys.calls_of("a"), 0, -1) == [b"29 days", b"15 days", b"1 days"]
     assert await redis.zrange(keys.EVENTS, 0, -1) == [b"1 days"]

@@ -1,7 +1,7 @@
 """The state of a delivery is nothing while all goes well, and tells the whole story when it does not."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.ledger.deliveries import DeliveryState, Status
@@ -12,6 +12,7 @@ MOMENTS = st.integers(0, 4_102_444_800_000)
 REFUSED: Json = {"kind": "rejected", "status": 500}
 
 
+@example("delivered", 1, 0, 0, 0, [])
 @given(
     st.sampled_from(STATUSES),
     st.integers(0, 50),

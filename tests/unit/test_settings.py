@@ -403,6 +403,7 @@ def test_a_name_that_pydantic_settings_would_take_for_itself_is_unknown(write: W
         ("poll: {tires: []}", "poll.tires: there is no such setting; did you mean tiers?"),
         ("poll: {tiers: [{every_s: 0, depth_s: 3600, depth: 1}]}", "poll.tiers[0].depth: there is no such setting; did you mean depth_s?"),  # noqa: E501
         ("retention: {events_days: 9}", "retention.events_days: must be at least 10 (days that an event can be listed and replayed)"),  # noqa: E501
+        ("retention: {calls_days: 10, recordings_days: 9}", "retention: events_days (14) must not be more than calls_days (10)"),  # noqa: E501
         ("retention: {recordings_days: 31}", "retention: recordings_days (31) must not be more than calls_days (30)"),
         ("retention: {calls_days: 1.5}", "retention.calls_days: must be a whole number"),
         ("redis_url: http://x", "redis_url: must be redis://host:6379/0, rediss://… or unix://…"),

@@ -1,0 +1,177 @@
+"""What is erased stays erased, whatever is under way, and holds nothing up; against a real Valkey."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from relay.ledger import ids, keys
+from relay.ledger.calls import Ledger, Row, Said, StoredCall, claimed_event
+from relay.ledger.deliveries import DeliveryState
+from relay.ledger.erase import Erased, Eraser
+from relay.ledger.lane import Lane, Settlement
+from relay.model import Json, Record, from_iso
+
+JO, OTHER = "+12025550123", "+12025550199"
+CALL = ids.call_id("main", "7")
+QUOTED: Json = {"outcome": "rejected", "words": "answered 500", "excerpt": "no such number: (202) 555-0123"}
+
+
+class NoAudio:
+    """A storage without recordings."""
+
+    async def size(self, path: str) -> int | None:
+        return None
+
+    async def delete(self, path: str) -> None:
+        raise AssertionError(path)
+
+
+def ledger_of(redis: Redis) -> Ledger:
+    return Ledger(redis, calls_ttl_s=3000, events_ttl_s=1000, keep_raw=lambda: False)
+
+
+def lane_of(redis: Redis) -> Lane:
+    return Lane(redis, "deliver", lease_s=60, event_ttl_s=1000)
+
+
+async def bring(redis: Redis) -> StoredCall:
+    record = Record(key="7", started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01")
+    await ledger_of(redis).admit("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    call = await ledger_of(redis).call(CALL)
+    assert call is not None
+    return call
+
+
+async def tell(redis: Redis, *numbers: str) -> list[str]:
+    """Say an event of one call for each number that it speaks of; gives their ids."""
+    call = await bring(redis)
+    events = [
+        Said(f"evt_{n}", {"id": f"evt_{n}", "data": {"call": {"id": CALL, "source_id": "main", "n": number}}}, ["sub"])
+        for n, number in enumerate(numbers, 1)
+    ]
+    await ledger_of(redis).publish(call, {}, events)
+    return [event.id for event in events]
+
+
+async def nothing_more(done: Erased) -> None:
+    """Watch an erasure."""
+
+
+async def erase(redis: Redis, number: str = JO) -> Erased:
+    eraser = Eraser(ledger_of(redis), NoAudio())
+    return await eraser.number(number, sources=None, books=[], step=nothing_more)
+
+
+async def state_of(redis: Redis, eid: str) -> DeliveryState:
+    return DeliveryState.read(await redis.hget(keys.event(eid), "sub") or b"")  # type: ignore[misc]
+
+
+async def heads(lane: Lane) -> Sequence[str]:
+    return [claimed_event(claim).id for claim in (await lane.exchange(want=5)).claims]
+
+
+def failed() -> bytes:
+    return DeliveryState().attempted("waiting", QUOTED, at_ms=1, next_ms=10**13).write()
+
+
+@pytest.mark.parametrize(
+    ("verb", "also"),
+    [
+        ("again", {"wait_ms": 36_000_000, "b": failed(), "c": "f"}),
+        ("done", {"b": DeliveryState().attempted("delivered", None, at_ms=5).write(), "c": "s"}),
+        ("done", {"b": b'{"s":"exhausted","n":10,"t":5}', "c": "x"}),
+        ("intent", {"b": b'{"s":"intent","n":1}'}),
+    ],
+)
+async def test_what_comes_of_an_attempt_that_was_under_way_is_not_written_down(
+    redis: Redis, verb: Any, also: dict[str, Any]
+) -> None:
+    """It may quote what was erased; the delivery has ended, and the next event of the call goes on at once."""
+    first, second = await tell(redis, JO, OTHER)
+    lane = lane_of(redis)
+    [claim] = (await lane.exchange(want=1)).claims
+    assert claimed_event(claim).id == first
+
+    done = await erase(redis)
+    answer = await lane.exchange([Settlement(claim, verb, a=first, **also)])
+
+    assert (done.events, done.deliveries) == (1, 1)
+    state = await state_of(redis, first)
+    assert (state.status, state.log) == ("expired", ())
+    assert await redis.zrange(keys.DEAD, 0, -1) == [f"sub\x1f{first}".encode()]
+    if verb == "intent":
+        assert answer.refused
+        await lane.exchange([Settlement(claim, "again", a=first)])
+    assert await heads(lane) == [second]
+
+
+async def test_the_backoff_of_an_erased_event_holds_nothing_up(redis: Redis) -> None:
+    """Its next attempt was hours away; the event behind it need not wait for that."""
+    first, second = await tell(redis, JO, OTHER)
+    lane = lane_of(redis)
+    [claim] = (await lane.exchange(want=1)).claims
+    await lane.exchange([Settlement(claim, "again", wait_ms=36_000_000, a=first, b=failed(), c="n")])
+    assert await heads(lane) == []
+
+    await erase(redis)
+
+    assert await heads(lane) == [second]
+
+
+async def test_an_erased_event_behind_another_shortens_no_backoff(redis: Redis) -> None:
+    """The first keeps its wait, and is told when that is over."""
+    first, _ = await tell(redis, OTHER, JO)
+    lane = lane_of(redis)
+    [claim] = (await lane.exchange(want=1)).claims
+    await lane.exchange([Settlement(claim, "again", wait_ms=36_000_000, a=first, b=failed(), c="n")])
+
+    await erase(redis)
+
+    assert await heads(lane) == []
+    assert await redis.zrange(keys.pending("sub", CALL), 0, -1) == [first.encode()]
+
+
+async def test_what_a_subscriber_answered_is_erased_with_the_event(redis: Redis) -> None:
+    """The excerpt of an answer may repeat the number; how the delivery ended stays known."""
+    first, _ = await tell(redis, JO, OTHER)
+    lane = lane_of(redis)
+    [claim] = (await lane.exchange(want=1)).claims
+    given_up = DeliveryState().attempted("exhausted", QUOTED, at_ms=7).write()
+    await lane.exchange([Settlement(claim, "done", a=first, b=given_up, c="x")])
+
+    await erase(redis)
+
+    state = await state_of(redis, first)
+    assert (state.status, state.attempts, state.at_ms, state.log) == ("exhausted", 1, 7, ())
+    assert await ledger_of(redis).event(first) is None
+
+
+async def test_erasing_twice_finds_nothing_more(redis: Redis) -> None:
+    await tell(redis, JO, OTHER)
+
+    assert (await erase(redis)).counts() | {"scanned": 0} == Erased(events=1, deliveries=1).counts()
+    assert (await erase(redis)).counts() | {"scanned": 0} == Erased().counts()
+
+
+async def test_an_erased_event_cannot_be_replayed(redis: Redis) -> None:
+    """Nor does asking for it keep what is left of it alive."""
+    first, _ = await tell(redis, JO, OTHER)
+    await erase(redis)
+    await redis.expire(keys.event(first), 5)
+
+    assert await ledger_of(redis).replay(first, CALL, ["sub"], at_ms=1, force=True) == "g"
+    assert await redis.zscore(keys.pending("sub", CALL), first) is None
+    assert await redis.ttl(keys.event(first)) <= 5
+
+
+async def test_a_removed_source_takes_the_calls_along_that_its_list_has_lost(redis: Redis) -> None:
+    """The list is trimmed by first sight; a call that changed since then is kept longer."""
+    await tell(redis, OTHER)
+    await redis.zrem(keys.calls_of("main"), CALL)
+
+    done = await Eraser(ledger_of(redis), NoAudio()).source("main", step=nothing_more)
+
+    assert (done.calls, done.events) == (1, 1)
+    assert await redis.keys("relay:call:*") == []
