@@ -50,6 +50,7 @@ MARKS: Final[dict[Status, str]] = {"ok": "✓", "warn": "!", "fail": "✗"}
 
 _MOST_REQUESTS: Final = 3
 _SOURCE_S: Final = 75
+_COMPACT_BYTES = 1024
 _SKEW_NOTED_S: Final = 5.0
 _SKEW_BAD_S: Final = 240.0
 """Subscribers refuse signatures that are more than five minutes off."""
@@ -224,7 +225,7 @@ async def _look_at_store(redis: Redis, where: str, box: SecretBox, *, outside: b
     findings += skew("store clock", "the store's clock", ahead_s)
     if outside:
         with contextlib.suppress(RedisError):  # a hosted Redis may not let us look
-            findings += durability(await redis.info())
+            findings += durability({**await redis.info(), **await redis.config_get("hash-max-listpack-value")})
     made = {kind: int(await redis.hlen(keys.declared(kind))) for kind in ("source", "subscription")}  # type: ignore[misc]
     if any(made.values()):
         text = f"{made['source']} sources and {made['subscription']} subscriptions were made through the API"
@@ -245,6 +246,9 @@ def durability(info: Json) -> list[Finding]:
     if info.get("aof_enabled") == 0:
         text = "keeps no append-only file: after a crash it forgets, and calls are told again"
         findings.append(Finding("store durability", "warn", text, "set appendonly yes, appendfsync everysec or always"))
+    if int(info.get("hash-max-listpack-value", _COMPACT_BYTES)) < _COMPACT_BYTES:
+        text = "keeps calls and events in a form that needs nearly twice the memory"
+        findings.append(Finding("store compactness", "warn", text, f"set hash-max-listpack-value {_COMPACT_BYTES}"))
     return findings
 
 

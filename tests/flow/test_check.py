@@ -80,8 +80,8 @@ async def place(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[
 async def test_when_all_is_well_it_says_so_in_three_requests_and_without_a_post(place: Place) -> None:
     findings = await place.findings()
 
-    # The test's Redis keeps no append-only file, which is worth a warning, and rightly so.
-    assert {finding.what for finding in findings if finding.status != "ok"} == {"store durability"}
+    # The test's Redis keeps no append-only file and its default encodings, which is worth a warning, and rightly so.
+    assert {finding.what for finding in findings if finding.status != "ok"} == {"store durability", "store compactness"}
     assert {finding.what for finding in findings} >= {
         "store",
         "source main",
@@ -375,10 +375,12 @@ def test_a_wrong_zone_is_seen(calls: list[datetime], zone: str, status: str, wor
         ({"maxmemory": 0, "maxmemory_policy": "allkeys-lru", "aof_enabled": 1}, []),
         ({"maxmemory": 10**9, "maxmemory_policy": "allkeys-lru", "aof_enabled": 1}, ["store memory"]),
         ({"maxmemory": 0, "maxmemory_policy": "noeviction", "aof_enabled": 0}, ["store durability"]),
+        ({"hash-max-listpack-value": "64"}, ["store compactness"]),
+        ({"hash-max-listpack-value": "1024"}, []),
         ({}, []),
     ],
 )
-def test_a_redis_that_forgets_is_found_out(info: dict[str, Any], names: list[str]) -> None:
+def test_a_redis_that_forgets_or_wastes_is_found_out(info: dict[str, Any], names: list[str]) -> None:
     assert [finding.what for finding in check.durability(info)] == names
 
 
