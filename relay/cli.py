@@ -33,7 +33,9 @@ app = typer.Typer(
 )
 
 Shown = Literal["webfones", "unpod", "cinnox", "nfon", "all"]
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="relay.yaml; absent: RELAY_CONFIG, or RELAY_…")]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="relay.yaml; absent: RELAY_CONFIG, else the one here, and RELAY_…")
+]
 
 
 def main(args: list[str] | None = None) -> None:

@@ -4,15 +4,16 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
 from relay import secrets
 from relay.api.server import serve_api, serve_internal
-from relay.delivery.guard import vet_url
 from relay.errors import SettingsError
 from relay.ledger.embedded import EmbeddedStore
+from relay.model import iso
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, changed_outside_maps
 from relay.tasks import end
@@ -93,6 +94,7 @@ async def up(
             await stack.enter_async_context(_hosted(host, runtime))
             read_again_on_hangup(runtime, read)
             greet(runtime)
+            await say_what_is_wrong(runtime)
             await runtime.run(stop, drain_s=settings.drain_s)
     log.info("stopped")
 
@@ -120,8 +122,9 @@ async def role(
         if host is not None:
             await stack.enter_async_context(_hosted(host, runtime))
         read_again_on_hangup(runtime, read)
-        warn_of_addresses(settings)
         log.info("started", role=name)
+        if name == "poller":
+            await say_what_is_wrong(runtime)
         await runtime.run(stop, drain_s=settings.drain_s)
     log.info("stopped", role=name)
 
@@ -138,7 +141,6 @@ def read_again_on_hangup(runtime: Runtime, read: Callable[[], Settings]) -> None
         for name in changed_outside_maps(runtime.settings, fresh):
             log.warning("needs_a_restart", setting=name)
         runtime.directory.reconfigure(fresh)
-        warn_of_addresses(fresh)
         log.info("configuration_read", sources=len(fresh.sources), subscriptions=len(fresh.subscriptions))
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again)
@@ -158,13 +160,12 @@ async def _hosted(host: Host, runtime: Runtime) -> AsyncIterator[None]:
             hosting.result()
 
 
-def warn_of_addresses(settings: Settings) -> None:
-    """Say at once which subscribers will never be dialled, as far as their URLs alone tell."""
-    for sub, options in settings.subscriptions.items():
-        try:
-            vet_url(options.url.get_secret_value(), tuple(settings.delivery.allowed_networks))
-        except ValueError as error:
-            log.warning("subscriber_is_never_dialled", subscription=sub, why=str(error))
+async def say_what_is_wrong(runtime: Runtime) -> None:
+    """Repeat the errors that were there before this start: a refused source is not asked again for a while."""
+    for source in runtime.sources.values():
+        if not source.paused and (state := await runtime.states.read(source.id)).error:
+            since = datetime.fromtimestamp(state.error_since_ms / 1000, UTC)
+            log.error("source_still_failing", source=source.id, error=state.error, since=iso(since))
 
 
 def greet(runtime: Runtime) -> None:
@@ -178,7 +179,6 @@ def greet(runtime: Runtime) -> None:
         recording_links="null: set public_url" if settings.public_url is None else settings.recording_links,
         data_dir=str(Path(settings.data_dir)),
     )
-    warn_of_addresses(settings)
     if not runtime.sources:
         log.warning("no_sources", hint="nothing to ask: add an account under sources: in relay.yaml")
     if not runtime.subscriptions:

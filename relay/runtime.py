@@ -8,7 +8,7 @@ import contextlib
 import gc
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ import structlog
 from arq.connections import ArqRedis
 from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
-from redis.exceptions import AuthenticationError, BusyLoadingError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -372,7 +372,8 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
         stack.push_async_callback(arq.aclose, close_connection_pool=True)
         box = SecretBox(secret_keys)
         await reach(redis)
-        await claim_database(redis, box.fingerprints())
+        with _a_sentence():
+            await claim_database(redis, box.fingerprints())
         http = await stack.enter_async_context(
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, limit_per_host=0, ttl_dns_cache=30),
@@ -387,14 +388,26 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
         stack.push_async_callback(storage.aclose)
         runtime = Runtime(settings, redis, arq, box, http, sender, storage, guarded)
         stack.push_async_callback(runtime.aclose)
-        await runtime.directory.load()
-        await runtime.require_durability()
-        await runtime.arrange()
+        with _a_sentence():
+            await runtime.directory.load()
+            await runtime.require_durability()
+            await runtime.arrange()
         following = asyncio.create_task(runtime.directory.follow(runtime.arrange), name="directory")
         try:
             yield runtime
         finally:
             await end(following)
+
+
+@contextlib.contextmanager
+def _a_sentence() -> Iterator[None]:
+    """Say it in words when the store goes away while a process starts."""
+    try:
+        yield
+    except RedisError as error:
+        raise StoreError(
+            f"the store stopped answering while the relay was starting ({error}): look at its log"
+        ) from error
 
 
 def _guarded_session(guard: Guard, plain: bool) -> aiohttp.ClientSession:

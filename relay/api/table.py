@@ -177,5 +177,8 @@ TABLE: Final[tuple[Route, ...]] = (
         "POST", "/v1/tokens", tokens.create_token, "tokens", {_CREATED: tokens.TokenWithSecret}, needs="operator",
         body=tokens.NewToken,
     ),
-    _route("DELETE", "/v1/tokens/{token_id}", tokens.revoke_token, "tokens", {_NOTHING: None}, needs="operator"),
+    _route(
+        "DELETE", "/v1/tokens/{token_id}", tokens.revoke_token, "tokens", {_NOTHING: None}, "not_found",
+        needs="operator",
+    ),
 )  # fmt: skip

@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from relay.api.auth import Caller, MadeToken, Role
 from relay.api.desk import Api, Id
 from relay.api.pages import Page, PageQuery, after, read_cursor
-from relay.api.problems import invalid
+from relay.api.problems import invalid, not_found
 
 
 class NewToken(BaseModel):
@@ -56,8 +56,9 @@ async def list_tokens(api: Api, caller: Caller, query: PageQuery) -> Page[TokenV
 
 
 async def revoke_token(api: Api, caller: Caller, token_id: str) -> None:
-    """End a token at once, everywhere. 204 also when it is gone already."""
-    await api.tokens.revoke(token_id)
+    """End a token at once, everywhere."""
+    if not await api.tokens.revoke(token_id):
+        raise not_found("token")
 
 
 def _show(made: MadeToken) -> TokenView:

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from relay import secrets
 from relay.delivery.guard import Forbidden, Guard, NoAddress, special_purpose
-from relay.errors import OverBudget, RelayError, SettingsError, StorageError
+from relay.errors import OverBudget, RelayError, SettingsError, StorageError, StoreInUse
 from relay.human_time import in_words
 from relay.ledger import keys
 from relay.ledger.embedded import EmbeddedStore
@@ -168,6 +168,11 @@ async def _store(settings: Settings) -> AsyncIterator[_Store]:
             if holder is None:
                 try:
                     await stack.enter_async_context(embedded)
+                except StoreInUse as error:
+                    fix = "look at its log, and at store/valkey.log: is the disk full?"
+                    text = f"the store of the running relay does not answer: {error}"
+                    yield _Store(None, (Finding("store", "fail", text.partition(" Stop that one")[0], fix),))
+                    return
                 except (RelayError, OSError) as error:
                     yield _Store(None, (Finding("store", "fail", f"the embedded store does not start: {error}"),))
                     return

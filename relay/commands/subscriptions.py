@@ -121,7 +121,7 @@ async def send_test(
         term.out.answer(sent, f"{event_id} is on its way")
         return
     delivery = await _first_attempt(term, f"{event_id}.{subscription_id}", wait_s=wait_s)
-    last = delivery["log"][-1]["words"] if delivery["log"] else "nothing was tried so far"
+    last = delivery["log"][-1]["words"] if delivery["log"] else "it is still queued, behind what else waits for it"
     heard = delivery["status"] == "delivered"
     term.out.answer(delivery, f"{event_id} was heard" if heard else f"{event_id} was not heard: {last}")
     if not heard:

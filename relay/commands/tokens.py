@@ -6,9 +6,11 @@ import typer
 
 from relay.commands.out import Column, when
 from relay.commands.terminal import Limit, Terminal, command, group
+from relay.errors import SettingsError
 
 app = group("tokens", "Who may use the API.")
 
+_MOST: Final = 1000
 COLUMNS: Final = (
     Column("token", "id"),
     Column("name", "name"),
@@ -39,9 +41,14 @@ async def create(
 
 
 @command(app, "revoke")
-async def revoke(term: Terminal, token_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+async def revoke(term: Terminal, token_id: Annotated[str, typer.Argument(metavar="ID", help="or its name")]) -> None:
     """End a token at once."""
     from relay.commands.client import path_of
 
+    page = await term.api.some("/v1/tokens", limit=_MOST)
+    named = [each["id"] for each in page["items"] if each["name"] == token_id]
+    if len(named) > 1:
+        raise SettingsError(f"{len(named)} tokens are called {token_id}: give the id of one, from relay tokens list")
+    token_id = named[0] if named else token_id
     await term.api.ask("DELETE", path_of("tokens", token_id))
     term.out.answer({"id": token_id, "revoked": True}, f"{token_id} ends now")

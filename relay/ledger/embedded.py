@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -29,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 _SOCKET_PATH_LIMIT = 100
 _START_S = 60.0
+_LEAST_ROOM_BYTES = 16 * 1024 * 1024
+_LIVED_S = 10.0
+_LONGEST_PAUSE_S = 10.0
 
 
 class EmbeddedStore:
@@ -131,7 +135,13 @@ class EmbeddedStore:
             raise StoreError(
                 f"{self.socket.parent} is open to other users; make it private (chmod 700) and start again."
             )
-        log_file = self._folder / "valkey.log"
+        free_bytes = shutil.disk_usage(self._folder).free
+        if free_bytes < _LEAST_ROOM_BYTES:
+            raise StoreError(
+                f"the disk of {self._folder} is full ({free_bytes // 1_000_000} MB left), the store can keep nothing. "
+                "Make room; what it has kept is not lost."
+            )
+        log_file = self._log_file
         options = {
             "port": "0",
             "unixsocket": str(self.socket),
@@ -161,9 +171,9 @@ class EmbeddedStore:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._wait_until_ready(log_file)
+        self._wait_until_ready()
 
-    def _wait_until_ready(self, log_file: Path) -> None:
+    def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_S
         client = BlockingRedis(unix_socket_path=str(self.socket), socket_timeout=1)
         try:
@@ -179,10 +189,24 @@ class EmbeddedStore:
                     return
         finally:
             client.close()
-        tail = log_file.read_text(errors="replace").splitlines()[-3:] if log_file.exists() else []
-        raise StoreError(f"the embedded store did not start in {self._folder}: {' / '.join(tail) or 'it said nothing'}")
+        raise StoreError(f"the embedded store did not start in {self._folder}: {self._last_words()}")
+
+    @property
+    def _log_file(self) -> Path:
+        return self._folder / "valkey.log"
+
+    def _last_words(self) -> str:
+        try:
+            with self._log_file.open("rb") as file:
+                file.seek(max(self._log_file.stat().st_size - 2000, 0))
+                tail = file.read().decode(errors="replace").splitlines()[-3:]
+        except OSError:
+            tail = []
+        return " / ".join(tail) or "it said nothing"
 
     async def _watch(self) -> None:
+        """Start the store again whenever it dies: at once, and after longer and longer pauses when it dies young."""
+        pause_s, started_at = 0.0, time.monotonic()
         while not self._stopping:
             process = self._process
             assert process is not None  # noqa: S101 - started before
@@ -191,14 +215,27 @@ class EmbeddedStore:
             if code is None or self._stopping:
                 continue
             self.restarts += 1
-            log.error("store_died", exit_code=code, restarts=self.restarts)
+            why = {} if code < 0 else {"why": self._last_words()}  # one that was killed had nothing to say
+            log.error("store_died", exit_code=code, restarts=self.restarts, **why)
+            young = code >= 0 and time.monotonic() - started_at < _LIVED_S
+            pause_s = min(max(pause_s * 2, 0.5), _LONGEST_PAUSE_S) if young else 0.0
+            await asyncio.sleep(pause_s)
+            started_at = await self._started_again()
+
+    async def _started_again(self) -> float:
+        """Start it, as often as it takes; gives when it ran."""
+        pause_s = 1.0
+        while True:
             try:
                 await asyncio.to_thread(self._end_orphan)
                 await asyncio.to_thread(self._start)
-                log.info("store_restarted")
             except (StoreError, OSError) as error:
-                log.error("store_does_not_start", error=str(error))
-                await asyncio.sleep(1)
+                log.error("store_does_not_start", error=str(error), next_try_s=pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            else:
+                log.info("store_restarted")
+                return time.monotonic()
 
     def _stop(self) -> None:
         process, self._process = self._process, None

@@ -14,6 +14,7 @@ import hashlib
 import os
 import queue
 import re
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,6 +37,9 @@ PARTS_AT_ONCE = 2
 BLOCKS_WAITING = 2
 MAX_RECORDING_BYTES = 4 * 1024**3
 MAX_SMALL_BYTES = 64 * 1024
+ROOM_LEFT_BYTES = 256 * 1024 * 1024
+"""What recordings leave free on their disk, or a twentieth of it where that is less: an embedded store may share it,
+and calls matter more than their audio."""
 
 CALL_ID = re.compile(r"call_[a-z2-7]{26}", re.ASCII)
 
@@ -277,17 +281,28 @@ class RecordingStorage:
         limit = min(self._max_recording_bytes, expected_size_bytes or self._max_recording_bytes)
         waiting = bytearray()
         size_bytes = 0
+        self._leave_room()
         async for chunk in chunks:
             size_bytes += len(chunk)
             waiting += chunk
             if size_bytes > limit or upload.done():
                 return size_bytes
             while len(waiting) >= BLOCK_BYTES:
+                self._leave_room()
                 await feed.give(bytes(waiting[:BLOCK_BYTES]))
                 del waiting[:BLOCK_BYTES]
         if waiting:
             await feed.give(bytes(waiting))
         return size_bytes
+
+    def _leave_room(self) -> None:
+        if self._directory is None:
+            return
+        disk = shutil.disk_usage(self._directory)
+        if disk.free < min(ROOM_LEFT_BYTES, disk.total // 20):
+            raise StorageFull(
+                f"cannot keep a recording: the disk of {self._place} has only {disk.free // 1_000_000} MB left"
+            )
 
     def _upload(self, path: str, feed: _Feed, content_type: str) -> None:
         attributes = None if isinstance(self._store, LocalStore) else {"Content-Type": content_type}

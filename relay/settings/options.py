@@ -188,6 +188,12 @@ class SubscriptionOptions(_Section):
     enabled: bool = Field(True, description="false: nothing is sent")
 
     @model_validator(mode="after")
+    def _raw_has_a_place(self) -> Self:
+        if self.include_raw and self.payload == "flat":
+            raise ValueError("has include_raw, for which payload: flat has no place; use full or a map")
+        return self
+
+    @model_validator(mode="after")
     def _credentials_are_given_once(self) -> Self:
         if URL(self.url.get_secret_value()).user is not None and any(
             n.lower() == "authorization" for n in self.headers

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from relay.delivery.guard import vet_url
 from relay.delivery.signature import new_secret
 from relay.errors import SettingsError
 from relay.model import Json
@@ -33,11 +34,15 @@ _FILE_MAX_BYTES: Final = 65_536
 def load(
     config_path: Path | None, environ: Mapping[str, str], *, providers: Mapping[str, ProviderKind] = PROVIDERS
 ) -> Settings:
-    """Read the file (else the one that RELAY_CONFIG names, else none) and the environment.
+    """Read the file and the environment. Without a path it is the file that RELAY_CONFIG names, else a relay.yaml in
+    the working directory, else none.
 
     Raises SettingsError with everything that is wrong, a line each.
     """
+    here = Path("relay.yaml")
     path = config_path or (Path(environ["RELAY_CONFIG"]) if environ.get("RELAY_CONFIG") else None)
+    if path is None and here.is_file():
+        path = here
     reading = _Reading(base=path.absolute().parent if path else Path.cwd(), providers=providers)
     tree = read_file(path, reading.problems) if path else {}
     merged: Json = tree or {}
@@ -97,6 +102,11 @@ class _Reading:
                 self._check_sources_exist(subscription_id, subscription, tree.get("sources"))
         if plain is None or self.problems:
             return None
+        for subscription_id, subscription in subscriptions.items():
+            if subscription is not None and subscription.enabled:
+                self._check_dialled(subscription_id, subscription, plain)
+        if self.problems:
+            return None
         return plain.model_copy(update={"sources": read_only(sources), "subscriptions": read_only(subscriptions)})
 
     def _check_sources_exist(self, subscription_id: str, subscription: SubscriptionOptions, declared: Any) -> None:
@@ -106,6 +116,13 @@ class _Reading:
                 hint = did_you_mean(wanted, names) if names else "there are none"
                 place = ("subscriptions", subscription_id, "sources")
                 self._problem(place, f"no source is called {shown(wanted)}; {hint}")
+
+    def _check_dialled(self, subscription_id: str, subscription: SubscriptionOptions, plain: Settings) -> None:
+        """Refuse a URL that would never be dialled, as far as its text tells; what a name resolves to is seen later."""
+        try:
+            vet_url(subscription.url.get_secret_value(), plain.delivery.allowed_networks)
+        except ValueError as error:
+            self._problem(("subscriptions", subscription_id, "url"), str(error))
 
     def _with_paths(self, rest: Json) -> Json:
         """Put the paths among the plain settings where they belong."""

@@ -5,11 +5,13 @@ import hashlib
 import os
 import re
 import resource
+import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -479,6 +481,22 @@ async def test_a_full_disk_is_said_and_leaves_nothing(local: RecordingStorage, t
     assert taken < 30 * MIB
     assert files_below(tmp_path) == []
     assert isinstance(await put(local, b"small"), Stored)
+
+
+@pytest.mark.parametrize(("free_mb", "kept"), [(300, True), (200, False), (0, False)])
+async def test_recordings_leave_room_for_the_store(
+    local: RecordingStorage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free_mb: int, kept: bool
+) -> None:
+    """An embedded store may share the disk, and cannot go on without room; audio can wait."""
+    usage = SimpleNamespace(total=10**11, free=free_mb * 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    if kept:
+        assert isinstance(await put(local, b"small"), Stored)
+        return
+    with pytest.raises(StorageFull, match=f"only {free_mb} MB left"):
+        await put(local, b"small")
+    assert files_below(tmp_path) == []
 
 
 @pytest.mark.usefixtures("small_disk")

@@ -90,7 +90,7 @@ async def test_nobody_gets_in_without_a_token(desk: Desk, header: str | None) ->
 
 
 async def test_a_token_is_shown_once_and_ends_at_once(desk: Desk) -> None:
-    """Only a digest is kept; a revoked token is refused from then on; revoking again is 204."""
+    """Only a digest is kept; a revoked token is refused from then on; revoking again is 404."""
     made = await desk.post("/v1/tokens", {"name": "n8n", "role": "viewer"})
     token = made["token"]
 
@@ -101,7 +101,7 @@ async def test_a_token_is_shown_once_and_ends_at_once(desk: Desk) -> None:
 
     assert [each["id"] for each in listed["items"]] == [made["id"]]
     assert token not in str(listed)
-    assert (works, statuses, ended) == (200, [204, 204], 401)
+    assert (works, statuses, ended) == (200, [204, 404], 401)
     stored = await desk.relay.redis.hgetall(keys.declared("token"))  # type: ignore[misc]
     assert token.encode() not in b"".join(stored.values())
 

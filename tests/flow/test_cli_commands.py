@@ -106,13 +106,16 @@ async def test_a_viewer_sees_and_changes_nothing(desk: Desk) -> None:
 
     looked = await relay(desk, "calls", "list", "--json", token=viewer)
     changed = await relay(desk, "subscriptions", "disable", "a", token=viewer)
-    revoked = await relay(desk, "tokens", "revoke", made.json["id"])
+    nobody = await relay(desk, "tokens", "revoke", "for the hall")
+    revoked = await relay(desk, "tokens", "revoke", "for the wall")
+    again = await relay(desk, "tokens", "revoke", made.json["id"])
     after = await relay(desk, "calls", "list", token=viewer)
 
     assert (looked.code, looked.json["items"]) == (0, [])
     assert changed.code == 1
     assert changed.err == "This token may only look: a token with the role admin is needed.\n"
-    assert revoked.code == 0
+    assert (nobody.code, revoked.code, again.code) == (1, 0, 1)
+    assert "no token" in nobody.err.lower()
     assert after.code == 1
     assert "does not know this token" in after.err
 

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from relay.gauges import measure
 from relay.ledger import keys
 from relay.ledger.lane import Settlement
+from relay.processes import say_what_is_wrong
 from relay.runtime import Runtime, open_runtime
 from tests.flow.harness import KEY, read_settings
 from workers.sweep import listen_for_silence, sweep, trim
@@ -321,3 +322,20 @@ async def test_sweeps_listen_now_and_then(relays: Relays, redis: Redis) -> None:
 
     assert (await runtime.states.read("a")).quiet_since is not None
     assert 0 < await redis.ttl(keys.LISTENED) <= 300
+
+
+# What was wrong before
+
+
+async def test_a_start_repeats_what_is_wrong(relays: Relays) -> None:
+    """A refused source is not asked again for a while, and whoever starts the relay would hear nothing of it."""
+    runtime = await relays.open(a={"api_key": "one"}, b={"api_key": "two"}, c={"api_key": "three", "enabled": False})
+    for sid in ("a", "c"):
+        await runtime.states.note(sid, error="WebFones refuses the key", error_since=1_795_000_000_000)
+
+    with capture_logs() as logs:
+        await say_what_is_wrong(runtime)
+
+    assert [(each["event"], each["source"], each["error"], each["since"]) for each in logs] == [
+        ("source_still_failing", "a", "WebFones refuses the key", "2026-11-18T11:06:40Z")
+    ]

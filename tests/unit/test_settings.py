@@ -203,6 +203,46 @@ def test_relay_config_names_the_file_when_nobody_else_does(write: Write) -> None
     assert "crm" in load(None, {"RELAY_CONFIG": str(write(MINIMAL))}).subscriptions
 
 
+def test_a_relay_yaml_in_the_working_directory_is_read_when_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes one and starts the relay beside it means it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "relay.yaml").write_text(MINIMAL)
+    (tmp_path / "other.yaml").write_text("log: {level: debug}")
+
+    assert "crm" in load(None, {}).subscriptions
+    assert not load(tmp_path / "other.yaml", {}).subscriptions
+    assert not load(None, {"RELAY_CONFIG": "other.yaml"}).subscriptions
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://crm.example.com/hook", "plain http is only for addresses inside delivery.allowed_networks; use https"),
+        ("https://10.0.0.5/hook", 'to allow it: delivery.allowed_networks: ["10.0.0.5/32"]'),
+        ("http://127.0.0.1:3000/hook", 'to allow it: delivery.allowed_networks: ["127.0.0.1/32"]'),
+    ],
+)
+def test_a_url_that_would_never_be_dialled_stops_the_start(write: Write, url: str, words: str) -> None:
+    """Not the first call finds it out. What is switched off may stay as it is."""
+    [problem] = subscription_problems(write, url=url)
+
+    assert problem.startswith("subscriptions.crm.url: ")
+    assert words in problem
+    off = {"subscriptions": {"crm": {"url": url, "secret": WHSEC, "enabled": False}}}
+    assert not load(write(json.dumps(off)), {}).subscriptions["crm"].enabled
+    allowed = {"delivery": {"allowed_networks": ["10.0.0.0/8", "127.0.0.0/8"]}}
+    on = {"subscriptions": {"crm": {"url": url, "secret": WHSEC}}, **allowed}
+    assert load(write(json.dumps(on)), {}).subscriptions["crm"].enabled
+
+
+def test_a_flat_body_has_no_place_for_the_providers_row(write: Write) -> None:
+    [problem] = subscription_problems(write, include_raw=True, payload="flat")
+
+    assert problem == "subscriptions.crm: has include_raw, for which payload: flat has no place; use full or a map"
+
+
 # --------------------------------------------------------------------------------------------- the environment
 
 

@@ -1,0 +1,76 @@
+"""The embedded store on a disk that has no room: it says so in a sentence, waits, and goes on by itself."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from relay.errors import StoreError
+from relay.ledger.embedded import EmbeddedStore
+from tests.flow.harness import eventually
+
+MB = 1_000_000
+
+
+class Disk:
+    """What the file system says it has left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free_mb = 1000
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**11, free=self.free_mb * MB))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+async def test_no_store_is_started_on_a_full_disk(disk: Disk, tmp_path: Path) -> None:
+    """It would die at its first write, and again, and again."""
+    disk.free_mb = 3
+
+    with pytest.raises(StoreError, match=r"is full \(3 MB left\)"):
+        async with EmbeddedStore(tmp_path):
+            pytest.fail("it was started")
+    disk.free_mb = 300
+    async with EmbeddedStore(tmp_path):
+        pass  # and nothing stands in the way of the next start
+
+
+async def test_a_store_that_died_for_want_of_room_comes_back_when_there_is_some(disk: Disk, tmp_path: Path) -> None:
+    """What it had answered is there; until then the log says what to do."""
+    with capture_logs() as logs:
+        async with EmbeddedStore(tmp_path) as store, Redis.from_url(store.url) as redis:
+            await redis.set("kept", "1")
+            disk.free_mb = 3
+            assert store.pid is not None
+            os.kill(store.pid, signal.SIGKILL)
+            await eventually(lambda: _named(logs, "store_does_not_start"), bool)
+            disk.free_mb = 300
+            await eventually(lambda: _named(logs, "store_restarted"), bool)
+            assert await redis.get("kept") == b"1"
+
+    [died] = await _named(logs, "store_died")
+    assert "why" not in died  # it was killed and had nothing to say
+    assert "Make room" in (await _named(logs, "store_does_not_start"))[0]["error"]
+
+
+async def test_a_store_that_ends_by_itself_says_why(tmp_path: Path) -> None:
+    """An exit code is nobody's explanation; the last lines of its log are."""
+    with capture_logs() as logs:
+        async with EmbeddedStore(tmp_path) as store:
+            async with Redis.from_url(store.url) as redis:
+                await redis.shutdown(nosave=True)
+            await eventually(lambda: _named(logs, "store_restarted"), bool)
+
+    [died] = await _named(logs, "store_died")
+    assert "bye bye" in died["why"]
+
+
+async def _named(logs: list[dict[str, object]], event: str) -> list[dict[str, object]]:
+    return [entry for entry in logs if entry["event"] == event]
