@@ -12,8 +12,9 @@ HEAD = """# Settings
 Written from the settings themselves by `.ci/settings_reference.py`; a test keeps it true.
 
 `relay up --config relay.yaml`, or `RELAY_CONFIG`; without either a `relay.yaml` in the working directory is read, if
-there is one. Every setting is also an environment variable, which wins over the file: `RELAY_` and the path in capitals, `__` between its parts. `RELAY_SOURCES__MAIN__API_KEY` is
-`sources.main.api_key`, `RELAY_LOG__FORMAT=json` is `log.format`. Lists and maps are written as JSON.
+there is one. Every setting is also an environment variable, which wins over the file: `RELAY_` and the path in
+capitals, `__` between its parts. `RELAY_SOURCES__MAIN__API_KEY` is `sources.main.api_key`, `RELAY_LOG__FORMAT=json` is
+`log.format`. Lists and maps are written as JSON.
 
 `sources` and `subscriptions` are maps by an id of your choice (lower-case letters, digits, `-` and `_`). An id is for
 ever: the ids of calls and events are made of it, so a renamed source makes new calls.

@@ -94,7 +94,8 @@ class Enrich:
             await self._switch_off(source, str(error))
         except (RateLimited, OverBudget, ProviderError, TimeoutError) as error:
             metrics.CONTACTS.labels("unavailable").inc(len(calls))
-            log.info("contacts_unavailable", source=source.id, calls=len(calls), error=str(error) or "took too long")
+            say = log.debug if isinstance(error, OverBudget) else log.info  # that our share is used up is no news
+            say("contacts_unavailable", source=source.id, calls=len(calls), error=str(error) or "took too long")
         else:
             await self._is_well(source)
             for part in found.values():

@@ -47,6 +47,7 @@ class Record:
         self._wake_enrich = wake_enrich
         self._find_call = find_call
         self._seen_well: set[str] = set()
+        self._off: set[str] = set()
 
     async def work(self, claims: Sequence[Claim]) -> None:
         """Fetch one recording and keep it."""
@@ -77,6 +78,7 @@ class Record:
     ) -> None:
         if isinstance(result, Fetched | NoneThere) and source.id not in self._seen_well:
             self._seen_well.add(source.id)
+            self._off.discard(source.id)
             await self._states.note(source.id, recordings_off="")
         match result:
             case Fetched(part):
@@ -96,7 +98,9 @@ class Record:
                     self._keep(claim, fetch.recording_part(RecordingStatus.UNAVAILABLE))
                     return
                 self._seen_well.discard(source.id)
-                log.error("recordings_off", source=source.id, why=reason, retry_s=EXTRA_OFF_S)
+                say = log.debug if source.id in self._off else log.error  # once, not for each call
+                self._off.add(source.id)
+                say("recordings_off", source=source.id, why=reason, retry_s=EXTRA_OFF_S)
                 await self._states.note(source.id, recordings_off=reason)
                 kept = state or FetchState(first)
                 self.runner.settle(claim, "again", wait_ms=EXTRA_OFF_S * 1000, b=pack(kept.to_json()))

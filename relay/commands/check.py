@@ -168,10 +168,10 @@ async def _store(settings: Settings) -> AsyncIterator[_Store]:
             if holder is None:
                 try:
                     await stack.enter_async_context(embedded)
-                except StoreInUse as error:
+                except StoreInUse:
+                    text = f"the store of the relay that runs in {settings.data_dir} does not answer"
                     fix = "look at its log, and at store/valkey.log: is the disk full?"
-                    text = f"the store of the running relay does not answer: {error}"
-                    yield _Store(None, (Finding("store", "fail", text.partition(" Stop that one")[0], fix),))
+                    yield _Store(None, (Finding("store", "fail", text, fix),))
                     return
                 except (RelayError, OSError) as error:
                     yield _Store(None, (Finding("store", "fail", f"the embedded store does not start: {error}"),))
@@ -372,7 +372,7 @@ class _Purse:
 
 def _fix_of(lines: Sequence[str]) -> str:
     if any("refuses the key" in line for line in lines):
-        return "set the source's api_key to one that is valid"
+        return "set the source's api_key, or what is in its api_key_file, to one that is valid"
     if any("connection" in line or "took too long" in line for line in lines):
         return "look at base_url, proxy_url, and whether this machine may reach it"
     return ""

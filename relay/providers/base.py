@@ -198,7 +198,11 @@ class SourceOptions(BaseModel):
     timezone: ZoneName = Field(
         "UTC", description="IANA zone of the times in the provider's rows, where they carry none"
     )
-    region: str = Field("US", pattern="^[A-Z]{2}$", description="country whose dialling rules national numbers follow")
+    region: str = Field(
+        "US",
+        pattern="^[A-Z]{2}$",
+        description="country whose dialling rules national numbers follow: two capital letters, such as US",
+    )
     poll_interval_s: float = Field(30, ge=1, le=86_400, description="seconds between two polls")
     hold_for_contact_s: float = Field(5, ge=0, le=300, description="longest wait for a contact before the call is told")
     hold_for_recording_s: float = Field(30, ge=0, le=3600, description="longest wait for the audio; 0 never waits")

@@ -84,7 +84,7 @@ def _sentence(details: ErrorDetails, place: Place, model: type[BaseModel]) -> st
         case "string_too_long":
             return f"must have at most {context['max_length']} characters"
         case "string_pattern_mismatch":
-            return f"must look like {context['pattern']}{_about(model, place)}"
+            return f"has not the right form{_about(model, place) or ': ' + context['pattern']}"
         case _:
             return details["msg"][:1].lower() + details["msg"][1:]
 

@@ -108,7 +108,7 @@ async def test_a_refused_key_is_the_first_thing_to_fix(place: Place) -> None:
 
     assert finding.status == "fail"
     assert "refuses the key" in finding.text
-    assert finding.fix == "set the source's api_key to one that is valid"
+    assert finding.fix == "set the source's api_key, or what is in its api_key_file, to one that is valid"
     assert "another" not in finding.line()
 
 
@@ -319,7 +319,7 @@ async def test_the_command_ends_with_1_when_something_is_to_fix(
 
     assert "✓ store: " in well
     assert "✗ source main: " in unwell
-    assert "    → set the source's api_key to one that is valid" in unwell
+    assert "    → set the source's api_key, or what is in its api_key_file, to one that is valid" in unwell
     assert document["ok"] is False
     assert {"what", "status", "text", "fix"} == set(document["findings"][0])
 
