@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -318,7 +318,7 @@ async def requests(bench: Bench) -> list[Figure]:
             await target.reached(count + answered, within_s=60)
             last = (await control(http, url))["accounts"]["key-0000"]["requests"]
     bench.end()
-    asked = {kind: last[kind] - first[kind] for kind in last}
+    asked = Counter(last) - Counter(first)
     contacts = asked["search"] + asked["changes"]
     note = f"{count} new calls, {answered} answered, in 15 minutes played at 30 s a step; all heard"
     return [

@@ -10,7 +10,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 
@@ -19,8 +19,9 @@ import uvloop
 from aiohttp import web
 
 from relay.simulator.loopback import Line, json_response, listening
+from relay.simulator.switchboard import Answer, Asked, Fault, Mischief
 from relay.simulator.timeline import CallPlan
-from relay.simulator.webfones import Answer, Fault, Kind, Mischief, WebfonesSimulator
+from relay.simulator.webfones import Kind, WebfonesSimulator
 
 
 class NotingProvider(WebfonesSimulator):
@@ -31,16 +32,15 @@ class NotingProvider(WebfonesSimulator):
         self.polls: dict[str, list[float]] = {}
         self.shown: dict[str, float] = {}
 
-    def records(
-        self, api_key: str | None, timestamp_text: str | None, now: datetime, *, faults: Sequence[Fault] = ()
-    ) -> Answer:
+    def answer(self, asked: Asked, now: datetime) -> Answer:
         """Answer, and note."""
         began = time.monotonic()
-        answer = super().records(api_key, timestamp_text, now, faults=faults)
-        self.polls.setdefault(api_key or "", []).append(began)
-        if isinstance(answer.body, dict):
-            for row in answer.body.get("records", ()):
-                self.shown.setdefault(f"{api_key} {row['rid']}", began)
+        answer = super().answer(asked, now)
+        if asked.kind == Kind.RECORDS:
+            self.polls.setdefault(asked.key, []).append(began)
+            if isinstance(answer.body, dict):
+                for row in answer.body.get("records", ()):
+                    self.shown.setdefault(f"{asked.key} {row['rid']}", began)
         return answer
 
     def serve_noting(self) -> AbstractAsyncContextManager[str]:

@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--key", default="simulated-key", help="API key or token of the account")
     parser.add_argument("--zone", default="UTC", help="zone of the account's rows; webfones only")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--calls-per-minute", type=float, default=0.0, help="0: those of /_control, which nfon lacks")
+    parser.add_argument("--calls-per-minute", type=float, default=0.0, help="0: those of /_control")
     parser.add_argument("--hurry", type=float, default=30.0, help="divides the length of calls and all waits")
     parser.add_argument("--hooks", default="a", help="names of the subscriber's hooks, with commas")
     parser.add_argument("--secret", default=_DEMO_SECRET, help="of every hook")

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from relay.model import Json
 from relay.simulator.switchboard import (
+    UNLIMITED,
     Account,
     Answer,
     Asked,
@@ -18,9 +19,9 @@ from relay.simulator.switchboard import (
     bearer,
     instant_text,
     international,
+    recording_of,
 )
 from relay.simulator.timeline import CallPlan
-from relay.simulator.webfones import audio_chunks
 
 DETAIL: Final = "call-detail"
 LOG: Final = "call-log"
@@ -39,18 +40,20 @@ _STATUSES = {
 _DIRECTIONS = {"INCOMING": "inbound", "OUTGOING": "outbound"}
 
 
-class CinnoxSimulator(Switchboard):
+class CinnoxSimulator(Switchboard[Account]):
     """Tenants by token; the account's handle is the App ID.
 
     The attributes may be changed at any time: `newest_first` (the order of rows), `log_needs_call_id` (whether
     `call-log` insists on the callID that its document marks as required).
     """
 
+    account_type = Account
+
     def __init__(
         self,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        limit: int | None = None,
+        limit: int = UNLIMITED,
         window_s: float = 60.0,
         newest_first: bool = False,
         log_needs_call_id: bool = False,
@@ -65,7 +68,7 @@ class CinnoxSimulator(Switchboard):
         self.add_calls(key, [plan])
         self._conferences[key, plan.rid] = tuple(legs)
 
-    def kind_of(self, method: str, path: str) -> str | None:
+    def kind_of(self, method: str, path: str, headers: Mapping[str, str]) -> str | None:
         start, _, kind = path.rpartition("/")
         known = method == "GET" and start.startswith("/v1/api/apps/") and start.endswith("/data")
         return kind if known and kind in (DETAIL, LOG, CONFERENCES, RECORDING) else None
@@ -73,15 +76,16 @@ class CinnoxSimulator(Switchboard):
     def token_of(self, headers: Mapping[str, str]) -> str:
         return bearer(headers, "Bearer")
 
-    def refused(self, headers: Mapping[str, str], asked: Asked) -> Answer | None:
-        account = self.accounts.get(self.token_of(headers))
+    def refused(self, asked: Asked) -> Answer | None:
+        account = self.accounts.get(asked.key)
         if account is None or account.revoked:
             return Answer(401, {"code": 6450003, "message": "unauthorized"})
         app_id = asked.path.split("/")[4]
         return None if app_id == account.handle else Answer(403, {"code": 6450004, "message": "app not allowed"})
 
-    def answer(self, account: Account, asked: Asked, now: datetime) -> Answer:
+    def answer(self, asked: Asked, now: datetime) -> Answer:
         """Answer one of the lists, or a recording."""
+        account = self.accounts[asked.key]
         if asked.kind == RECORDING:
             return self._recording(account, asked.query, now)
         if asked.kind == LOG and self.log_needs_call_id and not asked.query.get("callID"):
@@ -109,16 +113,16 @@ class CinnoxSimulator(Switchboard):
         rows = [self._row(account, asked.kind, plan, now) for plan in plans[offset : offset + limit]]
         return Answer(200, {"code": 0, "result": rows}, rows="result")
 
-    def too_many(self) -> Answer:
+    def too_many(self, asked: Asked) -> Answer:
         return Answer(400, {"code": 6451010, "message": "Too many requests"})
 
-    def garbage_rows(self, now: datetime) -> list[Any]:
-        good = {"hid": "hid-garbage", "callID": "call-garbage", "status": "Busy", "callDate": instant_text(now)}
+    def garbage_rows(self, asked: Asked, at: datetime) -> list[Any]:
+        good = {"hid": "hid-garbage", "callID": "call-garbage", "status": "Busy", "callDate": instant_text(at)}
         return [
             {**good, "callDate": None},
             {**good, "hid": "hid-garbage-2", "callID": None, "callDate": "2025-02-30T25:61:00Z"},
             {**good, "hid": "hid-garbage-3", "callID": None, "callDate": 0},
-            {"status": "Busy", "callDate": instant_text(now)},
+            {"status": "Busy", "callDate": instant_text(at)},
             "a row that is text",
             None,
             ["a", "list"],
@@ -130,8 +134,7 @@ class CinnoxSimulator(Switchboard):
         plan = next((each for each in account.plans.values() if call_id(each) == query["callID"]), None)
         if plan is None or plan.recording_at is None or plan.recording_at > now:
             return Answer(404, {"code": 6451000, "message": "recording not found"})
-        headers = {"Content-Type": "audio/wav", "Content-Length": str(plan.recording_bytes)}
-        return Answer(200, "", headers=headers, audio=audio_chunks(plan.rid, plan.recording_bytes))
+        return recording_of(plan)
 
     def _row(self, account: Account, kind: str, plan: CallPlan, now: datetime) -> Json:
         legs = self._conferences.get((account.key, plan.rid))

@@ -1,41 +1,14 @@
 """The simulated providers by name: an account at each, and the source by which a relay reads it."""
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from relay.model import Json
 from relay.simulator import cinnox, nfon, unpod, webfones
+from relay.simulator.switchboard import Switchboard
 from relay.simulator.timeline import CallPlan, Person
-
-
-class Account(Protocol):
-    """One customer's calls, by rid."""
-
-    @property
-    def plans(self) -> Mapping[int, CallPlan]: ...
-
-
-class Simulator(Protocol):
-    """What all simulated providers can do."""
-
-    clock: Callable[[], datetime]
-    statuses: Counter[Any]
-
-    @property
-    def accounts(self) -> Mapping[str, Account]: ...
-
-    def feed(self, key: str, plans: Iterator[CallPlan]) -> None: ...
-
-    def appear(self, key: str, **fields: Any) -> CallPlan: ...
-
-    def visible(self, key: str, now: datetime) -> list[CallPlan]: ...
-
-    def serve(self, *, host: str = ..., port: int = ...) -> AbstractAsyncContextManager[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +16,15 @@ class Office:
     """One account at a simulated provider, with `key` as its credential.
 
     `call_id` names a call as its row does; no two providers name calls alike, so one subscriber can tell them apart.
-    `listed` is what `statuses` counts once the list has been read whole. `options` are those of the source. `recorded`
+    `listed` is the kind of request that reads the list. `options` are those of the source. `recorded`
     says whether audio can be had. `transcribe` makes the words of a call, by its rid, ready now.
     """
 
     provider: str
-    simulator: Simulator
+    simulator: Switchboard[Any]
     key: str
     call_id: Callable[[CallPlan], str]
-    listed: Hashable
+    listed: str
     path: str = ""
     options: Json = field(default_factory=dict)
     recorded: bool = False
@@ -60,12 +33,13 @@ class Office:
     @property
     def polled(self) -> bool:
         """Whether the call list has been read."""
-        return self.simulator.statuses[self.listed] > 0
+        return self.simulator.statuses[self.key, self.listed, 200] > 0
 
     @property
     def plans(self) -> Mapping[int, CallPlan]:
         """The calls that have begun, by rid; some are not visible yet."""
-        return self.simulator.accounts[self.key].plans
+        plans: Mapping[int, CallPlan] = self.simulator.accounts[self.key].plans
+        return plans
 
     def visible(self) -> list[CallPlan]:
         """The calls that the list shows now, by rid."""
@@ -89,7 +63,7 @@ def _webfones(key: str, zone: str, everyone: Iterable[Person]) -> Office:
         simulator,
         key,
         call_id=lambda plan: str(plan.rid),
-        listed=(key, webfones.Kind.RECORDS, 200),
+        listed=webfones.Kind.RECORDS,
         options={"api_key": key, "timezone": zone},
         recorded=True,
     )
@@ -103,7 +77,7 @@ def _unpod(key: str, zone: str, everyone: Iterable[Person]) -> Office:
         simulator,
         key,
         call_id=unpod.call_id,
-        listed=(key, unpod.LIST, 200),
+        listed=unpod.LIST,
         path=unpod.BASE_PATH,
         options={"org_handle": handle, "token": key},
     )
@@ -117,7 +91,7 @@ def _cinnox(key: str, zone: str, everyone: Iterable[Person]) -> Office:
         simulator,
         key,
         call_id=cinnox.hid,
-        listed=(key, cinnox.LOG, 200),
+        listed=cinnox.LOG,
         # The pages of a real list may move while they are read, and its newest calls wait for that; these stay.
         options={
             "app_id": app_id,
@@ -138,7 +112,7 @@ def _nfon(key: str, zone: str, everyone: Iterable[Person]) -> Office:
         simulator,
         key,
         call_id=lambda plan: simulator.uuid_of(key, plan.rid),
-        listed=(nfon.Kind.RECORDS, 200),
+        listed=nfon.Kind.RECORDS,
         options={"token": key},
         transcribe=lambda rid: simulator.transcribe(key, rid),
     )

@@ -1,29 +1,36 @@
-"""What simulated providers that list rows have in common: accounts, calls that show when their time comes, mischief.
+"""What the simulated providers have in common: accounts, calls that show when their time comes, limits, mischief.
 
-A provider is a subclass that knows its paths, its credentials and its rows; everything else is here. Time is asked from
-the clock that was handed in, once a request.
+A provider is a subclass that knows its paths, its credentials and its rows; everything else is here. What it answers is
+a pure function of its state and an instant (`respond`), so that tests on a virtual clock need no HTTP; `serve` puts the
+same answers on the loopback interface.
 """
 
+import asyncio
 import random
 import ssl
+import sys
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 import orjson
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from relay.model import Json
+from relay.simulator.audio import audio_chunks
+from relay.simulator.limits import FixedWindow, Meter
 from relay.simulator.loopback import Line, hang_up, json_response, listening
 from relay.simulator.timeline import CallPlan, Change, Scalar
-from relay.simulator.webfones import FixedWindow, Meter, NewCall, NewChange
 
+UNLIMITED: Final = sys.maxsize
+_BLANK: Final = b" " * 65_536
 _NATIVE: Final = {
     "cidname_outside": "outside_name",
     "cidnumber_outside": "outside_number",
@@ -36,7 +43,12 @@ _NATIVE: Final = {
 
 
 class Mischief(StrEnum):
-    """What can be done to a request instead of, or on top of, answering it as documented."""
+    """What can be done to a request instead of, or on top of, answering it as documented.
+
+    From SUCCESS_FALSE on they are for answers that only some providers give, and leave others alone. The last six are
+    for streams: each event twice, in tiny pieces, with garbage in front, with a huge event in front, a cut after the
+    first event, or an answer that is no stream.
+    """
 
     STATUS = "status"
     HANG = "hang"
@@ -47,12 +59,25 @@ class Mischief(StrEnum):
     GARBAGE = "garbage"
     SHUFFLE = "shuffle"
     HUGE = "huge"
+    SUCCESS_FALSE = "success_false"
+    WRONG_COUNT = "wrong_count"
+    NOT_A_LIST = "not_a_list"
+    TRUNCATE = "truncate"
+    NO_RECORDING = "no_recording"
+    DUPLICATE = "duplicate"
+    SPLIT = "split"
+    BAD_EVENTS = "bad_events"
+    HUGE_EVENT = "huge_event"
+    CUT = "cut"
+    NO_STREAM = "no_stream"
 
 
 class Fault(BaseModel):
     """One misbehaviour. It hits requests that match `on` and `key` (None: any), `times` of them (None: until told off).
 
-    `status` and `body` are for STATUS, `delay_s` for SLOW, `size_bytes` for HUGE, `seed` for SHUFFLE.
+    `status` is for STATUS, and `body` in place of the documented one; `delay_s` is for SLOW, `size_bytes` for HUGE,
+    `seed` for SHUFFLE, `share` (of the audio that is sent) for TRUNCATE. The rows of GARBAGE start `at` (when the fault
+    was added), so that they are the same in each answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,38 +91,55 @@ class Fault(BaseModel):
     delay_s: float = Field(1.0, ge=0)
     size_bytes: int = Field(8 * 1024 * 1024, ge=0)
     seed: int = 0
+    share: float = Field(0.5, ge=0, lt=1)
+    at: AwareDatetime | None = None
 
-    def hits(self, kind: str, key: str) -> bool:
-        return (self.on is None or self.on == kind) and (self.key is None or self.key == key)
+    def hits(self, asked: "Asked") -> bool:
+        return self.on in (None, asked.kind) and self.key in (None, asked.key)
+
+
+Faults = Mapping[Mischief, Fault]
+"""The faults that hit a request, one of each sort."""
+
+
+class CutShort(Exception):
+    """The provider ends the connection before all was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A status and a body: JSON, text as it is, or audio in pieces. `rows` names the list in the body."""
+    """A status and a body, JSON or text as it is; `rows` names the list in it. `pieces` are sent in its place."""
 
     status: int
-    body: Json | str
+    body: Json | list[Any] | str = ""
     rows: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    audio: Iterator[bytes] | None = None
+    pieces: Callable[[Line], AsyncGenerator[bytes, None]] | None = None
+
+    def encoded(self) -> bytes:
+        return self.body.encode() if isinstance(self.body, str) else orjson.dumps(self.body)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request, as a provider looks at it."""
+    """A request, as a provider looks at it; `key` is whose it is, empty when nobody knows."""
 
     kind: str
-    query: Mapping[str, str]
-    base_url: str
-    path: str
+    key: str
+    path: str = ""
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    base_url: str = ""
+    address: str = ""
 
 
 @dataclass(slots=True)
 class Account:
-    """One customer: calls by rid, and in the order of their starts."""
+    """One customer: calls by rid, and in the order of their starts. `handle` is the organisation or app, if any."""
 
     key: str
-    handle: str
+    handle: str = "acme"
     revoked: bool = False
     plans: dict[int, CallPlan] = field(default_factory=dict)
     by_start: list[tuple[datetime, int]] = field(default_factory=list)
@@ -135,46 +177,106 @@ class Account:
         return found
 
 
-class Control(BaseModel):
-    """What `POST /_control` takes; all may be left out. `removed` are rids by account."""
+A = TypeVar("A", bound=Account)
+
+
+class NewAccount(BaseModel):
+    """An account of a control message; more fields are those of the provider's accounts."""
+
+    model_config = ConfigDict(extra="allow")
+
+    key: str = Field(min_length=1)
+    revoked: bool = False
+
+
+class NewCall(BaseModel):
+    """A call of a control message; what is left out is as `Switchboard.appear` has it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    accounts: list[str] = Field(default_factory=list)
+    key: str
+    rid: int | None = None
+    started_at: AwareDatetime | None = None
+    ended_at: AwareDatetime | None = None
+    visible_at: AwareDatetime | None = None
+    recording_at: AwareDatetime | None = None
+    talk_s: float | None = Field(None, ge=0)
+    direction: str | None = None
+    disposition: str | None = None
+    outside_number: str | None = None
+    outside_name: str | None = None
+    inside_number: str | None = None
+    extension: str | None = None
+    recording_bytes: int | None = None
+    extra: dict[str, Scalar] | None = None
+
+
+class NewChange(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    key: str
+    rid: int
+    fields: dict[str, Scalar]
+    at: AwareDatetime | None = None
+
+
+class Control(BaseModel):
+    """What `POST /_control` takes; all may be left out.
+
+    `removed` are rids by account. `behave`: true, or the kinds whose faults are taken back. `spend` are requests by
+    account.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    accounts: list[NewAccount] = Field(default_factory=list)
     calls: list[NewCall] = Field(default_factory=list)
     changes: list[NewChange] = Field(default_factory=list)
     removed: dict[str, list[int]] = Field(default_factory=dict)
     faults: list[Fault] = Field(default_factory=list)
-    behave: bool = False
+    behave: bool | list[str] = False
+    limit: int | None = Field(None, ge=0)
+    window_s: float | None = Field(None, gt=0)
+    rate_limit_headers: bool | None = None
+    spend: dict[str, int] = Field(default_factory=dict)
+    reset_limits: bool = False
 
 
-class Switchboard:
-    """Accounts by token, each with one handle (organisation, app), what they answer, and how they misbehave."""
+class Switchboard(Generic[A]):
+    """Accounts by key or token, what they answer, and how they misbehave.
 
+    `clock` is asked when a request comes and when it is answered. `limit`, `window_s` and `rate_limit_headers` (whether
+    answers tell what is left) may be changed at any time.
+    """
+
+    account_type: type[A]
     first_rid: int = 211_159
 
     def __init__(
         self,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        limit: int | None = None,
+        limit: int = UNLIMITED,
         window_s: float = 60.0,
+        rate_limit_headers: bool = False,
     ) -> None:
         self.clock = clock
         self.limit = limit
         self.window_s = window_s
-        self.accounts: dict[str, Account] = {}
+        self.rate_limit_headers = rate_limit_headers
+        self.accounts: dict[str, A] = {}
         self.faults: list[Fault] = []
         self.requests: Counter[tuple[str, str]] = Counter()
         self.statuses: Counter[tuple[str, str, int]] = Counter()
+        self.agents: set[str] = set()
         self._windows: dict[str, FixedWindow] = {}
         self._meters: dict[str, Meter] = {}
 
     # What there is
 
-    def add_account(self, key: str, *, handle: str = "acme") -> Account:
-        """Open an account; one that is there already stays as it is."""
-        return self.accounts.setdefault(key, Account(key, handle))
+    def add_account(self, key: str, **about: Any) -> A:
+        """Open an account, with these of its fields; one that is there already stays as it is."""
+        return self.accounts.setdefault(key, self.account_type(key, **about))
 
     def add_calls(self, key: str, plans: Iterable[CallPlan]) -> None:
         """Add calls, or replace those with the same rid; rows show only when their time has come."""
@@ -198,7 +300,7 @@ class Switchboard:
             visible_at=fields.pop("visible_at", now),
             **fields,
         )
-        account.put(plan)
+        self.add_calls(key, [plan])
         return plan
 
     def change(self, key: str, rid: int, fields: Mapping[str, Scalar], *, at: datetime | None = None) -> CallPlan:
@@ -223,11 +325,21 @@ class Switchboard:
 
     def misbehave(self, *faults: Fault) -> None:
         """Add faults; of those with `times`, the oldest is used up first."""
-        self.faults.extend(faults)
+        now = self.clock()
+        self.faults.extend(fault if fault.at else fault.model_copy(update={"at": now}) for fault in faults)
 
-    def behave(self) -> None:
-        """Take back all faults."""
-        self.faults = []
+    def behave(self, kind: str | None = None) -> None:
+        """Take back the faults of a kind of request, or all."""
+        self.faults = [fault for fault in self.faults if kind is not None and fault.on != kind]
+
+    def spend(self, key: str, requests: int) -> None:
+        """Use up requests of a key's limit, as the customer's own integrations do."""
+        for _ in range(requests):
+            self._window(key).hit(self.clock())
+
+    def reset_limits(self) -> None:
+        """Forget every limiter's window, as a restart of the provider does."""
+        self._windows.clear()
 
     def peak(self, key: str) -> int:
         """The most requests with this key in any window of `window_s`, wherever it begins; refused ones count."""
@@ -236,29 +348,69 @@ class Switchboard:
 
     # What a provider says in its own way
 
-    def kind_of(self, method: str, path: str) -> str | None:
+    def kind_of(self, method: str, path: str, headers: Mapping[str, str]) -> str | None:
         """What a request is for; None: nothing is there."""
         raise NotImplementedError
 
-    def refused(self, headers: Mapping[str, str], asked: Asked) -> Answer | None:
-        """The refusal of a wrong credential; None: it is right."""
-        raise NotImplementedError
-
     def token_of(self, headers: Mapping[str, str]) -> str:
-        """The token that a request carries; empty when it has none."""
+        """The key of the account that a request is for; empty when it names none."""
         raise NotImplementedError
 
-    def answer(self, account: Account, asked: Asked, now: datetime) -> Answer:
+    def refused(self, asked: Asked) -> Answer | None:
+        """The refusal of a wrong credential; None: it is right, or none is needed."""
+        raise NotImplementedError
+
+    def answer(self, asked: Asked, now: datetime) -> Answer:
         """The documented answer."""
         raise NotImplementedError
 
-    def too_many(self) -> Answer:
+    def too_many(self, asked: Asked) -> Answer:
         """The answer to one request too many."""
+        return Answer(429, self.error_body(429, self.clock()))
+
+    def error_body(self, status: int, now: datetime) -> Json:
+        """What comes with an error status."""
+        return {"error": f"HTTP {status}"}
+
+    def garbage_rows(self, asked: Asked, at: datetime) -> list[Any]:
+        """Rows that no client should believe; those that have a possible start have `at`."""
         raise NotImplementedError
 
-    def garbage_rows(self, now: datetime) -> list[Any]:
-        """Rows that no client should believe."""
-        raise NotImplementedError
+    def bucket_of(self, asked: Asked) -> str | None:
+        """With what a request is counted for the limit; None: with nothing."""
+        return asked.key
+
+    def spoilt(self, answer: Answer, asked: Asked, faults: Faults, now: datetime) -> Answer:
+        """What faults make of a good answer; those about rows leave other answers alone."""
+        if answer.rows is None or not isinstance(answer.body, dict):
+            return answer
+        rows: list[Any] = answer.body[answer.rows]
+        if shuffle := faults.get(Mischief.SHUFFLE):
+            rows = random.Random(shuffle.seed).sample(rows, len(rows))  # noqa: S311  # nothing secret
+        if garbage := faults.get(Mischief.GARBAGE):
+            rows = _mixed(rows, self.garbage_rows(asked, garbage.at or now))
+        return replace(answer, body={**answer.body, answer.rows: rows})
+
+    # What it answers: pure but for taking calls from a feed
+
+    def respond(self, asked: Asked, now: datetime, faults: Faults) -> Answer:
+        """Answer as it would at `now`, with only the faults that are given."""
+        if error := faults.get(Mischief.STATUS):
+            body = self.error_body(error.status, now) if error.body is None else error.body
+            answer = Answer(error.status, body, headers={"Content-Type": "application/json"})
+        elif Mischief.PARTIAL in faults:
+            answer = Answer(206, {"message": "Partial content"})
+        elif Mischief.NOT_JSON in faults:
+            answer = Answer(200, "<html><body><h1>It works!</h1></body></html>")
+        else:
+            if asked.key in self.accounts:
+                self.accounts[asked.key].pull(now)
+            refused = self.refused(asked)
+            answer = refused or self.spoilt(self.answer(asked, now), asked, faults, now)
+        huge = faults.get(Mischief.HUGE)
+        if huge is None or answer.pieces is not None:
+            return answer
+        return replace(answer, pieces=partial(_padded, answer.encoded(), huge.size_bytes))
 
     # Over HTTP
 
@@ -271,73 +423,58 @@ class Switchboard:
     async def _handle(self, request: web.BaseRequest, line: Line) -> web.StreamResponse:
         if request.path == "/_control":
             return await self._control(request)
-        kind = self.kind_of(request.method, request.path)
+        kind = self.kind_of(request.method, request.path, request.headers)
         if kind is None:
-            return json_response({"message": "Not found"}, status=404)
-        key, now = self.token_of(request.headers), self.clock()
-        self.requests[key, kind] += 1
-        self._meters.setdefault(key, Meter(self.window_s)).hit(now)
-        faults = self._take(kind, key)
-        for fault in faults:
-            match fault.what:
-                case Mischief.HANG:
-                    await line.wait(None)
-                    return await hang_up(request)
-                case Mischief.SLOW:
-                    await line.wait(fault.delay_s)
-                case Mischief.DROP:
-                    return await hang_up(request, reset=True)
-                case _:
-                    pass
-        base_url = f"{request.scheme}://{request.host}"
-        answer = self._answer(request.headers, Asked(kind, request.query, base_url, request.path), key, faults)
-        self.statuses[key, kind, answer.status] += 1
-        padding = sum(fault.size_bytes for fault in faults if fault.what is Mischief.HUGE)
-        date = self.clock().astimezone(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
-        return await _send(request, replace(answer, headers={**answer.headers, "Date": date}), padding)
+            return json_response({"error": "Not found"}, status=404)
+        asked = Asked(
+            kind,
+            self.token_of(request.headers),
+            path=request.path,
+            query=request.query,
+            headers=request.headers,
+            body=await request.read(),
+            base_url=f"{request.scheme}://{request.host}",
+            address=request.remote or "",
+        )
+        refused, headers = self._admit(asked, self.clock())
+        faults = {} if refused else self._take(asked)
+        if Mischief.HANG in faults:
+            await line.wait(None)
+            return await hang_up(request)
+        if slow := faults.get(Mischief.SLOW):
+            await line.wait(slow.delay_s)
+        if Mischief.DROP in faults:
+            return await hang_up(request, reset=True)
+        answer = refused or self.respond(asked, self.clock(), faults)
+        self.statuses[asked.key, kind, answer.status] += 1
+        return await _send(request, line, replace(answer, headers={**answer.headers, **headers, **self._date()}))
 
-    def _answer(self, headers: Mapping[str, str], asked: Asked, key: str, faults: Sequence[Fault]) -> Answer:
-        now = self.clock()
-        for fault in faults:
-            match fault.what:
-                case Mischief.STATUS:
-                    return Answer(fault.status, fault.body or "", headers={"Content-Type": "application/json"})
-                case Mischief.PARTIAL:
-                    return Answer(206, {"message": "Partial content"})
-                case Mischief.NOT_JSON:
-                    return Answer(200, "<html><body><h1>It works!</h1></body></html>")
-                case _:
-                    pass
-        if self.limit is not None:
-            window = self._windows.setdefault(key, FixedWindow(self.limit, self.window_s))
-            window.limit, window.window_s = self.limit, self.window_s
-            if not window.hit(now):
-                return self.too_many()
-        refusal = self.refused(headers, asked)
-        if refusal is not None:
-            return refusal
-        account = self.accounts[key]
-        account.pull(now)
-        return self._spoilt(self.answer(account, asked, now), faults, now)
+    def _admit(self, asked: Asked, now: datetime) -> tuple[Answer | None, Mapping[str, str]]:
+        """Count the request and ask the limiter: its refusal, if it refuses, and headers for whatever the answer is."""
+        self.requests[asked.key, asked.kind] += 1
+        self.agents.add(asked.headers.get("User-Agent", ""))
+        self._meters.setdefault(asked.key, Meter(self.window_s)).hit(now)
+        bucket = self.bucket_of(asked)
+        if bucket is None:
+            return None, {}
+        window = self._window(bucket)
+        refused = None if window.hit(now) else self.too_many(asked)
+        return refused, window.headers(now) if self.rate_limit_headers else {}
 
-    def _spoilt(self, answer: Answer, faults: Sequence[Fault], now: datetime) -> Answer:
-        """What the faults about rows make of a good answer."""
-        if answer.rows is None or isinstance(answer.body, str):
-            return answer
-        rows: list[Any] = answer.body[answer.rows]
-        for fault in faults:
-            if fault.what is Mischief.SHUFFLE:
-                rows = random.Random(fault.seed).sample(rows, len(rows))  # noqa: S311  # nothing secret
-            if fault.what is Mischief.GARBAGE:
-                rows = _mixed(rows, self.garbage_rows(now))
-        return replace(answer, body={**answer.body, answer.rows: rows})
+    def _window(self, bucket: str) -> FixedWindow:
+        window = self._windows.setdefault(bucket, FixedWindow(self.limit, self.window_s))
+        window.limit, window.window_s = self.limit, self.window_s
+        return window
 
-    def _take(self, kind: str, key: str) -> list[Fault]:
+    def _date(self) -> dict[str, str]:
+        return {"Date": self.clock().astimezone(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")}
+
+    def _take(self, asked: Asked) -> dict[Mischief, Fault]:
         """The faults that hit this request, one of each sort, oldest first; those with `times` are used up by it."""
         taken: dict[Mischief, Fault] = {}
         left: list[Fault] = []
         for fault in self.faults:
-            if fault.what in taken or not fault.hits(kind, key):
+            if fault.what in taken or not fault.hits(asked):
                 left.append(fault)
                 continue
             taken[fault.what] = fault
@@ -346,21 +483,28 @@ class Switchboard:
             elif fault.times > 1:
                 left.append(fault.model_copy(update={"times": fault.times - 1}))
         self.faults = left
-        return list(taken.values())
+        return taken
 
     async def _control(self, request: web.BaseRequest) -> web.Response:
-        if request.method == "GET":
-            return json_response(self.state())
-        try:
-            self.obey(Control.model_validate_json(await request.read()))
-        except (ValidationError, ValueError, KeyError) as error:
-            return json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
+        if request.method != "GET":
+            try:
+                self.order(await request.read())
+            except (ValidationError, ValueError, KeyError, TypeError) as error:
+                return json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
         return json_response(self.state())
 
+    def order(self, message: bytes) -> None:
+        """Do what a control message asks; raises for one that makes no sense."""
+        self.obey(Control.model_validate_json(message))
+
     def obey(self, wish: Control) -> None:
-        """Do what a control message asks, in the order of its fields."""
-        for key in wish.accounts:
-            self.add_account(key)
+        """Do what a control message asks, in an order that makes sense."""
+        for account in wish.accounts:
+            self.add_account(account.key, **(account.model_extra or {})).revoked = account.revoked
+        for name in ("limit", "window_s", "rate_limit_headers"):
+            value = getattr(wish, name)
+            if value is not None:
+                setattr(self, name, value)
         for call in wish.calls:
             self.appear(call.key, **call.model_dump(exclude_none=True, exclude={"key"}))
         for change in wish.changes:
@@ -368,20 +512,27 @@ class Switchboard:
         for key, rids in wish.removed.items():
             for rid in rids:
                 self.remove(key, rid)
-        if wish.behave:
-            self.behave()
+        if wish.behave is not False:
+            for kind in [None] if wish.behave is True else wish.behave:
+                self.behave(kind)
         self.misbehave(*wish.faults)
+        for key, requests in wish.spend.items():
+            self.spend(key, requests)
+        if wish.reset_limits:
+            self.reset_limits()
 
     def state(self) -> Json:
-        """What `GET /_control` shows: faults, counters, and the calls that have become visible."""
+        """What `GET /_control` shows: limits, faults, counters, and the calls that have become visible."""
         now = self.clock()
         return {
             "now": instant_text(now),
+            "limit": self.limit,
+            "window_s": self.window_s,
             "faults": [fault.model_dump(mode="json") for fault in self.faults],
             "accounts": {
                 key: {
                     "revoked": account.revoked,
-                    "requests": {kind: n for (who, kind), n in sorted(self.requests.items()) if who == key},
+                    "requests": {str(kind): n for (who, kind), n in sorted(self.requests.items()) if who == key},
                     "statuses": {f"{k} {s}": n for (who, k, s), n in sorted(self.statuses.items()) if who == key},
                     "peak": self.peak(key),
                     "visible": [asdict(plan) for plan in self.visible(key, now)],
@@ -422,6 +573,16 @@ def bearer(headers: Mapping[str, str], scheme: str) -> str:
     return token.strip() if said.lower() == scheme.lower() else ""
 
 
+def recording_of(plan: CallPlan, *, share: float = 1.0) -> Answer:
+    """The audio of a call; when a share is all that is sent, the connection ends with it."""
+    headers = {
+        "Content-Type": "audio/wav",
+        "Content-Length": str(plan.recording_bytes),
+        "Content-Disposition": f'inline; filename="recording-{plan.rid}.wav"',
+    }
+    return Answer(200, headers=headers, pieces=partial(_audio, plan, share))
+
+
 def _mixed(rows: Sequence[Any], others: Sequence[Any]) -> list[Any]:
     """Put the others between the rows, one by one."""
     mixed: list[Any] = []
@@ -431,21 +592,36 @@ def _mixed(rows: Sequence[Any], others: Sequence[Any]) -> list[Any]:
     return mixed
 
 
-async def _send(request: web.BaseRequest, answer: Answer, padding: int) -> web.StreamResponse:
-    headers = dict(answer.headers)
-    if answer.audio is None and not padding:
-        text = isinstance(answer.body, str)
-        headers.setdefault("Content-Type", "text/html" if text else "application/json")
-        body = answer.body.encode() if isinstance(answer.body, str) else orjson.dumps(answer.body)
-        return web.Response(status=answer.status, body=body, headers=headers)
+async def _send(request: web.BaseRequest, line: Line, answer: Answer) -> web.StreamResponse:
+    content_type = "text/html" if isinstance(answer.body, str) else "application/json"
+    headers = {"Content-Type": content_type, **answer.headers}
+    if answer.pieces is None:
+        return web.Response(status=answer.status, body=answer.encoded(), headers=headers)
     response = web.StreamResponse(status=answer.status, headers=headers)
     await response.prepare(request)
-    blank = b" " * 65_536
-    for _ in range(padding // len(blank)):
-        await response.write(blank)
-    if answer.audio is None:
-        await response.write(answer.body.encode() if isinstance(answer.body, str) else orjson.dumps(answer.body))
-        return response
-    for chunk in answer.audio:
-        await response.write(chunk)
+    try:
+        async with aclosing(answer.pieces(line)) as pieces:
+            async for piece in pieces:
+                await response.write(piece)
+    except CutShort:
+        return await hang_up(request)
     return response
+
+
+async def _padded(body: bytes, size_bytes: int, _line: Line) -> AsyncGenerator[bytes, None]:
+    """A body behind so much blank."""
+    for _ in range(size_bytes // len(_BLANK)):
+        yield _BLANK
+    yield body
+
+
+async def _audio(plan: CallPlan, share: float, _line: Line) -> AsyncGenerator[bytes, None]:
+    left = int(plan.recording_bytes * share)
+    for chunk in audio_chunks(plan.rid, plan.recording_bytes):
+        if left <= 0:
+            break
+        yield chunk[:left]
+        left -= len(chunk)
+        await asyncio.sleep(0)
+    if share < 1:
+        raise CutShort

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 from relay.model import Json
 from relay.simulator.switchboard import (
+    UNLIMITED,
     Account,
     Answer,
     Asked,
@@ -30,7 +31,7 @@ _REASONS = {"ANSWERED": "caller_hangup", "NO ANSWER": "no_answer"}
 _DIRECTIONS = {"INCOMING": "inbound", "OUTGOING": "outbound"}
 
 
-class UnpodSimulator(Switchboard):
+class UnpodSimulator(Switchboard[Account]):
     """Organisations by token; the account's handle is the organisation's.
 
     The attributes may be changed at any time: `with_id` and `with_next` (whether rows and answers carry them),
@@ -38,11 +39,13 @@ class UnpodSimulator(Switchboard):
     (what a missing handle answers), `with_count`.
     """
 
+    account_type = Account
+
     def __init__(
         self,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        limit: int | None = None,
+        limit: int = UNLIMITED,
         window_s: float = 60.0,
         with_id: bool = True,
         with_next: bool = False,
@@ -59,22 +62,22 @@ class UnpodSimulator(Switchboard):
         self.most_rows = most_rows
         self.no_org_status = no_org_status
 
-    def kind_of(self, method: str, path: str) -> str | None:
+    def kind_of(self, method: str, path: str, headers: Mapping[str, str]) -> str | None:
         return LIST if method == "GET" and path == _PATH else None
 
     def token_of(self, headers: Mapping[str, str]) -> str:
         return bearer(headers, "Token")
 
-    def refused(self, headers: Mapping[str, str], asked: Asked) -> Answer | None:
-        account = self.accounts.get(self.token_of(headers))
+    def refused(self, asked: Asked) -> Answer | None:
+        account = self.accounts.get(asked.key)
         if account is None or account.revoked:
             return _failure(401, "Invalid or missing API token")
-        handle = headers.get("Org-Handle")
+        handle = asked.headers.get("Org-Handle")
         if not handle:
             return _failure(self.no_org_status, "Org-Handle header is required")
         return None if handle == account.handle else _failure(403, "Invalid organization handle")
 
-    def answer(self, account: Account, asked: Asked, now: datetime) -> Answer:
+    def answer(self, asked: Asked, now: datetime) -> Answer:
         """Answer `/call-logs/` as it would be at `now`."""
         try:
             page = int(asked.query.get("page", "1"))
@@ -85,7 +88,7 @@ class UnpodSimulator(Switchboard):
             return _failure(400, "Invalid parameters provided")
         if page < 1 or page_size < 1:
             return _failure(400, "Invalid parameters provided")
-        plans = account.between(first, last, now)[::-1]
+        plans = self.accounts[asked.key].between(first, last, now)[::-1]
         begin = (page - 1) * page_size
         if page > 1 and begin >= len(plans):
             return _failure(400, "Failed to fetch logs.")
@@ -98,17 +101,17 @@ class UnpodSimulator(Switchboard):
             body["next"] = f"{asked.base_url}{_PATH}?{query}" if begin + page_size < len(plans) else None
         return Answer(200, body, rows="data")
 
-    def too_many(self) -> Answer:
+    def too_many(self, asked: Asked) -> Answer:
         return _failure(429, "Rate limit exceeded", {"Retry-After": "30"})
 
-    def garbage_rows(self, now: datetime) -> list[Any]:
+    def garbage_rows(self, asked: Asked, at: datetime) -> list[Any]:
         good = {
             "id": "call_garbage",
             "source_number": "+12025550199",
             "destination_number": "+12025550100",
             "call_type": "inbound",
             "call_status": "missed",
-            "creation_time": instant_text(now),
+            "creation_time": instant_text(at),
         }
         nobody = {"id": None, "source_number": None, "destination_number": None}
         return [

@@ -19,7 +19,8 @@ from relay.providers.nfon import NFON
 from relay.providers.nfon import client as client_module
 from relay.providers.nfon.client import Nfon
 from relay.providers.nfon.options import NfonOptions
-from relay.simulator.nfon import Fault, Kind, Mischief, NfonSimulator
+from relay.simulator.nfon import Kind, NfonSimulator
+from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.timeline import CallPlan
 
 TOKEN = "a-users-token"
@@ -217,6 +218,18 @@ async def test_only_the_asked_extension_is_read(bench: Bench) -> None:
     assert await keys(bench.client(customer="K9999", extension="1002")) == []
 
 
+async def test_calls_can_be_ordered_over_http(bench: Bench) -> None:
+    """The simulator of a process of its own is told by `/_control`, as every other."""
+    wish = {"calls": [{"key": TOKEN, "rid": 7}], "faults": [{"what": "status", "on": "records", "status": 503}]}
+    async with bench.http.post(f"{bench.base_url}/_control", json=wish) as done:
+        state = await done.json()
+
+    assert [plan["rid"] for plan in state["accounts"][TOKEN]["visible"]] == [7]
+    with pytest.raises(Unavailable):
+        await keys(bench.client())
+    assert await keys(bench.client()) == [bench.simulator.uuid_of(TOKEN, 7)]
+
+
 # -- the unit of `from` -----------------------------------------------------------------------------------------------
 
 
@@ -320,7 +333,7 @@ async def test_every_other_answer_is_a_named_error_without_the_token(
 
 async def test_a_body_over_the_cap_is_not_taken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_module, "LARGEST_BODY_BYTES", 64 * 1024)
-    bench.simulator.misbehave(Fault(what=Mischief.HUGE, on=Kind.RECORDS, rows=1_000))
+    bench.simulator.misbehave(Fault(what=Mischief.HUGE, on=Kind.RECORDS))
 
     with pytest.raises(OddAnswer, match="more than"):
         await keys(bench.client())
@@ -390,7 +403,7 @@ async def test_a_token_is_renewed_before_it_ends(bench: Bench) -> None:
         await bench.clock.advance(200)
 
     assert bench.simulator.requests["", Kind.TOKEN] == 2
-    assert bench.simulator.statuses[Kind.RECORDS, 401] == 0
+    assert bench.simulator.statuses["", Kind.RECORDS, 401] == 0
 
 
 async def test_a_refused_token_is_renewed_once(bench: Bench) -> None:

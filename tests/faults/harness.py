@@ -304,7 +304,7 @@ class Simulator:
 
     def asked(self, kind: str) -> int:
         """How many requests of a kind have come in."""
-        found: int = self.provider()["accounts"][KEY]["requests"][kind]
+        found: int = self.provider()["accounts"][KEY]["requests"].get(kind, 0)
         return found
 
     def in_flight(self) -> int:

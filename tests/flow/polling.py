@@ -30,7 +30,8 @@ from relay.providers.base import BadRow, Page, Window
 from relay.providers.webfones import wire
 from relay.providers.webfones.options import WebfonesOptions
 from relay.recordings.markers import Markers
-from relay.simulator.webfones import Fault, Mischief, WebfonesSimulator
+from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.webfones import WebfonesSimulator
 from relay.sources import Source, connect_one
 
 SID = "office"

@@ -26,7 +26,8 @@ from relay.model import iso
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, load
 from relay.simulator.subscriber import VerifyingSubscriber
-from relay.simulator.webfones import Fault, Kind, Mischief, WebfonesSimulator
+from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.webfones import Kind, WebfonesSimulator
 from workers.jobs import backfill
 from workers.runners import add_runners
 from workers.settings import host

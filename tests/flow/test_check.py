@@ -23,7 +23,8 @@ from relay.providers.base import BadRow
 from relay.secrets import SecretBox, load_or_create
 from relay.settings import Settings, load
 from relay.simulator.subscriber import VerifyingSubscriber
-from relay.simulator.webfones import Fault, Kind, Mischief, WebfonesSimulator
+from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.webfones import Kind, WebfonesSimulator
 
 KEY = "simulated-key"
 SECRET = "whsec_c2ltdWxhdG9yLXNlY3JldC0wMTIzNDU2Nzg5"

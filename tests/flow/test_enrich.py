@@ -11,7 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from relay.ledger import keys
-from relay.simulator.webfones import Fault, Kind, Mischief, WebfonesSimulator
+from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.webfones import Kind, WebfonesSimulator
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 
 NUMBER = "+15551230001"

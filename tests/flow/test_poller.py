@@ -18,8 +18,8 @@ from relay.ledger import ids, keys
 from relay.model import from_iso
 from relay.poll.poller import PAUSE_S
 from relay.providers.base import Page, Window
+from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.timeline import CallPlan, Change
-from relay.simulator.webfones import Fault, Mischief
 from tests.flow.polling import KEY, SID, Mishap, Office
 
 START = datetime(2025, 7, 1, 12, tzinfo=UTC)

@@ -20,8 +20,9 @@ from relay.poll.stream import oldest, pause_s
 from relay.poll.window import Standing
 from relay.runtime import Runtime, open_runtime
 from relay.secrets import SecretBox
-from relay.simulator.nfon import Fault, Kind, Mischief, NfonSimulator
+from relay.simulator.nfon import Kind, NfonSimulator
 from relay.simulator.subscriber import VerifyingSubscriber
+from relay.simulator.switchboard import Fault, Mischief
 from tests.flow.harness import KEY, SECRET, eventually, read_settings
 from workers.runners import add_runners
 
@@ -375,7 +376,7 @@ async def test_a_stream_is_renewed_before_its_token_ends(house_of: HouseOf) -> N
         [call] = await relay.until_heard("call.completed", 1)
 
         assert call["id"] == relay.call_id(plan.rid)
-        assert (provider.streams_expired, provider.statuses[Kind.STREAM, 401]) == (0, 0)
+        assert (provider.streams_expired, provider.statuses["", Kind.STREAM, 401]) == (0, 0)
 
 
 async def test_a_safe_is_read_again_and_by_nobody_else(redis: Redis) -> None:

@@ -9,12 +9,12 @@ from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
 from relay.providers.base import SourceOptions
 from relay.providers.nfon import NFON
 from relay.providers.nfon.options import NfonOptions
-from relay.simulator.nfon import Fault, Kind, Mischief, NfonSimulator
+from relay.simulator.nfon import Kind, NfonSimulator
+from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.timeline import CallPlan
 from tests.contract.providers.subject import Now, Refusal, Trouble
 
 _TOKEN = "the-suite"
-_HUGE_ROWS = 8_000
 
 
 class NfonSubject:
@@ -56,7 +56,7 @@ class NfonSubject:
         return self.simulator.uuid_of(_TOKEN, plan.rid)
 
     def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
-        self.simulator.misbehave(Fault(what=Mischief(what), on=Kind.RECORDS, times=times, rows=_HUGE_ROWS))
+        self.simulator.misbehave(Fault(what=Mischief(what), on=Kind.RECORDS, times=times))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
         fault = Fault(what=Mischief.STATUS, on=Kind.RECORDS, times=times, status=refusal.status, body=refusal.body)

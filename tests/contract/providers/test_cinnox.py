@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 
 import aiohttp
@@ -11,10 +12,10 @@ from redis.asyncio import Redis
 from relay.errors import OddAnswer, RateLimited
 from relay.model import Record
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose, Window
+from relay.simulator.audio import audio_chunks
 from relay.simulator.cinnox import CONFERENCES, DETAIL, LOG, RECORDING, RECORDING_PATH, CinnoxSimulator, call_id
 from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.timeline import CallPlan
-from relay.simulator.webfones import audio_chunks
 from tests.contract.providers.cinnox import CinnoxSubject
 from tests.contract.providers.desk import Desk, open_desk
 
@@ -134,8 +135,8 @@ async def test_a_server_that_does_not_heed_the_offset_is_noticed(cinnox: Desk) -
     for rid in range(1, 24):
         cinnox.call(rid, start_s=-rid * 60)
     answer = made.answer
-    made.answer = lambda account, asked, now: answer(  # type: ignore[method-assign]
-        account, type(asked)(asked.kind, {**asked.query, "offset": "0"}, asked.base_url, asked.path), now
+    made.answer = lambda asked, now: answer(  # type: ignore[method-assign]
+        replace(asked, query={**asked.query, "offset": "0"}), now
     )
 
     with pytest.raises(OddAnswer, match="same page"):

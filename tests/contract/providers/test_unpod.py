@@ -1,6 +1,7 @@
 """What is Unpod's own: pages of all kinds, identities that may be missing, headers."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -127,9 +128,7 @@ async def test_rows_without_an_id_are_told_once(unpod: Desk, durations: Literal[
 @pytest.mark.parametrize("status", [206, 400])
 async def test_a_missing_handle_is_named(unpod: Desk, status: Any) -> None:
     simulator(unpod).refused = (  # type: ignore[method-assign]
-        lambda headers, asked: UnpodSimulator.refused(
-            simulator(unpod), {name: value for name, value in headers.items() if name != "Org-Handle"}, asked
-        )
+        lambda asked: UnpodSimulator.refused(simulator(unpod), replace(asked, headers={}))
     )
     simulator(unpod).no_org_status = status
 

@@ -9,12 +9,12 @@ from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
 from relay.providers.base import SourceOptions
 from relay.providers.webfones import WEBFONES
 from relay.providers.webfones.options import WebfonesOptions
+from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.timeline import CallPlan
-from relay.simulator.webfones import Fault, Kind, Mischief, WebfonesSimulator
+from relay.simulator.webfones import Kind, WebfonesSimulator
 from tests.contract.providers.subject import Now, Refusal, Trouble
 
 _KEY = "the-suite"
-_HUGE_ROWS = 8_000
 
 
 class WebfonesSubject:
@@ -53,15 +53,13 @@ class WebfonesSubject:
         self.simulator.change(_KEY, plan.rid, {"cidname_outside": f"CHANGED {at:%H%M%S%f}"}, at=at)
 
     def remove(self, plan: CallPlan) -> None:
-        account = self.simulator.accounts[_KEY]
-        del account.plans[plan.rid]
-        account.by_text = [entry for entry in account.by_text if entry[1] != plan.rid]
+        self.simulator.remove(_KEY, plan.rid)
 
     def key(self, plan: CallPlan) -> str:
         return str(plan.rid)
 
     def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
-        self.simulator.misbehave(Fault(what=Mischief(what), on=Kind.RECORDS, times=times, rows=_HUGE_ROWS))
+        self.simulator.misbehave(Fault(what=Mischief(what), on=Kind.RECORDS, times=times))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
         fault = Fault(what=Mischief.STATUS, on=Kind.RECORDS, times=times, status=refusal.status, body=refusal.body)

@@ -1,0 +1,51 @@
+"""What a simulated recording sounds like: a short melody of its own, the same bytes each time, however long."""
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterator
+from functools import cache
+
+_SAMPLE_RATE_HZ = 8_000
+_WAV_HEADER_BYTES = 44
+
+
+def audio_chunks(rid: int, size_bytes: int) -> Iterator[bytes]:
+    """The WAV of a call: a short melody of its own, the same bytes each time, in pieces of at most a second."""
+    header = _wav_header(size_bytes - _WAV_HEADER_BYTES)
+    yield header
+    left = size_bytes - len(header)
+    second = 0
+    while left > 0:
+        note = hashlib.sha256(f"{rid}:{second}".encode()).digest()[0] % 8
+        chunk = _tone(note)[:left]
+        yield chunk
+        left -= len(chunk)
+        second += 1
+
+
+def audio_sha256(rid: int, size_bytes: int) -> str:
+    """What the audio of a call must hash to when it has arrived whole."""
+    digest = hashlib.sha256()
+    for chunk in audio_chunks(rid, size_bytes):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+@cache
+def _tone(note: int) -> bytes:
+    """One second of a note, 8 kHz, 16 bit, mono, fading in and out."""
+    pitch_hz = (262, 294, 330, 349, 392, 440, 494, 523)[note]
+    turn = 2 * math.pi * pitch_hz / _SAMPLE_RATE_HZ
+    samples = (
+        int(6_000 * math.sin(turn * index) * math.sin(math.pi * index / _SAMPLE_RATE_HZ))
+        for index in range(_SAMPLE_RATE_HZ)
+    )
+    return struct.pack(f"<{_SAMPLE_RATE_HZ}h", *samples)
+
+
+def _wav_header(data_bytes: int) -> bytes:
+    """RIFF, PCM, one channel (the canonical 44 bytes)."""
+    riff = struct.pack("<4sI4s", b"RIFF", 36 + data_bytes, b"WAVE")
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, _SAMPLE_RATE_HZ, 2 * _SAMPLE_RATE_HZ, 2, 16)
+    return riff + form + struct.pack("<4sI", b"data", data_bytes)
