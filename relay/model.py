@@ -176,6 +176,11 @@ def iso(instant: datetime | None) -> str | None:
     return text.replace("+00:00", "Z")
 
 
+def from_ms(ms: float) -> datetime:
+    """Read an instant as the store has it: ms since 1970."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
 def from_iso(text: str) -> datetime:
     """Read what `iso` wrote."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)

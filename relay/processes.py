@@ -4,7 +4,6 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -13,7 +12,7 @@ from relay import secrets
 from relay.api.server import serve_api, serve_internal
 from relay.errors import SettingsError
 from relay.ledger.embedded import EmbeddedStore
-from relay.model import iso
+from relay.model import from_ms, iso
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, changed_outside_maps
 from relay.tasks import end
@@ -162,10 +161,12 @@ async def _hosted(host: Host, runtime: Runtime) -> AsyncIterator[None]:
 
 async def say_what_is_wrong(runtime: Runtime) -> None:
     """Repeat the errors that were there before this start: a refused source is not asked again for a while."""
-    for source in runtime.sources.values():
-        if not source.paused and (state := await runtime.states.read(source.id)).error:
-            since = datetime.fromtimestamp(state.error_since_ms / 1000, UTC)
-            log.error("source_still_failing", source=source.id, error=state.error, since=iso(since))
+    asked = [source for source in runtime.sources.values() if not source.paused]
+    states = await asyncio.gather(*(runtime.states.read(source.id) for source in asked))
+    for source, state in zip(asked, states, strict=True):
+        if state.error:
+            since = iso(from_ms(state.error_since_ms))
+            log.error("source_still_failing", source=source.id, error=state.error, since=since)
 
 
 def greet(runtime: Runtime) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import aiohttp
@@ -39,7 +39,7 @@ from relay.ledger.lane import Lane, LaneName
 from relay.ledger.runner import Runner
 from relay.ledger.safe import StoredSafe
 from relay.ledger.sources import SourceStates
-from relay.model import iso
+from relay.model import from_ms, iso
 from relay.poll.budget import Budget
 from relay.poll.poller import Poller, Reader
 from relay.poll.stream import Streams
@@ -203,7 +203,7 @@ class Runtime:
         poller.runner = self.add_runner(Runner(self.lanes["poll"], poller.work, at_once=100, needs_s=70))
 
     def _store_now(self) -> datetime:
-        return datetime.fromtimestamp(self.lanes["poll"].store_now_ms / 1000, UTC)
+        return from_ms(self.lanes["poll"].store_now_ms)
 
     async def _poll_soon(self, sid: str) -> None:
         await self.lanes["poll"].put("", sid)

@@ -7,7 +7,7 @@ written before dialling.
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol, assert_never
 
 import orjson
@@ -23,7 +23,7 @@ from relay.ledger.deliveries import DeliveryState, Status
 from relay.ledger.health import Health
 from relay.ledger.lane import Claim, Settlement
 from relay.ledger.runner import Runner
-from relay.model import from_iso
+from relay.model import from_iso, from_ms
 
 log = structlog.get_logger(__name__)
 
@@ -116,16 +116,16 @@ class Deliver:
     ) -> None:
         assert event.body is not None  # noqa: S101 - an attempt was made
         now_ms = self.runner.lane.store_now_ms
-        now = _instant(now_ms)
+        now = from_ms(now_ms)
         health = await self._health(subscription.id)
-        begun = max(from_iso(orjson.loads(event.body)["timestamp"]), _instant(state.restarted_ms))
+        begun = max(from_iso(orjson.loads(event.body)["timestamp"]), from_ms(state.restarted_ms))
         decision = decide(
             outcome,
             attempt=state.attempts + 1,
             event_created_at=begun,
             now=now,
             rng=self._rng,
-            breaker_open_s=(now - max(begun, _instant(health.opened_ms))).total_seconds() if health.breaker_open else 0,
+            breaker_open_s=(now - max(begun, from_ms(health.opened_ms))).total_seconds() if health.breaker_open else 0,
             at_most_once=subscription.options.delivery == "at_most_once",
         )
         log.info(
@@ -165,7 +165,7 @@ class Deliver:
         """Say that a subscription is failing, well before it is switched off."""
         if not health.failing_since_ms:
             return
-        disables_at = _instant(health.failing_since_ms) + DISABLE_AFTER
+        disables_at = from_ms(health.failing_since_ms) + DISABLE_AFTER
         if now >= disables_at:
             await self._switch_off(subscription.id, f"not heard once for 5 days; last: {outcome.words}")
         elif state.attempts + 1 >= FAILING_FROM_ATTEMPT:
@@ -181,7 +181,3 @@ class Deliver:
         else:
             ended = state.attempted(status, outcome.to_json(), at_ms=now_ms)
         self.runner.settle(claim, "done", a=event.id, b=ended.write(), c="x")
-
-
-def _instant(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -6,7 +6,7 @@ It may run twice without harm: the audio is kept under the call's name, whole or
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import assert_never
 
 import structlog
@@ -17,7 +17,7 @@ from relay.ledger.lane import Claim, Settlement
 from relay.ledger.pack import pack
 from relay.ledger.runner import Runner
 from relay.ledger.sources import SourceStates
-from relay.model import Json
+from relay.model import Json, from_ms
 from relay.recordings import fetch
 from relay.recordings.fetch import Denied, Fetched, FetchState, GaveUp, NoneThere, RecordingStatus, TryAgain
 from relay.recordings.storage import RecordingStorage
@@ -46,8 +46,7 @@ class Record:
         self._states = states
         self._wake_enrich = wake_enrich
         self._find_call = find_call
-        self._seen_well: set[str] = set()
-        self._off: set[str] = set()
+        self._well: dict[str, bool] = {}
 
     async def work(self, claims: Sequence[Claim]) -> None:
         """Fetch one recording and keep it."""
@@ -67,7 +66,7 @@ class Record:
                 call.record["custom"].get("call_id") or call.key,
                 state,
                 clock=self._store_now,
-                started_at=datetime.fromtimestamp(call.started_ms / 1000, UTC),
+                started_at=from_ms(call.started_ms),
             )
         if isinstance(result, Fetched) and await self._find_call(call.id) is None:
             await self._storage.delete(result.part["path"])  # it was erased while its audio came
@@ -76,9 +75,8 @@ class Record:
     async def _settle(
         self, claim: Claim, call: StoredCall, source: Source, state: FetchState | None, result: fetch.Result
     ) -> None:
-        if isinstance(result, Fetched | NoneThere) and source.id not in self._seen_well:
-            self._seen_well.add(source.id)
-            self._off.discard(source.id)
+        if isinstance(result, Fetched | NoneThere) and not self._well.get(source.id):
+            self._well[source.id] = True
             await self._states.note(source.id, recordings_off="")
         match result:
             case Fetched(part):
@@ -97,9 +95,8 @@ class Record:
                 if self._store_now() - first > timedelta(hours=24):
                     self._keep(claim, fetch.recording_part(RecordingStatus.UNAVAILABLE))
                     return
-                self._seen_well.discard(source.id)
-                say = log.debug if source.id in self._off else log.error  # once, not for each call
-                self._off.add(source.id)
+                say = log.error if self._well.get(source.id, True) else log.debug  # once, not for each call
+                self._well[source.id] = False
                 say("recordings_off", source=source.id, why=reason, retry_s=EXTRA_OFF_S)
                 await self._states.note(source.id, recordings_off=reason)
                 kept = state or FetchState(first)
@@ -117,7 +114,7 @@ class Record:
             self._wake_enrich()
 
     def _store_now(self) -> datetime:
-        return datetime.fromtimestamp(self.runner.lane.store_now_ms / 1000, UTC)
+        return from_ms(self.runner.lane.store_now_ms)
 
     @contextlib.asynccontextmanager
     async def _lease_renewed(self, claim: Claim) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ Runs from arq's cron and, in one process, beside it; twice at once does no harm.
 """
 
 import contextlib
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 import structlog
@@ -12,7 +12,7 @@ import structlog
 from relay.errors import SettingsError, StorageError
 from relay.ledger import keys
 from relay.ledger.lane import LANES
-from relay.model import iso
+from relay.model import from_ms, iso
 from relay.poll.silence import same_stretches, too_quiet
 from relay.runtime import DAY_S, Runtime
 from relay.sources import Source
@@ -86,7 +86,7 @@ async def listen_for_silence(runtime: Runtime) -> None:
         quiet_since_ms = int(newest[0][1]) if newest else 0
         calls = await _calls_in_same_stretches(runtime, source, quiet_since_ms, int(began)) if newest else []
         if too_quiet(calls) and not noted:
-            since = iso(_instant(quiet_since_ms))
+            since = iso(from_ms(quiet_since_ms))
             log.warning("source_is_quiet", source=source.id, since=since, usual_calls=min(calls), hint=_QUIET_HINT)
             await runtime.states.note(source.id, quiet_since=quiet_since_ms)
         elif noted and not too_quiet(calls):
@@ -98,7 +98,7 @@ async def _calls_in_same_stretches(runtime: Runtime, source: Source, newest_ms: 
     now_ms = runtime.lanes["poll"].store_now_ms
     known_since_ms = max(began_ms, now_ms - runtime.settings.retention.calls_days * DAY_S * 1000)
     zone = ZoneInfo(source.rules.timezone)
-    stretches = same_stretches(_instant(newest_ms), _instant(now_ms), zone=zone, known_since=_instant(known_since_ms))
+    stretches = same_stretches(from_ms(newest_ms), from_ms(now_ms), zone=zone, known_since=from_ms(known_since_ms))
     async with runtime.redis.pipeline(transaction=False) as pipe:
         for begin, end in stretches:
             pipe.zcount(keys.calls_of(source.id), begin.timestamp() * 1000, end.timestamp() * 1000)
@@ -109,7 +109,7 @@ async def trim(runtime: Runtime) -> None:
     """Let go of what is older than its retention; bodies expire by themselves, this is about lists and audio."""
     retention = runtime.settings.retention
     now_ms = runtime.lanes["poll"].store_now_ms
-    now = _instant(now_ms)
+    now = from_ms(now_ms)
     calls = [keys.CALLS, *map(keys.calls_of, runtime.sources), *map(keys.poison, LANES)]
     events = [keys.EVENTS, keys.DEAD, *map(keys.events_of, runtime.sources)]
     events += map(keys.deliveries_of, runtime.subscriptions)
@@ -126,7 +126,3 @@ async def trim(runtime: Runtime) -> None:
     else:
         if gone:
             log.info("recordings_trimmed", count=gone)
-
-
-def _instant(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -10,10 +10,11 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, Literal
 
 from relay.ledger.declared import Declarations, Declared
+from relay.model import from_ms
 from relay.secrets import TOKEN_PREFIX
 
 Role = Literal["admin", "viewer"]
@@ -95,5 +96,5 @@ def _digest(token: str) -> bytes:
 
 def _listed(made: Declared) -> MadeToken:
     document = made.document
-    created_at = datetime.fromtimestamp(made.created_ms / 1000, UTC)
+    created_at = from_ms(made.created_ms)
     return MadeToken(made.id, document["name"], document["role"], made.tenant, created_at)

@@ -18,7 +18,7 @@ from relay.delivery.subscriptions import Subscription
 from relay.ledger.declared import Declared
 from relay.ledger.erase import Eraser
 from relay.ledger.sources import Progress
-from relay.model import Json
+from relay.model import Json, from_ms
 from relay.runtime import Runtime
 from relay.settings import ID_PATTERN
 from relay.sources import Source
@@ -129,7 +129,7 @@ def fresh_id(prefix: str) -> str:
 
 def instant(ms: int | float) -> datetime | None:
     """Read a time of the store; 0 is never."""
-    return datetime.fromtimestamp(ms / 1000, UTC) if ms else None
+    return from_ms(ms) if ms else None
 
 
 def to_ms(at: datetime | None) -> int | None:

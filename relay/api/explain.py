@@ -36,6 +36,10 @@ Verdict = Literal[
     "delivered", "filtered", "waiting", "failed", "switched_off", "nobody", "not_told_yet", "forgotten", "not_a_call"
 ]
 Fate = Literal["delivered", "filtered", "waiting", "failed", "missing", "not_queued"]
+_FORGOTTEN: Final[tuple[Verdict, str]] = (
+    "forgotten",
+    "It was told, longer ago than events are kept (retention.events_days), or they were erased.",
+)
 _FAILED: Final = frozenset({"exhausted", "unknown", "expired", "poison"})
 _CONTACT_WORDS: Final = {
     "matched": "found",
@@ -228,9 +232,10 @@ async def _of_call(api: Api, caller: Caller, call: StoredCall) -> Explanation:
     started_at, first_seen_at = instant(call.started_ms), instant(call.first_seen_ms)
     late_s = (call.first_seen_ms - call.started_ms) / 1000
     depth_s = _depth_s(late_s, [int(tier.depth_s) for tier in runtime.settings.poll.tiers])
-    verdict, summary = _forgotten() if call.events and not events else judge(fates)
     if not call.events:
         verdict, summary = _untold(call, source, now=now)
+    else:
+        verdict, summary = judge(fates) if events else _FORGOTTEN
     return Explanation(
         source_id=call.source_id,
         provider_call_id=call.key,
@@ -286,10 +291,6 @@ def _recording_words(call: StoredCall, source: Source | None) -> str:
     if source is None or not source.rules.recordings:
         return _RECORDING_WORDS["unsupported"]
     return _RECORDING_WORDS["pending" if call.record["outcome"] == "answered" else "none"]
-
-
-def _forgotten() -> tuple[Verdict, str]:
-    return "forgotten", "It was told, longer ago than events are kept (retention.events_days), or they were erased."
 
 
 def _untold(call: StoredCall, source: Source | None, *, now: datetime) -> tuple[Verdict, str]:

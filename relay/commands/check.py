@@ -27,7 +27,7 @@ from relay.delivery.guard import Forbidden, Guard, NoAddress, special_purpose
 from relay.errors import OverBudget, RelayError, SettingsError, StorageError, StoreInUse
 from relay.human_time import in_words
 from relay.ledger import keys
-from relay.ledger.embedded import EmbeddedStore
+from relay.ledger.embedded import COMPACT_BYTES, EmbeddedStore
 from relay.ledger.health import read_health
 from relay.ledger.lane import LANES
 from relay.ledger.safe import StoredSafe
@@ -50,7 +50,6 @@ MARKS: Final[dict[Status, str]] = {"ok": "✓", "warn": "!", "fail": "✗"}
 
 _MOST_REQUESTS: Final = 3
 _SOURCE_S: Final = 75
-_COMPACT_BYTES = 1024
 _SKEW_NOTED_S: Final = 5.0
 _SKEW_BAD_S: Final = 240.0
 """Subscribers refuse signatures that are more than five minutes off."""
@@ -251,9 +250,9 @@ def durability(info: Json) -> list[Finding]:
     if info.get("aof_enabled") == 0:
         text = "keeps no append-only file: after a crash it forgets, and calls are told again"
         findings.append(Finding("store durability", "warn", text, "set appendonly yes, appendfsync everysec or always"))
-    if int(info.get("hash-max-listpack-value", _COMPACT_BYTES)) < _COMPACT_BYTES:
+    if int(info.get("hash-max-listpack-value", COMPACT_BYTES)) < COMPACT_BYTES:
         text = "keeps calls and events in a form that needs nearly twice the memory"
-        findings.append(Finding("store compactness", "warn", text, f"set hash-max-listpack-value {_COMPACT_BYTES}"))
+        findings.append(Finding("store compactness", "warn", text, f"set hash-max-listpack-value {COMPACT_BYTES}"))
     return findings
 
 
@@ -547,7 +546,7 @@ async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, re
         target = guard.vet_url(options.url.get_secret_value())
         if target.address is None:
             await guard.addresses(target.host, plain=target.plain)
-    except (ValueError, Forbidden) as error:
+    except Forbidden as error:
         reason, _, fix = str(error).partition("; to allow it: ")
         return Finding(what, "fail", reason, f"to allow it: {fix}" if fix else "")
     except NoAddress as error:

@@ -10,14 +10,13 @@
 
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 from relay.ledger import ids
 from relay.ledger.calls import StoredCall
-from relay.model import Json, iso
+from relay.model import Json, from_ms, iso
 
 API_VERSION = "2026-11-01"
 """The date of the payload's shape; it changes only when a field changes its meaning or goes away."""
@@ -214,12 +213,12 @@ def _document(
     return {
         "id": eid,
         "type": event_type,
-        "timestamp": iso(datetime.fromtimestamp(now_ms / 1000, UTC)),
+        "timestamp": iso(from_ms(now_ms)),
         "api_version": API_VERSION,
         "data": data,
         "context": {
             "via": call.via,
-            "observed_at": iso(datetime.fromtimestamp(call.first_seen_ms / 1000, UTC)),
+            "observed_at": iso(from_ms(call.first_seen_ms)),
             "timezone_assumed": rules.timezone,
         },
         "links": {

@@ -28,6 +28,8 @@ from relay.errors import StoreError, StoreInUse
 
 log = structlog.get_logger(__name__)
 
+COMPACT_BYTES = 1024
+"""What `hash-max-listpack-value` must be at least, or calls and events need nearly twice the memory."""
 _SOCKET_PATH_LIMIT = 100
 _START_S = 60.0
 _LEAST_ROOM_BYTES = 16 * 1024 * 1024
@@ -154,7 +156,7 @@ class EmbeddedStore:
             "save": "",
             "maxmemory-policy": "noeviction",
             "hash-max-listpack-entries": "512",
-            "hash-max-listpack-value": "1024",
+            "hash-max-listpack-value": str(COMPACT_BYTES),
             "auto-aof-rewrite-min-size": "64mb",
             "daemonize": "no",
             "set-proc-title": "no",

@@ -18,6 +18,7 @@ from relay.errors import StoreError
 from relay.ledger import keys
 from relay.ledger.calls import Ledger, StoredCall, read_call
 from relay.ledger.lane import script
+from relay.model import from_ms
 from relay.recordings.storage import object_paths
 
 FORGOTTEN_TTL_S: Final = 7 * 86_400
@@ -137,15 +138,15 @@ class Eraser:
     async def source(self, sid: str, *, step: Step) -> Erased:
         """Erase all that is known of a source that was removed; nothing of it is admitted meanwhile."""
         done = Erased()
-        while members := await self._redis.zrange(keys.calls_of(sid), 0, _BATCH - 1):
-            for call_id, call in await self._calls([member.decode() for member in members]):
-                if call is not None:
+        async for calls in self._every_call():  # the list is no guide: one that changed lately outlives its place in it
+            for call in calls:
+                if call.source_id == sid:
+                    done.scanned += 1
                     await self._erase_call(call, done)
-                else:
-                    await self._redis.zrem(keys.calls_of(sid), call_id)
-                    await self._redis.zrem(keys.CALLS, call_id)
-            done.scanned += len(members)
             await step(done)
+        while gone := await self._redis.zrange(keys.calls_of(sid), 0, _BATCH - 1):
+            await self._redis.zrem(keys.calls_of(sid), *gone)
+            await self._redis.zrem(keys.CALLS, *gone)
         while members := await self._redis.zrange(keys.events_of(sid), 0, _BATCH - 1):
             for member in members:
                 eid = member.decode()
@@ -153,11 +154,6 @@ class Eraser:
                 subject = document["data"]["call"]["id"] if document and "call" in document["data"] else eid
                 await self._erase_events([eid], subject, sid, done)
             done.scanned += len(members)
-            await step(done)
-        async for calls in self._every_call():  # one that changed lately outlives its place in the list
-            for call in calls:
-                if call.source_id == sid:
-                    await self._erase_call(call, done)
             await step(done)
         await self._clear_source(sid)
         return done
@@ -236,18 +232,12 @@ class Eraser:
 
     async def _every_call(self) -> AsyncIterator[list[StoredCall]]:
         async for batch in self._scan("relay:call:*"):
-            names = [name.decode().removeprefix("relay:call:") for name in batch]
-            yield [call for _, call in await self._calls(names) if call is not None]
-
-    async def _calls(self, call_ids: Sequence[str]) -> list[tuple[str, StoredCall | None]]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for call_id in call_ids:
-                pipe.hgetall(keys.call(call_id))
-            found = await pipe.execute()
-        return [
-            (call_id, read_call(call_id, fields) if fields else None)
-            for call_id, fields in zip(call_ids, found, strict=True)
-        ]
+            call_ids = [name.decode().removeprefix("relay:call:") for name in batch]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for call_id in call_ids:
+                    pipe.hgetall(keys.call(call_id))
+                found = await pipe.execute()
+            yield [read_call(call_id, fields) for call_id, fields in zip(call_ids, found, strict=True) if fields]
 
     async def _scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
         """Walk over the keys of a pattern: every key that is there from beginning to end, perhaps twice."""
@@ -261,4 +251,4 @@ class Eraser:
 
 
 def _started_on(call: StoredCall) -> date:
-    return datetime.fromtimestamp(call.started_ms / 1000, UTC).date()
+    return from_ms(call.started_ms).date()

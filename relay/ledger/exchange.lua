@@ -133,27 +133,20 @@ end
 -- What killed five workers is kept from the sixth. A call may still have to be told, so it is tried again after an hour;
 -- what was put meanwhile has a try of its own at once.
 local function put_aside(p, item, lease)
+  local again = lease.dirty or (lane == 'enrich' and now + 3600000)
   redis.call('ZADD', 'relay:poison:' .. lane, now, p .. '\31' .. item)
   redis.call('HINCRBY', 'relay:counts', 'poison_' .. lane, 1)
-  if lane == 'deliver' then
-    local eid = redis.call('ZRANGE', k_pending(p, item), 0, 0)[1]
-    if eid then
-      local state = redis.call('HGET', 'relay:event:' .. eid, p)
-      if not state or state == '' then state = '{"s":"waiting","t":' .. string.format('%.0f', now) .. '}' end
-      redis.call('HSET', 'relay:event:' .. eid, p, (string.gsub(state, '"s":"%a+"', '"s":"poison"', 1)))
-      redis.call('EXPIRE', 'relay:event:' .. eid, event_ttl)
-      redis.call('ZADD', 'relay:dead', now, p .. '\31' .. eid)
-      redis.call('ZREM', k_pending(p, item), eid)
-      if redis.call('EXISTS', k_pending(p, item)) == 1 then
-        redis.call('ZREM', k_leased(lane, p), item)
-        redis.call('HDEL', k_leases(lane, p), item)
-        redis.call('ZADD', k_waiting(lane, p), now, item)
-        return
-      end
-    end
+  local eid = lane == 'deliver' and redis.call('ZRANGE', k_pending(p, item), 0, 0)[1]
+  if eid then
+    local state = redis.call('HGET', 'relay:event:' .. eid, p)
+    if not state or state == '' then state = '{"s":"waiting","t":' .. string.format('%.0f', now) .. '}' end
+    redis.call('HSET', 'relay:event:' .. eid, p, (string.gsub(state, '"s":"%a+"', '"s":"poison"', 1)))
+    redis.call('EXPIRE', 'relay:event:' .. eid, event_ttl)
+    redis.call('ZADD', 'relay:dead', now, p .. '\31' .. eid)
+    redis.call('ZREM', k_pending(p, item), eid)
+    if redis.call('EXISTS', k_pending(p, item)) == 1 then again = now end
   end
   forget(lane, p, item)
-  local again = lease.dirty or (lane == 'enrich' and now + 3600000)
   if again then redis.call('ZADD', k_waiting(lane, p), again, item) end
 end
 

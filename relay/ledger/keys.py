@@ -36,9 +36,7 @@ DECLARED_KINDS: tuple[Literal["source", "subscription", "token"], ...] = ("sourc
 SCHEMA_VERSION = 1
 
 BODY = "="
-"""Field of an event: the document. Like `NUMBER` it can be no subscription's name."""
-NUMBER = "#"
-"""Field of an event: its number within its subject."""
+"""Field of an event: the document. Like `#` it can be no subscription's name."""
 
 
 def declared(kind: str) -> str:

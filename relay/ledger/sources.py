@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 import orjson
 from redis.asyncio import Redis
@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from relay.ledger import keys
 from relay.ledger.calls import LeaseLost
 from relay.ledger.lane import script
+from relay.model import from_ms
 from relay.poll.clocks import Delays
 from relay.poll.window import Standing
 from relay.providers.base import BadRow
@@ -62,13 +63,9 @@ class SourceStates:
 
         def instant(name: bytes) -> datetime | None:
             value = fields.get(name)
-            return datetime.fromtimestamp(int(value) / 1000, UTC) if value else None
+            return from_ms(int(value)) if value else None
 
-        reached = {
-            int(name[5:]): datetime.fromtimestamp(int(value) / 1000, UTC)
-            for name, value in fields.items()
-            if name.startswith(b"tier:")
-        }
+        reached = {int(name[5:]): from_ms(int(value)) for name, value in fields.items() if name.startswith(b"tier:")}
         return SourceState(
             standing=Standing(
                 started_at=instant(b"started_at"),

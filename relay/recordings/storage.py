@@ -15,7 +15,7 @@ import os
 import queue
 import re
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -281,19 +281,24 @@ class RecordingStorage:
         limit = min(self._max_recording_bytes, expected_size_bytes or self._max_recording_bytes)
         waiting = bytearray()
         size_bytes = 0
-        self._leave_room()
         async for chunk in chunks:
             size_bytes += len(chunk)
             waiting += chunk
             if size_bytes > limit or upload.done():
                 return size_bytes
             while len(waiting) >= BLOCK_BYTES:
-                self._leave_room()
                 await feed.give(bytes(waiting[:BLOCK_BYTES]))
                 del waiting[:BLOCK_BYTES]
         if waiting:
             await feed.give(bytes(waiting))
         return size_bytes
+
+    def _with_room_left(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass blocks on while there is room; asked here, in the upload's thread, for a disk may stall too."""
+        self._leave_room()
+        for block in blocks:
+            self._leave_room()
+            yield block
 
     def _leave_room(self) -> None:
         if self._directory is None:
@@ -309,7 +314,7 @@ class RecordingStorage:
         obstore.put(
             self._store,
             path,
-            iter(feed),
+            self._with_room_left(feed),
             attributes=attributes,
             chunk_size=PART_BYTES,
             max_concurrency=PARTS_AT_ONCE,

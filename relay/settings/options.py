@@ -115,7 +115,7 @@ class RetentionOptions(_Section):
     recordings_days: int = Field(30, ge=1, le=3_650, description="days that audio is kept; not longer than its call")
 
     @model_validator(mode="after")
-    def _audio_does_not_outlive_its_call(self) -> Self:
+    def _nothing_outlives_its_call(self) -> Self:
         if self.events_days > self.calls_days:
             raise ValueError(f"events_days ({self.events_days}) must not be more than calls_days ({self.calls_days})")
         if self.recordings_days > self.calls_days:

@@ -39,12 +39,10 @@ class Meter:
     """Counts requests and remembers the most that any window of `window_s`, wherever it begins, has held."""
 
     window_s: float
-    total: int = 0
     peak: int = 0
     recent: deque[datetime] = field(default_factory=deque)
 
     def hit(self, now: datetime) -> None:
-        self.total += 1
         self.recent.append(now)
         while (now - self.recent[0]).total_seconds() >= self.window_s:
             self.recent.popleft()

@@ -466,8 +466,12 @@ class Switchboard(Generic[A]):
         window.limit, window.window_s = self.limit, self.window_s
         return window
 
+    def told_now(self) -> datetime:
+        """What the provider's own clock says."""
+        return self.clock()
+
     def _date(self) -> dict[str, str]:
-        return {"Date": self.clock().astimezone(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")}
+        return {"Date": self.told_now().astimezone(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")}
 
     def _take(self, asked: Asked) -> dict[Mischief, Fault]:
         """The faults that hit this request, one of each sort, oldest first; those with `times` are used up by it."""

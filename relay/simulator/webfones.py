@@ -323,9 +323,8 @@ class WebfonesSimulator(Switchboard[Customer]):
         told = instant + timedelta(seconds=self.clock_skew_s)
         return told.astimezone(ZoneInfo(account.zone)).strftime(_TIMESTAMP)
 
-    def _date(self) -> dict[str, str]:
-        told = self.clock() + timedelta(seconds=self.clock_skew_s)
-        return {"Date": told.astimezone(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")}
+    def told_now(self) -> datetime:
+        return self.clock() + timedelta(seconds=self.clock_skew_s)
 
 
 def normalised(number: str) -> str:

@@ -72,6 +72,13 @@ async def heads(lane: Lane) -> Sequence[str]:
     return [claimed_event(claim).id for claim in (await lane.exchange(want=5)).claims]
 
 
+async def refuse_head(lane: Lane) -> None:
+    """Claim the event that is due, and put it off for hours."""
+    [claim] = (await lane.exchange(want=1)).claims
+    eid = claimed_event(claim).id
+    await lane.exchange([Settlement(claim, "again", wait_ms=36_000_000, a=eid, b=failed(), c="n")])
+
+
 def failed() -> bytes:
     return DeliveryState().attempted("waiting", QUOTED, at_ms=1, next_ms=10**13).write()
 
@@ -109,10 +116,9 @@ async def test_what_comes_of_an_attempt_that_was_under_way_is_not_written_down(
 
 async def test_the_backoff_of_an_erased_event_holds_nothing_up(redis: Redis) -> None:
     """Its next attempt was hours away; the event behind it need not wait for that."""
-    first, second = await tell(redis, JO, OTHER)
+    _, second = await tell(redis, JO, OTHER)
     lane = lane_of(redis)
-    [claim] = (await lane.exchange(want=1)).claims
-    await lane.exchange([Settlement(claim, "again", wait_ms=36_000_000, a=first, b=failed(), c="n")])
+    await refuse_head(lane)
     assert await heads(lane) == []
 
     await erase(redis)
@@ -124,8 +130,7 @@ async def test_an_erased_event_behind_another_shortens_no_backoff(redis: Redis) 
     """The first keeps its wait, and is told when that is over."""
     first, _ = await tell(redis, OTHER, JO)
     lane = lane_of(redis)
-    [claim] = (await lane.exchange(want=1)).claims
-    await lane.exchange([Settlement(claim, "again", wait_ms=36_000_000, a=first, b=failed(), c="n")])
+    await refuse_head(lane)
 
     await erase(redis)
 
