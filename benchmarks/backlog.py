@@ -9,7 +9,7 @@ from benchmarks import office
 from benchmarks.figures import Figure, median
 from benchmarks.house import Bench, embedded, runtime_on, subscriptions, write_config
 from benchmarks.throughput import publish
-from relay.ledger.lane import Settlement
+from relay.queue.lane import Settlement
 from relay.runtime import Runtime
 
 CLAIM = 50

@@ -33,7 +33,7 @@ async def _place(folder: Path, target: Sink) -> AsyncIterator[tuple[Path, str, R
     subs = subscriptions(target.url, HEALTHY) | subscriptions(target.url, DEAD, group="hole")
     config = write_config(folder, subscriptions=subs | subscriptions(target.url, ["idle"], group="idle"))
     async with embedded(folder / "store") as url, runtime_on(config, url) as runtime:
-        runtime.wakes.send_through(runtime.arq)
+        runtime.wake_ups.send_through(runtime.arq)
         yield config, url, runtime
 
 
@@ -68,7 +68,7 @@ async def _paced(bench: Bench, dead: Sequence[str], seconds: int, seed: int) -> 
         for event in events:
             made[event.id] = time.monotonic()
             await publish(runtime, [event], [*HEALTHY, *dead])
-            runtime.wakes("deliver")
+            runtime.wake_ups("deliver")
             await asyncio.sleep(max(0.1 - (time.monotonic() - made[event.id]), 0))
         await target.reached(len(events) * len(HEALTHY))
         arrivals = await target.arrivals()
@@ -97,7 +97,7 @@ async def _behind_a_flood(bench: Bench, waiting: int, probes: int) -> tuple[list
                 queued.append(waiting - (await target.report())["ok"]["count"])
                 made = time.monotonic()
                 await publish(runtime, [event], ["idle"])
-                runtime.wakes("deliver")
+                runtime.wake_ups("deliver")
                 await target.reached(len(waits) + 1, group="idle")
                 at = (await target.arrivals("idle"))[f"/idle/idle {event.id}"]
                 waits.append((at - made) * 1000)

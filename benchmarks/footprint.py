@@ -23,8 +23,8 @@ from benchmarks.house import (
     subscriptions,
     write_config,
 )
-from relay.ledger.embedded import EmbeddedStore
 from relay.simulator.timeline import Habits, calls, people
+from relay.store.embedded import EmbeddedStore
 
 MB = 1_000_000
 _LANES = ("enrich", "record", "deliver")

@@ -15,9 +15,9 @@ import aiohttp
 from redis.asyncio import Redis
 from rich.progress import Progress, TaskID
 
-from relay.ledger.embedded import EmbeddedStore
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, load
+from relay.store.embedded import EmbeddedStore
 
 ROOT = Path(__file__).parent.parent
 SECRET = "whsec_YmVuY2htYXJrLXNlY3JldC0wMTIzNDU2Nzg5YWJjZGU="

@@ -13,7 +13,7 @@ import aiohttp
 
 from benchmarks.figures import Figure, quantile
 from benchmarks.house import Bench, running, sink, subscription, write_config
-from relay.ledger import ids
+from relay.domain import ids
 
 ACCOUNTS = 21
 CALLS_PER_S = 100

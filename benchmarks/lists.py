@@ -12,8 +12,8 @@ from benchmarks import office
 from benchmarks.figures import Figure, median
 from benchmarks.house import Bench, embedded, runtime_on, subscriptions, write_config
 from relay.api.server import serve_api
-from relay.ledger.pack import pack
 from relay.log import configure
+from relay.store.documents import pack
 
 TOKEN = "a-token-for-the-benchmark"
 PAGES = {

@@ -1,7 +1,7 @@
 """What polling loses: a week of an office, a poll every 30 s, on a virtual clock.
 
 The provider filters on a call's start and lists it after its end. Each strategy asks for what started after some
-instant; a call that is never in an answer is lost. Ours is the relay's own window (relay/poll/window.py).
+instant; a call that is never in an answer is lost. Ours is the relay's own window (relay/polling/window.py).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from benchmarks.figures import Figure
 from benchmarks.house import Bench
-from relay.poll.window import FLOOR, HEAVY_ROWS, Standing, Tier, next_cursor, plan
+from relay.polling.window import FLOOR, HEAVY_ROWS, PollState, Tier, next_cursor, plan
 from relay.settings import PollOptions
 from relay.simulator.timeline import CallPlan, Habits, calls_between
 
@@ -40,7 +40,7 @@ class Relay:
     def __init__(self) -> None:
         self._tiers = [Tier(int(tier.every_s), int(tier.depth_s)) for tier in PollOptions().tiers]
         deepest = {tier.depth_s: START for tier in self._tiers}
-        self._standing = Standing(started_at=START, cursor=START, reached=deepest)
+        self._standing = PollState(started_at=START, cursor=START, reached=deepest)
 
     def since(self, now: datetime) -> datetime:
         """Plan as the poller does."""

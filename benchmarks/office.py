@@ -6,17 +6,18 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from relay.enrich.contacts import contact_part
-from relay.events.say import Draft, Owed, Rules, what_to_say
-from relay.ledger import ids
-from relay.ledger.calls import Row, StoredCall
-from relay.model import Contact, Json, Record
+from relay.domain import ids
+from relay.domain.call import Contact, Record
+from relay.domain.json import Json
+from relay.enrichment.contacts import contact_part
+from relay.events.decide import EventDraft, Publish, SourceRules, decide
 from relay.providers.webfones import wire
 from relay.simulator.timeline import Habits, calls, people
 from relay.simulator.webfones import WebfonesSimulator
+from relay.store.calls import Row, StoredCall
 
 KEY = "office-key"
-RULES = Rules("webfones", "UTC", True, True, 0, 0, "https://relay.example.com")
+RULES = SourceRules("webfones", "UTC", True, True, 0, 0, "https://relay.example.com")
 
 
 def simulator(count: int, *, seed: int = 1, now: datetime | None = None, lines: int = 600) -> WebfonesSimulator:
@@ -50,7 +51,7 @@ def rows(body: bytes) -> list[Row]:
     return [Row(record, record.content_hash()) for record in records(body)]
 
 
-def drafts(count: int, *, sid: str, seed: int = 1) -> Sequence[Draft]:
+def drafts(count: int, *, sid: str, seed: int = 1) -> Sequence[EventDraft]:
     """The `call.completed` events of `count` calls, as they are published: with a contact, the audio pending."""
     said = []
     for record in records(page(simulator(count, seed=seed))):
@@ -68,8 +69,8 @@ def drafts(count: int, *, sid: str, seed: int = 1) -> Sequence[Draft]:
             record.content(),
             contact=someone(),
         )
-        verdict = what_to_say(call, now_ms=int(datetime.now(UTC).timestamp() * 1000), rules=RULES)
-        assert isinstance(verdict, Owed)
+        verdict = decide(call, now_ms=int(datetime.now(UTC).timestamp() * 1000), rules=RULES)
+        assert isinstance(verdict, Publish)
         said.append(verdict.events[0])
     return said
 

@@ -1,6 +1,6 @@
 """How soon a streamed call is heard of: from the provider's write to the stream to the arrival at the subscriber.
 
-The clock of a call starts when the simulated NFON is told of it, which wakes the stream that writes it; everything
+The clock of a call starts when the simulated NFON is told of it, which wake_ups the stream that writes it; everything
 after it is in the figure: reading the stream, admission, publishing, signing, the post. Polls are 300 s apart and holds
 are 0. A run in which the provider was asked for its list meanwhile fails, so a poll brought none of the calls.
 """
@@ -11,7 +11,7 @@ import time
 
 from benchmarks.figures import Figure, median, quantile
 from benchmarks.house import Bench, running, sink, subscription, write_config
-from relay.ledger import ids
+from relay.domain import ids
 from relay.simulator.nfon import Kind, NfonSimulator
 
 CALLS_PER_S = 20

@@ -25,23 +25,23 @@ from benchmarks.house import (
     subscriptions,
     write_config,
 )
-from relay.events.say import Draft
-from relay.ledger.calls import Said
+from relay.events.decide import EventDraft
 from relay.runtime import Runtime
+from relay.store.calls import NewEvent
 from workers.runners import DELIVER_AT_ONCE
 
 SUBSCRIBERS = tuple(f"s{index:02d}" for index in range(50))
 """Fifty with the usual ten posts in flight each: more than the 200 that one worker has in flight."""
 
 
-async def publish(runtime: Runtime, events: Sequence[Draft], subs: Sequence[str], *, at_once: int = 16) -> None:
+async def publish(runtime: Runtime, events: Sequence[EventDraft], subs: Sequence[str], *, at_once: int = 16) -> None:
     """Say events the way the relay does, each to the same subscriptions."""
     todo = iter(events)
 
     async def some() -> None:
         for event in todo:
             subject = event.document["data"]["call"]["id"]
-            await runtime.ledger.publish(None, {}, [Said(event.id, event.document, subs)], subject=subject)
+            await runtime.ledger.publish(None, {}, [NewEvent(event.id, event.document, subs)], subject=subject)
 
     await asyncio.gather(*(some() for _ in range(at_once)))
 
@@ -64,7 +64,7 @@ class Drain:
         self._config = write_config(folder, subscriptions=subscriptions(target.url, SUBSCRIBERS))
         self._seed = 0
 
-    def _events(self, count: int) -> Sequence[Draft]:
+    def _events(self, count: int) -> Sequence[EventDraft]:
         self._seed += 1
         return office.drafts(count, sid=f"office{self._seed}", seed=self._seed)
 

@@ -11,7 +11,7 @@ RelayError
 │   ├── Unauthorized          401, 403
 │   ├── RateLimited           429: which bucket, until when
 │   ├── Unavailable           5xx, time-outs, connection trouble
-│   └── OddAnswer             an answer that the provider's document does not know
+│   └── UnexpectedResponse             an answer that the provider's document does not know
 └── OverBudget                our own share of a provider's limit is used up for now
 """
 
@@ -71,7 +71,7 @@ class Unavailable(ProviderError):
     """The provider could not be reached, took too long, or failed by itself."""
 
 
-class OddAnswer(ProviderError):
+class UnexpectedResponse(ProviderError):
     """The provider's answer is not one that its document knows; nothing in it is believed."""
 
 

@@ -4,10 +4,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from relay import metrics
-from relay.ledger import keys
-from relay.ledger.health import read_health
-from relay.ledger.lane import LANES, LaneName
+from relay.queue.lane import LANES, LaneName
 from relay.runtime import Runtime
+from relay.store import keys
+from relay.store.health import read_health
 
 MOST_SOURCES = 50
 """With more sources than this, only those furthest behind have series of their own: labels stay bounded."""

@@ -3,7 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 from relay.delivery.outcomes import Outcome
-from relay.model import from_iso
+from relay.domain.time import from_iso
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody reads
 

@@ -10,11 +10,11 @@ import structlog
 
 from relay import secrets
 from relay.api.server import serve_api, serve_internal
+from relay.domain.time import from_ms, iso
 from relay.errors import SettingsError
-from relay.ledger.embedded import EmbeddedStore
-from relay.model import from_ms, iso
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, changed_outside_maps
+from relay.store.embedded import EmbeddedStore
 from relay.tasks import end
 
 log = structlog.get_logger(__name__)
@@ -110,7 +110,7 @@ async def role(
     """Run one role: `poller`, `worker` (with its runners and arq host), or `api`."""
     url, keys = needs_of_a_role(settings)
     async with open_runtime(settings, redis_url=url, secret_keys=keys) as runtime, AsyncExitStack() as stack:
-        runtime.wakes.send_through(runtime.arq)
+        runtime.wake_ups.send_through(runtime.arq)
         if name == "poller":
             runtime.add_poller()
         if add_runners is not None:
@@ -139,7 +139,7 @@ def read_again_on_hangup(runtime: Runtime, read: Callable[[], Settings]) -> None
             return
         for name in changed_outside_maps(runtime.settings, fresh):
             log.warning("needs_a_restart", setting=name)
-        runtime.directory.reconfigure(fresh)
+        runtime.registry.reconfigure(fresh)
         log.info("configuration_read", sources=len(fresh.sources), subscriptions=len(fresh.subscriptions))
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again)

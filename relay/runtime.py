@@ -26,30 +26,30 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from relay.delivery.guard import Guard
 from relay.delivery.send import Sender
 from relay.delivery.subscriptions import Subscription
-from relay.directory import Directory
-from relay.enrich.contacts import AddressBook
+from relay.domain.time import from_ms, iso
+from relay.enrichment.contacts import AddressBook
 from relay.errors import SettingsError, StoreError, StoreInUse, StoreTooNew
-from relay.events.advance import Advance
 from relay.events.operations import Operations
-from relay.ledger import keys
-from relay.ledger.calls import Ledger
-from relay.ledger.declared import Declarations
-from relay.ledger.health import read_health
-from relay.ledger.lane import Lane, LaneName
-from relay.ledger.runner import Runner
-from relay.ledger.safe import StoredSafe
-from relay.ledger.sources import SourceStates
-from relay.model import from_ms, iso
-from relay.poll.budget import Budget
-from relay.poll.poller import Poller, Reader
-from relay.poll.stream import Streams
-from relay.poll.window import Tier, first_offset_s
+from relay.events.publisher import Publisher
+from relay.polling.poller import Poller, Reader
+from relay.polling.stream import Streams
+from relay.polling.window import Tier, first_offset_s
+from relay.providers.source import Source
+from relay.queue.lane import Lane, LaneName
+from relay.queue.runner import Runner
 from relay.recordings.markers import Markers
 from relay.recordings.mint import LinkMint
 from relay.recordings.storage import RecordingStorage, open_storage
+from relay.registry import Registry
 from relay.secrets import SecretBox
 from relay.settings import Settings
-from relay.sources import Source
+from relay.store import keys
+from relay.store.budget import Budget
+from relay.store.calls import Ledger
+from relay.store.credentials import StoredCredentials
+from relay.store.declarations import Declarations
+from relay.store.health import read_health
+from relay.store.sources import SourceStore
 from relay.tasks import end
 
 log = structlog.get_logger(__name__)
@@ -62,7 +62,7 @@ _AT_ONCE = 500
 
 
 @dataclass
-class Wakes:
+class WakeUps:
     """Says in this process, and to the workers of others, that a lane has fresh work.
 
     A wake-up only saves waiting: a runner looks at its lane at least once a second.
@@ -123,7 +123,7 @@ class Runtime:
         self.http = http
         self.sender = sender
         self.storage = storage
-        self.wakes = Wakes()
+        self.wake_ups = WakeUps()
         retention = settings.retention
         self.ledger = Ledger(
             redis,
@@ -142,17 +142,17 @@ class Runtime:
                 event_ttl_s=retention.events_days * DAY_S,
             ),
         }
-        self.states = SourceStates(redis)
+        self.states = SourceStore(redis)
         self.budget = Budget(redis)
-        self.directory = Directory(
+        self.registry = Registry(
             settings,
             Declarations(redis, box),
             http,
             self.budget,
             guarded=guarded,
-            safe_of=lambda sid: StoredSafe(redis, box, sid),
+            credentials_of=lambda sid: StoredCredentials(redis, box, sid),
         )
-        self.subscriptions = self.directory.subscriptions
+        self.subscriptions = self.registry.subscriptions
         self.operations = Operations(self.ledger, self.subscriptions)
         self.book = AddressBook(redis)
         self.markers = Markers(storage)
@@ -170,12 +170,12 @@ class Runtime:
     @property
     def sources(self) -> dict[str, Source]:
         """The sources in force, by id."""
-        return self.directory.sources
+        return self.registry.sources
 
     def add_runner(self, runner: Runner) -> Runner:
         """Host a runner, to be started with `run`."""
         self.runners.append(runner)
-        self.wakes.listen(runner.lane.name, runner.wake)
+        self.wake_ups.listen(runner.lane.name, runner.wake)
         return runner
 
     def add_poller(self) -> None:
@@ -207,19 +207,19 @@ class Runtime:
 
     async def _poll_soon(self, sid: str) -> None:
         await self.lanes["poll"].put("", sid)
-        self.wakes.hear("poll")
+        self.wake_ups.hear("poll")
 
     def _fresh_calls(self) -> None:
-        self.wakes("enrich")
-        self.wakes("record")
+        self.wake_ups("enrich")
+        self.wake_ups("record")
 
-    def advance(self) -> Advance:
+    def advance(self) -> Publisher:
         """Build the step from what is known to what is said."""
-        return Advance(
+        return Publisher(
             self.ledger,
             self.subscriptions,
             now_ms=lambda: self.lanes["enrich"].store_now_ms,
-            published=lambda: self.wakes("deliver"),
+            published=lambda: self.wake_ups("deliver"),
         )
 
     async def arrange(self) -> None:
@@ -255,7 +255,7 @@ class Runtime:
         await self.lanes["poll"].change([("drop", "", sid, 0) if source.paused else ("new", "", sid, 0)])
         await self.lanes["enrich"].cap(sid, 500)
         await self.lanes["record"].cap(sid, 4)
-        self.wakes("poll")
+        self.wake_ups("poll")
 
     async def arrange_subscription(self, sid: str) -> None:
         """Do for one subscription what `arrange` does for all."""
@@ -279,7 +279,7 @@ class Runtime:
                 "set `appendonly yes` and `appendfsync always` on Redis, or use the embedded store"
             )
 
-    async def switch_off(self, sub: str, why: str, *, gone: bool = False) -> None:
+    async def disable(self, sub: str, why: str, *, gone: bool = False) -> None:
         """Stop a subscription: nothing new is queued for it, what is queued waits behind a closed gate.
 
         `gone` says that the subscriber asked for it, and need not be told.
@@ -314,7 +314,7 @@ class Runtime:
     async def aclose(self) -> None:
         """Let what was begun in passing end."""
         await asyncio.gather(*self._goodbyes, return_exceptions=True)
-        await self.wakes.aclose()
+        await self.wake_ups.aclose()
 
     async def failing(self, sub: str, why: str, disables_at: datetime) -> None:
         """Say `subscription.failing`, once a day for each subscription."""
@@ -389,10 +389,10 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
         runtime = Runtime(settings, redis, arq, box, http, sender, storage, guarded)
         stack.push_async_callback(runtime.aclose)
         with _a_sentence():
-            await runtime.directory.load()
+            await runtime.registry.load()
             await runtime.require_durability()
             await runtime.arrange()
-        following = asyncio.create_task(runtime.directory.follow(runtime.arrange), name="directory")
+        following = asyncio.create_task(runtime.registry.follow(runtime.arrange), name="directory")
         try:
             yield runtime
         finally:

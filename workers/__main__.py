@@ -1,5 +1,5 @@
 """`python -m workers`: the worker role."""
 
-from relay.cli import main
+from relay.cli.main import main
 
 main(["worker"])

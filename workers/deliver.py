@@ -18,12 +18,12 @@ from relay.delivery.attempt import Attempts
 from relay.delivery.outcomes import Delivered, Outcome
 from relay.delivery.retry import Disable, Done, GiveUp, RetryAt, decide
 from relay.delivery.subscriptions import Subscription
-from relay.ledger.calls import ClaimedEvent, claimed_event
-from relay.ledger.deliveries import DeliveryState, Status
-from relay.ledger.health import Health
-from relay.ledger.lane import Claim, Settlement
-from relay.ledger.runner import Runner
-from relay.model import from_iso, from_ms
+from relay.domain.time import from_iso, from_ms
+from relay.queue.lane import Claim, Settlement
+from relay.queue.runner import Runner
+from relay.store.calls import ClaimedEvent, claimed_event
+from relay.store.deliveries import DeliveryState, Status
+from relay.store.health import Health
 
 log = structlog.get_logger(__name__)
 
@@ -35,14 +35,14 @@ SLOW_MS = 2000
 _UNKNOWN_HERE_MS = 30_000
 
 
-class SwitchOff(Protocol):
+class DisableSubscription(Protocol):
     """Stops a subscription and says why; `gone`: the subscriber asked for it."""
 
     async def __call__(self, sub: str, why: str, *, gone: bool = False) -> None: ...
 
 
 class Deliver:
-    """Makes attempts. `health` reads a subscription's health, `switch_off` and `failing` act on it."""
+    """Makes attempts. `health` reads a subscription's health, `disable` and `failing` act on it."""
 
     runner: Runner
 
@@ -52,13 +52,13 @@ class Deliver:
         attempts: Attempts,
         *,
         health: Callable[[str], Awaitable[Health]],
-        switch_off: SwitchOff,
+        disable: DisableSubscription,
         failing: Callable[[str, str, datetime], Awaitable[None]],
     ) -> None:
         self._subscriptions = subscriptions
         self._attempts = attempts
         self._health = health
-        self._switch_off = switch_off
+        self._switch_off = disable
         self._failing = failing
         self._rng = random.Random()  # noqa: S311 - spreads retries, nothing secret
         self._prompt: set[str] = set()

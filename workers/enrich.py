@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from relay import metrics
-from relay.enrich.contacts import LADDER_S, AddressBook
+from relay.domain.json import Json
+from relay.enrichment.contacts import LADDER_S, AddressBook
 from relay.errors import OverBudget, ProviderError, RateLimited, Unauthorized
-from relay.events.advance import Advance
-from relay.events.say import NO_CONTACT, contact_hold_left_ms, contact_settled
-from relay.ledger.calls import StoredCall, claimed_call
-from relay.ledger.lane import Claim
-from relay.ledger.runner import Runner
-from relay.ledger.sources import SourceStates
-from relay.model import Json
+from relay.events.decide import NO_CONTACT, contact_hold_left_ms, contact_settled
+from relay.events.publisher import Publisher
 from relay.providers.base import Purpose
-from relay.sources import Source
+from relay.providers.source import Source
+from relay.queue.lane import Claim
+from relay.queue.runner import Runner
+from relay.store.calls import StoredCall, claimed_call
+from relay.store.sources import SourceStore
 from workers import EXTRA_OFF_S
 
 log = structlog.get_logger(__name__)
@@ -37,8 +37,8 @@ class Enrich:
         self,
         sources: Callable[[], Mapping[str, Source]],
         book: AddressBook,
-        advance: Advance,
-        states: SourceStates,
+        advance: Publisher,
+        states: SourceStore,
     ) -> None:
         self._sources = sources
         self._book = book

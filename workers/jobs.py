@@ -14,18 +14,19 @@ from arq.constants import in_progress_key_prefix
 from redis.exceptions import RedisError
 
 from relay.delivery.replay import Replayed, ReplayStatus, SwitchedOff, replay_since
+from relay.domain.json import Json
+from relay.domain.time import from_iso, iso
 from relay.errors import OverBudget, RateLimited, RelayError, StorageError, StoreError, Unavailable
-from relay.ledger import keys
-from relay.ledger.calls import LeaseLost
-from relay.ledger.erase import REMEMBERED_S, Erased, Eraser
-from relay.ledger.lane import LANES
-from relay.ledger.sources import Progress
-from relay.model import Json, from_iso, iso
-from relay.poll.poller import Reader, Tally
-from relay.poll.window import Standing, floor
+from relay.polling.poller import PollStats, Reader
+from relay.polling.window import PollState, floor
+from relay.privacy.erase import REMEMBERED_S, Erased, Eraser
 from relay.providers.base import Purpose, Window
+from relay.providers.source import Source
+from relay.queue.lane import LANES
 from relay.runtime import Runtime
-from relay.sources import Source
+from relay.store import keys
+from relay.store.calls import LeaseLost
+from relay.store.sources import Progress
 from relay.tasks import end
 
 log = structlog.get_logger(__name__)
@@ -45,7 +46,7 @@ async def wake(ctx: dict[str, Any], lane: str) -> None:
     """Have this process look at a lane now."""
     for known in LANES:
         if known == lane:
-            ctx["runtime"].wakes.hear(known)
+            ctx["runtime"].wake_ups.hear(known)
 
 
 async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job: str, force: bool = False) -> None:
@@ -61,12 +62,12 @@ async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job: s
         if kept.get("state") in ("done", "failed"):
             return
         source = runtime.sources.get(sid)
-        standing = (await runtime.states.read(sid)).standing
-        if (why_not := _why_not(sid, source, standing, force=force)) or source is None:
+        poll_state = (await runtime.states.read(sid)).poll_state
+        if (why_not := _why_not(sid, source, poll_state, force=force)) or source is None:
             await progress.write(state="failed", error=why_not)
             return
-        total = Tally(**json.loads(kept["total"])) if "total" in kept else Tally()
-        oldest = None if force else floor(standing, now=await _store_now(runtime))
+        total = PollStats(**json.loads(kept["total"])) if "total" in kept else PollStats()
+        oldest = None if force else floor(poll_state, now=await _store_now(runtime))
         reading = _Backfill(runtime, source, progress, oldest=oldest, total=total, sleep=ctx["sleep"])
         at = from_iso(kept["at"]) if "at" in kept else from_iso(since)
         async with _beating(ctx, reading.beat):
@@ -80,13 +81,13 @@ async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job: s
         raise Retry(defer=_STORE_AWAY_S) from error
 
 
-def _why_not(sid: str, source: Source | None, standing: Standing, *, force: bool) -> str:
+def _why_not(sid: str, source: Source | None, poll_state: PollState, *, force: bool) -> str:
     """Say why a source cannot be read again as things are; nothing when it can."""
     if source is None:
         return f"no source called {sid} is configured where the relay runs"
     if source.paused:
         return f"the source {sid} is switched off, so it is not asked"
-    if not standing.reached and not force:
+    if not poll_state.reached and not force:
         return (
             f"{sid} has not been polled with success so far, so what is known of it cannot be told from what is new; "
             "wait for its first poll, and run this again"
@@ -113,7 +114,7 @@ class _Backfill:
         progress: Progress,
         *,
         oldest: datetime | None,
-        total: Tally,
+        total: PollStats,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._runtime = runtime
@@ -122,7 +123,7 @@ class _Backfill:
         self._oldest = oldest
         self._total = total
         self._sleep = sleep
-        self._under_way = Tally()
+        self._under_way = PollStats()
         self._cancelled = False
 
     async def read(self, at: datetime, first: datetime, end: datetime) -> None:
@@ -166,7 +167,7 @@ class _Backfill:
     async def beat(self) -> None:
         """Say how far it is, while a window is being read, and whether it was cancelled."""
         self._cancelled = bool((await self._progress.read()).get("cancel"))
-        so_far = Tally()
+        so_far = PollStats()
         so_far.add(self._total)
         so_far.add(self._under_way)
         await self._progress.write(**so_far.counts())
@@ -175,13 +176,13 @@ class _Backfill:
         runtime = self._runtime
         reader = Reader(runtime.ledger, runtime.states)
 
-        def noted(tally: Tally) -> None:
-            self._under_way = tally
+        def noted(stats: PollStats) -> None:
+            self._under_way = stats
             if self._cancelled:
                 raise Cancelled
 
         try:
-            tally = await reader.read(
+            stats = await reader.read(
                 self._source,
                 Window(at, upto, Purpose.BACKFILL),
                 now=await _store_now(runtime),
@@ -191,10 +192,10 @@ class _Backfill:
                 on_page=noted,
             )
         finally:
-            self._under_way = Tally()
-            runtime.wakes("enrich")
-            runtime.wakes("record")
-        self._total.add(tally)
+            self._under_way = PollStats()
+            runtime.wake_ups("enrich")
+            runtime.wake_ups("record")
+        self._total.add(stats)
 
     async def _wait(self, wait_s: float, why: str) -> None:
         wait_s = min(max(wait_s, 0.05), _LONGEST_WAIT_S)
@@ -238,7 +239,7 @@ async def replay(ctx: dict[str, Any], sub: str, since_ms: int, status: ReplaySta
     progress = Progress(runtime.redis, job)
 
     async def step(done: Replayed) -> None:
-        runtime.wakes("deliver")
+        runtime.wake_ups("deliver")
         share = (done.at_ms - since_ms) / max(until_ms - since_ms, 1)
         stands = {"at_ms": done.at_ms, "until_ms": until_ms, "done": round(min(max(share, 0), 1), 3)}
         await progress.write(state="running", **stands, **done.counts())
@@ -252,7 +253,7 @@ async def replay(ctx: dict[str, Any], sub: str, since_ms: int, status: ReplaySta
         return source.tenant if source else other.tenant if other else None
 
     async with _long(ctx, progress) as kept:
-        await runtime.directory.load()
+        await runtime.registry.load()
         subscription = runtime.subscriptions.get(sub)
         if kept is None or subscription is None:
             if kept is not None:

@@ -12,16 +12,17 @@ from typing import assert_never
 import structlog
 
 from relay import metrics
-from relay.ledger.calls import StoredCall, claimed_call
-from relay.ledger.lane import Claim, Settlement
-from relay.ledger.pack import pack
-from relay.ledger.runner import Runner
-from relay.ledger.sources import SourceStates
-from relay.model import Json, from_ms
+from relay.domain.json import Json
+from relay.domain.time import from_ms
+from relay.providers.source import Source
+from relay.queue.lane import Claim, Settlement
+from relay.queue.runner import Runner
 from relay.recordings import fetch
 from relay.recordings.fetch import Denied, Fetched, FetchState, GaveUp, NoneThere, RecordingStatus, TryAgain
 from relay.recordings.storage import RecordingStorage
-from relay.sources import Source
+from relay.store.calls import StoredCall, claimed_call
+from relay.store.documents import pack
+from relay.store.sources import SourceStore
 from workers import EXTRA_OFF_S
 
 log = structlog.get_logger(__name__)
@@ -36,7 +37,7 @@ class Record:
         self,
         sources: Callable[[], Mapping[str, Source]],
         storage: RecordingStorage,
-        states: SourceStates,
+        states: SourceStore,
         *,
         wake_enrich: Callable[[], None],
         find_call: Callable[[str], Awaitable[StoredCall | None]],

@@ -1,9 +1,9 @@
 """The three runners of a worker, built over a runtime."""
 
 from relay.delivery.attempt import Attempts
-from relay.ledger.health import read_health
-from relay.ledger.runner import Runner
+from relay.queue.runner import Runner
 from relay.runtime import Runtime
+from relay.store.health import read_health
 from workers.deliver import Deliver
 from workers.enrich import Enrich
 from workers.record import Record
@@ -24,7 +24,7 @@ def add_runners(runtime: Runtime) -> None:
         lambda: runtime.sources,
         runtime.storage,
         runtime.states,
-        wake_enrich=lambda: runtime.wakes("enrich"),
+        wake_enrich=lambda: runtime.wake_ups("enrich"),
         find_call=runtime.ledger.call,
     )
     record.runner = runtime.add_runner(
@@ -38,7 +38,7 @@ def add_runners(runtime: Runtime) -> None:
         runtime.subscriptions,
         attempts,
         health=lambda sub: read_health(runtime.redis, sub),
-        switch_off=runtime.switch_off,
+        disable=runtime.disable,
         failing=runtime.failing,
     )
     deliver.runner = runtime.add_runner(

@@ -96,7 +96,7 @@ async def _startup(ctx: dict[str, Any]) -> None:
     stack = AsyncExitStack()
     runtime = await stack.enter_async_context(open_runtime(settings, redis_url=redis_url, secret_keys=secret_keys))
     add_runners(runtime)
-    runtime.wakes.send_through(runtime.arq)
+    runtime.wake_ups.send_through(runtime.arq)
     await stack.enter_async_context(serve_internal(runtime))
     stop = stop_on_signals()
     arq_main = asyncio.current_task()

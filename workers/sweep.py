@@ -9,13 +9,13 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
+from relay.domain.time import from_ms, iso
 from relay.errors import SettingsError, StorageError
-from relay.ledger import keys
-from relay.ledger.lane import LANES
-from relay.model import from_ms, iso
-from relay.poll.silence import same_stretches, too_quiet
+from relay.polling.silence import same_stretches, too_quiet
+from relay.providers.source import Source
+from relay.queue.lane import LANES
 from relay.runtime import DAY_S, Runtime
-from relay.sources import Source
+from relay.store import keys
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ async def sweep(runtime: Runtime) -> None:
         await listen_for_silence(runtime)
     if await runtime.redis.set(keys.TRIMMED, 1, nx=True, ex=_TRIM_EVERY_S):
         await trim(runtime)
-        resealed = await runtime.directory.declarations.reseal()
+        resealed = await runtime.registry.declarations.reseal()
         if resealed:
             log.info("sealed_again", count=resealed, why="RELAY_SECRET_KEY has a newer key")
 
@@ -69,7 +69,7 @@ async def _credentials_changed(runtime: Runtime) -> None:
             log.info("credential_changed", source=sid)
             await runtime.lanes["poll"].put("", sid)
             await runtime.states.note(sid, credential=credential, contacts_off="", recordings_off="")
-            runtime.wakes("poll")
+            runtime.wake_ups("poll")
 
 
 async def listen_for_silence(runtime: Runtime) -> None:

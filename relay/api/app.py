@@ -11,12 +11,12 @@ from aiohttp import web
 from relay import secrets
 from relay.api import openapi
 from relay.api.auth import Tokens
-from relay.api.desk import Api
+from relay.api.context import Api
 from relay.api.problems import Problem
 from relay.api.route import BODY_MOST_BYTES, handler_of
-from relay.api.table import TABLE
-from relay.clock import SystemClock
-from relay.ledger.erase import Eraser
+from relay.api.routes import TABLE
+from relay.domain.clock import SystemClock
+from relay.privacy.erase import Eraser
 from relay.runtime import Runtime
 from relay.settings import Settings
 
@@ -45,7 +45,7 @@ def management(runtime: Runtime) -> web.Application:
         log.warning("api_has_no_tokens", hint="set api.tokens: without one nobody can make the first")
     api = Api(
         runtime=runtime,
-        tokens=Tokens(runtime.directory.declarations, configured),
+        tokens=Tokens(runtime.registry.declarations, configured),
         eraser=Eraser(runtime.ledger, runtime.storage),
         now=SystemClock().now,
         closing=asyncio.Event(),

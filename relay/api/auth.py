@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from relay.ledger.declared import Declarations, Declared
-from relay.model import from_ms
+from relay.domain.time import from_ms
 from relay.secrets import TOKEN_PREFIX
+from relay.store.declarations import Declaration, Declarations
 
 Role = Literal["admin", "viewer"]
 
@@ -38,7 +38,7 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class MadeToken:
+class IssuedToken:
     """A token that was made at run time, as it can be listed."""
 
     id: str
@@ -73,7 +73,7 @@ class Tokens:
             return None
         return Caller(made.document["role"], made.tenant, made.id)
 
-    async def make(self, name: str, role: Role, tenant: str | None) -> tuple[MadeToken, str]:
+    async def make(self, name: str, role: Role, tenant: str | None) -> tuple[IssuedToken, str]:
         """Make one; the token itself is told here and never again."""
         token_id = "tok_" + base64.b32encode(secrets.token_bytes(10)).decode().lower()
         token = f"{TOKEN_PREFIX}{token_id}.{secrets.token_urlsafe(32)}"
@@ -81,7 +81,7 @@ class Tokens:
         made = await self._declarations.put("token", token_id, document, tenant=tenant)
         return _listed(made), token
 
-    async def all(self) -> list[MadeToken]:
+    async def all(self) -> list[IssuedToken]:
         """List them, newest first."""
         return [_listed(each) for each in reversed((await self._declarations.all("token")).values())]
 
@@ -94,7 +94,7 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest().encode()
 
 
-def _listed(made: Declared) -> MadeToken:
+def _listed(made: Declaration) -> IssuedToken:
     document = made.document
     created_at = from_ms(made.created_ms)
-    return MadeToken(made.id, document["name"], document["role"], made.tenant, created_at)
+    return IssuedToken(made.id, document["name"], document["role"], made.tenant, created_at)

@@ -7,20 +7,21 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from relay.api.auth import Caller
+from relay.api.context import Api, Id, Instant, instant, to_ms
 from relay.api.deliveries import DeliveryView, of_event
-from relay.api.desk import Api, Id, Instant, instant, to_ms
 from relay.api.jobs import JobView, read_job
-from relay.api.pages import Page, PageQuery, page_of, read_cursor
+from relay.api.paging import Page, PageQuery, page_of, read_cursor
 from relay.api.problems import Problem, invalid, not_found
 from relay.api.route import Listed, Reply
-from relay.enrich.numbers import match_key
-from relay.events.say import NO_CONTACT, NO_RECORDING
-from relay.events.shapes import ContactShape, PartyShape, RecordingShape
-from relay.ledger import keys
-from relay.ledger.calls import StoredCall
-from relay.ledger.calls import read_call as stored_call
-from relay.ledger.erase import Erased
-from relay.model import Direction, Json, Outcome
+from relay.domain.call import Direction, Outcome
+from relay.domain.json import Json
+from relay.domain.numbers import match_key
+from relay.events.decide import NO_CONTACT, NO_RECORDING
+from relay.events.payload import ContactShape, PartyShape, RecordingShape
+from relay.privacy.erase import Erased
+from relay.store import keys
+from relay.store.calls import StoredCall
+from relay.store.calls import read_call as stored_call
 
 INLINE_KEYS: Final = 20_000
 """A store with at most so many keys is searched at once; a larger one by a job."""
@@ -77,7 +78,7 @@ class CallView(BaseModel):
     observed_via: str
 
 
-class ToldEvent(BaseModel):
+class PublishedEvent(BaseModel):
     """What was told of a call, and to whom."""
 
     id: str
@@ -89,7 +90,7 @@ class ToldEvent(BaseModel):
 class CallDetail(CallView):
     """A call with what was told of it."""
 
-    events: list[ToldEvent]
+    events: list[PublishedEvent]
 
 
 class RecordingLink(BaseModel):
@@ -102,7 +103,7 @@ class RecordingLink(BaseModel):
     sha256: str | None
 
 
-class EraseWish(BaseModel):
+class EraseRequest(BaseModel):
     """Whom to forget."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -212,12 +213,14 @@ async def read_call(api: Api, caller: Caller, call_id: str) -> CallDetail:
     """Read a call, with what was told of it and to whom."""
     call = await _call(api, caller, call_id)
     runtime = api.runtime
-    told: list[ToldEvent] = []
+    told: list[PublishedEvent] = []
     for eid, event in zip(call.events, await runtime.ledger.events(call.events), strict=True):
         document = event or {}
         deliveries = await of_event(api, caller, eid)
         told.append(
-            ToldEvent(id=eid, type=document.get("type"), timestamp=document.get("timestamp"), deliveries=deliveries)
+            PublishedEvent(
+                id=eid, type=document.get("type"), timestamp=document.get("timestamp"), deliveries=deliveries
+            )
         )
     return CallDetail.model_validate({**show(api, call), "events": told})
 
@@ -243,7 +246,7 @@ async def read_recording(api: Api, caller: Caller, call_id: str) -> RecordingLin
     )
 
 
-async def erase(api: Api, caller: Caller, body: EraseWish) -> Reply:
+async def erase(api: Api, caller: Caller, body: EraseRequest) -> Reply:
     """Forget a person: calls, events, audio and kept contacts with this number. What waits ends as expired.
 
     The provider's own records are not touched; the relay does not take an erased call in again.

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Final
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from relay.api.auth import Caller
-from relay.api.desk import EVENT_ID, Api, Id, instant
-from relay.api.pages import Page, PageQuery, page_of, read_cursor
+from relay.api.context import EVENT_ID, Api, Id, instant
+from relay.api.paging import Page, PageQuery, page_of, read_cursor
 from relay.api.problems import Problem, invalid, not_found
 from relay.api.route import Listed
 from relay.api.subscriptions import ReplayResult, replay_one
-from relay.ledger import keys
-from relay.ledger.deliveries import DeliveryState, Status
+from relay.store import keys
+from relay.store.deliveries import DeliveryState, Status
 
 _MOST_INDEXES: Final = 500
 _GIVEN_UP: Final = frozenset({"exhausted", "unknown", "expired", "poison"})
@@ -61,7 +61,7 @@ class ListDeliveries(PageQuery):
     status: Annotated[list[Status] | None, Listed] = None
 
 
-class RetryWish(BaseModel):
+class RetryRequest(BaseModel):
     """How to try again."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -202,7 +202,7 @@ async def read_delivery(api: Api, caller: Caller, delivery_id: str) -> DeliveryD
     return DeliveryDetail(**dict(view), log=log)
 
 
-async def retry_delivery(api: Api, caller: Caller, delivery_id: str, body: RetryWish) -> ReplayResult:
+async def retry_delivery(api: Api, caller: Caller, delivery_id: str, body: RetryRequest) -> ReplayResult:
     """Try a delivery again, in its old place of the call's order; its schedule begins anew."""
     eid, sub, _ = await _stored(api, caller, delivery_id)
     document = await api.runtime.ledger.event(eid)

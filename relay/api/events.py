@@ -6,14 +6,14 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from relay.api.auth import Caller
-from relay.api.desk import CALL_ID, EVENT_ID, Api, Id, Instant, to_ms
-from relay.api.pages import Page, PageQuery, page_of, read_cursor
+from relay.api.context import CALL_ID, EVENT_ID, Api, Id, Instant, to_ms
+from relay.api.paging import Page, PageQuery, page_of, read_cursor
 from relay.api.problems import invalid, not_found
 from relay.api.route import Listed
-from relay.events import shapes
-from relay.events.catalog import EVENT_TYPES, matches
-from relay.ledger import keys
-from relay.model import Json
+from relay.domain.json import Json
+from relay.events import payload
+from relay.events.types import EVENT_TYPES, matches
+from relay.store import keys
 
 _SAMPLE_SCAN: Final = 500
 
@@ -138,9 +138,9 @@ async def list_event_types(api: Api, caller: Caller) -> list[EventTypeView]:
     return [
         EventTypeView(
             type=each,
-            description=shapes.DESCRIPTIONS[each],
-            schema_=shapes.schema_of(each),
-            sample=shapes.sample(each, now=api.now()),
+            description=payload.DESCRIPTIONS[each],
+            schema_=payload.schema_of(each),
+            sample=payload.sample(each, now=api.now()),
         )
         for each in EVENT_TYPES
     ]
@@ -161,6 +161,8 @@ async def sample_event_type(api: Api, caller: Caller, event_type: str, query: Ty
     )
     links = api.runtime.links
     if part.found:
-        return [shapes.rendered(each, query.payload, recording_link=await links.for_event(each)) for each in part.found]
-    made_up = shapes.samples([event_type], query.limit, now=api.now())
-    return [shapes.rendered(each, query.payload) for each in made_up]
+        return [
+            payload.rendered(each, query.payload, recording_link=await links.for_event(each)) for each in part.found
+        ]
+    made_up = payload.samples([event_type], query.limit, now=api.now())
+    return [payload.rendered(each, query.payload) for each in made_up]

@@ -13,18 +13,19 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from relay.api.auth import Caller
 from relay.api.calls import ListCalls, list_calls
-from relay.api.desk import CALL_ID, Api, Id, instant
+from relay.api.context import CALL_ID, Api, Id, instant
 from relay.delivery import filters
 from relay.delivery.subscriptions import Subscription
-from relay.events.say import Wait, what_to_say
-from relay.human_time import in_words
-from relay.ledger import ids, keys
-from relay.ledger.calls import StoredCall
-from relay.ledger.deliveries import DeliveryState
-from relay.ledger.health import Health, read_health
-from relay.ledger.sources import SourceState
-from relay.model import Json, from_iso, iso
-from relay.sources import Source
+from relay.domain import ids
+from relay.domain.json import Json
+from relay.domain.time import from_iso, in_words, iso
+from relay.events.decide import Wait, decide
+from relay.providers.source import Source
+from relay.store import keys
+from relay.store.calls import StoredCall
+from relay.store.deliveries import DeliveryState
+from relay.store.health import Health, read_health
+from relay.store.sources import SourceState
 
 CALLS_MOST: Final = 5
 SUBSCRIPTIONS_MOST: Final = 200
@@ -100,7 +101,7 @@ class Explanation(BaseModel):
     left_out: int = Field(0, description="subscriptions that are not listed, because there are too many")
 
 
-class SourceStanding(BaseModel):
+class SourceStatus(BaseModel):
     """How a source is, where nothing was seen."""
 
     source_id: str
@@ -112,7 +113,7 @@ class Explanations(BaseModel):
 
     about: str
     items: list[Explanation]
-    sources: list[SourceStanding]
+    sources: list[SourceStatus]
 
 
 async def explain(api: Api, caller: Caller, query: ExplainQuery) -> Explanations:
@@ -132,12 +133,12 @@ async def explain(api: Api, caller: Caller, query: ExplainQuery) -> Explanations
                 items.append(found)
         if not items and 2 <= len(about) <= 64:
             items = await _by_number(api, caller, query, about)
-    standings: list[SourceStanding] = []
+    standings: list[SourceStatus] = []
     if not items:
         now = api.now()
         for source in sources[:SOURCES_MOST]:
             state = await api.runtime.states.read(source.id)
-            standings.append(SourceStanding(source_id=source.id, words=standing_words(source, state, now=now)))
+            standings.append(SourceStatus(source_id=source.id, words=standing_words(source, state, now=now)))
     return Explanations(about=about, items=items, sources=standings)
 
 
@@ -153,7 +154,7 @@ async def _by_key(api: Api, caller: Caller, source: Source, key: str) -> Explana
     if call is not None:
         return await _of_call(api, caller, call)
     state = await api.runtime.states.read(source.id)
-    newest = state.standing.cursor or api.now()
+    newest = state.poll_state.cursor or api.now()
     days = [(newest + timedelta(days=2 - each)).date().isoformat() for each in range(_SEEN_DAYS)]
     async with api.runtime.redis.pipeline(transaction=False) as pipe:
         for day in days:
@@ -169,7 +170,7 @@ async def _by_key(api: Api, caller: Caller, source: Source, key: str) -> Explana
 
 
 def _never_told(source: Source, key: str, day: str, flag: str, state: SourceState) -> Explanation:
-    began = iso(state.standing.started_at)
+    began = iso(state.poll_state.started_at)
     summary = {
         "s": f"It was there before the relay began with {source.id} ({began}), so it is known and was never told; "
         f"`relay backfill {source.id}` tells it.",
@@ -255,9 +256,9 @@ async def _of_call(api: Api, caller: Caller, call: StoredCall) -> Explanation:
 
 
 def _made_at(api: Api, sub: str) -> datetime | None:
-    if api.runtime.directory.configured("subscription", sub):
+    if api.runtime.registry.configured("subscription", sub):
         return None
-    made = api.runtime.directory.made["subscription"].get(sub)
+    made = api.runtime.registry.made["subscription"].get(sub)
     return instant(made.created_ms) if made else None
 
 
@@ -299,7 +300,7 @@ def _untold(call: StoredCall, source: Source | None, *, now: datetime) -> tuple[
         return "not_told_yet", "The call has not ended; it is told when it has."
     if source is None:
         return "not_told_yet", f"There is no source {call.source_id} any more, so nothing is told of it."
-    match what_to_say(call, now_ms=int(now.timestamp() * 1000), rules=source.rules):
+    match decide(call, now_ms=int(now.timestamp() * 1000), rules=source.rules):
         case Wait(wait_ms=wait_ms):
             return "not_told_yet", (
                 f"It waits for its contact or its audio, for another {in_words(wait_ms / 1000 + 0.5)} at most."
@@ -420,7 +421,7 @@ def standing_words(source: Source, state: SourceState, *, now: datetime) -> str:
     if state.last_poll is None:
         return "not polled so far"
     asked = f"last asked {in_words((now - state.last_poll).total_seconds())} ago"
-    cursor, began = state.standing.cursor, state.standing.started_at
+    cursor, began = state.poll_state.cursor, state.poll_state.started_at
     if cursor is None or cursor == began:
         return f"{asked}; it has listed no call since the relay began with it"
     newest = in_words((now - cursor).total_seconds())

@@ -5,10 +5,10 @@ from typing import Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, Field
 
 from relay.api.auth import Caller
-from relay.api.desk import Api
+from relay.api.context import Api
 from relay.api.problems import Problem, not_found
-from relay.ledger.sources import Progress
-from relay.model import from_iso
+from relay.domain.time import from_iso
+from relay.store.sources import Progress
 
 JobKind = Literal["backfill", "replay", "erase", "forget_source"]
 JobState = Literal["queued", "running", "waiting", "done", "failed", "cancelled"]

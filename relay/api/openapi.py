@@ -10,10 +10,10 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 import relay
-from relay.api.desk import CALL_ID, EVENT_ID
+from relay.api.context import CALL_ID, EVENT_ID
 from relay.api.problems import STATUSES, Code, ProblemDocument
 from relay.api.route import Route
-from relay.model import Json
+from relay.domain.json import Json
 from relay.settings import ID_PATTERN
 
 Written = Mapping[tuple[Any, ...], Json]

@@ -11,7 +11,7 @@ from yarl import URL
 from relay.api.auth import Caller
 from relay.api.problems import Problem
 from relay.delivery.guard import Forbidden, Guard, NoAddress
-from relay.model import Json
+from relay.domain.json import Json
 
 MASK: Final = "********"
 

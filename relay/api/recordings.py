@@ -17,8 +17,8 @@ from typing import Protocol, assert_never
 import structlog
 from aiohttp import web
 
+from relay.domain.json import Json
 from relay.errors import StorageError, StoreError
-from relay.model import Json
 from relay.recordings.fetch import audio_type
 from relay.recordings.links import BadSignature, Expired, Valid, verify
 from relay.recordings.storage import CALL_ID

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from relay.api.auth import Caller, Role
 from relay.api.problems import Code, FieldError, Problem
 from relay.errors import StorageError, StoreError
-from relay.settings.sentences import dotted, placed_sentences
+from relay.settings.messages import dotted, placed_sentences
 
 log = structlog.get_logger(__name__)
 

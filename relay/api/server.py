@@ -13,9 +13,9 @@ from redis.exceptions import RedisError
 from relay import gauges
 from relay.api.app import management
 from relay.api.recordings import recording_routes
-from relay.clock import SystemClock
+from relay.domain.clock import SystemClock
+from relay.domain.json import Json
 from relay.errors import SettingsError
-from relay.model import Json
 from relay.runtime import Runtime
 
 log = structlog.get_logger(__name__)

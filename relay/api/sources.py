@@ -9,22 +9,23 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from relay.api.auth import Caller
-from relay.api.desk import Api, Id, Instant, check_id, fresh_id, instant, own, own_tenant
+from relay.api.context import Api, Id, Instant, check_id, fresh_id, instant, own, own_tenant
 from relay.api.jobs import JobView, start_backfill
 from relay.api.options import MASK, changes_schema, inlined, masked, patched, unmasked, vet
-from relay.api.pages import Page, PageQuery, after, read_cursor
+from relay.api.paging import Page, PageQuery, after, read_cursor
 from relay.api.problems import Problem, changed, configured, invalid, taken
 from relay.api.route import Reply, invalid_input
-from relay.directory import parse_source
+from relay.domain.json import Json
+from relay.domain.time import iso
 from relay.errors import OverBudget, ProviderError, RelayError
-from relay.ledger import keys
-from relay.ledger.declared import Declared
-from relay.ledger.erase import FORGOTTEN_TTL_S, REMEMBERED_S, Erased
-from relay.model import Json, iso
+from relay.privacy.erase import FORGOTTEN_TTL_S, REMEMBERED_S, Erased
 from relay.providers import PROVIDERS
 from relay.providers.base import SourceOptions
+from relay.providers.source import Source
+from relay.registry import parse_source
 from relay.settings import ID_PATTERN, reveal
-from relay.sources import Source
+from relay.store import keys
+from relay.store.declarations import Declaration
 
 INLINE_KEYS: Final = 20_000
 """A store with at most so many keys is cleared up at once; a larger one by a job."""
@@ -141,7 +142,7 @@ class Queued(BaseModel):
     queued: Literal[True] = True
 
 
-class BackfillWish(BaseModel):
+class BackfillRequest(BaseModel):
     """Which calls to read again, by their start."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -166,11 +167,11 @@ async def views(api: Api, found: Sequence[Source]) -> list[SourceView]:
     left = await asyncio.gather(*(_requests_left(source) for source in found))
     shown: list[SourceView] = []
     for source, state, requests, due, aside in zip(found, states, left, rows[::2], rows[1::2], strict=True):
-        configured = runtime.directory.configured("source", source.id)
-        made = None if configured else runtime.directory.made["source"].get(source.id)
+        configured = runtime.registry.configured("source", source.id)
+        made = None if configured else runtime.registry.made["source"].get(source.id)
         health = SourceHealth(
-            cursor=state.standing.cursor,
-            started_at=state.standing.started_at,
+            cursor=state.poll_state.cursor,
+            started_at=state.poll_state.started_at,
             last_poll_at=state.last_poll,
             next_poll_at=instant(due or 0),
             error=state.error or None,
@@ -207,7 +208,7 @@ async def _requests_left(source: Source) -> int | None:
 
 async def list_sources(api: Api, caller: Caller, query: ListSources) -> Page[SourceView]:
     """List the sources."""
-    made = api.runtime.directory.made["source"]
+    made = api.runtime.registry.made["source"]
 
     def place(each: Source) -> tuple[int, str]:
         return (made[each.id].created_ms if each.id in made else 0), each.id
@@ -362,22 +363,22 @@ async def _create(api: Api, sid: str, document: Json, tenant: str | None) -> Sou
     """Make a source; None when somebody has just made one with this id."""
     runtime = api.runtime
     check_id(sid)
-    if runtime.directory.configured("source", sid) or await runtime.redis.exists(keys.forgotten(sid)):
+    if runtime.registry.configured("source", sid) or await runtime.redis.exists(keys.forgotten(sid)):
         raise taken()
-    made = await runtime.directory.declarations.create("source", sid, document, tenant=tenant)
+    made = await runtime.registry.declarations.create("source", sid, document, tenant=tenant)
     if made is None:
         return None
-    await runtime.directory.take("source", made)
+    await runtime.registry.take("source", made)
     await runtime.arrange_source(sid)
     return (await views(api, [runtime.sources[sid]]))[0]
 
 
-async def _replace(api: Api, stands: Declared, document: Json) -> bool:
+async def _replace(api: Api, stands: Declaration, document: Json) -> bool:
     runtime = api.runtime
-    made = await runtime.directory.declarations.replace("source", stands, document)
+    made = await runtime.registry.declarations.replace("source", stands, document)
     if made is None:
         return False
-    await runtime.directory.take("source", made)
+    await runtime.registry.take("source", made)
     await runtime.arrange_source(stands.id)
     return True
 
@@ -392,11 +393,11 @@ async def delete_source(api: Api, caller: Caller, source_id: str) -> None:
     is gone already.
     """
     runtime = api.runtime
-    if runtime.directory.configured("source", source_id):
+    if runtime.registry.configured("source", source_id):
         if caller.tenant is None:
             raise configured(source_id)
         return
-    stands = await runtime.directory.declarations.get("source", source_id)
+    stands = await runtime.registry.declarations.get("source", source_id)
     if stands is None or not caller.sees(stands.tenant):
         return
     await runtime.redis.set(keys.forgotten(source_id), stands.tenant or "", ex=FORGOTTEN_TTL_S)
@@ -412,8 +413,8 @@ async def delete_source(api: Api, caller: Caller, source_id: str) -> None:
 
 
 async def _undeclare(api: Api, sid: str) -> None:
-    await api.runtime.directory.declarations.remove("source", sid)
-    await api.runtime.directory.drop("source", sid)
+    await api.runtime.registry.declarations.remove("source", sid)
+    await api.runtime.registry.drop("source", sid)
 
 
 async def _no_step(_: Erased) -> None:
@@ -442,11 +443,11 @@ async def poll_source(api: Api, caller: Caller, source_id: str) -> Queued:
     if source.paused:
         raise _paused()
     await api.runtime.lanes["poll"].put("", source_id)
-    api.runtime.wakes("poll")
+    api.runtime.wake_ups("poll")
     return Queued()
 
 
-async def backfill(api: Api, caller: Caller, source_id: str, body: BackfillWish) -> JobView:
+async def backfill(api: Api, caller: Caller, source_id: str, body: BackfillRequest) -> JobView:
     """Read a range again and tell what was never told, under the ids that it has always had."""
     source = await api.source(caller, source_id)
     if source.paused:

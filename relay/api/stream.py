@@ -18,10 +18,10 @@ from pydantic import ConfigDict, Field
 from redis.exceptions import RedisError
 
 from relay.api.auth import Caller
-from relay.api.desk import EVENT_ID, Api
+from relay.api.context import EVENT_ID, Api
 from relay.api.events import EventFilter, indexes_of, read_events
 from relay.api.problems import Problem
-from relay.model import Json
+from relay.domain.json import Json
 
 STREAMS_MOST: Final = 100
 BACKLOG_MOST: Final = 10_000

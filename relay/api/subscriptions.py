@@ -11,22 +11,35 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 from yarl import URL
 
 from relay.api.auth import Caller
-from relay.api.desk import EVENT_ID, Api, Id, Instant, check_id, fresh_id, instant, own, own_tenant, subject_of, to_ms
+from relay.api.context import (
+    EVENT_ID,
+    Api,
+    Id,
+    Instant,
+    check_id,
+    fresh_id,
+    instant,
+    own,
+    own_tenant,
+    subject_of,
+    to_ms,
+)
 from relay.api.options import changes_schema, inlined, masked, patched, unmasked, vet
-from relay.api.pages import Page, PageQuery, after, page_of, read_cursor
+from relay.api.paging import Page, PageQuery, after, page_of, read_cursor
 from relay.api.problems import Problem, changed, configured, invalid, taken
 from relay.api.route import Reply, invalid_input
 from relay.delivery import filters, signature
 from relay.delivery.replay import ReplayStatus
 from relay.delivery.subscriptions import Subscription
-from relay.events import shapes
+from relay.domain.json import Json
+from relay.domain.time import from_iso, iso
+from relay.events import payload
 from relay.events.render import check_map
-from relay.ledger import keys
-from relay.ledger.declared import Declared
-from relay.model import Json, from_iso, iso
 from relay.runtime import keeps_every_write
 from relay.settings import SubscriptionOptions, reveal
 from relay.settings.values import SigningSecret
+from relay.store import keys
+from relay.store.declarations import Declaration
 
 DELETED: Final = "deleted"
 DISABLED_BY_HAND: Final = "disabled through the API"
@@ -45,7 +58,7 @@ class PutSubscription(SubscriptionOptions):
     tenant: Id | None = Field(None, description="whose it is; only the operator may say so")
 
 
-class NewSubscription(PutSubscription):
+class CreateSubscription(PutSubscription):
     """A subscription to be made."""
 
     id: Id | None = Field(None, description="an id of your own; made when left out")
@@ -87,7 +100,7 @@ class RotatedSecret(BaseModel):
     former_valid_until: AwareDatetime = Field(description="until then both secrets sign")
 
 
-class SecretWish(BaseModel):
+class RotateSecretRequest(BaseModel):
     """A secret of your own, or none to have one made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -95,7 +108,7 @@ class SecretWish(BaseModel):
     secret: SigningSecret | None = None
 
 
-class DisableWish(BaseModel):
+class DisableRequest(BaseModel):
     """Why it is switched off."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,7 +116,7 @@ class DisableWish(BaseModel):
     reason: str | None = Field(None, min_length=1, max_length=200)
 
 
-class ReplayWish(BaseModel):
+class ReplayRequest(BaseModel):
     """Which events to deliver again: one, or those since a time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -161,7 +174,7 @@ async def views(api: Api, found: Sequence[Subscription]) -> list[SubscriptionVie
         for each in found:
             pipe.hmget(keys.partition("deliver", each.id), names)
         rows = await pipe.execute()
-    directory = api.runtime.directory
+    directory = api.runtime.registry
     shown: list[SubscriptionView] = []
     for each, (off, failing, opened, heard) in zip(found, rows, strict=True):
         configured = directory.configured("subscription", each.id)
@@ -204,7 +217,7 @@ def warnings_of(api: Api, subscription: Subscription) -> list[str]:
 
 async def list_subscriptions(api: Api, caller: Caller, query: ListSubscriptions) -> Page[SubscriptionView]:
     """List the subscriptions."""
-    made = api.runtime.directory.made["subscription"]
+    made = api.runtime.registry.made["subscription"]
 
     def place(each: Subscription) -> tuple[int, str]:
         return (made[each.id].created_ms if each.id in made else 0), each.id
@@ -227,7 +240,7 @@ async def read_subscription(api: Api, caller: Caller, subscription_id: str) -> S
 # --- making and changing ---------------------------------------------------------------------------------------------
 
 
-async def create_subscription(api: Api, caller: Caller, body: NewSubscription) -> SubscriptionWithSecret:
+async def create_subscription(api: Api, caller: Caller, body: CreateSubscription) -> SubscriptionWithSecret:
     """Subscribe. No challenge is sent; several subscriptions may have the same url."""
     tenant = own_tenant(caller, body.tenant)
     document = _document(body)
@@ -273,7 +286,7 @@ async def patch_subscription(
     raise changed()
 
 
-async def rotate_secret(api: Api, caller: Caller, subscription_id: str, body: SecretWish) -> RotatedSecret:
+async def rotate_secret(api: Api, caller: Caller, subscription_id: str, body: RotateSecretRequest) -> RotatedSecret:
     """Make a fresh secret; for 24 hours the former one signs too."""
     secret = body.secret.get_secret_value() if body.secret else signature.new_secret()
     for _ in range(_TRIES):
@@ -296,18 +309,18 @@ async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> Sub
         if (tombstone[1] or b"").decode() != (tenant or ""):
             raise taken()  # somebody else's until every process has heard that it is gone
         await runtime.redis.delete(keys.partition("deliver", sub))
-    if runtime.directory.configured("subscription", sub):
+    if runtime.registry.configured("subscription", sub):
         raise taken()
-    made = await runtime.directory.declarations.create("subscription", sub, document, tenant=tenant)
+    made = await runtime.registry.declarations.create("subscription", sub, document, tenant=tenant)
     if made is None:
         return None
-    await runtime.directory.take("subscription", made)
+    await runtime.registry.take("subscription", made)
     await runtime.arrange_subscription(sub)
     view = (await views(api, [runtime.subscriptions[sub]]))[0]
     return SubscriptionWithSecret(**dict(view), secret=document["secret"])
 
 
-async def _replace(api: Api, caller: Caller, stands: Declared, document: Json) -> bool:
+async def _replace(api: Api, caller: Caller, stands: Declaration, document: Json) -> bool:
     """Keep a changed document; False when somebody was quicker. A secret that changes signs for another 24 hours."""
     await _vet(api, caller, document, before=stands.document)
     former = list(stands.document.get("former_secrets", []))
@@ -315,17 +328,17 @@ async def _replace(api: Api, caller: Caller, stands: Declared, document: Json) -
         former.append({"secret": stands.document["secret"], "until": iso(api.now() + FORMER_SECRET_FOR)})
     former = [each for each in former if from_iso(each["until"]) > api.now()][-_FORMER_MOST:]
     runtime = api.runtime
-    made = await runtime.directory.declarations.replace(
+    made = await runtime.registry.declarations.replace(
         "subscription", stands, {**document, "former_secrets": former} if former else document
     )
     if made is None:
         return False
-    await runtime.directory.take("subscription", made)
+    await runtime.registry.take("subscription", made)
     await runtime.arrange_subscription(stands.id)
     return True
 
 
-def _shown_and_plain(stands: Declared | None) -> tuple[Json, Json]:
+def _shown_and_plain(stands: Declaration | None) -> tuple[Json, Json]:
     """Give the options as they are shown, and as they are."""
     if stands is None:
         return {}, {}
@@ -354,9 +367,9 @@ async def _vet(api: Api, caller: Caller, document: Json, *, before: Json | None 
     changed = {name: value for name, value in document.items() if before is None or before.get(name) != value}
     if "url" in changed:
         await vet(api.runtime.sender.guard, caller, "url", document["url"])
-    payload = changed.get("payload")
-    if isinstance(payload, dict):
-        problems = check_map(payload["map"], shapes.sample("call.completed", now=api.now()))
+    wanted = changed.get("payload")
+    if isinstance(wanted, dict):
+        problems = check_map(wanted["map"], payload.sample("call.completed", now=api.now()))
         if problems:
             raise invalid("payload.map", "; ".join(problems[:10]))
     if changed.get("delivery") == "at_most_once" and not await keeps_every_write(api.runtime.redis):
@@ -378,11 +391,11 @@ async def delete_subscription(
     with Zapier's own User-Agent.
     """
     runtime = api.runtime
-    if runtime.directory.configured("subscription", subscription_id):
+    if runtime.registry.configured("subscription", subscription_id):
         if caller.tenant is None:
             raise configured(subscription_id)
         return
-    stands = await runtime.directory.declarations.get("subscription", subscription_id)
+    stands = await runtime.registry.declarations.get("subscription", subscription_id)
     if stands is None or not caller.sees(stands.tenant):
         return
     lane = runtime.lanes["deliver"]
@@ -392,8 +405,8 @@ async def delete_subscription(
     if subscription is not None and not by_hook:
         await runtime.say_goodbye(subscription)
     await api.eraser.subscription(subscription_id)
-    await runtime.directory.declarations.remove("subscription", subscription_id)
-    await runtime.directory.drop("subscription", subscription_id)
+    await runtime.registry.declarations.remove("subscription", subscription_id)
+    await runtime.registry.drop("subscription", subscription_id)
     partition = keys.partition("deliver", subscription_id)
     async with runtime.redis.pipeline(transaction=True) as pipe:
         pipe.delete(partition, keys.leases("deliver", subscription_id), keys.told(subscription_id))
@@ -402,7 +415,9 @@ async def delete_subscription(
         await pipe.execute()
 
 
-async def disable_subscription(api: Api, caller: Caller, subscription_id: str, body: DisableWish) -> SubscriptionView:
+async def disable_subscription(
+    api: Api, caller: Caller, subscription_id: str, body: DisableRequest
+) -> SubscriptionView:
     """Switch a subscription off: what waits is kept; what happens meanwhile is listed as missing, to be replayed."""
     subscription = await api.subscription(caller, subscription_id)
     await api.runtime.lanes["deliver"].off(subscription_id, body.reason or DISABLED_BY_HAND)
@@ -418,7 +433,7 @@ async def enable_subscription(api: Api, caller: Caller, subscription_id: str) ->
     await api.runtime.lanes["deliver"].off(subscription_id, None)
     await api.runtime.redis.hdel(keys.partition("deliver", subscription_id), "goodbye")  # type: ignore[misc]
     await api.runtime.redis.delete(keys.told(subscription_id))
-    api.runtime.wakes("deliver")
+    api.runtime.wake_ups("deliver")
     return await read_subscription(api, caller, subscription_id)
 
 
@@ -432,11 +447,11 @@ async def test_subscription(api: Api, caller: Caller, subscription_id: str) -> T
     eid = await api.runtime.operations.say(
         "webhook.test", data, of=subscription_id, which=uuid4().hex, to=subscription_id, tenant=subscription.tenant
     )
-    api.runtime.wakes("deliver")
+    api.runtime.wake_ups("deliver")
     return TestResult(event_id=eid)
 
 
-async def replay(api: Api, caller: Caller, subscription_id: str, body: ReplayWish) -> ReplayResult:
+async def replay(api: Api, caller: Caller, subscription_id: str, body: ReplayRequest) -> ReplayResult:
     """Deliver again, in the old place of each call's order: one event at once, those since a time as a job."""
     subscription = await _enabled(api, caller, subscription_id)
     if (body.event_id is None) == (body.since is None):
@@ -466,7 +481,7 @@ async def replay_one(api: Api, subscription: Subscription, document: Json, *, fo
     )
     match letter:
         case "q":
-            api.runtime.wakes("deliver")
+            api.runtime.wake_ups("deliver")
             return ReplayResult(result="queued")
         case "w":
             return ReplayResult(result="waiting_already")
@@ -498,11 +513,11 @@ async def sample_subscription(
     part = await page_of(runtime.redis, indexes, keep, limit=query.limit, cursor=None, scan_most=_SAMPLE_SCAN)
     found = list(part.found)
     if not found:
-        made_up = shapes.samples(subscription.options.events, query.limit, now=api.now())
+        made_up = payload.samples(subscription.options.events, query.limit, now=api.now())
         options = subscription.options
         raw = {"sample": True} if options.include_raw else None
         return [
-            shapes.rendered(each, subscription.payload, include_raw=options.include_raw, raw=raw) for each in made_up
+            payload.rendered(each, subscription.payload, include_raw=options.include_raw, raw=raw) for each in made_up
         ]
     return [await _as_sent(api, subscription, document) for document in found]
 
@@ -518,7 +533,7 @@ async def _as_sent(api: Api, subscription: Subscription, document: Json) -> Json
     if subscription.options.include_raw and "call" in document["data"]:
         call = await api.runtime.ledger.call(document["data"]["call"]["id"])
         raw = call.raw if call else None
-    return shapes.rendered(
+    return payload.rendered(
         document,
         subscription.payload,
         include_raw=subscription.options.include_raw,

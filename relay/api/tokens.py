@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from relay.api.auth import Caller, MadeToken, Role
-from relay.api.desk import Api, Id
-from relay.api.pages import Page, PageQuery, after, read_cursor
+from relay.api.auth import Caller, IssuedToken, Role
+from relay.api.context import Api, Id
+from relay.api.paging import Page, PageQuery, after, read_cursor
 from relay.api.problems import invalid, not_found
 
 
-class NewToken(BaseModel):
+class CreateToken(BaseModel):
     """A token to be made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,7 +36,7 @@ class TokenWithSecret(TokenView):
     token: str = Field(description="send it as Authorization: Bearer; shown this once")
 
 
-async def create_token(api: Api, caller: Caller, body: NewToken) -> TokenWithSecret:
+async def create_token(api: Api, caller: Caller, body: CreateToken) -> TokenWithSecret:
     """Make a token; only a digest of it is kept."""
     made, token = await api.tokens.make(body.name, body.role, body.tenant)
     return TokenWithSecret(**dict(_show(made)), token=token)
@@ -45,7 +45,7 @@ async def create_token(api: Api, caller: Caller, body: NewToken) -> TokenWithSec
 async def list_tokens(api: Api, caller: Caller, query: PageQuery) -> Page[TokenView]:
     """List the tokens that were made here; those of the configuration are not among them."""
 
-    def place(each: MadeToken) -> tuple[int, str]:
+    def place(each: IssuedToken) -> tuple[int, str]:
         return round(each.created_at.timestamp() * 1000), each.id
 
     try:
@@ -61,5 +61,5 @@ async def revoke_token(api: Api, caller: Caller, token_id: str) -> None:
         raise not_found("token")
 
 
-def _show(made: MadeToken) -> TokenView:
+def _show(made: IssuedToken) -> TokenView:
     return TokenView(id=made.id, name=made.name, role=made.role, tenant=made.tenant, created_at=made.created_at)

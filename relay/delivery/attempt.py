@@ -12,9 +12,9 @@ from relay.delivery import signature
 from relay.delivery.outcomes import Outcome
 from relay.delivery.send import Sender
 from relay.delivery.subscriptions import Subscription
+from relay.domain.json import Json
 from relay.events.render import MAX_BODY_BYTES, render
-from relay.ledger.calls import ClaimedEvent, StoredCall
-from relay.model import Json
+from relay.store.calls import ClaimedEvent, StoredCall
 
 _HAS_AUDIO = b'"recording":{"status":"available"'
 

@@ -3,13 +3,13 @@
 from collections.abc import Collection
 from typing import Any, Protocol
 
-from relay.events import catalog
+from relay.events import types
 
 OPERATIONAL_FAMILIES = ("source.", "subscription.", "webhook.")
 """Events about the relay itself; `*` does not ask for them, a pattern that begins with the family does."""
 
 
-class Wishes(Protocol):
+class SubscriptionFilter(Protocol):
     """What a subscription says it wants to hear; none, or an empty one, of the last five wants all."""
 
     @property
@@ -31,14 +31,14 @@ class Wishes(Protocol):
     def min_duration_s(self) -> float | None: ...
 
 
-def wants(wishes: Wishes, event: dict[str, Any], *, subscription_id: str | None = None) -> str | None:
+def wants(wishes: SubscriptionFilter, event: dict[str, Any], *, subscription_id: str | None = None) -> str | None:
     """Say why the event is filtered, as `direction=inbound is not among outbound`, or None when it is wanted.
 
     A call whose duration the provider did not tell passes `min_duration_s`: a filter never loses what it cannot judge.
     """
     event_type = event["type"]
     patterns = _explicit(wishes.events, event_type)
-    if not catalog.matches(patterns, event_type):
+    if not types.matches(patterns, event_type):
         return _not_among("type", event_type, wishes.events)
     data = event["data"]
     if subscription_id is not None and data.get("subscription", {}).get("id") == subscription_id:

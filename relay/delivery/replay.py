@@ -8,11 +8,11 @@ from redis.asyncio import Redis
 
 from relay.delivery import filters
 from relay.delivery.subscriptions import Subscription
-from relay.ledger import keys
-from relay.ledger.calls import Ledger
-from relay.ledger.deliveries import DeliveryState
-from relay.ledger.pack import unpack
-from relay.model import Json
+from relay.domain.json import Json
+from relay.store import keys
+from relay.store.calls import Ledger
+from relay.store.deliveries import DeliveryState
+from relay.store.documents import unpack
 
 ReplayStatus = Literal["exhausted", "missing", "any"]
 """Which deliveries: given up (or put aside), never queued because it was off, or all that it would want now."""

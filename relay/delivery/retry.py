@@ -24,7 +24,7 @@ from relay.delivery.outcomes import (
     TimedOut,
     Unreachable,
 )
-from relay.model import iso
+from relay.domain.time import iso
 
 _HOUR_S: Final = 3600.0
 SCHEDULE: Final[tuple[float, ...]] = (

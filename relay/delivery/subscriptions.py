@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from yarl import URL
 
 from relay.delivery import filters, signature
+from relay.domain.json import Json
 from relay.events.render import Payload
-from relay.model import Json
 from relay.settings import FieldMap, SubscriptionOptions
 
 ZAPIER_HOSTS = frozenset({"hooks.zapier.com"})

@@ -3,11 +3,12 @@
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from relay.events.advance import Audience
-from relay.events.say import API_VERSION
-from relay.ledger import ids
-from relay.ledger.calls import Ledger, Said
-from relay.model import Json, iso
+from relay.domain import ids
+from relay.domain.json import Json
+from relay.domain.time import iso
+from relay.events.decide import API_VERSION
+from relay.events.publisher import Audience
+from relay.store.calls import Ledger, NewEvent
 
 
 class AboutSource(Protocol):
@@ -53,7 +54,7 @@ class Operations:
             "data": data,
         }
         audience = [to] if to is not None else self._audience.of(document, tenant=tenant)
-        await self._ledger.publish(None, {}, [Said(eid, document, audience)], subject=eid)
+        await self._ledger.publish(None, {}, [NewEvent(eid, document, audience)], subject=eid)
         return eid
 
 

@@ -23,7 +23,8 @@ from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions, signature
 from jmespath.visitor import Options, TreeInterpreter
 
-from relay.model import Json, iso
+from relay.domain.json import Json
+from relay.domain.time import iso
 
 MAX_BODY_BYTES: Final = 20_000
 Payload = Literal["full", "flat"] | Mapping[str, str]

@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 import aiohttp
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from relay.model import Contact, Json, Record
+from relay.domain.call import Contact, Record
+from relay.domain.json import Json
 
 
 class Purpose(IntEnum):
@@ -43,7 +44,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class BadRow:
+class InvalidRow:
     """A row that cannot be believed: why, in a sentence, and a short piece of it without full phone numbers."""
 
     reason: str
@@ -55,7 +56,7 @@ class BadRow:
 class Page:
     """One answer of the call list. `server_time` is the answer's `Date`, where there was one."""
 
-    rows: Sequence[Record | BadRow]
+    rows: Sequence[Record | InvalidRow]
     server_time: datetime | None = None
     size_bytes: int = 0
 
@@ -121,7 +122,7 @@ class ContactSource(Protocol):
 class CallStream(Protocol):
     """Is told of calls as they come. Only ever a shortcut: polling goes on, and finds whatever the stream lost."""
 
-    def listening(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Record | BadRow]]]:
+    def listening(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Record | InvalidRow]]]:
         """Connect, one request; then rows as they arrive, until the stream ends, falls silent or needs a new token.
 
         Trouble is a ProviderError, before and while rows come; the end of a stream is none.
@@ -140,7 +141,7 @@ class DetailSource(Protocol):
         ...
 
 
-class Safe(Protocol):
+class CredentialStore(Protocol):
     """Keeps what one source must remember in secret, over restarts and for all processes."""
 
     async def read(self) -> str | None:
@@ -221,7 +222,7 @@ class ProviderKind:
     shared aiohttp session, without asking anything yet. `mapping_version` is raised when the normalising changes
     content, so that an upgrade re-hashes in silence. `credential(options)` is what the rate limit is keyed by.
     `upper_bound` says that a window's end is heeded, so that a long range can be read in steps. Where a credential
-    changes while it is used, `connect_safely` opens the account with a safe for it; `connect` then never changes it.
+    changes while it is used, `connect_with_store` opens the account with a store for it; `connect` never changes it.
     """
 
     name: str
@@ -232,7 +233,7 @@ class ProviderKind:
     requests_per_window: int | None
     window_s: int | None
     upper_bound: bool = False
-    connect_safely: Callable[[Any, aiohttp.ClientSession, Pay, Safe], Provider] | None = None
+    connect_with_store: Callable[[Any, aiohttp.ClientSession, Pay, CredentialStore], Provider] | None = None
 
 
 def excerpt(row: Json, *, keep: int = 120) -> str:

@@ -14,8 +14,8 @@ import aiohttp
 from yarl import URL
 
 from relay import __version__
-from relay.errors import OddAnswer, ProviderError, SettingsError, Unavailable
-from relay.model import Json
+from relay.domain.json import Json
+from relay.errors import ProviderError, SettingsError, Unavailable, UnexpectedResponse
 from relay.providers.base import Pay, Purpose
 
 LARGEST_BODY_BYTES: Final = 64 * 1024 * 1024
@@ -111,7 +111,7 @@ class HttpAccount:
             async for chunk in response.content.iter_chunked(_READ_BYTES):
                 body += chunk
                 if len(body) > LARGEST_BODY_BYTES:
-                    raise OddAnswer(
+                    raise UnexpectedResponse(
                         f"{self.name} sent more than {LARGEST_BODY_BYTES >> 20} MiB for {what}; nothing was taken over"
                     )
         return bytes(body)
@@ -133,7 +133,7 @@ class HttpAccount:
         with self.trouble(what):
             first = await response.content.readany()
         if not first:
-            raise OddAnswer(f"{self.name} sent an empty answer for {what}; it was not taken over")
+            raise UnexpectedResponse(f"{self.name} sent an empty answer for {what}; it was not taken over")
         return first
 
     async def chunks(self, response: aiohttp.ClientResponse, first: bytes, what: str) -> AsyncGenerator[bytes, None]:

@@ -13,8 +13,9 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 from typing import Protocol, assert_never
 
-from relay.errors import OddAnswer, OverBudget, ProviderError, RateLimited, StorageError, Unauthorized
-from relay.model import Json, from_iso, iso
+from relay.domain.json import Json
+from relay.domain.time import from_iso, iso
+from relay.errors import OverBudget, ProviderError, RateLimited, StorageError, Unauthorized, UnexpectedResponse
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose, RecordingSource
 from relay.recordings.storage import Refused, Stored
 
@@ -248,7 +249,7 @@ async def fetch(
         answer = Outage(str(error), error.retry_after_s)
     except OverBudget as error:
         answer = NoRoom(error.wait_s)
-    except (OddAnswer, StorageError) as error:
+    except (UnexpectedResponse, StorageError) as error:
         answer = Trouble(str(error))
     except ProviderError as error:
         answer = Outage(str(error))

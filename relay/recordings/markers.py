@@ -6,8 +6,8 @@ from datetime import datetime
 import orjson
 import structlog
 
+from relay.domain.time import from_iso, iso
 from relay.errors import StorageError
-from relay.model import from_iso, iso
 from relay.recordings.storage import RecordingStorage
 
 log = structlog.get_logger(__name__)

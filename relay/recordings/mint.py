@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Literal
 
-from relay.ledger.calls import StoredCall
-from relay.model import Json
+from relay.domain.json import Json
 from relay.recordings import links
 from relay.recordings.storage import RecordingStorage
+from relay.store.calls import StoredCall
 
 
 class LinkMint:

@@ -8,6 +8,8 @@
 """
 
 from relay.settings.docs import SettingDoc, describe
+from relay.settings.loader import load
+from relay.settings.messages import sentences
 from relay.settings.options import (
     ID_PATTERN,
     ApiOptions,
@@ -23,8 +25,6 @@ from relay.settings.options import (
     changed_outside_maps,
     reveal,
 )
-from relay.settings.reading import load
-from relay.settings.sentences import sentences
 from relay.settings.values import check_url
 
 __all__ = [

@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 
 from relay.providers import PROVIDERS
 from relay.providers.base import ProviderKind, SourceOptions
+from relay.settings.messages import model_in
 from relay.settings.options import MAPS, SUBSCRIPTION_FILES, Settings, SubscriptionOptions, revealed_value
-from relay.settings.sentences import model_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from relay.model import Json
+from relay.domain.json import Json
+from relay.settings.messages import Place, did_you_mean
 from relay.settings.options import MAPS, Settings
-from relay.settings.sentences import Place, did_you_mean
 
 _NOT_SETTINGS: Final = frozenset({"RELAY_URL", "RELAY_TOKEN", "RELAY_CONFIG"})
 """Variables of the command line, which are nobody's mistake."""

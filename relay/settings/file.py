@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import yaml
 
-from relay.model import Json
-from relay.settings.sentences import shown
+from relay.domain.json import Json
+from relay.settings.messages import shown
 
 
 def read_file(path: Path, problems: list[str]) -> Json | None:

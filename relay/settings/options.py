@@ -20,7 +20,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from yarl import URL
 
-from relay.model import Direction, Json, Outcome
+from relay.domain.call import Direction, Outcome
+from relay.domain.json import Json
 from relay.providers.base import SourceOptions
 from relay.settings.values import (
     Directory,

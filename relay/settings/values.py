@@ -12,11 +12,11 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr, WrapSerializer
 from yarl import URL
 
 from relay.delivery.signature import decode_secret
-from relay.events.catalog import EVENT_TYPES, matches
+from relay.events.payload import sample
 from relay.events.render import check_map
-from relay.events.shapes import sample
+from relay.events.types import EVENT_TYPES, matches
 from relay.secrets import KEY_MIN_CHARS, TOKEN_MIN_CHARS
-from relay.settings.sentences import shown
+from relay.settings.messages import shown
 
 URL_MAX_CHARS: Final = 2_048
 

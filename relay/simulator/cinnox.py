@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from relay.model import Json
+from relay.domain.json import Json
 from relay.simulator.switchboard import (
     UNLIMITED,
     Account,

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from relay.model import Json
+from relay.domain.json import Json
 from relay.simulator.loopback import Line
 from relay.simulator.switchboard import (
     Account,

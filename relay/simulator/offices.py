@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from relay.model import Json
+from relay.domain.json import Json
 from relay.simulator import cinnox, nfon, unpod, webfones
 from relay.simulator.switchboard import Switchboard
 from relay.simulator.timeline import CallPlan, Person

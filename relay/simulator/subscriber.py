@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from relay.model import Json
+from relay.domain.json import Json
 from relay.simulator.loopback import Line, hang_up, json_response, listening, write_raw
 
 _CHUNK = b"x" * 65_536

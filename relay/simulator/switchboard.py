@@ -23,7 +23,7 @@ import orjson
 from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from relay.model import Json
+from relay.domain.json import Json
 from relay.simulator.audio import audio_chunks
 from relay.simulator.limits import FixedWindow, Meter
 from relay.simulator.loopback import Line, hang_up, json_response, listening
@@ -436,7 +436,7 @@ class Switchboard(Generic[A]):
             base_url=f"{request.scheme}://{request.host}",
             address=request.remote or "",
         )
-        refused, headers = self._admit(asked, self.clock())
+        refused, headers = self._ingest(asked, self.clock())
         faults = {} if refused else self._take(asked)
         if Mischief.HANG in faults:
             await line.wait(None)
@@ -449,7 +449,7 @@ class Switchboard(Generic[A]):
         self.statuses[asked.key, kind, answer.status] += 1
         return await _send(request, line, replace(answer, headers={**answer.headers, **headers, **self._date()}))
 
-    def _admit(self, asked: Asked, now: datetime) -> tuple[Answer | None, Mapping[str, str]]:
+    def _ingest(self, asked: Asked, now: datetime) -> tuple[Answer | None, Mapping[str, str]]:
         """Count the request and ask the limiter: its refusal, if it refuses, and headers for whatever the answer is."""
         self.requests[asked.key, asked.kind] += 1
         self.agents.add(asked.headers.get("User-Agent", ""))

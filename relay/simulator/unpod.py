@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal
 from urllib.parse import urlencode
 
-from relay.model import Json
+from relay.domain.json import Json
 from relay.simulator.switchboard import (
     UNLIMITED,
     Account,

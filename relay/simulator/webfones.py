@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from relay.model import Json
+from relay.domain.json import Json
 from relay.simulator.switchboard import (
     Account,
     Answer,

@@ -220,7 +220,7 @@ def test_only_what_is_needed_is_sent_to_the_builder() -> None:
     for source in copied:
         assert (REPOSITORY / source).exists(), source
         assert sent_to_the_builder(source), source
-    for path in ("relay/cli.py", "relay/ledger/lane.lua", "workers/__init__.py"):
+    for path in ("relay/cli/main.py", "relay/queue/lane.lua", "workers/__init__.py"):
         assert sent_to_the_builder(path), path
 
 

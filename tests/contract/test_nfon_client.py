@@ -11,10 +11,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from relay.clock import ManualClock
-from relay.errors import OddAnswer, OverBudget, RateLimited, Unauthorized, Unavailable
+from relay.domain.clock import ManualClock
+from relay.errors import OverBudget, RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers import http as http_module
-from relay.providers.base import BadRow, Page, Purpose, Window
+from relay.providers.base import InvalidRow, Page, Purpose, Window
 from relay.providers.nfon import NFON
 from relay.providers.nfon import client as client_module
 from relay.providers.nfon.client import Nfon
@@ -189,7 +189,7 @@ async def test_a_server_that_ignores_the_offset_is_an_error(bench: Bench, monkey
 
     monkeypatch.setattr(bench.simulator, "records", without_offset)
 
-    with pytest.raises(OddAnswer, match="whatever the offset"):
+    with pytest.raises(UnexpectedResponse, match="whatever the offset"):
         await keys(bench.client(page_size=5))
     assert len(await keys(bench.client(page_size=50))) == 20
 
@@ -207,8 +207,8 @@ async def test_garbage_between_rows_is_put_aside(bench: Bench) -> None:
 
     rows = [row for page in await listed(bench.client()) for row in page.rows]
 
-    assert [row.key for row in rows if not isinstance(row, BadRow)] == [bench.key(plan) for plan in plans]
-    assert len([row for row in rows if isinstance(row, BadRow)]) == 9
+    assert [row.key for row in rows if not isinstance(row, InvalidRow)] == [bench.key(plan) for plan in plans]
+    assert len([row for row in rows if isinstance(row, InvalidRow)]) == 9
 
 
 async def test_only_the_asked_extension_is_read(bench: Bench) -> None:
@@ -304,16 +304,16 @@ async def test_a_unit_that_is_set_is_not_doubted(bench: Bench, unit: Any) -> Non
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (Fault(what=Mischief.STATUS, status=400), OddAnswer),
+        (Fault(what=Mischief.STATUS, status=400), UnexpectedResponse),
         (Fault(what=Mischief.STATUS, status=401), Unauthorized),
         (Fault(what=Mischief.STATUS, status=403), Unauthorized),
-        (Fault(what=Mischief.STATUS, status=404), OddAnswer),
+        (Fault(what=Mischief.STATUS, status=404), UnexpectedResponse),
         (Fault(what=Mischief.STATUS, status=429), RateLimited),
         (Fault(what=Mischief.STATUS, status=500), Unavailable),
         (Fault(what=Mischief.DROP), Unavailable),
-        (Fault(what=Mischief.NOT_JSON), OddAnswer),
-        (Fault(what=Mischief.PARTIAL), OddAnswer),
-        (Fault(what=Mischief.NOT_A_LIST), OddAnswer),
+        (Fault(what=Mischief.NOT_JSON), UnexpectedResponse),
+        (Fault(what=Mischief.PARTIAL), UnexpectedResponse),
+        (Fault(what=Mischief.NOT_A_LIST), UnexpectedResponse),
     ],
     ids=lambda value: f"{value.what}-{value.status}" if isinstance(value, Fault) else value.__name__,
 )
@@ -335,7 +335,7 @@ async def test_a_body_over_the_cap_is_not_taken(bench: Bench, monkeypatch: pytes
     monkeypatch.setattr(http_module, "LARGEST_BODY_BYTES", 64 * 1024)
     bench.simulator.misbehave(Fault(what=Mischief.HUGE, on=Kind.RECORDS))
 
-    with pytest.raises(OddAnswer, match="more than"):
+    with pytest.raises(UnexpectedResponse, match="more than"):
         await keys(bench.client())
 
 
@@ -479,8 +479,8 @@ async def test_without_rotation_the_refresh_token_stays(bench: Bench) -> None:
         (401, Unauthorized),
         (429, RateLimited),
         (500, Unavailable),
-        (302, OddAnswer),
-        (404, OddAnswer),
+        (302, UnexpectedResponse),
+        (404, UnexpectedResponse),
     ],
 )
 async def test_a_login_that_refuses_is_a_named_error(bench: Bench, status: int, error: type[Exception]) -> None:
@@ -531,7 +531,7 @@ async def test_transcripts_are_fetched_for_the_records_that_have_one(bench: Benc
         for row in page.rows
         if row.key == bench.key(plan)
     ]
-    assert not isinstance(plain, BadRow)
+    assert not isinstance(plain, InvalidRow)
 
     completed = await client.complete([plain, *records])
 
@@ -547,7 +547,7 @@ async def test_transcripts_are_fetched_for_the_records_that_have_one(bench: Benc
 async def test_what_needs_no_details_asks_for_none(bench: Bench) -> None:
     bench.calls(3)
     client = bench.client()
-    rows = [row for page in await listed(client) for row in page.rows if not isinstance(row, BadRow)]
+    rows = [row for page in await listed(client) for row in page.rows if not isinstance(row, InvalidRow)]
 
     assert await client.complete(rows) == rows
     assert bench.asked(Kind.DETAILS) == 0
@@ -622,8 +622,8 @@ async def test_rows_arrive_however_they_are_sent(
 
     rows = await heard(live.client(), len(rows_of_one_call), lambda: plans.append(live.simulator.appear(TOKEN)))
 
-    assert ["bad" if isinstance(row, BadRow) else "record" for row in rows] == rows_of_one_call
-    assert {row.key for row in rows if not isinstance(row, BadRow)} == {live.key(plan) for plan in plans}
+    assert ["bad" if isinstance(row, InvalidRow) else "record" for row in rows] == rows_of_one_call
+    assert {row.key for row in rows if not isinstance(row, InvalidRow)} == {live.key(plan) for plan in plans}
 
 
 async def test_a_record_is_streamed_again_when_its_transcript_is_ready(live: Bench) -> None:
@@ -664,7 +664,7 @@ async def test_a_dropped_stream_is_unavailable(live: Bench) -> None:
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (Fault(what=Mischief.NO_STREAM), OddAnswer),
+        (Fault(what=Mischief.NO_STREAM), UnexpectedResponse),
         (Fault(what=Mischief.STATUS, status=401), Unauthorized),
         (Fault(what=Mischief.STATUS, status=429), RateLimited),
         (Fault(what=Mischief.STATUS, status=503), Unavailable),

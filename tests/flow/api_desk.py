@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 
 from relay.api.server import serve_api
 from relay.delivery.guard import Guard
-from relay.ledger import ids
-from relay.ledger.calls import Row
-from relay.model import Direction, Outcome, Party, Record
+from relay.domain import ids
+from relay.domain.call import Direction, Outcome, Party, Record
+from relay.store.calls import Row
 from relay.tasks import end
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 from workers.settings import host
@@ -119,10 +119,10 @@ class Desk:
             "external": Party(number="+12025550123", raw="(202) 555-0123"),
         }
         record = Record(**values | fields)
-        await self.relay.runtime.ledger.admit(
+        await self.relay.runtime.ledger.ingest(
             sid, [Row(record, record.content_hash())], token=b"", mapping=1, via="poll"
         )
-        self.relay.runtime.wakes("enrich")
+        self.relay.runtime.wake_ups("enrich")
         await self._next_ms()
         return ids.call_id(sid, key)
 

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
-from relay.ledger import ids, keys
-from relay.ledger.calls import Row
-from relay.ledger.deliveries import DeliveryState
-from relay.model import Direction, Outcome, Party, Record
+from relay.domain import ids
+from relay.domain.call import Direction, Outcome, Party, Record
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings
 from relay.simulator.subscriber import HookReport, VerifyingSubscriber
+from relay.store import keys
+from relay.store.calls import Row
+from relay.store.deliveries import DeliveryState
 from workers.runners import add_runners
 
 SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
@@ -40,7 +41,7 @@ class RelayHarness:
         """Admit a finished call (or a new version of one) of source `main`; gives its id."""
         self._made += 1
         key = key or str(1000 + self._made)
-        await self._admit([_record(key, self._made, fields)])
+        await self._ingest([_record(key, self._made, fields)])
         return ids.call_id("main", key)
 
     async def calls(self, record_keys: Iterable[str]) -> None:
@@ -49,12 +50,12 @@ class RelayHarness:
             _record(key, at, {"external": Party(number=f"+1555123{at:04}", raw=f"(555) 123-{at:04}")})
             for at, key in enumerate(record_keys)
         ]
-        await self._admit(records)
+        await self._ingest(records)
 
-    async def _admit(self, records: list[Record]) -> None:
+    async def _ingest(self, records: list[Record]) -> None:
         rows = [Row(record, record.content_hash()) for record in records]
-        await self.runtime.ledger.admit("main", rows, token=b"", mapping=1, via="poll")
-        self.runtime.wakes("enrich")
+        await self.runtime.ledger.ingest("main", rows, token=b"", mapping=1, via="poll")
+        self.runtime.wake_ups("enrich")
 
     def event_of(self, key: str, event_type: str = "call.completed") -> str:
         """The id of a call's event."""
@@ -86,12 +87,12 @@ class RelayHarness:
         """Let a waiting attempt be due: the schedule's waits are not sat out in tests."""
         await self.redis.zadd(keys.waiting("deliver", sub), {subject: 1})
         await self.runtime.lanes["deliver"].change([("cap", sub, 10, 0)])  # rescores the partition
-        self.runtime.wakes("deliver")
+        self.runtime.wake_ups("deliver")
 
     async def open_gate(self, sub: str) -> None:
         """Let a breaker's pause be over."""
         await self.runtime.lanes["deliver"].gate(sub, 1)
-        self.runtime.wakes("deliver")
+        self.runtime.wake_ups("deliver")
 
 
 @contextlib.asynccontextmanager

@@ -14,25 +14,27 @@ from zoneinfo import ZoneInfo
 import orjson
 from redis.asyncio import Redis
 
-from relay.clock import ManualClock
+from relay.domain import ids
+from relay.domain.call import Record
+from relay.domain.clock import ManualClock
+from relay.domain.json import Json
 from relay.errors import StorageError
 from relay.events.operations import Operations
-from relay.ledger import ids, keys
-from relay.ledger.calls import Landmark, Ledger, Row, StoredCall
-from relay.ledger.lane import Claim, Lane, Settlement, Verb
-from relay.ledger.sources import SourceState, SourceStates
-from relay.model import Json, Record
-from relay.poll.budget import Budget
-from relay.poll.poller import Poller
-from relay.poll.window import Tier
-from relay.providers import reading
-from relay.providers.base import BadRow, Page, Window
+from relay.polling.poller import Poller
+from relay.polling.window import Tier
+from relay.providers import parsing
+from relay.providers.base import InvalidRow, Page, Window
+from relay.providers.source import Source, connect_source
 from relay.providers.webfones import wire
 from relay.providers.webfones.options import WebfonesOptions
+from relay.queue.lane import Claim, Lane, Settlement, Verb
 from relay.recordings.markers import Markers
 from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.webfones import WebfonesSimulator
-from relay.sources import Source, connect_one
+from relay.store import keys
+from relay.store.budget import Budget
+from relay.store.calls import CursorUpdate, Ledger, Row, StoredCall
+from relay.store.sources import SourceState, SourceStore
 
 SID = "office"
 KEY = "the-key"
@@ -102,9 +104,9 @@ class SimulatedCalls:
             await self.overtake()
         if answer.status != 200:
             raise wire.refusal(answer.status, body, answer.headers, what="the call list", host="test", now=now)
-        rows = wire.read_call_list(reading.load_json(body, name=wire.NAME))
+        rows = wire.read_call_list(parsing.load_json(body, name=wire.NAME))
         parsed = wire.parse_rows(rows, zone=zone, region="US", seen_at=now)
-        server_time = reading.server_time(self.simulator._date())
+        server_time = parsing.server_time(self.simulator._date())
         starts = list(range(0, max(len(parsed), 1), self.rows_per_page))
         for number, start in enumerate(starts):
             if self.mishap is Mishap.KILLED_HALF_WAY and number == len(starts) // 2:
@@ -161,10 +163,10 @@ class WatchedLedger(Ledger):
 
     letters: list[tuple[str, str]]
 
-    async def admit(
-        self, sid: str, rows: Sequence[Row], *, token: bytes, mapping: int, via: str, last: Landmark | None = None
+    async def ingest(
+        self, sid: str, rows: Sequence[Row], *, token: bytes, mapping: int, via: str, last: CursorUpdate | None = None
     ) -> str:
-        answer = await super().admit(sid, rows, token=token, mapping=mapping, via=via, last=last)
+        answer = await super().ingest(sid, rows, token=token, mapping=mapping, via=via, last=last)
         self.letters += [(row.record.key, letter) for row, letter in zip(rows, answer, strict=True)]
         return answer
 
@@ -194,14 +196,14 @@ class Office:
         self.options = WebfonesOptions.model_validate(given)
         self.calls = SimulatedCalls(self.simulator, clock, self.options)
         self.source: Source = replace(
-            connect_one(SID, self.options, None, Budget(redis), public_url=None),  # type: ignore[arg-type]  # no HTTP
+            connect_source(SID, self.options, None, Budget(redis), public_url=None),  # type: ignore[arg-type]  # no HTTP
             provider=NoPorts(self.calls),
             limit=None,
         )
         self.lane = Lane(redis, "poll", lease_s=120)
         self.ledger = WatchedLedger(redis, calls_ttl_s=30 * 86_400, events_ttl_s=14 * 86_400, keep_raw=lambda: False)
         self.ledger.letters = []
-        self.states = SourceStates(redis)
+        self.states = SourceStore(redis)
         self.poller = Poller(
             self.ledger,
             self.states,
@@ -291,7 +293,7 @@ class Office:
         raw = self.notes.kept.get(f"markers/{SID}.json")
         return orjson.loads(raw) if raw else None
 
-    def row(self, rid: int) -> Record | BadRow:
+    def row(self, rid: int) -> Record | InvalidRow:
         """What the provider shows of a call now, as the relay reads it."""
         answer = self.simulator.records(KEY, "2000-01-01 00:00:00", self.now)
         body: Any = answer.body

@@ -10,18 +10,19 @@ import pytest
 from pydantic import TypeAdapter
 
 from relay.api import calls as calls_module
+from relay.domain.call import Direction, Outcome, Party
+from relay.domain.time import iso
 from relay.errors import StorageError
-from relay.events import shapes
-from relay.events.catalog import EVENT_TYPES
+from relay.events import payload
 from relay.events.render import FLAT_FIELDS
-from relay.ledger import keys
-from relay.ledger.lane import Claim
-from relay.ledger.runner import Runner
-from relay.model import Direction, Outcome, Party, iso
+from relay.events.types import EVENT_TYPES
 from relay.providers.base import Audio, Purpose
+from relay.providers.source import Source
+from relay.queue.lane import Claim
+from relay.queue.runner import Runner
 from relay.recordings.storage import Stored, object_paths
 from relay.simulator.subscriber import Behaviour
-from relay.sources import Source
+from relay.store import keys
 from tests.flow.api_desk import SOURCE, Desk
 from tests.flow.harness import eventually
 from workers.record import Record
@@ -168,7 +169,7 @@ async def test_a_page_may_be_short_and_go_on(desk: Desk, monkeypatch: pytest.Mon
     await desk.told("main", "1", outcome=Outcome.BUSY)
     for number in range(2, 8):
         await desk.call_of("main", str(number))
-    monkeypatch.setattr("relay.api.pages.SCAN_MOST", 3)
+    monkeypatch.setattr("relay.api.paging.SCAN_MOST", 3)
 
     first = await desk.get("/v1/calls?outcome=busy&limit=2")
     second = await desk.get(f"/v1/calls?outcome=busy&limit=2&cursor={first['next_cursor']}")
@@ -187,11 +188,11 @@ async def test_every_type_has_a_schema_and_a_sample_that_keeps_it(desk: Desk) ->
 
     assert [each["type"] for each in types] == list(EVENT_TYPES)
     for each in types:
-        TypeAdapter(shapes.shape_of(each["type"])).validate_python(each["sample"])
+        TypeAdapter(payload.shape_of(each["type"])).validate_python(each["sample"])
         assert each["schema"]["properties"]["type"] == {"const": each["type"], "type": "string"}
     for real in (eid, sent["event_id"]):
         document = await desk.get(f"/v1/events/{real}")
-        TypeAdapter(shapes.shape_of(document["type"])).validate_python(document)
+        TypeAdapter(payload.shape_of(document["type"])).validate_python(document)
 
 
 async def test_samples_of_a_type_are_an_array(desk: Desk) -> None:
@@ -246,7 +247,7 @@ async def test_a_person_is_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch
 
 async def _traces(desk: Desk, *needles: bytes) -> list[bytes]:
     """List the keys whose values hold any of the texts, packed or not."""
-    from relay.ledger.pack import unpack_bytes
+    from relay.store.documents import unpack_bytes
 
     def plain(value: bytes) -> bytes:
         return unpack_bytes(value) if value[:1] == b"\x01" else value

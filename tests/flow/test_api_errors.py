@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as StoreAway
 from relay.api.problems import STATUSES, Code, ProblemDocument
 from relay.api.route import BODY_MOST_BYTES
 from relay.errors import StoreError
-from relay.ledger.declared import Declarations
+from relay.store.declarations import Declarations
 from tests.flow.api_desk import OUTSIDE, SOURCE, Desk
 
 TESTS = Path(__file__).parent

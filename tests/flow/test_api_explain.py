@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from relay.ledger import ids, keys
-from relay.ledger.calls import Row
-from relay.model import Party, Record
-from relay.providers.base import BadRow
+from relay.domain import ids
+from relay.domain.call import Party, Record
+from relay.providers.base import InvalidRow
 from relay.simulator.subscriber import Behaviour
+from relay.store import keys
+from relay.store.calls import Row
 from tests.flow.api_desk import SOURCE, Desk
 
 
@@ -18,12 +19,12 @@ async def explained(desk: Desk, about: str, **options: Any) -> Any:
     return item
 
 
-async def admit(desk: Desk, key: str, *, seed: bool = False, finished: bool = True) -> None:
+async def ingest(desk: Desk, key: str, *, seed: bool = False, finished: bool = True) -> None:
     record = Record(
         key=key, started_at=datetime.now(UTC), local_date=datetime.now(UTC).date().isoformat(), finished=finished
     )
     row = Row(record, record.content_hash(), seed)
-    await desk.relay.runtime.ledger.admit("main", [row], token=b"", mapping=1, via="poll")
+    await desk.relay.runtime.ledger.ingest("main", [row], token=b"", mapping=1, via="poll")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ async def admit(desk: Desk, key: str, *, seed: bool = False, finished: bool = Tr
 )
 async def test_what_was_there_before_the_relay_is_said_to_be_known(desk: Desk, finished: bool, words: str) -> None:
     """Known, and never told: with what would tell it."""
-    await admit(desk, "old", seed=True, finished=finished)
+    await ingest(desk, "old", seed=True, finished=finished)
 
     item = await explained(desk, "old")
 
@@ -41,7 +42,7 @@ async def test_what_was_there_before_the_relay_is_said_to_be_known(desk: Desk, f
 
 async def test_a_row_that_was_put_aside_says_why(desk: Desk) -> None:
     """The reason that is kept with it."""
-    await desk.relay.runtime.states.quarantine("main", [BadRow("it starts in the year 9999", "bad", "{}")])
+    await desk.relay.runtime.states.quarantine("main", [InvalidRow("it starts in the year 9999", "bad", "{}")])
 
     item = await explained(desk, "bad")
 
@@ -51,7 +52,7 @@ async def test_a_row_that_was_put_aside_says_why(desk: Desk) -> None:
 
 async def test_a_call_that_has_not_ended_is_not_told_yet(desk: Desk) -> None:
     """Seen, and waiting for its end."""
-    await admit(desk, "long", finished=False)
+    await ingest(desk, "long", finished=False)
 
     item = await explained(desk, "long")
 

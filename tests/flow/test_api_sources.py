@@ -9,13 +9,13 @@ import pytest
 
 from relay.api import sources as sources_module
 from relay.api.options import MASK
+from relay.domain.time import iso
 from relay.errors import ProviderError
-from relay.ledger import keys
-from relay.ledger.calls import LeaseLost
-from relay.model import iso
-from relay.providers.base import BadRow, Purpose, Window
+from relay.providers.base import InvalidRow, Purpose, Window
+from relay.providers.source import Source
 from relay.simulator.webfones import WebfonesSimulator
-from relay.sources import Source
+from relay.store import keys
+from relay.store.calls import LeaseLost
 from tests.flow.api_desk import NAMES, SOURCE, Desk
 from tests.flow.harness import eventually
 
@@ -186,7 +186,7 @@ async def test_a_name_that_is_gone_keeps_nobody_from_pausing(desk: Desk, monkeyp
 
 async def test_rows_put_aside_are_shown(desk: Desk) -> None:
     """A person finds what could not be believed."""
-    await desk.relay.runtime.states.quarantine("main", [BadRow("has no start", "7", "{'rid': 7}")])
+    await desk.relay.runtime.states.quarantine("main", [InvalidRow("has no start", "7", "{'rid': 7}")])
 
     read = await desk.get("/v1/sources/main")
 
@@ -251,7 +251,7 @@ async def test_deleting_a_source_leaves_nothing(desk: Desk, monkeypatch: pytest.
     await desk.post("/v1/sources", {**SOURCE, "id": "new"})
     eid = await desk.told("new", "1")
     await desk.told("main", "1")
-    await runtime.states.quarantine("new", [BadRow("odd", "7", "…")])
+    await runtime.states.quarantine("new", [InvalidRow("odd", "7", "…")])
     await redis.set(keys.contact("new", 0, "+12025550123"), b"x")
     await desk.relay.until_state(eid, "delivered")
 

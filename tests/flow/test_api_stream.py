@@ -12,8 +12,8 @@ import pytest
 from redis.asyncio import Redis
 
 from relay.api import app, stream
-from relay.ledger import keys
-from relay.ledger.pack import pack
+from relay.store import keys
+from relay.store.documents import pack
 from tests.flow.api_desk import SOURCE, Desk, open_desk
 from tests.flow.harness import eventually
 

@@ -10,8 +10,8 @@ from aiohttp import web
 
 from relay.api.options import MASK
 from relay.events.render import FLAT_FIELDS
-from relay.ledger import keys
 from relay.simulator.subscriber import Behaviour
+from relay.store import keys
 from tests.flow.api_desk import NAMES, OUTSIDE, Desk
 from tests.flow.harness import SECRET, eventually
 
@@ -360,13 +360,13 @@ async def test_pages_are_newest_first_and_end(desk: Desk) -> None:
 async def test_other_processes_follow_within_a_second(desk: Desk) -> None:
     """What is made here is in force elsewhere at the next look."""
     runtime = desk.relay.runtime
-    before = await runtime.directory.declarations.version()
+    before = await runtime.registry.declarations.version()
 
     await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
     await desk.post("/v1/subscriptions/crm/disable")
 
-    assert await runtime.directory.declarations.version() == before + 1
-    assert await runtime.directory.load()
+    assert await runtime.registry.declarations.version() == before + 1
+    assert await runtime.registry.load()
     assert runtime.subscriptions["crm"].url == OUTSIDE
 
 

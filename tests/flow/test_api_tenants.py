@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from relay.api.table import TABLE
-from relay.ledger import keys
-from relay.model import Party
+from relay.api.routes import TABLE
+from relay.domain.call import Party
+from relay.store import keys
 from tests.flow.api_desk import OUTSIDE, SOURCE, TOKEN, Desk, open_desk
 from tests.flow.harness import eventually
 
@@ -330,8 +330,8 @@ async def test_news_of_a_tenants_subscription_stay_with_the_tenant(houses: House
     for name, token in (("acme-ops", houses.acme), ("other-ops", houses.other)):
         await desk.subscribe(name, token=token, events=["subscription.*"])
 
-    await desk.relay.runtime.switch_off("acme-crm", "not heard")
-    desk.relay.runtime.wakes("deliver")
+    await desk.relay.runtime.disable("acme-crm", "not heard")
+    desk.relay.runtime.wake_ups("deliver")
     await desk.relay.until_heard("acme-ops", 1)
 
     (event,) = desk.relay.subscriber.events("acme-ops")

@@ -17,17 +17,18 @@ from arq import Retry
 from arq.constants import in_progress_key_prefix
 from redis.asyncio import Redis
 
-from relay.cli import main
-from relay.commands.backfill import BackfillFailed, NobodyHome, asked_for, queue_of, run, standing, submit, watch
+from relay.cli.backfill import BackfillFailed, NobodyHome, asked_for, poll_state, queue_of, run, submit, watch
+from relay.cli.main import main
+from relay.domain import ids
+from relay.domain.time import iso
 from relay.errors import SettingsError
-from relay.ledger import ids, keys
-from relay.ledger.sources import Progress
-from relay.model import iso
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, load
 from relay.simulator.subscriber import VerifyingSubscriber
 from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.webfones import Kind, WebfonesSimulator
+from relay.store import keys
+from relay.store.sources import Progress
 from workers.jobs import backfill
 from workers.runners import add_runners
 from workers.settings import host
@@ -71,7 +72,7 @@ class House:
         """Wait until the first poll has been taken in."""
 
         async def taken_in() -> bool:
-            return (await self.runtime.states.read("main")).standing.cursor is not None
+            return (await self.runtime.states.read("main")).poll_state.cursor is not None
 
         await _until(taken_in)
 
@@ -145,18 +146,18 @@ async def test_a_call_that_no_poll_saw_is_told_once_under_its_own_id(house: Hous
     """It is as if the poll had seen it; reading the range again tells nothing, and the cursor stays."""
     await house.polled()
     rid = house.call(hours_ago=5)
-    cursor = (await house.runtime.states.read("main")).standing.cursor
+    cursor = (await house.runtime.states.read("main")).poll_state.cursor
 
     first = await house.backfill(6)
     await house.heard(rid)
     second = await house.backfill(6, job="again")
     await house.told_nothing_more()
 
-    assert standing(first).words() == "read 1 rows: 1 new, 0 changed, 0 known"
-    assert standing(second).words() == "read 1 rows: 0 new, 0 changed, 1 known"
+    assert poll_state(first).words() == "read 1 rows: 1 new, 0 changed, 0 known"
+    assert poll_state(second).words() == "read 1 rows: 0 new, 0 changed, 1 known"
     assert [event["id"] for event in house.subscriber.events("a")] == [ids.event_id("main", rid, "call.completed")]
     assert house.subscriber.events("a")[0]["context"]["via"] == "backfill"
-    assert (await house.runtime.states.read("main")).standing.cursor == cursor
+    assert (await house.runtime.states.read("main")).poll_state.cursor == cursor
 
 
 async def test_a_call_that_was_there_before_the_relay_is_told_when_it_is_asked_for(house: House) -> None:
@@ -170,8 +171,8 @@ async def test_a_call_that_was_there_before_the_relay_is_told_when_it_is_asked_f
     again = await house.backfill(6, job="again")
     await house.told_nothing_more()
 
-    assert (standing(progress).new, standing(progress).known) == (1, 0)
-    assert (standing(again).new, standing(again).known) == (0, 1)
+    assert (poll_state(progress).new, poll_state(progress).known) == (1, 0)
+    assert (poll_state(again).new, poll_state(again).known) == (0, 1)
 
 
 async def test_rows_too_old_to_be_told_apart_need_force(house: House) -> None:
@@ -186,10 +187,10 @@ async def test_rows_too_old_to_be_told_apart_need_force(house: House) -> None:
     again = await house.backfill(300, force=True, job="forced again")
     await house.told_nothing_more()
 
-    assert (standing(careful).new, standing(careful).too_old) == (0, 1)
-    assert "--force" in standing(careful).words()
-    assert standing(forced).new == 1
-    assert standing(again).new == 0
+    assert (poll_state(careful).new, poll_state(careful).too_old) == (0, 1)
+    assert "--force" in poll_state(careful).words()
+    assert poll_state(forced).new == 1
+    assert poll_state(again).new == 0
 
 
 async def test_two_runs_at_once_tell_everything_once(house: House) -> None:
@@ -262,7 +263,7 @@ async def test_a_provider_that_is_away_for_a_while_is_waited_for(house: House) -
 
     assert progress["state"] == "done"
     assert len(house.waits_s) == 2
-    assert standing(progress).new == 1
+    assert poll_state(progress).new == 1
     await house.heard(rid)
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from relay.errors import OverBudget, RateLimited
-from relay.ledger import keys
-from relay.poll.budget import Budget, Limit, budget_script
 from relay.providers.base import Pay, Purpose
+from relay.store import keys
+from relay.store.budget import Budget, Limit, budget_script
 
 LIMIT = Limit(requests=1000, window_s=900, share=0.6)
 SMALL = Limit(requests=20, window_s=60, share=0.5)

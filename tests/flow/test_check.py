@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from relay.cli import main
-from relay.commands import check
-from relay.commands.check import Finding
+from relay.cli import check
+from relay.cli.check import Finding
+from relay.cli.main import main
 from relay.errors import SettingsError
-from relay.ledger import keys
-from relay.ledger.embedded import EmbeddedStore
-from relay.ledger.sources import SourceStates
-from relay.providers.base import BadRow
+from relay.providers.base import InvalidRow
 from relay.secrets import SecretBox, load_or_create
 from relay.settings import Settings, load
 from relay.simulator.subscriber import VerifyingSubscriber
 from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.webfones import Kind, WebfonesSimulator
+from relay.store import keys
+from relay.store.embedded import EmbeddedStore
+from relay.store.sources import SourceStore
 
 KEY = "simulated-key"
 SECRET = "whsec_c2ltdWxhdG9yLXNlY3JldC0wMTIzNDU2Nzg5"
@@ -145,8 +145,8 @@ async def test_clocks_that_differ_are_said(place: Place) -> None:
 
 
 async def test_rows_that_nobody_could_believe_are_shown_with_their_reasons(place: Place, redis: Redis) -> None:
-    states = SourceStates(redis)
-    bad = [BadRow("the row has no rid", None, "{}"), BadRow("call_timestamp is no time", "7", "{}")]
+    states = SourceStore(redis)
+    bad = [InvalidRow("the row has no rid", None, "{}"), InvalidRow("call_timestamp is no time", "7", "{}")]
     await states.quarantine("main", bad)
     place.provider.misbehave(Fault(what=Mischief.GARBAGE, on=Kind.RECORDS))
 
@@ -160,7 +160,7 @@ async def test_rows_that_nobody_could_believe_are_shown_with_their_reasons(place
 
 
 async def test_what_the_relay_has_noted_about_a_source_is_shown(place: Place, redis: Redis) -> None:
-    states = SourceStates(redis)
+    states = SourceStore(redis)
     await states.note("main", error="WebFones refuses the key", error_since=1, zone_off_s=18_000)
     await states.note("main", contacts_off="WebFones refuses the key for the contacts (403)")
     await states.note("main", quiet_since=int((datetime.now(UTC) - timedelta(hours=5)).timestamp() * 1000))

@@ -7,8 +7,8 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from relay.ledger import ids
-from relay.model import Direction, Outcome, Party
+from relay.domain import ids
+from relay.domain.call import Direction, Outcome, Party
 from relay.simulator.subscriber import Behaviour
 from tests.flow.api_desk import SOURCE, TOKEN, Desk, open_desk
 from tests.flow.cli import environ_for, relay, run

@@ -78,7 +78,7 @@ def event(number: int) -> dict[str, Any]:
 
 
 async def test_tail_goes_on_behind_the_last_event_when_the_stream_breaks_off() -> None:
-    """Said once, opened again with Last-Event-ID, and what could not be sent again is said too."""
+    """NewEvent once, opened again with Last-Event-ID, and what could not be sent again is said too."""
     asked: list[str | None] = []
 
     async def stream(request: web.Request) -> web.StreamResponse:
@@ -225,7 +225,7 @@ async def test_listen_says_when_nobody_is_there(desk: Desk, free_port: int, tmp_
 
 @pytest.mark.parametrize("forward", ["ftp://localhost/x", "http://", "http://localhost:0/", "http://a b/"])
 async def test_listen_wants_an_address_that_can_be_posted_to(forward: str) -> None:
-    """Said before anything is opened."""
+    """NewEvent before anything is opened."""
     ran = await run("listen", "--forward", forward, environ=environ_for("http://127.0.0.1:9", "t"))
 
     assert (ran.code, ran.err) == (2, "--forward: must look like http://localhost:3000/hook\n")

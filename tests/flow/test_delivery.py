@@ -11,11 +11,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from relay.delivery.attempt import Attempts
 from relay.delivery.subscriptions import Subscription
-from relay.ledger import ids, keys
-from relay.ledger.calls import ClaimedEvent, Said
-from relay.ledger.health import read_health
-from relay.model import Outcome
+from relay.domain import ids
+from relay.domain.call import Outcome
 from relay.simulator.subscriber import Behaviour, Way
+from relay.store import keys
+from relay.store.calls import ClaimedEvent, NewEvent
+from relay.store.health import read_health
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 
 Start = Callable[..., AbstractAsyncContextManager[RelayHarness]]
@@ -92,7 +93,7 @@ async def test_410_switches_the_subscription_off_and_loses_nothing_that_is_liste
         assert "410" in health.off
 
         await relay.runtime.lanes["deliver"].off("a", None)
-        relay.runtime.wakes("deliver")
+        relay.runtime.wake_ups("deliver")
         await relay.until_heard("a", 1)
         letters = await relay.runtime.ledger.replay(
             relay.event_of("2"), ids.call_id("main", "2"), ["a"], at_ms=1, force=False
@@ -123,7 +124,7 @@ async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> No
         letters = await relay.runtime.ledger.replay(
             first, cid, ["a"], at_ms=relay.runtime.lanes["deliver"].store_now_ms, force=False
         )
-        relay.runtime.wakes("deliver")
+        relay.runtime.wake_ups("deliver")
         await relay.until_heard("a", 1)
         await relay.due_now("a", cid)
         await relay.until_heard("a", 2)
@@ -142,7 +143,7 @@ async def test_replay_repeats_nothing_that_was_heard_unless_forced(start: Start)
 
         left_alone = await relay.runtime.ledger.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=False)
         forced = await relay.runtime.ledger.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=True)
-        relay.runtime.wakes("deliver")
+        relay.runtime.wake_ups("deliver")
         await relay.until_heard("a", 2)
 
         assert (left_alone, forced) == ("d", "q")
@@ -208,7 +209,7 @@ async def test_at_most_once_finds_the_intent_of_a_worker_that_died(start: Start)
         cid = ids.call_id("main", "1")
         await relay.runtime.ledger.replay(eid, cid, ["a"], at_ms=1, force=False)
         await relay.redis.hset(keys.event(eid), "a", '{"s":"intent","n":1}')  # type: ignore[misc]
-        relay.runtime.wakes("deliver")
+        relay.runtime.wake_ups("deliver")
         await relay.until_state(eid, "unknown")
 
         assert relay.report().received == 0
@@ -234,10 +235,10 @@ async def test_at_most_once_survives_trouble_before_it_dials(start: Start, monke
 async def test_what_expired_for_a_subscription_that_nobody_knows_is_not_kept_for_it(start: Start) -> None:
     """A subscription that was taken out of the configuration is waited for no longer than its events live."""
     async with start({"a": {}}) as relay:
-        said = Said("evt_1", {"id": "evt_1", "data": {}}, ["gone"])
+        said = NewEvent("evt_1", {"id": "evt_1", "data": {}}, ["gone"])
         await relay.runtime.ledger.publish(None, {}, [said], subject="evt_1")
         await relay.redis.delete(keys.event("evt_1"))
-        relay.runtime.wakes("deliver")
+        relay.runtime.wake_ups("deliver")
 
         await eventually(lambda: relay.redis.exists(keys.pending("gone", "evt_1")), lambda there: not there)
         assert await relay.redis.zcard(keys.waiting("deliver", "gone")) == 0

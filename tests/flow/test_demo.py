@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.cli import main
+from relay.cli.main import main
 from relay.simulator.offices import NAMES
 
 pytestmark = pytest.mark.timeout(90)

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from relay.errors import StoreError
-from relay.ledger.embedded import EmbeddedStore
+from relay.store.embedded import EmbeddedStore
 from tests.flow.harness import eventually
 
 MB = 1_000_000

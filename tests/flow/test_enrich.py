@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from relay.ledger import keys
 from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.webfones import Kind, WebfonesSimulator
+from relay.store import keys
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 
 NUMBER = "+15551230001"

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from relay.ledger import ids, keys
-from relay.ledger.calls import Ledger, Row, Said, StoredCall, claimed_event
-from relay.ledger.deliveries import DeliveryState
-from relay.ledger.erase import Erased, Eraser
-from relay.ledger.lane import Lane, Settlement
-from relay.model import Json, Record, from_iso
+from relay.domain import ids
+from relay.domain.call import Record
+from relay.domain.json import Json
+from relay.domain.time import from_iso
+from relay.privacy.erase import Erased, Eraser
+from relay.queue.lane import Lane, Settlement
+from relay.store import keys
+from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_event
+from relay.store.deliveries import DeliveryState
 
 JO, OTHER = "+12025550123", "+12025550199"
 CALL = ids.call_id("main", "7")
@@ -38,7 +41,7 @@ def lane_of(redis: Redis) -> Lane:
 
 async def bring(redis: Redis) -> StoredCall:
     record = Record(key="7", started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01")
-    await ledger_of(redis).admit("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    await ledger_of(redis).ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
     call = await ledger_of(redis).call(CALL)
     assert call is not None
     return call
@@ -48,7 +51,9 @@ async def tell(redis: Redis, *numbers: str) -> list[str]:
     """Say an event of one call for each number that it speaks of; gives their ids."""
     call = await bring(redis)
     events = [
-        Said(f"evt_{n}", {"id": f"evt_{n}", "data": {"call": {"id": CALL, "source_id": "main", "n": number}}}, ["sub"])
+        NewEvent(
+            f"evt_{n}", {"id": f"evt_{n}", "data": {"call": {"id": CALL, "source_id": "main", "n": number}}}, ["sub"]
+        )
         for n, number in enumerate(numbers, 1)
     ]
     await ledger_of(redis).publish(call, {}, events)

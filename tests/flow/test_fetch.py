@@ -11,26 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.errors import (
-    OddAnswer,
-    OverBudget,
-    RateLimited,
-    StorageFull,
-    Unauthorized,
-    Unavailable,
-)
+from relay.errors import OverBudget, RateLimited, StorageFull, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose
-from relay.recordings.fetch import (
-    Denied,
-    Fetched,
-    FetchState,
-    GaveUp,
-    Keeper,
-    NoneThere,
-    Result,
-    TryAgain,
-    fetch,
-)
+from relay.recordings.fetch import Denied, Fetched, FetchState, GaveUp, Keeper, NoneThere, Result, TryAgain, fetch
 from relay.recordings.storage import RecordingStorage, Refused, Stored, open_storage
 
 CALL = "call_" + "a" * 26
@@ -210,7 +193,7 @@ async def test_a_refused_credential_is_its_own_outcome(storage: RecordingStorage
         (wav(None, data=b""), "the recording has no bytes"),
         (wav(None, "text/html"), "the provider sent something that is no audio"),
         (Audio(chunks(WAV, Unavailable("reset")), "audio/wav", None), "the transfer broke off: reset"),
-        (OddAnswer("status 206"), "status 206"),
+        (UnexpectedResponse("status 206"), "status 206"),
     ],
 )
 async def test_audio_that_cannot_be_had_is_tried_again_and_nothing_is_kept(

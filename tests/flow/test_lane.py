@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import orjson
@@ -12,12 +13,13 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
-from relay.ledger import keys
-from relay.ledger.calls import Ledger, Row, Said, claimed_call, claimed_event
-from relay.ledger.deliveries import DeliveryState
-from relay.ledger.lane import LANES, Claim, Lane, LaneName, Settlement, Verb
-from relay.ledger.pack import pack
-from relay.model import Record, from_iso
+from relay.domain.call import Record
+from relay.domain.time import from_iso
+from relay.queue.lane import LANES, Claim, Lane, LaneName, Settlement, Verb
+from relay.store import keys
+from relay.store.calls import Ledger, NewEvent, Row, claimed_call, claimed_event
+from relay.store.deliveries import DeliveryState
+from relay.store.documents import pack
 
 EVENT_TTL_S = 1000
 
@@ -63,16 +65,16 @@ async def due_of(redis: Redis, lane: Lane, item: str, partition: str = "") -> fl
 
 async def publish(redis: Redis, sub: str, subject: str, *eids: str) -> None:
     for eid in eids:
-        await ledger_of(redis).publish(None, {}, [Said(eid, {"id": eid}, [sub])], subject=subject)
+        await ledger_of(redis).publish(None, {}, [NewEvent(eid, {"id": eid}, [sub])], subject=subject)
 
 
-async def admit(redis: Redis, *record_keys: str) -> list[str]:
+async def ingest(redis: Redis, *record_keys: str) -> list[str]:
     """Take calls in; each then waits in the enrich and in the record lane of `main`. Gives their ids."""
     rows = []
     for key in record_keys:
         record = Record(key=key, started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01", audio=True)
         rows.append(Row(record, record.content_hash()))
-    await ledger_of(redis).admit("main", rows, token=b"", mapping=1, via="poll")
+    await ledger_of(redis).ingest("main", rows, token=b"", mapping=1, via="poll")
     return [cid.decode() for cid in await redis.zrange(keys.CALLS, 0, -1)]
 
 
@@ -250,7 +252,7 @@ async def test_what_the_dead_held_is_handed_out_at_once(redis: Redis) -> None:
 
 
 async def test_an_old_token_is_refused(redis: Redis) -> None:
-    """A worker that was thought dead wakes up: nothing that it says counts, whatever it says."""
+    """A worker that was thought dead wake_ups up: nothing that it says counts, whatever it says."""
     lane = lane_of(redis)
     await lane.put("", "item")
     dead = await claim_one(lane)
@@ -482,7 +484,7 @@ async def fill(redis: Redis, lane: LaneName) -> str:
     if lane == "poll":
         await lane_of(redis).put("", "bad")
         return ""
-    await admit(redis, "bad")
+    await ingest(redis, "bad")
     return "main"
 
 
@@ -492,7 +494,7 @@ async def add_healthy(redis: Redis, lane: LaneName, partition: str) -> None:
     elif lane == "poll":
         await lane_of(redis).put(partition, "good")
     else:
-        await admit(redis, "good")
+        await ingest(redis, "good")
 
 
 @pytest.mark.parametrize("name", LANES)
@@ -542,13 +544,13 @@ async def test_a_suspect_behind_others_waits_for_a_claim_of_its_own(redis: Redis
 async def test_a_call_that_changed_while_it_killed_its_fifth_holder_is_due_at_once(redis: Redis) -> None:
     """Its end came with the row: whatever the old one did to its holders, this is another try."""
     lane = lane_of(redis, "enrich")
-    [cid] = await admit(redis, "7")
+    [cid] = await ingest(redis, "7")
     for _ in range(4):
         await claim_one(lane)
         await let_leases_end(redis, lane, "main")
     await claim_one(lane)
     record = Record(key="7", started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01", status_raw="x")
-    await ledger_of(redis).admit("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    await ledger_of(redis).ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
     await let_leases_end(redis, lane, "main")
 
     claim = await claim_one(lane)
@@ -678,7 +680,7 @@ async def test_every_settle_keeps_the_event_alive(redis: Redis) -> None:
 
 async def test_the_audio_is_written_down_and_the_call_looked_at_again(redis: Redis) -> None:
     """`part`: the recording, a new version, and the call due in enrich, in one step."""
-    [cid] = await admit(redis, "7")
+    [cid] = await ingest(redis, "7")
     record, enrich = lane_of(redis, "record"), lane_of(redis, "enrich")
     enriching = await claim_one(enrich)
     assert await settled(enrich, enriching)
@@ -699,7 +701,7 @@ async def test_the_audio_is_written_down_and_the_call_looked_at_again(redis: Red
 
 async def test_audio_that_comes_while_the_call_is_enriched_is_not_lost(redis: Redis) -> None:
     """The enrich lane holds the call: its settle finds that it is wanted again."""
-    await admit(redis, "7")
+    await ingest(redis, "7")
     record, enrich = lane_of(redis, "record"), lane_of(redis, "enrich")
     enriching = await claim_one(enrich)
     assert await settled(record, await claim_one(record), "part", b=pack({"status": "none"}))
@@ -711,7 +713,7 @@ async def test_audio_that_comes_while_the_call_is_enriched_is_not_lost(redis: Re
 
 async def test_audio_of_a_forgotten_call_brings_nothing_back(redis: Redis) -> None:
     """The call was erased while its audio was fetched."""
-    [cid] = await admit(redis, "7")
+    [cid] = await ingest(redis, "7")
     record = lane_of(redis, "record")
     claim = await claim_one(record)
     await redis.delete(keys.call(cid))
@@ -723,7 +725,7 @@ async def test_audio_of_a_forgotten_call_brings_nothing_back(redis: Redis) -> No
 @pytest.mark.parametrize("name", ["enrich", "record"])
 async def test_a_forgotten_call_is_not_handed_out(redis: Redis, name: LaneName) -> None:
     """Its retention is over; what still waits for it goes too."""
-    [cid] = await admit(redis, "7")
+    [cid] = await ingest(redis, "7")
     await redis.delete(keys.call(cid))
 
     assert await claims_of(lane_of(redis, name)) == []
@@ -742,7 +744,7 @@ async def test_outcomes_are_kept_when_the_memory_is_full(redis: Redis) -> None:
 
     async with full_memory(redis):
         with pytest.raises(OutOfMemoryError):
-            await admit(redis, "7")
+            await ingest(redis, "7")
         with pytest.raises(OutOfMemoryError):
             await publish(redis, "sub", "call", "evt_3")
         assert sorted(await redis.keys("*")) == before
@@ -751,7 +753,7 @@ async def test_outcomes_are_kept_when_the_memory_is_full(redis: Redis) -> None:
 
     assert claimed_event(following).id == "evt_2"
     assert await field(redis, keys.event("evt_1"), "sub") == b'{"s":"delivered"}'
-    assert len(await admit(redis, "7")) == 1
+    assert len(await ingest(redis, "7")) == 1
 
 
 async def test_a_store_that_has_forgotten_our_scripts_gets_them_again_even_when_full(redis: Redis) -> None:
@@ -771,10 +773,16 @@ _LUA_NAME = re.compile(r"'relay:[^']*'(?:\s*\.\.\s*(?:'[^']*'|[A-Za-z_][\w.]*(?:
 _LUA_PART = re.compile(r"'([^']*)'|([A-Za-z_][\w.]*(?:\[[^\]]*\])?)")
 
 
+def lua_files() -> list[Traversable]:
+    """Every script of the store and of the queue."""
+    folders = (resources.files("relay.queue"), resources.files("relay.store"))
+    return [file for folder in folders for file in folder.iterdir() if file.name.endswith(".lua")]
+
+
 def names_in_lua() -> dict[str, str]:
     """Each name that a Lua file builds, with {} for what varies, and the file it is in."""
     found = {}
-    for file in resources.files("relay.ledger").iterdir():
+    for file in lua_files():
         if file.name.endswith(".lua"):
             code = "\n".join(line.split("--")[0] for line in file.read_text().splitlines())
             for name in _LUA_NAME.findall(code):
@@ -801,7 +809,7 @@ def test_lua_and_python_name_the_same_keys() -> None:
 
 async def test_every_key_that_a_flow_leaves_has_its_place_in_the_list(redis: Redis) -> None:
     """Read back from the store after each kind of work."""
-    await admit(redis, "7", "8")
+    await ingest(redis, "7", "8")
     enrich, deliver = lane_of(redis, "enrich"), lane_of(redis, "deliver")
     await claims_of(enrich, 1)
     await publish(redis, "sub", "call", "evt_1", "evt_2")
@@ -819,7 +827,7 @@ async def test_every_key_that_a_flow_leaves_has_its_place_in_the_list(redis: Red
 
 def test_each_script_says_what_it_takes_what_it_gives_and_which_race_it_closes() -> None:
     """The header of a Lua file is its contract."""
-    for file in resources.files("relay.ledger").iterdir():
+    for file in lua_files():
         if file.name.endswith(".lua") and file.name != "lane.lua":
             header = file.read_text().split("\n\n")[0]
             assert all(word in header for word in ("KEYS", "ARGV", "ANSWER")), file.name
@@ -828,7 +836,7 @@ def test_each_script_says_what_it_takes_what_it_gives_and_which_race_it_closes()
 
 def test_a_state_that_a_script_writes_can_be_read() -> None:
     """`missing` is written by a script, not by `DeliveryState.write`."""
-    text = resources.files("relay.ledger").joinpath("publish.lua").read_text()
+    text = resources.files("relay.store").joinpath("publish.lua").read_text()
     written = re.findall(r"'(\{\"s\".*?\})'", text)
 
     assert [DeliveryState.read(each.encode()).status for each in written] == ["missing"]

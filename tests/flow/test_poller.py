@@ -12,14 +12,15 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from relay.clock import ManualClock
+from relay.domain import ids
+from relay.domain.clock import ManualClock
+from relay.domain.time import from_iso
 from relay.errors import OverBudget
-from relay.ledger import ids, keys
-from relay.model import from_iso
-from relay.poll.poller import PAUSE_S
+from relay.polling.poller import PAUSE_S
 from relay.providers.base import Page, Window
 from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.timeline import CallPlan, Change
+from relay.store import keys
 from tests.flow.polling import KEY, SID, Mishap, Office
 
 START = datetime(2025, 7, 1, 12, tzinfo=UTC)
@@ -140,8 +141,8 @@ async def test_a_providers_clock_that_is_off(office: Office, skew_s: int) -> Non
         for _ in range(80):
             await office.poll()
             state = await office.state()
-            assert state.standing.cursor is not None
-            assert state.standing.cursor <= office.now
+            assert state.poll_state.cursor is not None
+            assert state.poll_state.cursor <= office.now
             await office.clock.advance(60, turns=0)
         office.simulator.clock_skew_s = 0
         office.simulator._date = lambda: {"Date": office.now.strftime("%a, %d %b %Y %H:%M:%S GMT")}  # type: ignore[method-assign]
@@ -214,12 +215,12 @@ async def test_a_zone_that_fits_is_not_talked_about(office: Office) -> None:
 async def test_a_poll_that_dies_moves_no_cursor(office: Office, mishap: Mishap) -> None:
     """Some chunks were taken in, the rest was not: the next poll asks from where this one began."""
     await begun(office)
-    before = (await office.state()).standing
+    before = (await office.state()).poll_state
     office.simulator.add_calls(KEY, [call(rid, START + timedelta(seconds=rid)) for rid in range(1, 200)])
     await office.clock.advance(600, turns=0)
 
     await office.poll(mishap)
-    half_way, after = len(office.told()), (await office.state()).standing
+    half_way, after = len(office.told()), (await office.state()).poll_state
     await office.poll()
 
     assert after == before
@@ -258,7 +259,7 @@ async def test_an_odd_answer_moves_no_cursor_and_is_said_once(office: Office, mi
     """Two hundred and all is well, but the body contradicts itself: an error, until it does not."""
     await begun(office)
     office.simulator.add_calls(KEY, [call(1, office.now)])
-    before = (await office.state()).standing
+    before = (await office.state()).poll_state
     await office.clock.advance(60, turns=0)
 
     for _ in range(3):
@@ -267,7 +268,7 @@ async def test_an_odd_answer_moves_no_cursor_and_is_said_once(office: Office, mi
     await office.poll()
     await office.poll()
 
-    assert during.standing == before
+    assert during.poll_state == before
     assert during.failures == 3
     assert [event["type"] for event in await office.said()] == ["source.error", "source.recovered"]
     assert office.told() == {"1": 1}
@@ -308,7 +309,7 @@ async def test_a_row_of_the_far_future_is_put_aside_and_leads_nothing_astray(off
     await polls(office, every_s=30, times=1)
 
     assert office.told() == {"2": 1, "3": 1}
-    assert (await office.state()).standing.cursor == office.now
+    assert (await office.state()).poll_state.cursor == office.now
     (entry,) = await office.states.quarantined(SID)
     assert "future" in str(entry["reason"])
 
@@ -321,13 +322,13 @@ async def test_very_many_rows_make_short_looks(office: Office) -> None:
     office.simulator.add_calls(KEY, [*busy, *quiet])
 
     await polls(office, every_s=60, times=28)
-    heavy = (await office.state()).standing.heavy
+    heavy = (await office.state()).poll_state.heavy
     looks = [(window.until - window.since).total_seconds() for window in office.calls.asked[-6:]]
     await polls(office, every_s=300, times=36)
 
     assert heavy
     assert sorted(look < 1500 for look in looks) == [False] * 3 + [True] * 3
-    assert not (await office.state()).standing.heavy
+    assert not (await office.state()).poll_state.heavy
     assert set(office.told()) == {str(plan.rid) for plan in (*busy, *quiet) if plan.visible_at <= office.now}
 
 
@@ -378,7 +379,7 @@ async def test_the_first_poll_knows_what_was_there_and_sends_none(office: Office
     assert not office.told()
     texts = [log["text"] for log in logs if log["event"] == "source_first_poll"]
     assert texts == ["214 calls of the last 78 h known, none sent; waiting for the next."]
-    assert (await office.state()).standing.started_at == START
+    assert (await office.state()).poll_state.started_at == START
 
 
 async def test_when_the_relay_began_is_written_before_the_first_answer(office: Office) -> None:
@@ -445,7 +446,7 @@ async def test_an_empty_store_is_recovered_from_the_marker_with_the_same_ids(off
     assert "source_recovering" in [log["event"] for log in logs]
     assert {str(rid) for rid in range(1, 84)} == set(office.told())
     assert await office.redis.exists(keys.call(ids.call_id(SID, "83")))
-    assert (await office.state()).standing.started_at == START
+    assert (await office.state()).poll_state.started_at == START
 
 
 async def test_a_recovery_that_dies_goes_on_as_a_recovery(office: Office) -> None:
@@ -484,7 +485,7 @@ async def test_a_damaged_marker_is_no_first_run(office: Office, damaged: bytes) 
     await office.poll()
 
     state = await office.state()
-    assert state.standing.started_at is None
+    assert state.poll_state.started_at is None
     assert f"markers/{SID}.json" in state.error
     assert not office.told()
 
@@ -635,7 +636,7 @@ async def test_a_poll_whose_lease_ended_changes_nothing(office: Office) -> None:
 
 
 async def test_a_failure_that_comes_after_the_lease_calls_nothing_broken(office: Office) -> None:
-    """A poller that was asleep wakes up to a time-out; the source has been polled well by another one since."""
+    """A poller that was asleep wake_ups up to a time-out; the source has been polled well by another one since."""
     await begun(office)
     answer = office.calls.pages
 

@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from relay.clock import ManualClock
-from relay.ledger import ids
-from relay.model import Record
+from relay.domain import ids
+from relay.domain.call import Record
+from relay.domain.clock import ManualClock
 from relay.simulator.timeline import CallPlan, Change, Habits, calls_between
 from tests.flow.polling import KEY, KILLS, SID, Mishap, Office
 
@@ -162,7 +162,7 @@ async def live_through(
             lost_at_h = None
         await office.poll(next(mishaps) if clock.now() <= last else Mishap.NONE)
         state = await office.state()
-        began = began or state.standing.started_at
+        began = began or state.poll_state.started_at
         if first is None and state.last_poll is not None:
             first = clock.now()
         await clock.advance(gap_s, turns=0)

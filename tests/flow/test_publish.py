@@ -8,19 +8,21 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from relay.events.advance import Advance
-from relay.events.say import NO_CONTACT, NO_RECORDING, Rules
-from relay.ledger import ids, keys
-from relay.ledger.calls import Ledger, Row, Said, StoredCall, claimed_event
-from relay.ledger.deliveries import DeliveryState
-from relay.ledger.lane import Lane, Settlement
-from relay.ledger.pack import unpack
-from relay.model import Json, Outcome, Record
+from relay.domain import ids
+from relay.domain.call import Outcome, Record
+from relay.domain.json import Json
+from relay.events.decide import NO_CONTACT, NO_RECORDING, SourceRules
+from relay.events.publisher import Publisher
+from relay.queue.lane import Lane, Settlement
+from relay.store import keys
+from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_event
+from relay.store.deliveries import DeliveryState
+from relay.store.documents import unpack
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 CALL_TTL_S, EVENT_TTL_S = 3000, 1000
 CALL = ids.call_id("main", "7")
-RULES = Rules("webfones", "UTC", False, False, 0, 0)
+RULES = SourceRules("webfones", "UTC", False, False, 0, 0)
 UNKNOWN: Json = {"lookup_status": "unavailable"}
 NAMED: Json = {"lookup_status": "matched", "name": "Jo"}
 MATCHED: Json = NAMED | {"number": "+12125550100"}
@@ -34,7 +36,7 @@ async def bring(redis: Redis, **fields: Any) -> StoredCall:
     """Admit the call, or a change of it, and read it."""
     record = Record(key="7", started_at=NOON, local_date="2025-07-01", **fields)
     ledger = ledger_of(redis)
-    await ledger.admit("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    await ledger.ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
     call = await ledger.call(CALL)
     assert call is not None
     return call
@@ -45,8 +47,8 @@ def told(call: StoredCall, contact: Json = UNKNOWN) -> Json:
     return {"content": {**call.record, "contact": contact}, "revision": 1, "audio": None, "transcript": False}
 
 
-def said(eid: str, *subscriptions: str, **data: Any) -> Said:
-    return Said(eid, {"id": eid, **data}, subscriptions)
+def said(eid: str, *subscriptions: str, **data: Any) -> NewEvent:
+    return NewEvent(eid, {"id": eid, **data}, subscriptions)
 
 
 async def pending(redis: Redis, sub: str, subject: str = CALL) -> list[tuple[str, int]]:
@@ -82,8 +84,8 @@ class Everybody:
         return self._subscriptions
 
 
-def advance_of(ledger: Ledger, *subscriptions: str, woken: list[str] | None = None) -> Advance:
-    return Advance(
+def advance_of(ledger: Ledger, *subscriptions: str, woken: list[str] | None = None) -> Publisher:
+    return Publisher(
         ledger,
         Everybody(*(subscriptions or ("sub",))),
         now_ms=lambda: int(NOON.timestamp() * 1000),
@@ -332,7 +334,7 @@ async def test_a_replayed_event_goes_back_to_its_place(redis: Redis) -> None:
     assert await ledger.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == "d"
 
 
-# Advance over it
+# Publisher over it
 
 
 async def test_a_call_that_moves_on_while_it_is_said_is_read_again(redis: Redis) -> None:
@@ -370,7 +372,7 @@ async def test_parts_are_written_while_a_call_is_held(redis: Redis) -> None:
     ledger = ledger_of(redis)
     call = await bring(redis, outcome=Outcome.ANSWERED)
     held = replace(RULES, contacts=True, recordings=True, hold_for_contact_ms=5000, hold_for_recording_ms=30_000)
-    advance = Advance(ledger, Everybody("sub"), now_ms=lambda: call.ready_ms + 1000, published=lambda: None)
+    advance = Publisher(ledger, Everybody("sub"), now_ms=lambda: call.ready_ms + 1000, published=lambda: None)
 
     wait_ms = await advance(call, held, {"contact": NO_CONTACT | {"lookup_status": "none"}})
 

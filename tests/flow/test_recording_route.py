@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from relay.api.recordings import Part, Unsatisfiable, Whole, parse_range, recording_routes
+from relay.domain.json import Json
 from relay.errors import StorageError, StoreError
-from relay.model import Json
 from relay.recordings.links import link
 from relay.recordings.storage import RecordingStorage, Stored, open_storage
 

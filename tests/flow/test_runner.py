@@ -12,13 +12,16 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as StoreGone
 
-from relay.events.advance import Advance
-from relay.events.say import Rules
-from relay.ledger import ids, keys, runner
-from relay.ledger.calls import Ledger, Row, claimed_call
-from relay.ledger.lane import Claim, Exchange, Lane, Settlement
-from relay.ledger.runner import Runner
-from relay.model import Json, Record
+from relay.domain import ids
+from relay.domain.call import Record
+from relay.domain.json import Json
+from relay.events.decide import SourceRules
+from relay.events.publisher import Publisher
+from relay.queue import runner
+from relay.queue.lane import Claim, Exchange, Lane, Settlement
+from relay.queue.runner import Runner
+from relay.store import keys
+from relay.store.calls import Ledger, Row, claimed_call
 
 LONG_S = 60.0
 
@@ -575,15 +578,15 @@ async def test_a_process_clock_that_is_wrong_decides_nothing(
     monkeypatch.setattr(time, "time", lambda: true_time() + wrong_by_s)
     ledger = Ledger(redis, calls_ttl_s=1000, events_ttl_s=1000, keep_raw=lambda: False)
     record = Record(key="7", started_at=datetime(2025, 7, 1, tzinfo=UTC), local_date="2025-07-01")
-    await ledger.admit("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
-    rules = Rules("webfones", "UTC", True, False, 30_000, 0)
+    await ledger.ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    rules = SourceRules("webfones", "UTC", True, False, 30_000, 0)
     waits: list[int | None] = []
 
     class Nobody:
         def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
             return ()
 
-    advance = Advance(ledger, Nobody(), now_ms=lambda: lane.store_now_ms, published=lambda: None)
+    advance = Publisher(ledger, Nobody(), now_ms=lambda: lane.store_now_ms, published=lambda: None)
 
     async def work(claims: Sequence[Claim]) -> None:
         wait_ms = await advance(claimed_call(claims[0]), rules, {})

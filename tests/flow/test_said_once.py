@@ -24,19 +24,21 @@ from hypothesis.stateful import (
 )
 from redis.asyncio import Redis
 
-from relay.events.advance import Advance
-from relay.events.say import NO_CONTACT, NO_RECORDING, Rules
-from relay.ledger import ids, keys
-from relay.ledger.calls import Ledger, Row, Said, StoredCall, claimed_call
-from relay.ledger.lane import Claim, Lane, LaneName, Settlement
-from relay.ledger.pack import pack
-from relay.model import Json, Outcome, Record
+from relay.domain import ids
+from relay.domain.call import Outcome, Record
+from relay.domain.json import Json
+from relay.events.decide import NO_CONTACT, NO_RECORDING, SourceRules
+from relay.events.publisher import Publisher
+from relay.queue.lane import Claim, Lane, LaneName, Settlement
+from relay.store import keys
+from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_call
+from relay.store.documents import pack
 
 T = TypeVar("T")
 CALL = ids.call_id("main", "7")
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 HOLD_MS = 10**7
-RULES = Rules("webfones", "UTC", True, True, HOLD_MS, HOLD_MS)
+RULES = SourceRules("webfones", "UTC", True, True, HOLD_MS, HOLD_MS)
 CONTACTS: dict[str, Json] = {
     "matched": NO_CONTACT | {"lookup_status": "matched", "count": 1, "name": "Jo"},
     "none": NO_CONTACT | {"lookup_status": "none"},
@@ -56,7 +58,7 @@ class Stepped(Ledger):
         return await super().call(cid)
 
     async def publish(
-        self, call: StoredCall | None, fields: Any, events: Sequence[Said], *, subject: str = ""
+        self, call: StoredCall | None, fields: Any, events: Sequence[NewEvent], *, subject: str = ""
     ) -> int | None:
         await self._pause()
         made = await super().publish(call, fields, events, subject=subject)
@@ -80,7 +82,7 @@ class Worker:
         self._go = asyncio.Event()
         self._stopped = asyncio.Event()
         ledger = Stepped(bench.redis, self._pause)
-        self._advance = Advance(ledger, Everybody(), now_ms=lambda: bench.now_ms, published=lambda: None)
+        self._advance = Publisher(ledger, Everybody(), now_ms=lambda: bench.now_ms, published=lambda: None)
         self._parts = {"contact": CONTACTS[contact]} if contact else {}
         self._task = asyncio.create_task(self._work())
 
@@ -128,7 +130,9 @@ class Bench:
         self.now_ms = 0
         self.told_before: list[str] = []
 
-    async def admit(self, status: str, *, answered: bool = True, finished: bool = True, text: str | None = None) -> str:
+    async def ingest(
+        self, status: str, *, answered: bool = True, finished: bool = True, text: str | None = None
+    ) -> str:
         """A poll brings the row; whether it was finished can be read off what is said."""
         record = Record(
             key="7",
@@ -142,7 +146,7 @@ class Bench:
             custom={"finished": finished},
         )
         row = Row(record, record.content_hash())
-        return await self.ledger.admit("main", [row], token=b"", mapping=1, via="poll")
+        return await self.ledger.ingest("main", [row], token=b"", mapping=1, via="poll")
 
     async def claim(self, lane: Lane) -> Claim | None:
         claims = (await lane.exchange(want=1)).claims
@@ -294,14 +298,14 @@ async def test_every_interleaving_of_two_holders_and_two_writers_says_each_diffe
     for schedule in schedules:
         await redis.flushdb()
         bench = Bench(redis)
-        await bench.admit("first")
+        await bench.ingest("first")
         bench.now_ms = 10**14
         one = await bench.worker("matched")
         await bench.let_leases_end()
         other = await bench.worker(None)
         assert one is not None
         assert other is not None
-        writes = iter((bench.admit("second"), bench.audio("available")))
+        writes = iter((bench.ingest("second"), bench.audio("available")))
         for actor in schedule:
             if actor == "W":
                 await next(writes)
@@ -347,7 +351,7 @@ class OneCall(RuleBasedStateMachine):
 
         self.bench = self.run(opened())
         self.bench.now_ms = 0 if holds else 10**14
-        self.admit("A", answered, finished, None)
+        self.ingest("A", answered, finished, None)
 
     @rule(
         status=st.sampled_from("ABC"),
@@ -355,8 +359,8 @@ class OneCall(RuleBasedStateMachine):
         finished=st.sampled_from([True, True, True, False]),
         text=st.sampled_from([None, None, "hello", "hallo"]),
     )
-    def admit(self, status: str, answered: bool, finished: bool, text: str | None) -> None:
-        self.run(self.bench.admit(status, answered=answered, finished=finished, text=text))
+    def ingest(self, status: str, answered: bool, finished: bool, text: str | None) -> None:
+        self.run(self.bench.ingest(status, answered=answered, finished=finished, text=text))
 
     @rule(which=st.sampled_from([0, 1]), contact=st.sampled_from([None, "matched", "none"]))
     def claim(self, which: int, contact: str | None) -> None:

@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from relay.errors import OddAnswer, OverBudget, RateLimited, Unauthorized, Unavailable
-from relay.ledger import ids, keys
-from relay.ledger.safe import StoredSafe
-from relay.model import Json
-from relay.poll.stream import oldest, pause_s
-from relay.poll.window import Standing
+from relay.domain import ids
+from relay.domain.json import Json
+from relay.errors import OverBudget, RateLimited, Unauthorized, Unavailable, UnexpectedResponse
+from relay.polling.stream import oldest, pause_s
+from relay.polling.window import PollState
 from relay.runtime import Runtime, open_runtime
 from relay.secrets import SecretBox
 from relay.simulator.nfon import Kind, NfonSimulator
 from relay.simulator.subscriber import VerifyingSubscriber
 from relay.simulator.switchboard import Fault, Mischief
+from relay.store import keys
+from relay.store.credentials import StoredCredentials
 from tests.flow.harness import KEY, SECRET, eventually, read_settings
 from workers.runners import add_runners
 
@@ -382,10 +383,14 @@ async def test_a_stream_is_renewed_before_its_token_ends(house_of: HouseOf) -> N
 async def test_a_safe_is_read_again_and_by_nobody_else(redis: Redis) -> None:
     """What is kept is encrypted for its source, and one at a time may be inside."""
     box = SecretBox([KEY])
-    safe, same, other = StoredSafe(redis, box, "a"), StoredSafe(redis, box, "a"), StoredSafe(redis, box, "b")
+    safe, same, other = (
+        StoredCredentials(redis, box, "a"),
+        StoredCredentials(redis, box, "a"),
+        StoredCredentials(redis, box, "b"),
+    )
     inside: list[str] = []
 
-    async def enter(name: str, each: StoredSafe, leave: Callable[[], Awaitable[object]]) -> None:
+    async def enter(name: str, each: StoredCredentials, leave: Callable[[], Awaitable[object]]) -> None:
         async with each.alone():
             inside.append(name)
             await leave()
@@ -418,7 +423,7 @@ async def test_a_safe_is_read_again_and_by_nobody_else(redis: Redis) -> None:
         (RateLimited("x", bucket="key", retry_after_s=90), 1, 90, 108),
         (RateLimited("x", bucket="key", retry_after_s=None), 1, 60, 72),
         (Unauthorized("x", status=401), 1, 300, 360),
-        (OddAnswer("x"), 1, 300, 360),
+        (UnexpectedResponse("x"), 1, 300, 360),
     ],
 )
 def test_reconnects_wait_longer_and_never_together(
@@ -431,13 +436,13 @@ def test_reconnects_wait_longer_and_never_together(
 
 
 @pytest.mark.parametrize(
-    ("standing", "bound"),
+    ("poll_state", "bound"),
     [
-        (Standing(), None),
-        (Standing(started_at=NOW), NOW - timedelta(hours=78)),
-        (Standing(started_at=NOW - timedelta(days=30), cursor=NOW), NOW - timedelta(hours=96)),
-        (Standing(started_at=NOW - timedelta(hours=1), cursor=NOW), NOW - timedelta(hours=79)),
+        (PollState(), None),
+        (PollState(started_at=NOW), NOW - timedelta(hours=78)),
+        (PollState(started_at=NOW - timedelta(days=30), cursor=NOW), NOW - timedelta(hours=96)),
+        (PollState(started_at=NOW - timedelta(hours=1), cursor=NOW), NOW - timedelta(hours=79)),
     ],
 )
-def test_a_stream_is_believed_as_far_back_as_polls_looked(standing: Standing, bound: datetime | None) -> None:
-    assert oldest(standing, now=NOW) == bound
+def test_a_stream_is_believed_as_far_back_as_polls_looked(poll_state: PollState, bound: datetime | None) -> None:
+    assert oldest(poll_state, now=NOW) == bound

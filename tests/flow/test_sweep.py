@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from relay.gauges import measure
-from relay.ledger import keys
-from relay.ledger.lane import Settlement
 from relay.processes import say_what_is_wrong
+from relay.queue.lane import Settlement
 from relay.runtime import Runtime, open_runtime
+from relay.store import keys
 from tests.flow.harness import KEY, read_settings
 from workers.sweep import listen_for_silence, sweep, trim
 

@@ -2,7 +2,7 @@
 
 from redis.asyncio import Redis
 
-from relay.ledger.lane import Lane
+from relay.queue.lane import Lane
 
 
 async def test_a_new_item_does_not_wait_for_the_flood_of_others(redis: Redis) -> None:

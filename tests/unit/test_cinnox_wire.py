@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
-from relay.model import Direction, Json, Outcome, Record
-from relay.providers.base import BadRow
+from relay.domain.call import Direction, Outcome, Record
+from relay.domain.json import Json
+from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
+from relay.providers.base import InvalidRow
 from relay.providers.cinnox import wire
 from relay.providers.cinnox.options import CinnoxOptions
 
@@ -46,7 +47,7 @@ DETAIL: Json = {
 }
 
 
-def parse(row: object, seen_at: datetime = SEEN_AT) -> Record | BadRow:
+def parse(row: object, seen_at: datetime = SEEN_AT) -> Record | InvalidRow:
     [parsed] = wire.parse_rows([row], region="HK", seen_at=seen_at)
     return parsed
 
@@ -85,7 +86,7 @@ def test_a_number_is_read_without_a_float(written: str, read: object) -> None:
 
 def test_what_is_no_json_is_odd() -> None:
     for body in (b"<html>", b"", b'{"result": [', b"[" * 100_000):
-        with pytest.raises(OddAnswer):
+        with pytest.raises(UnexpectedResponse):
             wire.load_json(body)
 
 
@@ -230,7 +231,7 @@ def test_a_row_without_hid_goes_by_its_call_id() -> None:
 def test_a_row_that_cannot_be_believed_says_why(change: Json, reason: str) -> None:
     parsed = parse({**LOG, **change})
 
-    assert isinstance(parsed, BadRow)
+    assert isinstance(parsed, InvalidRow)
     assert parsed.reason == reason
     assert "98765432" not in parsed.excerpt
 
@@ -250,7 +251,7 @@ def test_no_row_makes_it_raise(row: object, changes: Json, others: list[Json]) -
     merged = wire.merge(rows, [DETAIL, *others], [{**LOG, "type": "conference", **each} for each in others])
     for each in (*rows, *merged):
         parsed = parse(each)
-        assert isinstance(parsed, Record | BadRow)
+        assert isinstance(parsed, Record | InvalidRow)
         if isinstance(parsed, Record):
             assert parsed.content_hash()
             assert orjson.dumps(parsed.content())
@@ -341,7 +342,7 @@ def test_halves_overlap_and_end_somewhere() -> None:
 
 @pytest.mark.parametrize("answer", [None, [], {}, {"code": "x", "result": []}, {"code": 0}, {"code": 0, "result": {}}])
 def test_an_answer_that_is_none_is_not_believed(answer: object) -> None:
-    with pytest.raises(OddAnswer):
+    with pytest.raises(UnexpectedResponse):
         wire.read_list(answer, what="the call list", host="h")
 
 
@@ -356,14 +357,14 @@ def test_no_calls_at_all_may_be_written_as_null() -> None:
         (429, b"", RateLimited),
         (400, b'{"code":6451000,"message":"endAt is prior to startAt"}', wire.BadParameter),
         (400, b'{"code":6451001,"message":"bad response"}', Unavailable),
-        (400, b'{"code":6450001,"message":"method not found"}', OddAnswer),
-        (400, b"not json", OddAnswer),
+        (400, b'{"code":6450001,"message":"method not found"}', UnexpectedResponse),
+        (400, b"not json", UnexpectedResponse),
         (401, b"", Unauthorized),
         (403, b'{"code":6451010}', Unauthorized),
         (500, b'{"code":6451000}', Unavailable),
         (500, b'{"code":6451010}', RateLimited),
-        (206, b"", OddAnswer),
-        (302, b"", OddAnswer),
+        (206, b"", UnexpectedResponse),
+        (302, b"", UnexpectedResponse),
     ],
 )
 def test_every_refusal_has_a_name(status: int, body: bytes, error: type[Exception]) -> None:

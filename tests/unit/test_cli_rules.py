@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from typer.main import get_command
 
 from relay.api.explain import fate_of, judge
-from relay.cli import app
-from relay.commands import given
-from relay.commands.client import Target, checked_url, find_target, path_of
-from relay.commands.importing import Format, entries
-from relay.commands.init import Answers, page
-from relay.commands.listen import checked_forward
-from relay.commands.out import Column, Out, flattened, plain
-from relay.commands.sse import Event, EventReader
+from relay.cli import arguments
+from relay.cli.client import Target, checked_url, find_target, path_of
+from relay.cli.csv_import import Format, entries
+from relay.cli.init import Answers, page
+from relay.cli.listen import checked_forward
+from relay.cli.main import app
+from relay.cli.output import Column, Out, flattened, plain
+from relay.cli.sse import Event, EventReader
 from relay.delivery.subscriptions import Subscription
 from relay.errors import SettingsError
-from relay.ledger.deliveries import DeliveryState
-from relay.ledger.health import Health
 from relay.settings import load
+from relay.store.deliveries import DeliveryState
+from relay.store.health import Health
 from tests.flow.harness import SECRET, read_settings
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -104,7 +104,7 @@ def test_values_are_text_unless_they_begin_like_json(tmp_path: Path) -> None:
     file.write_text("\ufeffwhsec_x\n", encoding="utf-8")
     settings = ["a=0123", "b=null", 'c=["x", 1]', 'd="@literal"', f"e=@{file}", "f=x=y", "g.h=1", "g.i=2", "j="]
 
-    assert given.options(settings, None) == {
+    assert arguments.options(settings, None) == {
         "a": "0123",
         "b": None,
         "c": ["x", 1],
@@ -116,7 +116,7 @@ def test_values_are_text_unless_they_begin_like_json(tmp_path: Path) -> None:
     }
     for wrong in ("no-equals", "=x", "a={", "a.b=1"):
         with pytest.raises(SettingsError):
-            given.options(["a=1", wrong] if wrong == "a.b=1" else [wrong], None)
+            arguments.options(["a=1", wrong] if wrong == "a.b=1" else [wrong], None)
 
 
 def test_a_file_of_options_is_a_map_and_set_goes_before_it(tmp_path: Path) -> None:
@@ -124,11 +124,11 @@ def test_a_file_of_options_is_a_map_and_set_goes_before_it(tmp_path: Path) -> No
     file = tmp_path / "options.yaml"
     file.write_text("api_key: 0101\npoll_interval_s: 30\n")
 
-    assert given.options(["poll_interval_s=60"], str(file)) == {"api_key": "0101", "poll_interval_s": "60"}
+    assert arguments.options(["poll_interval_s=60"], str(file)) == {"api_key": "0101", "poll_interval_s": "60"}
     for text, why in (("a: 1\na: 2\n", "line 2"), ("- a\n", "must be a map"), ("a: [", "not YAML")):
         file.write_text(text)
         with pytest.raises(SettingsError, match=why):
-            given.options(None, str(file))
+            arguments.options(None, str(file))
 
 
 def test_tables_are_read_as_spreadsheets_write_them() -> None:
@@ -370,7 +370,7 @@ def test_help_loads_nothing_heavy() -> None:
     """`relay --help` and completion answer at once: no client, no server, no settings."""
     heavy = ("aiohttp", "pydantic", "redis", "arq", "asyncio", "cryptography", "phonenumbers", "relay.settings")
     program = (
-        "import sys\nfrom relay.cli import main\n"
+        "import sys\nfrom relay.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         f"sys.stderr.write(','.join(name for name in {heavy} if name in sys.modules))"
     )

@@ -1,11 +1,11 @@
-"""Clocks: the machine's is aware UTC, the virtual one moves only when told and wakes sleepers in order."""
+"""Clocks: the machine's is aware UTC, the virtual one moves only when told and wake_ups sleepers in order."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from relay.clock import Clock, ManualClock, SystemClock
+from relay.domain.clock import Clock, ManualClock, SystemClock
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.poll.clocks import Delays, ahead_s, rows_look_like
+from relay.polling.clock_skew import Delays, ahead_s, rows_look_like
 
 ASKED = datetime(2025, 7, 1, 12, tzinfo=UTC)
 ANSWERED = ASKED + timedelta(seconds=40)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.ledger.deliveries import DeliveryState, Status
-from relay.model import Json
+from relay.domain.json import Json
+from relay.store.deliveries import DeliveryState, Status
 
 STATUSES: list[Status] = ["waiting", "intent", "delivered", "exhausted", "unknown", "expired", "missing", "poison"]
 MOMENTS = st.integers(0, 4_102_444_800_000)

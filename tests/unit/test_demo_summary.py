@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from relay.cli import Shown
-from relay.commands.demo import Board, EventLine, Lines, Plan, Share, Tables, percentile, screen_for, summarise
+from relay.cli.demo import Board, EventLine, Lines, Plan, Share, Tables, percentile, screen_for, summarise
+from relay.cli.main import Shown
 from relay.providers import PROVIDERS
 from relay.simulator.offices import NAMES, open_office
 from relay.simulator.subscriber import Arrival, HookReport, VerifyingSubscriber

@@ -10,11 +10,11 @@ from prometheus_client import REGISTRY
 from typer.main import get_command
 
 import relay.gauges  # noqa: F401 - registers every metric
-from relay.cli import app
-from relay.events.catalog import EVENT_TYPES
+from relay.cli.main import app
+from relay.domain.call import Direction, NumberType, Outcome, Record
+from relay.events.decide import NO_CONTACT, NO_RECORDING
 from relay.events.render import FLAT_FIELDS
-from relay.events.say import NO_CONTACT, NO_RECORDING
-from relay.model import Direction, NumberType, Outcome, Record
+from relay.events.types import EVENT_TYPES
 from relay.settings import describe
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.delivery.filters import wants
-from relay.events.catalog import EVENT_TYPES
-from relay.model import Direction, Outcome
+from relay.domain.call import Direction, Outcome
+from relay.events.types import EVENT_TYPES
 
 
 @dataclass(frozen=True)

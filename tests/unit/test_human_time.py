@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from relay.domain.time import duration_s, in_words, instant
 from relay.errors import SettingsError
-from relay.human_time import duration_s, in_words, instant
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.ledger import ids
+from relay.domain import ids
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x1f"), max_size=40)
 EVENT_TYPES = (

@@ -139,13 +139,13 @@ def test_generated_secrets_are_never_written(text: str) -> None:
 
 def test_json_lines_are_redacted_and_complete(stream: io.StringIO) -> None:
     configure("info", "json", stream=stream)
-    structlog.get_logger().info("call_admitted", call=CALL, number="+15551234567", source="main", attempts=2)
+    structlog.get_logger().info("call_ingested", call=CALL, number="+15551234567", source="main", attempts=2)
     [line] = lines(stream)
 
     assert line.pop("timestamp").endswith("Z")
     assert line == {
         "level": "info",
-        "event": "call_admitted",
+        "event": "call_ingested",
         "call": CALL,
         "number": "•••67",
         "source": "main",

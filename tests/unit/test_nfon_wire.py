@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
-from relay.model import Direction, Json, NumberType, Outcome, Record
-from relay.providers.base import BadRow
+from relay.domain.call import Direction, NumberType, Outcome, Record
+from relay.domain.json import Json
+from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
+from relay.providers.base import InvalidRow
 from relay.providers.nfon import sse, wire
 from relay.providers.nfon.options import NfonOptions
 
@@ -37,9 +38,9 @@ def read(**changes: Any) -> Record:
     return record
 
 
-def bad(row: object) -> BadRow:
+def bad(row: object) -> InvalidRow:
     found = wire.parse_row(row, region="US")
-    assert isinstance(found, BadRow)
+    assert isinstance(found, InvalidRow)
     return found
 
 
@@ -259,7 +260,7 @@ def test_what_is_put_aside_shows_no_number() -> None:
 def test_no_row_can_make_reading_fail(changes: Json) -> None:
     [found] = wire.parse_rows([{**ROW, **changes}], region="US")
 
-    assert isinstance(found, Record | BadRow)
+    assert isinstance(found, Record | InvalidRow)
     if isinstance(found, Record):
         assert len(found.content_hash()) == 16
 
@@ -423,19 +424,19 @@ def test_a_grant_is_read() -> None:
     "answer", [None, [], {}, {"access_token": ""}, {"access_token": 7}, {"access_token": "a\r\nb"}, {"error": "x"}]
 )
 def test_an_odd_grant_is_not_believed(answer: object) -> None:
-    with pytest.raises(OddAnswer):
+    with pytest.raises(UnexpectedResponse):
         wire.read_grant(answer)
 
 
 @pytest.mark.parametrize(
     ("status", "error"),
     [
-        (400, OddAnswer),
+        (400, UnexpectedResponse),
         (401, Unauthorized),
         (403, Unauthorized),
         (429, RateLimited),
-        (302, OddAnswer),
-        (404, OddAnswer),
+        (302, UnexpectedResponse),
+        (404, UnexpectedResponse),
         (500, Unavailable),
         (503, Unavailable),
     ],

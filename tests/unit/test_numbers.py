@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.enrich.numbers import LONGEST_NUMBER, match_key, national_digits, read_number
-from relay.model import NumberType, Party
+from relay.domain.call import NumberType, Party
+from relay.domain.numbers import LONGEST_NUMBER, match_key, national_digits, read_number
 
 E164, UNKNOWN, SIP = NumberType.E164, NumberType.UNKNOWN, NumberType.SIP
 ANONYMOUS, SHORT, EMERGENCY, EXTENSION = (

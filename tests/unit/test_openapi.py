@@ -10,13 +10,13 @@ from pydantic import SecretStr
 from relay.api import openapi
 from relay.api.options import MASK, inlined, masked, patched, unmasked
 from relay.api.problems import STATUSES
-from relay.api.table import TABLE
-from relay.clock import SystemClock
+from relay.api.routes import TABLE
 from relay.delivery.filters import wants
-from relay.events.catalog import EVENT_TYPES
+from relay.domain.clock import SystemClock
+from relay.events.payload import DESCRIPTIONS, sample, samples, schema_of, shape_of
 from relay.events.render import FLAT_FIELDS, check_map, flatten
-from relay.events.shapes import DESCRIPTIONS, sample, samples, schema_of, shape_of
-from relay.ledger.erase import mentions, spellings
+from relay.events.types import EVENT_TYPES
+from relay.privacy.erase import mentions, spellings
 from relay.providers import PROVIDERS
 from relay.settings import SubscriptionOptions
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.events.say import API_VERSION
-from relay.ledger.pack import pack, unpack, unpack_bytes
+from relay.events.decide import API_VERSION
+from relay.store.documents import pack, unpack, unpack_bytes
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from relay.api.pages import Entry, after, page_of, read_cursor, walk, write_cursor
+from relay.api.paging import Entry, after, page_of, read_cursor, walk, write_cursor
 
 entries = st.tuples(st.integers(min_value=-(2**53), max_value=2**53), st.text(max_size=60))
 

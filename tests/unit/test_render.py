@@ -10,13 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.events.render import (
-    FLAT_FIELDS,
-    MAX_BODY_BYTES,
-    MAX_RESULT_BYTES,
-    check_map,
-    render,
-)
+from relay.events.render import FLAT_FIELDS, MAX_BODY_BYTES, MAX_RESULT_BYTES, check_map, render
 
 EXPIRES_AT = datetime(2025, 7, 8, 20, 57, 10, tzinfo=UTC)
 LINK = ("https://relay.example/recordings/call_x?expires=1752008230&signature=abc", EXPIRES_AT)

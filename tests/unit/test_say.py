@@ -9,24 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.events.say import (
+from relay.domain import ids
+from relay.domain.call import Direction, NumberType, Outcome, Party, Record
+from relay.domain.json import Json
+from relay.events.decide import (
     API_VERSION,
     NO_CONTACT,
     NO_RECORDING,
-    Draft,
-    Owed,
-    Rules,
+    EventDraft,
+    Publish,
+    SourceRules,
     Wait,
     contact_hold_left_ms,
+    decide,
     recording_of,
-    what_to_say,
 )
-from relay.ledger import ids
-from relay.ledger.calls import StoredCall
-from relay.model import Direction, Json, NumberType, Outcome, Party, Record
+from relay.store.calls import StoredCall
 
 READY_MS = 1_751_403_284_000
-RULES = Rules("webfones", "UTC", True, True, 5_000, 30_000, "https://relay.example.com")
+RULES = SourceRules("webfones", "UTC", True, True, 5_000, 30_000, "https://relay.example.com")
 PLAIN = replace(RULES, contacts=False, recordings=False)
 MATCHED: Json = NO_CONTACT | {"lookup_status": "matched", "count": 1, "id": "c1", "name": "Jo"}
 NOBODY: Json = NO_CONTACT | {"lookup_status": "none"}
@@ -67,23 +68,23 @@ def stored(**parts: Any) -> StoredCall:
     return StoredCall(**defaults | parts)
 
 
-def owed(call: StoredCall, *, now_ms: int = LATER_MS, rules: Rules = RULES) -> Owed:
-    verdict = what_to_say(call, now_ms=now_ms, rules=rules)
-    assert isinstance(verdict, Owed), verdict
+def owed(call: StoredCall, *, now_ms: int = LATER_MS, rules: SourceRules = RULES) -> Publish:
+    verdict = decide(call, now_ms=now_ms, rules=rules)
+    assert isinstance(verdict, Publish), verdict
     return verdict
 
 
-def types(verdict: Owed) -> list[str]:
+def types(verdict: Publish) -> list[str]:
     return [draft.type for draft in verdict.events]
 
 
-def heard(call: StoredCall, *, rules: Rules = RULES) -> StoredCall:
+def heard(call: StoredCall, *, rules: SourceRules = RULES) -> StoredCall:
     """The call after everything owed was said, as the store gives it back."""
     said = owed(call, rules=rules).said
     return call if said is None else replace(call, said=orjson.loads(orjson.dumps(said)), version=call.version + 1)
 
 
-def the(verdict: Owed, event_type: str) -> Draft:
+def the(verdict: Publish, event_type: str) -> EventDraft:
     [draft] = [draft for draft in verdict.events if draft.type == event_type]
     return draft
 
@@ -112,29 +113,29 @@ def the(verdict: Owed, event_type: str) -> Draft:
     ],
 )
 def test_an_event_is_held_for_what_may_still_come_and_no_longer(
-    parts: dict[str, Any], rules: Rules, waits_ms: int
+    parts: dict[str, Any], rules: SourceRules, waits_ms: int
 ) -> None:
     """The longest hold that still has something to wait for decides; to the millisecond nothing is said before."""
     call = stored(**parts)
 
     assert types(owed(call, now_ms=READY_MS + waits_ms, rules=rules))[0] == "call.completed"
     if waits_ms:
-        assert what_to_say(call, now_ms=READY_MS, rules=rules) == Wait(waits_ms)
-        assert what_to_say(call, now_ms=READY_MS + waits_ms - 1, rules=rules) == Wait(1)
+        assert decide(call, now_ms=READY_MS, rules=rules) == Wait(waits_ms)
+        assert decide(call, now_ms=READY_MS + waits_ms - 1, rules=rules) == Wait(1)
 
 
 def test_the_hold_counts_from_the_end_of_the_call_not_from_its_first_sight() -> None:
     """A call that was watched for an hour before it finished still waits for its contact."""
     call = stored(first_seen_ms=READY_MS - 3_600_000, recording=NO_AUDIO)
 
-    assert what_to_say(call, now_ms=READY_MS, rules=RULES) == Wait(5_000)
+    assert decide(call, now_ms=READY_MS, rules=RULES) == Wait(5_000)
 
 
 def test_a_call_that_goes_on_is_not_told_however_long_it_waits() -> None:
     """A row of an unfinished call is remembered, nothing more."""
     call = stored(finished=False, contact=MATCHED, recording=AUDIO)
 
-    assert what_to_say(call, now_ms=LATER_MS, rules=RULES) == Owed((), None)
+    assert decide(call, now_ms=LATER_MS, rules=RULES) == Publish((), None)
 
 
 def test_a_told_call_is_never_held_again() -> None:
@@ -161,7 +162,7 @@ def test_the_contact_may_hold_a_call_up_until_it_is_settled() -> None:
 def test_what_changed_while_held_is_folded_into_the_first_event() -> None:
     """A row that is corrected within the hold makes one event with the correction, not two."""
     call = stored()
-    assert isinstance(what_to_say(call, now_ms=READY_MS + 1, rules=RULES), Wait)
+    assert isinstance(decide(call, now_ms=READY_MS + 1, rules=RULES), Wait)
     corrected = replace(call, record=record(outcome=Outcome.NO_ANSWER), contact=MATCHED, version=3)
 
     verdict = owed(corrected)
@@ -215,7 +216,7 @@ def test_without_a_public_url_there_are_no_links() -> None:
         (NO_CONTACT, RULES, "skipped"),
     ],
 )
-def test_an_event_says_how_the_contact_look_up_went(contact: Json | None, rules: Rules, status: str) -> None:
+def test_an_event_says_how_the_contact_look_up_went(contact: Json | None, rules: SourceRules, status: str) -> None:
     """Nobody found and not asked are different things to a CRM."""
     [draft] = owed(stored(contact=contact, recording=NO_AUDIO), rules=rules).events
 
@@ -237,7 +238,7 @@ def test_an_event_says_how_the_contact_look_up_went(contact: Json | None, rules:
     ],
 )
 def test_the_audio_is_told_right_after_the_call(
-    recording: Json | None, outcome: Outcome, rules: Rules, status: str, also: list[str]
+    recording: Json | None, outcome: Outcome, rules: SourceRules, status: str, also: list[str]
 ) -> None:
     """The first event says what is known of the recording, and an event of its own says that it is there, or lost."""
     verdict = owed(stored(record=record(outcome=outcome), recording=recording), rules=rules)
@@ -334,7 +335,7 @@ def test_a_contact_of_a_corrected_number_does_not_count() -> None:
     """The provider corrected the number after the look-up: whoever was found has another number."""
     call = stored(contact={**MATCHED, "number": "+15550000000"})
 
-    assert isinstance(what_to_say(call, now_ms=call.ready_ms, rules=RULES), Wait)
+    assert isinstance(decide(call, now_ms=call.ready_ms, rules=RULES), Wait)
 
 
 def test_a_change_to_and_fro_is_two_updates_with_ids_of_their_own() -> None:
@@ -354,7 +355,7 @@ def test_a_told_call_that_goes_on_again_waits_for_its_end() -> None:
     told = heard(stored())
     reopened = replace(told, finished=False, record=record(status_raw="ONGOING"))
 
-    assert owed(reopened) == Owed((), None)
+    assert owed(reopened) == Publish((), None)
     assert types(owed(replace(reopened, finished=True))) == ["call.updated"]
 
 
@@ -435,13 +436,13 @@ ALL_RULES = st.builds(replace, st.just(RULES), contacts=st.booleans(), recording
 
 
 @given(st.lists(STATES, min_size=1, max_size=6), ALL_RULES)
-def test_saying_everything_and_then_asking_again_owes_nothing(states: list[dict[str, Any]], rules: Rules) -> None:
+def test_saying_everything_and_then_asking_again_owes_nothing(states: list[dict[str, Any]], rules: SourceRules) -> None:
     """Whatever a call has been through, what was said is said; a crash before the settle repeats nothing."""
     call = stored()
     for parts in states:
         call = heard(replace(call, **parts), rules=rules)
 
-        assert owed(call, rules=rules) == Owed((), None)
+        assert owed(call, rules=rules) == Publish((), None)
 
 
 def amended(old: Any, path: list[str], pair: list[Any]) -> Any:
@@ -467,10 +468,12 @@ def nobody(status: str) -> str:
 
 
 @given(st.lists(STATES, min_size=1, max_size=8), ALL_RULES)
-def test_a_subscriber_that_applies_every_change_knows_the_call(states: list[dict[str, Any]], rules: Rules) -> None:
+def test_a_subscriber_that_applies_every_change_knows_the_call(
+    states: list[dict[str, Any]], rules: SourceRules
+) -> None:
     """One `call.completed`; each update's changes lead from what was said to what is said now; ids are unique."""
     call = stored()
-    drafts: list[Draft] = []
+    drafts: list[EventDraft] = []
     for parts in states:
         call = replace(call, **parts)
         verdict = owed(call, rules=rules)

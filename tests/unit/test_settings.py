@@ -14,9 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from relay.domain.call import Direction, Outcome
 from relay.errors import SettingsError
-from relay.events.catalog import EVENT_TYPES, matches
-from relay.model import Direction, Outcome
+from relay.events.types import EVENT_TYPES, matches
 from relay.providers import PROVIDERS
 from relay.providers.base import ProviderKind, SourceOptions
 from relay.settings import (

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
-from relay.model import Direction, Json, NumberType, Outcome, Party, Record
-from relay.providers import reading
-from relay.providers.base import BadRow, Window
+from relay.domain.call import Direction, NumberType, Outcome, Party, Record
+from relay.domain.json import Json
+from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
+from relay.providers import parsing
+from relay.providers.base import InvalidRow, Window
 from relay.providers.unpod import wire
 from relay.providers.unpod.wire import ListAnswer, Progress
 
@@ -44,7 +45,7 @@ NEWER: Json = {
 }
 
 
-def parse(row: object, *, natural: bool = False, seen_at: datetime = SEEN_AT, org: str = "acme") -> Record | BadRow:
+def parse(row: object, *, natural: bool = False, seen_at: datetime = SEEN_AT, org: str = "acme") -> Record | InvalidRow:
     [parsed] = wire.parse_rows([row], org=org, region="IN", natural=natural, seen_at=seen_at)
     return parsed
 
@@ -195,7 +196,7 @@ def test_the_natural_key_can_be_asked_for() -> None:
 def test_a_row_that_cannot_be_believed_says_why(change: Json, reason: str) -> None:
     parsed = parse({**DOCUMENTED, **change})
 
-    assert isinstance(parsed, BadRow)
+    assert isinstance(parsed, InvalidRow)
     assert parsed.reason == reason
     assert "9876543210" not in parsed.excerpt
 
@@ -212,7 +213,7 @@ json_values = st.recursive(
 def test_no_row_makes_it_raise(row: object, changes: Json) -> None:
     for each in (row, {**DOCUMENTED, **changes}, changes):
         parsed = parse(each)
-        assert isinstance(parsed, Record | BadRow)
+        assert isinstance(parsed, Record | InvalidRow)
         if isinstance(parsed, Record):
             assert parsed.content_hash()
             assert parsed.key
@@ -338,7 +339,7 @@ def test_a_refusal_ends_the_list_only_past_the_first_page(status: int, page: int
     ],
 )
 def test_an_answer_that_contradicts_itself_is_not_believed(answer: object) -> None:
-    with pytest.raises(OddAnswer):
+    with pytest.raises(UnexpectedResponse):
         wire.read_list(answer)
 
 
@@ -350,15 +351,15 @@ def test_a_next_that_is_no_text_is_none() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "error", "says"),
     [
-        (206, b'{"message":"Org-Handle is required"}', OddAnswer, "check org_handle"),
-        (400, b'{"message":"Organization not found"}', OddAnswer, "check org_handle"),
-        (400, b"{}", OddAnswer, "status 400"),
+        (206, b'{"message":"Org-Handle is required"}', UnexpectedResponse, "check org_handle"),
+        (400, b'{"message":"Organization not found"}', UnexpectedResponse, "check org_handle"),
+        (400, b"{}", UnexpectedResponse, "status 400"),
         (401, b"", Unauthorized, "refuses the token"),
         (403, b"", Unauthorized, "refuses the token"),
         (429, b"", RateLimited, "too many requests"),
         (500, b"", Unavailable, "failed to answer"),
-        (302, b"", OddAnswer, "redirects"),
-        (206, b"", OddAnswer, "206"),
+        (302, b"", UnexpectedResponse, "redirects"),
+        (206, b"", UnexpectedResponse, "206"),
     ],
 )
 def test_every_refusal_has_a_name(status: int, body: bytes, error: type[Exception], says: str) -> None:
@@ -371,4 +372,4 @@ def test_every_refusal_has_a_name(status: int, body: bytes, error: type[Exceptio
 def test_a_broken_character_hides_no_other_row() -> None:
     body = b'{"count": 2, "data": [{"id": "a\xff"}, {"id": "b"}]}'
 
-    assert len(wire.read_list(reading.load_json(body, name=wire.NAME)).data) == 2
+    assert len(wire.read_list(parsing.load_json(body, name=wire.NAME)).data) == 2

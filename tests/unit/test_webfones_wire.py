@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
-from relay.model import Contact, Direction, Json, NumberType, Outcome, Party, Record
-from relay.providers import reading
-from relay.providers.base import BadRow, ContactChanges
+from relay.domain.call import Contact, Direction, NumberType, Outcome, Party, Record
+from relay.domain.json import Json
+from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
+from relay.providers import parsing
+from relay.providers.base import ContactChanges, InvalidRow
 from relay.providers.webfones import wire
 
 UTC_ZONE = ZoneInfo("UTC")
@@ -33,7 +34,7 @@ DOCUMENTED: Json = {
 }
 
 
-def parse(row: object, zone: ZoneInfo = UTC_ZONE, seen_at: datetime = SEEN_AT) -> Record | BadRow:
+def parse(row: object, zone: ZoneInfo = UTC_ZONE, seen_at: datetime = SEEN_AT) -> Record | InvalidRow:
     return wire.parse_row(row, zone=zone, region="US", seen_at=seen_at)
 
 
@@ -45,7 +46,7 @@ def record(zone: ZoneInfo = UTC_ZONE, seen_at: datetime = SEEN_AT, **changes: An
 
 def bad(row: object) -> tuple[str, str | None]:
     parsed = parse(row)
-    assert isinstance(parsed, BadRow), parsed
+    assert isinstance(parsed, InvalidRow), parsed
     return parsed.reason, parsed.key
 
 
@@ -206,7 +207,7 @@ def test_a_row_that_lacks_its_id_or_its_time_is_bad_and_says_which() -> None:
 def test_an_impossible_time_makes_a_bad_row_that_keeps_its_key(stamp: object) -> None:
     parsed = parse({**DOCUMENTED, "call_timestamp": stamp})
 
-    assert isinstance(parsed, BadRow)
+    assert isinstance(parsed, InvalidRow)
     assert parsed.key == "211159"
     assert "call_timestamp" in parsed.reason
 
@@ -215,7 +216,7 @@ def test_an_impossible_time_makes_a_bad_row_that_keeps_its_key(stamp: object) ->
 def test_a_row_that_is_no_object_is_bad(row: object) -> None:
     parsed = parse(row)
 
-    assert isinstance(parsed, BadRow)
+    assert isinstance(parsed, InvalidRow)
     assert parsed.reason == "the row is not a JSON object"
     parsed.excerpt.encode()
 
@@ -223,7 +224,7 @@ def test_a_row_that_is_no_object_is_bad(row: object) -> None:
 def test_a_bad_rows_excerpt_hides_its_numbers() -> None:
     parsed = parse({"rid": None, "cidnumber_outside": "2125551234"})
 
-    assert isinstance(parsed, BadRow)
+    assert isinstance(parsed, InvalidRow)
     assert "cidnumber_outside" in parsed.excerpt
     assert "2125551234" not in parsed.excerpt
     assert "555" not in parsed.excerpt
@@ -235,7 +236,7 @@ def test_long_and_odd_text_is_cut_and_cleaned() -> None:
     name = parsed.callee.name
     assert name is not None
     assert name.startswith("👩‍👩‍👧 Łódź")
-    assert len(name) == reading.LONGEST_TEXT
+    assert len(name) == parsing.LONGEST_TEXT
     assert not set("\x00\ud800") & set(name)
     assert len(orjson.dumps(parsed.content())) < 4096
     assert len(orjson.dumps(parsed.raw)) <= 8192
@@ -434,7 +435,7 @@ def test_any_json_value_is_a_record_or_a_bad_row(row: object) -> None:
         assert parsed.started_at.utcoffset() == timedelta(0)
         assert parsed.key.isdecimal()
     else:
-        assert isinstance(parsed, BadRow)
+        assert isinstance(parsed, InvalidRow)
         assert parsed == again
         assert len(parsed.excerpt) <= 120
         orjson.dumps([parsed.reason, parsed.excerpt])
@@ -453,7 +454,7 @@ def test_a_deeply_nested_field_costs_only_itself(depth: int) -> None:
 
 
 def test_a_row_is_looked_up_once_it_was_read_but_a_changed_one_is_not() -> None:
-    def read(row: Json) -> Record | BadRow:
+    def read(row: Json) -> Record | InvalidRow:
         [parsed] = wire.parse_rows([row], zone=NEW_YORK, region="US", seen_at=SEEN_AT)
         return parsed
 
@@ -502,14 +503,14 @@ def test_an_answer_with_rows_gives_them_as_they_are() -> None:
     ],
 )
 def test_an_answer_that_contradicts_itself_is_not_believed(answer: object) -> None:
-    with pytest.raises(OddAnswer, match="WebFones"):
+    with pytest.raises(UnexpectedResponse, match="WebFones"):
         wire.read_call_list(answer)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"records": [', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b",}"])
 def test_a_body_that_is_not_json_is_odd(body: bytes) -> None:
-    with pytest.raises(OddAnswer, match="not JSON"):
-        reading.load_json(body, name=wire.NAME)
+    with pytest.raises(UnexpectedResponse, match="not JSON"):
+        parsing.load_json(body, name=wire.NAME)
 
 
 @pytest.mark.parametrize(
@@ -522,7 +523,7 @@ def test_a_body_that_is_not_json_is_odd(body: bytes) -> None:
     ],
 )
 def test_one_broken_character_does_not_hide_the_other_rows(body: bytes) -> None:
-    answer = reading.load_json(body, name=wire.NAME)
+    answer = parsing.load_json(body, name=wire.NAME)
 
     assert wire.read_call_list(answer)[1] == {"rid": 1}
 
@@ -583,7 +584,7 @@ def test_a_number_that_nobody_has_has_no_contacts(found: object) -> None:
 
 @pytest.mark.parametrize("answer", [None, [], "x", {"error": "no"}, {"2125551234": "John"}, {"2125551234": 7}])
 def test_a_contact_search_of_another_shape_is_odd(answer: object) -> None:
-    with pytest.raises(OddAnswer, match="contact search"):
+    with pytest.raises(UnexpectedResponse, match="contact search"):
         wire.read_contacts(answer, {"+12125551234": "2125551234"})
 
 
@@ -613,7 +614,7 @@ def test_the_newest_version_is_that_of_all_changes(answer: object, changes: Cont
     ],
 )
 def test_changes_without_versions_are_odd(answer: object) -> None:
-    with pytest.raises(OddAnswer, match="contact changes"):
+    with pytest.raises(UnexpectedResponse, match="contact changes"):
         wire.read_changes(answer, 4)
 
 
@@ -628,13 +629,13 @@ def refusal(status: int, text: str = "", **headers: str) -> Exception:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, OddAnswer),
+        (400, UnexpectedResponse),
         (401, Unauthorized),
         (403, Unauthorized),
-        (404, OddAnswer),
-        (204, OddAnswer),
-        (206, OddAnswer),
-        (302, OddAnswer),
+        (404, UnexpectedResponse),
+        (204, UnexpectedResponse),
+        (206, UnexpectedResponse),
+        (302, UnexpectedResponse),
         (429, RateLimited),
         (500, Unavailable),
         (502, Unavailable),
@@ -686,21 +687,21 @@ def test_the_text_says_whose_limit_it_is(text: str, bucket: str) -> None:
     ],
 )
 def test_the_wait_is_read_from_whatever_header_there_is(headers: dict[str, str], wait_s: float | None) -> None:
-    assert reading.retry_after_s(CIMultiDict(headers), SEEN_AT) == wait_s
+    assert parsing.retry_after_s(CIMultiDict(headers), SEEN_AT) == wait_s
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["Retry-After", "RateLimit", "X-RateLimit-Reset", "Date"]), st.text()))
 def test_no_header_can_raise_or_make_the_wait_absurd(headers: dict[str, str]) -> None:
-    wait_s = reading.retry_after_s(CIMultiDict(headers), SEEN_AT)
+    wait_s = parsing.retry_after_s(CIMultiDict(headers), SEEN_AT)
 
     assert wait_s is None or 1 <= wait_s <= 3600
-    assert reading.server_time(CIMultiDict(headers)) is None or "Date" in headers
+    assert parsing.server_time(CIMultiDict(headers)) is None or "Date" in headers
 
 
 def test_the_servers_time_is_its_date() -> None:
-    assert reading.server_time({"Date": "Tue, 01 Jul 2025 21:00:00 GMT"}) == SEEN_AT
-    assert reading.server_time({"Date": "today"}) is None
+    assert parsing.server_time({"Date": "Tue, 01 Jul 2025 21:00:00 GMT"}) == SEEN_AT
+    assert parsing.server_time({"Date": "today"}) is None
 
 
 @pytest.mark.parametrize(
@@ -734,7 +735,7 @@ def test_the_ways_of_having_no_recording_are_told_apart(status: int, text: str, 
     ],
 )
 def test_only_audio_or_plain_bytes_are_taken_for_a_recording(written: str | None, kind: str | None) -> None:
-    assert reading.audio_type(written) == kind
+    assert parsing.audio_type(written) == kind
 
 
 def test_health_is_said_in_a_line() -> None:

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.poll.window import (
+from relay.polling.window import (
     FLOOR,
     HEAVY_BYTES,
     HEAVY_ROWS,
     SEED_DEPTH,
     Plan,
-    Standing,
+    PollState,
     Tier,
     days_to_forget,
     effective,
@@ -34,27 +34,27 @@ def ago(**span: float) -> datetime:
     return NOW - timedelta(**span)
 
 
-def standing(**changes: object) -> Standing:
+def poll_state(**changes: object) -> PollState:
     """A source whose tiers all succeeded 30 s ago, and whose newest call is a minute old."""
     recent = dict.fromkeys((NEAR, DAY, DEEP), ago(seconds=30))
-    return replace(Standing(ago(days=9), ago(seconds=60), recent), **changes)  # type: ignore[arg-type]
+    return replace(PollState(ago(days=9), ago(seconds=60), recent), **changes)  # type: ignore[arg-type]
 
 
 def test_the_first_poll_looks_78_hours_behind_the_relays_start() -> None:
     """Also when the first one that succeeds comes late: what started after the relay is then still found."""
-    planned = plan(Standing(started_at=ago(hours=5)), TIERS, now=NOW)
+    planned = plan(PollState(started_at=ago(hours=5)), TIERS, now=NOW)
 
     assert planned == Plan(ago(hours=83), (NEAR, DAY, DEEP), first=True)
 
 
 def test_a_start_in_the_future_is_taken_for_now() -> None:
     """The store's clock was wrong when the relay began, and has been set back since."""
-    assert plan(Standing(started_at=ago(days=-400)), TIERS, now=NOW).since == NOW - SEED_DEPTH
+    assert plan(PollState(started_at=ago(days=-400)), TIERS, now=NOW).since == NOW - SEED_DEPTH
 
 
 def test_a_cursor_without_a_success_is_a_recovery_from_the_marker() -> None:
     """A recovery that died half way has moved nothing, so the next poll goes on recovering from the same place."""
-    planned = plan(Standing(ago(days=400), ago(hours=3)), TIERS, now=NOW)
+    planned = plan(PollState(ago(days=400), ago(hours=3)), TIERS, now=NOW)
 
     assert planned == Plan(ago(hours=81), (NEAR, DAY, DEEP), recovery=True)
 
@@ -76,21 +76,21 @@ def test_each_tier_reaches_back_from_its_own_last_success(
     """A tier that is due asks for what may have appeared since it last looked, and its depth more."""
     reached = {depth: ago(seconds=seconds) for depth, seconds in seconds_ago.items()}
 
-    planned = plan(standing(reached=reached), TIERS, now=NOW)
+    planned = plan(poll_state(reached=reached), TIERS, now=NOW)
 
     assert planned == Plan(ago(seconds=since_s), depths)
 
 
 def test_a_quiet_source_is_asked_from_its_newest_call() -> None:
     """Over a quiet weekend the cursor stays behind, and each poll reaches back from there."""
-    assert plan(standing(cursor=ago(days=2)), TIERS, now=NOW).since == ago(days=2, seconds=NEAR)
+    assert plan(poll_state(cursor=ago(days=2)), TIERS, now=NOW).since == ago(days=2, seconds=NEAR)
 
 
 def test_successes_in_the_future_make_every_tier_due() -> None:
     """The store's clock was a day ahead for a while: nobody knows when the tiers looked last."""
     ahead = dict.fromkeys((NEAR, DAY, DEEP), ago(days=-1))
 
-    planned = plan(standing(reached=ahead, cursor=ago(days=-1)), TIERS, now=NOW)
+    planned = plan(poll_state(reached=ahead, cursor=ago(days=-1)), TIERS, now=NOW)
 
     assert planned == Plan(NOW - timedelta(seconds=DEEP), (NEAR, DAY, DEEP))
 
@@ -99,15 +99,15 @@ def test_a_depth_that_is_new_never_reaches_to_the_beginning_of_time() -> None:
     """The tiers were changed in the configuration: the new one begins where the others stood."""
     deeper = (*TIERS, Tier(43_200, 345_600))
 
-    assert plan(standing(), deeper, now=NOW).since == ago(seconds=60) - timedelta(seconds=NEAR)
-    assert plan(standing(reached={NEAR: ago(days=1)}), deeper, now=NOW).since == ago(days=1, seconds=345_600)
+    assert plan(poll_state(), deeper, now=NOW).since == ago(seconds=60) - timedelta(seconds=NEAR)
+    assert plan(poll_state(reached={NEAR: ago(days=1)}), deeper, now=NOW).since == ago(days=1, seconds=345_600)
 
 
 def test_a_short_step_that_was_not_taken_for_weeks_does_not_reach_back_for_weeks() -> None:
     """Heavy again after a quiet month: the step of ten minutes begins at the last look that was deeper."""
     reached = {600: ago(days=30), NEAR: ago(seconds=30), DAY: ago(seconds=30), DEEP: ago(seconds=30)}
 
-    planned = plan(standing(heavy=True, reached=reached), TIERS, now=NOW)
+    planned = plan(poll_state(heavy=True, reached=reached), TIERS, now=NOW)
 
     assert planned == Plan(ago(seconds=660), (600,))
 
@@ -136,7 +136,7 @@ def test_heavy_is_judged_by_looks_at_the_near_tier(
     heavy: bool, depths: tuple[int, ...], rows: int, size_bytes: int, then: bool
 ) -> None:
     """It does not switch to and fro: not by looks of another depth, and back only at half."""
-    judged = heavy_after(standing(heavy=heavy), Plan(NOW, depths), TIERS, rows=rows, size_bytes=size_bytes)
+    judged = heavy_after(poll_state(heavy=heavy), Plan(NOW, depths), TIERS, rows=rows, size_bytes=size_bytes)
 
     assert judged is then
 
@@ -145,7 +145,7 @@ def test_the_first_look_does_not_make_a_source_heavy() -> None:
     """78 hours of calls are many for anybody."""
     first = Plan(NOW, (NEAR, DAY, DEEP), first=True)
 
-    assert not heavy_after(Standing(), first, TIERS, rows=90_000, size_bytes=0)
+    assert not heavy_after(PollState(), first, TIERS, rows=90_000, size_bytes=0)
 
 
 CURSOR = {
@@ -163,14 +163,14 @@ def test_the_cursor_is_the_newest_start_up_to_the_polls_own(
     before: datetime | None, newest: datetime | None, after: datetime
 ) -> None:
     """A call that seems to start in the future, or an old one that comes late, does not lead the cursor astray."""
-    assert next_cursor(standing(cursor=before), newest, poll_started=NOW) == after
+    assert next_cursor(poll_state(cursor=before), newest, poll_started=NOW) == after
 
 
 def test_the_floor_is_96_hours_below_the_cursor() -> None:
     """After an outage of weeks it is still there, so everything since then is new."""
-    assert floor(standing(cursor=ago(days=20)), now=NOW) == ago(days=24)
-    assert floor(standing(cursor=ago(days=-9)), now=NOW) == NOW - FLOOR
-    assert floor(Standing(started_at=NOW), now=NOW) is None
+    assert floor(poll_state(cursor=ago(days=20)), now=NOW) == ago(days=24)
+    assert floor(poll_state(cursor=ago(days=-9)), now=NOW) == NOW - FLOOR
+    assert floor(PollState(started_at=NOW), now=NOW) is None
 
 
 def test_days_are_forgotten_one_by_one_and_after_a_long_pause_all_at_once() -> None:
@@ -192,7 +192,7 @@ def test_no_forgotten_day_has_a_row_that_could_be_new(
 ) -> None:
     """A row at or above the floor lies on a day that `seen` still has, in whatever zone its date is written."""
     new = old + step
-    bottom = floor(Standing(cursor=new), now=new)
+    bottom = floor(PollState(cursor=new), now=new)
     assert bottom is not None
     day = (bottom + late + zone).date().isoformat()
 
@@ -229,7 +229,7 @@ def test_what_appears_within_72_hours_is_asked_for(
 ) -> None:
     """After its appearance a call is in the window of the deepest look that follows, which follows within 6 hours of
     polling: whatever polls failed, however long the relay was away, heavy or not."""
-    stands = Standing(started_at=NOW)
+    stands = PollState(started_at=NOW)
     looked: list[tuple[datetime, datetime]] = []
     for at, succeeds, rows in schedule:
         planned = plan(stands, TIERS, now=at)
@@ -238,7 +238,7 @@ def test_what_appears_within_72_hours_is_asked_for(
         looked.append((at, planned.since))
         cursor = next_cursor(stands, at - timedelta(seconds=newest_ago_s), poll_started=at)
         heavy = heavy_after(stands, planned, TIERS, rows=rows, size_bytes=0)
-        stands = Standing(NOW, cursor, {**(stands.reached or {}), **dict.fromkeys(planned.depths, at)}, heavy)
+        stands = PollState(NOW, cursor, {**(stands.reached or {}), **dict.fromkeys(planned.depths, at)}, heavy)
 
     late = timedelta(hours=late_h)
     for before, after in pairwise(looked):

@@ -14,17 +14,17 @@ from typing import Final
 import aiohttp
 import structlog
 
-from relay.clock import Clock, SystemClock
-from relay.errors import OddAnswer, OverBudget, ProviderError
-from relay.model import Record
+from relay.domain.call import Record
+from relay.domain.clock import Clock, SystemClock
+from relay.errors import OverBudget, ProviderError, UnexpectedResponse
 from relay.providers.base import (
     Audio,
-    BadRow,
     CallList,
     CallStream,
     ContactSource,
     DetailSource,
     Health,
+    InvalidRow,
     NoRecordingYet,
     NoSuchCall,
     Page,
@@ -36,7 +36,7 @@ from relay.providers.base import (
 from relay.providers.cinnox import wire
 from relay.providers.cinnox.options import CinnoxOptions
 from relay.providers.http import AUDIO, LIST, HttpAccount, loaded
-from relay.providers.reading import audio_type, server_time
+from relay.providers.parsing import audio_type, server_time
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +112,7 @@ class Cinnox:
                 return
             content_type = audio_type(response.headers.get("Content-Type"))
             if content_type is None:
-                raise OddAnswer(
+                raise UnexpectedResponse(
                     "CINNOX sent text where a recording was asked for; check recording_path: only audio is taken over"
                 )
             chunks = account.chunks(response, await account.first_chunk(response, what), what)
@@ -141,13 +141,15 @@ class Cinnox:
         if listed.rows is None or others.rows is None:
             if may_refuse:
                 return None
-            raise OddAnswer(f"CINNOX's call list has no end after {most} rows; nothing of it was taken over")
+            raise UnexpectedResponse(f"CINNOX's call list has no end after {most} rows; nothing of it was taken over")
         conferences: Sequence[object] = ()
         if self._options.merge_conferences and any(map(wire.is_conference, (*listed.rows, *others.rows))):
             conferences = (await self._read("conference-detail", first, last, purpose, wire.LONGEST_LIST)).rows or ()
         rows = wire.merge(listed.rows, others.rows, conferences)
         size_bytes = listed.size_bytes + others.size_bytes
-        parsed = [row for row in await self._parse(rows) if isinstance(row, BadRow) or begin <= row.started_at <= end]
+        parsed = [
+            row for row in await self._parse(rows) if isinstance(row, InvalidRow) or begin <= row.started_at <= end
+        ]
         return Page(parsed, server_time=listed.server_time, size_bytes=size_bytes)
 
     async def _read_other(self, first: datetime, last: datetime, purpose: Purpose, most: int) -> _Range:
@@ -170,7 +172,9 @@ class Cinnox:
         while True:
             answer = await self._ask(name, first, last, len(found), limit, purpose)
             if answer.rows and answer.rows == rows:
-                raise OddAnswer(f"CINNOX sends the same page of {name} whatever the offset; nothing was taken over")
+                raise UnexpectedResponse(
+                    f"CINNOX sends the same page of {name} whatever the offset; nothing was taken over"
+                )
             rows = answer.rows or []
             read.size_bytes += answer.size_bytes
             read.server_time = answer.server_time
@@ -193,9 +197,9 @@ class Cinnox:
         rows = wire.read_list(await loaded(body, wire.load_json), what=what, host=self._options.host)
         return _Range(rows, said_at, len(body))
 
-    async def _parse(self, rows: Sequence[object]) -> list[Record | BadRow]:
+    async def _parse(self, rows: Sequence[object]) -> list[Record | InvalidRow]:
         """Read rows a few at a time: thousands of new ones take a second, and the loop has other things to do."""
-        parsed: list[Record | BadRow] = []
+        parsed: list[Record | InvalidRow] = []
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
             parsed += wire.parse_rows(some, region=self._options.region, seen_at=self._clock.now())

@@ -16,12 +16,14 @@ from urllib.parse import quote, urlencode
 import orjson
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
-from relay.enrich.numbers import read_number
-from relay.errors import OddAnswer, ProviderError, RateLimited, Unavailable
-from relay.model import Direction, Json, Outcome, Party, Record, iso
-from relay.providers import reading
-from relay.providers.base import BadRow, excerpt
-from relay.providers.reading import MaybeStamp, Text, complaint, dumped, given_up, kept, seconds, shrunk, shrunk_row
+from relay.domain.call import Direction, Outcome, Party, Record
+from relay.domain.json import Json
+from relay.domain.numbers import read_number
+from relay.domain.time import iso
+from relay.errors import ProviderError, RateLimited, Unavailable, UnexpectedResponse
+from relay.providers import parsing
+from relay.providers.base import InvalidRow, excerpt
+from relay.providers.parsing import MaybeStamp, Text, complaint, dumped, given_up, kept, seconds, shrunk, shrunk_row
 
 NAME: Final = "CINNOX"
 MAPPING_VERSION: Final = 1
@@ -132,7 +134,9 @@ def load_json(body: bytes) -> object:
             body.decode("utf-8-sig", "replace"), parse_int=_whole, parse_float=_exact, parse_constant=lambda _name: None
         )
     except (ValueError, RecursionError):
-        raise OddAnswer(f"{NAME} sent something that is not JSON; check base_url, and any proxy in between") from None
+        raise UnexpectedResponse(
+            f"{NAME} sent something that is not JSON; check base_url, and any proxy in between"
+        ) from None
 
 
 def _whole(text: str) -> int | None:
@@ -163,15 +167,17 @@ def read_list(answer: object, *, what: str, host: str) -> list[object]:
     try:
         read = ListAnswer.model_validate(answer)
     except ValidationError:
-        raise OddAnswer(f"{NAME} sent {what} without a list of results; nothing of it was taken over") from None
+        raise UnexpectedResponse(
+            f"{NAME} sent {what} without a list of results; nothing of it was taken over"
+        ) from None
     if read.code not in (0, 200):
         raise coded(read.code, read.message, what=what, host=host)
     if read.result is None and not (isinstance(answer, dict) and "result" in answer):
-        raise OddAnswer(f"{NAME} sent {what} without a list of results; nothing of it was taken over")
+        raise UnexpectedResponse(f"{NAME} sent {what} without a list of results; nothing of it was taken over")
     return read.result or []
 
 
-class BadParameter(OddAnswer):
+class BadParameter(UnexpectedResponse):
     """CINNOX does not take a parameter, or misses one."""
 
 
@@ -189,26 +195,28 @@ def coded(code: int, message: str | None, *, what: str, host: str) -> ProviderEr
     if code == BAD_PARAMETER:
         return BadParameter(f"{NAME} at {host} does not take what was asked for {what} ({code}{said})")
     if code == NO_METHOD:
-        return OddAnswer(f"{NAME} at {host} has no such method for {what} ({code}); check base_url")
-    return OddAnswer(f"{NAME} at {host} answered {what} with code {code}, which its document does not know{said}")
+        return UnexpectedResponse(f"{NAME} at {host} has no such method for {what} ({code}); check base_url")
+    return UnexpectedResponse(
+        f"{NAME} at {host} answered {what} with code {code}, which its document does not know{said}"
+    )
 
 
 def refusal(
     status: int, body: bytes, headers: Mapping[str, str], *, what: str, host: str, now: datetime
 ) -> ProviderError:
     """Turn an unwanted answer into the error that says so: by the code in its body where it has one."""
-    usual = reading.refusal(status, headers, name=NAME, what=what, host=host, now=now)
+    usual = parsing.refusal(status, headers, name=NAME, what=what, host=host, now=now)
     if status in (401, 403, 429) or 300 <= status < 400:
         return usual
     try:
         failure = ListAnswer.model_validate(load_json(body))
-    except (OddAnswer, ValidationError):
+    except (UnexpectedResponse, ValidationError):
         return usual
     if failure.code == 0:
         return usual
     named = coded(failure.code, failure.message, what=what, host=host)
     if isinstance(named, RateLimited):
-        return RateLimited(str(named), bucket="key", retry_after_s=reading.retry_after_s(headers, now))
+        return RateLimited(str(named), bucket="key", retry_after_s=parsing.retry_after_s(headers, now))
     return usual if status >= 500 else named
 
 
@@ -293,7 +301,7 @@ def _conference_ids(row: Json) -> list[str]:
 
 
 def _id(value: object) -> str | None:
-    return reading.text(value)
+    return parsing.text(value)
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -305,7 +313,7 @@ def phone(value: object) -> str | None:
         return None
     if isinstance(value, int):
         return f"+{value}" if value > 0 else None
-    said = reading.text(value)
+    said = parsing.text(value)
     return f"+{said.lstrip('+')}" if said and _DIGITS.fullmatch(said) and len(said) > 6 else said
 
 
@@ -318,11 +326,11 @@ def _object(value: object) -> object:
 
 
 def _began(value: object) -> datetime:
-    return reading.stamp(value, "callDate")
+    return parsing.stamp(value, "callDate")
 
 
 def _hid(value: object) -> str:
-    said = reading.text(value)
+    said = parsing.text(value)
     if said is None:
         raise ValueError("the row has neither hid nor callID")
     return said
@@ -381,12 +389,12 @@ _COLUMNS: Final = {
 }
 
 
-def parse_rows(rows: Iterable[object], *, region: str, seen_at: datetime) -> list[Record | BadRow]:
+def parse_rows(rows: Iterable[object], *, region: str, seen_at: datetime) -> list[Record | InvalidRow]:
     """Read merged rows, most of which were there in the last poll too: an unchanged row is looked up, not read."""
     return [_parse(row, region, seen_at) for row in rows]
 
 
-def _parse(row: object, region: str, seen_at: datetime) -> Record | BadRow:
+def _parse(row: object, region: str, seen_at: datetime) -> Record | InvalidRow:
     again = dumped(row)
     cached = again is not None and len(again) <= _LARGEST_CACHED_ROW_BYTES
     read = _read_once(again, region) if again is not None and cached else _read(row, region)
@@ -394,18 +402,18 @@ def _parse(row: object, region: str, seen_at: datetime) -> Record | BadRow:
 
 
 @lru_cache(maxsize=_CACHED_ROWS)
-def _read_once(row: bytes, region: str) -> Record | BadRow:
+def _read_once(row: bytes, region: str) -> Record | InvalidRow:
     return _read(orjson.loads(row), region)
 
 
-def _read(row: object, region: str) -> Record | BadRow:
+def _read(row: object, region: str) -> Record | InvalidRow:
     if not isinstance(row, dict):
-        return BadRow("the row is not a JSON object", excerpt=excerpt({"row": shrunk(row)}))
+        return InvalidRow("the row is not a JSON object", excerpt=excerpt({"row": shrunk(row)}))
     given = row if _id(row.get("hid")) else {name: value for name, value in row.items() if name != "hid"}
     try:
         parsed = CallRow.model_validate(given)
     except ValidationError as error:
-        return BadRow(complaint(error), key=_id(row.get("hid")), excerpt=excerpt(shrunk_row(row)))
+        return InvalidRow(complaint(error), key=_id(row.get("hid")), excerpt=excerpt(shrunk_row(row)))
     return _record(parsed, region, kept(row, _COLUMNS))
 
 
@@ -422,7 +430,7 @@ def _record(row: CallRow, region: str, raw: Json) -> Record:
     outcome = _OUTCOMES.get(said, Outcome.UNKNOWN)
     ended_at = row.ended if row.ended is not None and row.ended >= row.began else None
     conference = (row.type or "").lower() == "conference"
-    under_way = ended_at is None and (reading.under_way(said) or (not said and not row.duration))
+    under_way = ended_at is None and (parsing.under_way(said) or (not said and not row.duration))
     if outcome is Outcome.UNKNOWN and not under_way:
         outcome = outcome_by_reason
     return Record(
@@ -494,7 +502,7 @@ def _participants(legs: Sequence[object], region: str) -> Iterable[Json]:
         side = Side.model_validate(_object(leg.get("participantInfo") or leg.get("calleeInfo") or leg))
         number = side.phoneNumber or phone(leg.get("phoneNumber")) or phone(leg.get("callee"))
         read = read_number(number, region, internal=bool(side.isStaff))
-        reason = reading.text(leg.get("byeReason"))
+        reason = parsing.text(leg.get("byeReason"))
         yield {
             "id": _id(leg.get("hid")),
             "number": read.number,
@@ -502,8 +510,8 @@ def _participants(legs: Sequence[object], region: str) -> Iterable[Json]:
             "name": side.displayName,
             "user_id": side.eid,
             "internal": side.isStaff,
-            "started_at": iso(reading.stamp_or_none(leg.get("callDate") or leg.get("startTime"))),
-            "ended_at": iso(reading.stamp_or_none(leg.get("callEndTime") or leg.get("endTime"))),
+            "started_at": iso(parsing.stamp_or_none(leg.get("callDate") or leg.get("startTime"))),
+            "ended_at": iso(parsing.stamp_or_none(leg.get("callEndTime") or leg.get("endTime"))),
             "duration_seconds": seconds(leg.get("callDuration", leg.get("duration"))),
             "end_reason": _BYE_REASONS.get(_words(reason), (reason, None))[0],
         }

@@ -13,6 +13,6 @@ NFON = ProviderKind(
     credential=NfonOptions.credential,
     requests_per_window=None,
     window_s=None,
-    connect_safely=Nfon,
+    connect_with_store=Nfon,
 )
 """The document names no request limit; a 429 is heeded all the same."""

@@ -15,21 +15,21 @@ from typing import Final
 import aiohttp
 import structlog
 
-from relay.clock import Clock, SystemClock
-from relay.errors import OddAnswer, OverBudget, ProviderError, Unauthorized
-from relay.model import Record
+from relay.domain.call import Record
+from relay.domain.clock import Clock, SystemClock
+from relay.errors import OverBudget, ProviderError, Unauthorized, UnexpectedResponse
 from relay.providers.base import (
-    BadRow,
     CallList,
     CallStream,
     ContactSource,
+    CredentialStore,
     DetailSource,
     Health,
+    InvalidRow,
     Page,
     Pay,
     Purpose,
     RecordingSource,
-    Safe,
     Window,
 )
 from relay.providers.http import LIST, QUICK, HttpAccount, loaded
@@ -37,7 +37,7 @@ from relay.providers.nfon import wire
 from relay.providers.nfon.options import NfonOptions
 from relay.providers.nfon.sse import Event, EventReader, TooLarge
 from relay.providers.nfon.tokens import AccessToken, Tokens
-from relay.providers.reading import load_json, server_time
+from relay.providers.parsing import load_json, server_time
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +57,7 @@ class Nfon:
         options: NfonOptions,
         http: aiohttp.ClientSession,
         pay: Pay,
-        safe: Safe | None = None,
+        safe: CredentialStore | None = None,
         *,
         clock: Clock | None = None,
     ) -> None:
@@ -109,7 +109,9 @@ class Nfon:
             fresh = [row for row, name in zip(rows, names, strict=True) if name not in known]
             again = offset > 0 and bool(names) and names[0] == beginning
             if again and len(rows) >= self._options.page_size:
-                raise OddAnswer("NFON sends the same page whatever the offset; the calls behind it cannot be read")
+                raise UnexpectedResponse(
+                    "NFON sends the same page whatever the offset; the calls behind it cannot be read"
+                )
             known.update(names)
             self._largest_page = max(self._largest_page, len(rows))
             yield replace(page, rows=await self._parse(fresh))
@@ -156,9 +158,9 @@ class Nfon:
             body = await self._account.body(response, "the call list")
         return wire.read_call_list(await loaded(body, _load))
 
-    async def _parse(self, rows: Sequence[object]) -> list[Record | BadRow]:
+    async def _parse(self, rows: Sequence[object]) -> list[Record | InvalidRow]:
         """Read rows a few at a time: thousands of new ones take a second, and the loop has other things to do."""
-        parsed: list[Record | BadRow] = []
+        parsed: list[Record | InvalidRow] = []
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = [self._newest.of(row) for row in rows[start : start + _ROWS_AT_ONCE]]
             parsed += wire.parse_rows(some, region=self._options.region)
@@ -168,7 +170,7 @@ class Nfon:
     # Listening
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[AsyncIterator[Sequence[Record | BadRow]]]:
+    async def listening(self) -> AsyncIterator[AsyncIterator[Sequence[Record | InvalidRow]]]:
         """Connect to the event stream; see CallStream."""
         async with AsyncExitStack() as stack:
             with self._account.trouble("the event stream"):
@@ -183,7 +185,7 @@ class Nfon:
                         )
                     )
             if response.content_type != "text/event-stream":
-                raise OddAnswer(
+                raise UnexpectedResponse(
                     f"NFON at {self._options.host} answers with {response.content_type} where an event stream was "
                     "asked for; set stream: false when it has none"
                 )
@@ -191,7 +193,7 @@ class Nfon:
 
     async def _events(
         self, response: aiohttp.ClientResponse, token: AccessToken
-    ) -> AsyncGenerator[Sequence[Record | BadRow], None]:
+    ) -> AsyncGenerator[Sequence[Record | InvalidRow], None]:
         reader = EventReader()
         while True:
             wait_s = self._options.stream_idle_s
@@ -209,13 +211,13 @@ class Nfon:
             if rows:
                 yield rows
 
-    def _row(self, event: Event | TooLarge) -> Record | BadRow:
+    def _row(self, event: Event | TooLarge) -> Record | InvalidRow:
         if isinstance(event, TooLarge):
-            return BadRow("an event of the stream is larger than 1 MiB")
+            return InvalidRow("an event of the stream is larger than 1 MiB")
         try:
             row = load_json(event.data.encode("utf-8", "replace"), name=wire.NAME)
-        except OddAnswer:
-            return BadRow("an event of the stream is not JSON")
+        except UnexpectedResponse:
+            return InvalidRow("an event of the stream is not JSON")
         return wire.parse_row(self._newest.of(row), region=self._options.region)
 
     # Details

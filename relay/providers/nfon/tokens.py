@@ -15,12 +15,12 @@ import orjson
 from yarl import URL
 
 from relay import __version__
-from relay.clock import Clock
-from relay.errors import OddAnswer, ProviderError, RateLimited, SettingsError, Unauthorized, Unavailable
-from relay.providers.base import Safe
+from relay.domain.clock import Clock
+from relay.errors import ProviderError, RateLimited, SettingsError, Unauthorized, Unavailable, UnexpectedResponse
+from relay.providers.base import CredentialStore
 from relay.providers.nfon import wire
 from relay.providers.nfon.options import NfonOptions, OAuthOptions
-from relay.providers.reading import load_json, retry_after_s
+from relay.providers.parsing import load_json, retry_after_s
 
 LIFE_UNSAID_S: Final = 300.0
 """How long an access token is taken to last when the answer does not say: NFON's sibling API has five minutes."""
@@ -63,7 +63,9 @@ def _read_kept(text: str | None) -> _Kept | None:
 class Tokens:
     """Gives the token to send; with `oauth` it renews it."""
 
-    def __init__(self, options: NfonOptions, http: aiohttp.ClientSession, safe: Safe | None, *, clock: Clock) -> None:
+    def __init__(
+        self, options: NfonOptions, http: aiohttp.ClientSession, safe: CredentialStore | None, *, clock: Clock
+    ) -> None:
         self._options = options
         self._http = http
         self._safe = safe
@@ -138,7 +140,9 @@ class Tokens:
                 async for chunk in response.content.iter_any():
                     body += chunk
                     if len(body) > _LARGEST_ANSWER_BYTES:
-                        raise OddAnswer(f"NFON's login at {oauth.host} sent far too much; check oauth.token_url")
+                        raise UnexpectedResponse(
+                            f"NFON's login at {oauth.host} sent far too much; check oauth.token_url"
+                        )
                 status, headers = response.status, response.headers
         except TimeoutError as error:
             raise Unavailable(f"NFON's login at {oauth.host} took too long to renew the token") from error
@@ -164,7 +168,7 @@ class Tokens:
             )
         if status >= 500:
             return Unavailable(f"NFON's login at {oauth.host} failed to renew the token ({status})")
-        return OddAnswer(f"NFON's login at {oauth.host} answered with status {status}; check oauth.token_url")
+        return UnexpectedResponse(f"NFON's login at {oauth.host} answered with status {status}; check oauth.token_url")
 
 
 def _login(oauth: OAuthOptions) -> str:

@@ -15,12 +15,14 @@ from urllib.parse import quote, urlencode
 import orjson
 from pydantic import AliasPath, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
-from relay.enrich.numbers import read_number
-from relay.errors import OddAnswer, ProviderError
-from relay.model import Direction, Json, NumberType, Outcome, Party, Record, iso
-from relay.providers import reading
-from relay.providers.base import BadRow, excerpt
-from relay.providers.reading import Text, complaint, dumped, iso_time, kept, seconds, shrunk, shrunk_row, text
+from relay.domain.call import Direction, NumberType, Outcome, Party, Record
+from relay.domain.json import Json
+from relay.domain.numbers import read_number
+from relay.domain.time import iso
+from relay.errors import ProviderError, UnexpectedResponse
+from relay.providers import parsing
+from relay.providers.base import InvalidRow, excerpt
+from relay.providers.parsing import Text, complaint, dumped, iso_time, kept, seconds, shrunk, shrunk_row, text
 
 NAME: Final = "NFON"
 MAPPING_VERSION: Final = 1
@@ -100,10 +102,10 @@ def since_number(since: datetime, unit: Unit) -> int:
 
 
 def read_call_list(answer: object) -> list[object]:
-    """Take the rows out of the call list's answer; raises OddAnswer when it is none."""
+    """Take the rows out of the call list's answer; raises UnexpectedResponse when it is none."""
     if isinstance(answer, list):
         return answer
-    raise OddAnswer("NFON sent a call list that is not a list; nothing of it was taken over")
+    raise UnexpectedResponse("NFON sent a call list that is not a list; nothing of it was taken over")
 
 
 def row_identity(row: object) -> str:
@@ -281,12 +283,12 @@ class Completed(Record):
         return self.row_hash
 
 
-def parse_rows(rows: Sequence[object], *, region: str) -> list[Record | BadRow]:
+def parse_rows(rows: Sequence[object], *, region: str) -> list[Record | InvalidRow]:
     """Read rows, most of which were there in the last poll too: an unchanged row is looked up, not read again."""
     return [_parse_again(row, region) for row in rows]
 
 
-def _parse_again(row: object, region: str) -> Record | BadRow:
+def _parse_again(row: object, region: str) -> Record | InvalidRow:
     again = dumped(row)
     if again is None or len(again) > _LARGEST_CACHED_ROW_BYTES:
         return parse_row(row, region=region)
@@ -294,18 +296,18 @@ def _parse_again(row: object, region: str) -> Record | BadRow:
 
 
 @lru_cache(maxsize=_CACHED_ROWS)
-def _parse_once(again: bytes, region: str) -> Record | BadRow:
+def _parse_once(again: bytes, region: str) -> Record | InvalidRow:
     return parse_row(orjson.loads(again), region=region)
 
 
-def parse_row(row: object, *, region: str) -> Record | BadRow:
-    """Read one row; whatever it is, it becomes a Record or a BadRow."""
+def parse_row(row: object, *, region: str) -> Record | InvalidRow:
+    """Read one row; whatever it is, it becomes a Record or a InvalidRow."""
     if not isinstance(row, dict):
-        return BadRow("the row is not a JSON object", excerpt=excerpt({"row": shrunk(row)}))
+        return InvalidRow("the row is not a JSON object", excerpt=excerpt({"row": shrunk(row)}))
     try:
         parsed = CallRow.model_validate(row)
     except ValidationError as error:
-        return BadRow(complaint(error), key=text(row.get("uuid")), excerpt=excerpt(shrunk_row(row)))
+        return InvalidRow(complaint(error), key=text(row.get("uuid")), excerpt=excerpt(shrunk_row(row)))
     return _record(parsed, region, kept(row, CallRow.model_fields))
 
 
@@ -511,13 +513,15 @@ class Granted(BaseModel):
 
 
 def read_grant(answer: object) -> Granted:
-    """Read the tokens; raises OddAnswer when there is none that could be sent."""
+    """Read the tokens; raises UnexpectedResponse when there is none that could be sent."""
     try:
         granted = Granted.model_validate(answer)
     except ValidationError:
-        raise OddAnswer("NFON's login sent an answer without an access token; nothing of it was taken over") from None
+        raise UnexpectedResponse(
+            "NFON's login sent an answer without an access token; nothing of it was taken over"
+        ) from None
     if not (granted.access_token.isascii() and granted.access_token.isprintable() and " " not in granted.access_token):
-        raise OddAnswer("NFON's login sent an access token that cannot be sent; nothing of it was taken over")
+        raise UnexpectedResponse("NFON's login sent an access token that cannot be sent; nothing of it was taken over")
     return granted
 
 
@@ -526,4 +530,4 @@ def read_grant(answer: object) -> Granted:
 
 def refusal(status: int, headers: Mapping[str, str], *, what: str, host: str, now: datetime) -> ProviderError:
     """Turn an unwanted answer into the error that says so; `what` is what was asked for, as in "the call list"."""
-    return reading.refusal(status, headers, name=NAME, what=what, host=host, now=now)
+    return parsing.refusal(status, headers, name=NAME, what=what, host=host, now=now)

@@ -9,16 +9,16 @@ from typing import Final
 
 import aiohttp
 
-from relay.clock import Clock, SystemClock
-from relay.errors import OddAnswer, OverBudget, ProviderError
-from relay.model import Record
+from relay.domain.call import Record
+from relay.domain.clock import Clock, SystemClock
+from relay.errors import OverBudget, ProviderError, UnexpectedResponse
 from relay.providers.base import (
-    BadRow,
     CallList,
     CallStream,
     ContactSource,
     DetailSource,
     Health,
+    InvalidRow,
     Page,
     Pay,
     Purpose,
@@ -26,7 +26,7 @@ from relay.providers.base import (
     Window,
 )
 from relay.providers.http import LIST, HttpAccount, loaded
-from relay.providers.reading import load_json, server_time
+from relay.providers.parsing import load_json, server_time
 from relay.providers.unpod import wire
 from relay.providers.unpod.options import UnpodOptions
 
@@ -84,7 +84,7 @@ class Unpod:
             yield page
             path = self._after(progress, answer.listed, window, followed)
         if progress.ended_early() and not progress.past_the_window:
-            raise OddAnswer(
+            raise UnexpectedResponse(
                 f"Unpod announced {progress.count} calls and ended its list after {progress.rows}; "
                 "it will be asked again"
             )
@@ -113,7 +113,9 @@ class Unpod:
         if link is None and progress.complete:
             return None
         if progress.pages >= wire.MOST_PAGES:
-            raise OddAnswer(f"Unpod's call list has no end after {progress.pages} pages; nothing more of it was read")
+            raise UnexpectedResponse(
+                f"Unpod's call list has no end after {progress.pages} pages; nothing more of it was read"
+            )
         return link or self._path(window, page=progress.pages + 1)
 
     async def _ask(self, path: str, progress: wire.Progress, purpose: Purpose) -> _Answer | None:
@@ -133,7 +135,7 @@ class Unpod:
     async def _page(self, answer: _Answer) -> Page:
         """Read rows a few at a time: thousands of new ones take a second, and the loop has other things to do."""
         rows: Sequence[object] = answer.listed.data
-        parsed: list[Record | BadRow] = []
+        parsed: list[Record | InvalidRow] = []
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             parsed += wire.parse_rows(
                 rows[start : start + _ROWS_AT_ONCE],

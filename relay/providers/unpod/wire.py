@@ -16,12 +16,13 @@ from urllib.parse import urlencode, urlsplit
 import orjson
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
 
-from relay.enrich.numbers import read_number
-from relay.errors import OddAnswer, ProviderError
-from relay.model import Direction, Json, Outcome, Record
-from relay.providers import reading
-from relay.providers.base import BadRow, Window, excerpt
-from relay.providers.reading import MaybeStamp, Text, complaint, dumped, given_up, kept, seconds, shrunk, shrunk_row
+from relay.domain.call import Direction, Outcome, Record
+from relay.domain.json import Json
+from relay.domain.numbers import read_number
+from relay.errors import ProviderError, UnexpectedResponse
+from relay.providers import parsing
+from relay.providers.base import InvalidRow, Window, excerpt
+from relay.providers.parsing import MaybeStamp, Text, complaint, dumped, given_up, kept, seconds, shrunk, shrunk_row
 
 NAME: Final = "Unpod"
 MAPPING_VERSION: Final = 1
@@ -104,15 +105,19 @@ class ListAnswer(BaseModel):
 
 
 def read_list(answer: object) -> ListAnswer:
-    """Take the rows and what leads on out of an answer; raises OddAnswer when it contradicts itself."""
+    """Take the rows and what leads on out of an answer; raises UnexpectedResponse when it contradicts itself."""
     try:
         read = ListAnswer.model_validate(answer)
     except ValidationError:
-        raise OddAnswer("Unpod sent a call list without a list of calls; nothing of it was taken over") from None
+        raise UnexpectedResponse(
+            "Unpod sent a call list without a list of calls; nothing of it was taken over"
+        ) from None
     if read.status_code not in (None, 200):
-        raise OddAnswer(f"Unpod says that listing the calls failed ({read.status_code}); it will be asked again")
+        raise UnexpectedResponse(
+            f"Unpod says that listing the calls failed ({read.status_code}); it will be asked again"
+        )
     if read.count is not None and not 0 <= read.count < 2**31:
-        raise OddAnswer("Unpod sent a call list with an impossible count; nothing of it was taken over")
+        raise UnexpectedResponse("Unpod sent a call list with an impossible count; nothing of it was taken over")
     next_link = answer.get("next") if isinstance(answer, dict) else None
     return read.model_copy(update={"next": next_link if isinstance(next_link, str) else None})
 
@@ -133,7 +138,7 @@ class Progress:
     in_order: bool = True
     oldest: datetime | None = None
 
-    def add(self, answer: ListAnswer, records: Sequence[Record | BadRow]) -> None:
+    def add(self, answer: ListAnswer, records: Sequence[Record | InvalidRow]) -> None:
         """Take a page into account."""
         self.pages += 1
         self.rows += len(answer.data)
@@ -184,7 +189,7 @@ def _duration(value: object) -> float | None:
 
 
 def _created(value: object) -> datetime:
-    return reading.stamp(value, "creation_time")
+    return parsing.stamp(value, "creation_time")
 
 
 class CallRow(BaseModel):
@@ -207,12 +212,12 @@ class CallRow(BaseModel):
 
 def parse_rows(
     rows: Sequence[object], *, org: str, region: str, natural: bool, seen_at: datetime
-) -> list[Record | BadRow]:
+) -> list[Record | InvalidRow]:
     """Read rows, most of which were there in the last poll too: an unchanged row is looked up, not read again."""
     return [_parse(row, org, region, natural, seen_at) for row in rows]
 
 
-def _parse(row: object, org: str, region: str, natural: bool, seen_at: datetime) -> Record | BadRow:
+def _parse(row: object, org: str, region: str, natural: bool, seen_at: datetime) -> Record | InvalidRow:
     again = dumped(row)
     if again is None or len(again) > _LARGEST_CACHED_ROW_BYTES:
         read = _read(row, org, region, natural)
@@ -222,19 +227,19 @@ def _parse(row: object, org: str, region: str, natural: bool, seen_at: datetime)
 
 
 @lru_cache(maxsize=_CACHED_ROWS)
-def _read_once(row: bytes, org: str, region: str, natural: bool) -> Record | BadRow:
+def _read_once(row: bytes, org: str, region: str, natural: bool) -> Record | InvalidRow:
     return _read(orjson.loads(row), org, region, natural)
 
 
-def _read(row: object, org: str, region: str, natural: bool) -> Record | BadRow:
+def _read(row: object, org: str, region: str, natural: bool) -> Record | InvalidRow:
     if not isinstance(row, dict):
-        return BadRow("the row is not a JSON object", excerpt=excerpt({"row": shrunk(row)}))
+        return InvalidRow("the row is not a JSON object", excerpt=excerpt({"row": shrunk(row)}))
     try:
         parsed = CallRow.model_validate(row)
     except ValidationError as error:
-        return BadRow(complaint(error), key=reading.text(row.get("id")), excerpt=excerpt(shrunk_row(row)))
+        return InvalidRow(complaint(error), key=parsing.text(row.get("id")), excerpt=excerpt(shrunk_row(row)))
     if parsed.id is None and parsed.source_number is None and parsed.destination_number is None:
-        return BadRow("the row has neither an id nor a number", excerpt=excerpt(shrunk_row(row)))
+        return InvalidRow("the row has neither an id nor a number", excerpt=excerpt(shrunk_row(row)))
     return _record(parsed, org, region, natural, kept(row, CallRow.model_fields))
 
 
@@ -260,7 +265,7 @@ def _record(row: CallRow, org: str, region: str, natural: bool, raw: Json) -> Re
     derived: tuple[str, ...] = ()
     if not duration and answered_at and ended_at and ended_at > answered_at:
         duration, derived = seconds((ended_at - answered_at).total_seconds()), ("duration_seconds",)
-    under_way = ended_at is None and (reading.under_way(said) or (not said and not duration))
+    under_way = ended_at is None and (parsing.under_way(said) or (not said and not duration))
     return Record(
         key=natural_key(org, row) if natural or row.id is None else row.id,
         started_at=row.creation_time,
@@ -296,7 +301,7 @@ def refusal(
 ) -> ProviderError:
     """Turn an unwanted answer into the error that says so. A missing Org-Handle may come back as 400 or as 206."""
     if status in (206, 400) and b"org" in body.lower():
-        return OddAnswer(
+        return UnexpectedResponse(
             f"Unpod at {host} answered {what} with status {status} and speaks of the organisation; check org_handle"
         )
-    return reading.refusal(status, headers, name=NAME, what=what, host=host, now=now)
+    return parsing.refusal(status, headers, name=NAME, what=what, host=host, now=now)

@@ -12,18 +12,19 @@ from zoneinfo import ZoneInfo
 
 import aiohttp
 
-from relay.clock import Clock, SystemClock
-from relay.errors import OddAnswer, OverBudget, ProviderError
-from relay.model import Contact, Json, Record
+from relay.domain.call import Contact, Record
+from relay.domain.clock import Clock, SystemClock
+from relay.domain.json import Json
+from relay.errors import OverBudget, ProviderError, UnexpectedResponse
 from relay.providers.base import (
     Audio,
-    BadRow,
     CallList,
     CallStream,
     ContactChanges,
     ContactSource,
     DetailSource,
     Health,
+    InvalidRow,
     NoRecordingYet,
     NoSuchCall,
     Page,
@@ -33,7 +34,7 @@ from relay.providers.base import (
     Window,
 )
 from relay.providers.http import AUDIO, LIST, QUICK, HttpAccount, loaded
-from relay.providers.reading import audio_type, load_json, server_time
+from relay.providers.parsing import audio_type, load_json, server_time
 from relay.providers.webfones import wire
 from relay.providers.webfones.options import WebfonesOptions
 
@@ -102,7 +103,7 @@ class Webfones:
                 return
             content_type = audio_type(response.headers.get("Content-Type"))
             if content_type is None:
-                raise OddAnswer("WebFones sent text where a recording was asked for; it was not taken over")
+                raise UnexpectedResponse("WebFones sent text where a recording was asked for; it was not taken over")
             chunks = account.chunks(response, await account.first_chunk(response, what), what)
             size_bytes = None if "Content-Encoding" in response.headers else response.content_length
             try:
@@ -162,9 +163,9 @@ class Webfones:
     def _refuse(self, status: int, body: bytes, headers: Mapping[str, str], *, what: str) -> ProviderError:
         return wire.refusal(status, body, headers, what=what, host=self._options.host, now=self._clock.now())
 
-    async def _parse(self, rows: Sequence[object]) -> list[Record | BadRow]:
+    async def _parse(self, rows: Sequence[object]) -> list[Record | InvalidRow]:
         """Read rows a few at a time: thousands of new ones take a second, and the loop has other things to do."""
-        parsed: list[Record | BadRow] = []
+        parsed: list[Record | InvalidRow] = []
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
             parsed += wire.parse_rows(some, zone=self._zone, region=self._options.region, seen_at=self._clock.now())

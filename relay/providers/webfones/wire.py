@@ -16,12 +16,13 @@ from zoneinfo import ZoneInfo
 import orjson
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
-from relay.enrich.numbers import match_key, national_digits, read_number
-from relay.errors import OddAnswer, ProviderError
-from relay.model import Contact, Direction, Json, NumberType, Outcome, Party, Record
-from relay.providers import reading
-from relay.providers.base import BadRow, ContactChanges, excerpt
-from relay.providers.reading import Text, complaint, dumped, given_up, iso_time, kept, seconds, shrunk, shrunk_row, text
+from relay.domain.call import Contact, Direction, NumberType, Outcome, Party, Record
+from relay.domain.json import Json
+from relay.domain.numbers import match_key, national_digits, read_number
+from relay.errors import ProviderError, UnexpectedResponse
+from relay.providers import parsing
+from relay.providers.base import ContactChanges, InvalidRow, excerpt
+from relay.providers.parsing import Text, complaint, dumped, given_up, iso_time, kept, seconds, shrunk, shrunk_row, text
 
 NAME: Final = "WebFones"
 MAPPING_VERSION: Final = 1
@@ -101,15 +102,17 @@ class CallListAnswer(BaseModel):
 
 
 def read_call_list(answer: object) -> list[object]:
-    """Take the rows out of the call list's answer; raises OddAnswer when the answer contradicts itself."""
+    """Take the rows out of the call list's answer; raises UnexpectedResponse when the answer contradicts itself."""
     try:
         envelope = CallListAnswer.model_validate(answer)
     except ValidationError:
-        raise OddAnswer("WebFones sent a call list without a list of records; nothing of it was taken over") from None
+        raise UnexpectedResponse(
+            "WebFones sent a call list without a list of records; nothing of it was taken over"
+        ) from None
     if not envelope.success:
-        raise OddAnswer("WebFones says that listing the calls did not succeed; it will be asked again")
+        raise UnexpectedResponse("WebFones says that listing the calls did not succeed; it will be asked again")
     if envelope.count is not None and envelope.count != len(envelope.records):
-        raise OddAnswer(
+        raise UnexpectedResponse(
             f"WebFones announced {envelope.count} calls and sent {len(envelope.records)}; nothing of it was taken over"
         )
     return envelope.records
@@ -199,18 +202,18 @@ class _Unsettled:
         return SecondReading(**values, first_reading_hash=first.content_hash())
 
 
-def parse_row(row: object, *, zone: ZoneInfo, region: str, seen_at: datetime) -> Record | BadRow:
-    """Read one row; whatever it is, it becomes a Record or a BadRow. `zone` is that of its times."""
+def parse_row(row: object, *, zone: ZoneInfo, region: str, seen_at: datetime) -> Record | InvalidRow:
+    """Read one row; whatever it is, it becomes a Record or a InvalidRow. `zone` is that of its times."""
     read = _read(row, zone, region)
     return read.at(seen_at) if isinstance(read, _Unsettled) else read
 
 
-def parse_rows(rows: Sequence[object], *, zone: ZoneInfo, region: str, seen_at: datetime) -> list[Record | BadRow]:
+def parse_rows(rows: Sequence[object], *, zone: ZoneInfo, region: str, seen_at: datetime) -> list[Record | InvalidRow]:
     """Read rows, most of which were there in the last poll too: an unchanged row is looked up, not read again."""
     return [_parse_again(row, zone, region, seen_at) for row in rows]
 
 
-def _parse_again(row: object, zone: ZoneInfo, region: str, seen_at: datetime) -> Record | BadRow:
+def _parse_again(row: object, zone: ZoneInfo, region: str, seen_at: datetime) -> Record | InvalidRow:
     again = dumped(row)
     if again is None or len(again) > _LARGEST_CACHED_ROW_BYTES:
         return parse_row(row, zone=zone, region=region, seen_at=seen_at)
@@ -219,17 +222,17 @@ def _parse_again(row: object, zone: ZoneInfo, region: str, seen_at: datetime) ->
 
 
 @lru_cache(maxsize=_CACHED_ROWS)
-def _read_once(row: bytes, zone: ZoneInfo, region: str) -> Record | BadRow | _Unsettled:
+def _read_once(row: bytes, zone: ZoneInfo, region: str) -> Record | InvalidRow | _Unsettled:
     return _read(orjson.loads(row), zone, region)
 
 
-def _read(row: object, zone: ZoneInfo, region: str) -> Record | BadRow | _Unsettled:
+def _read(row: object, zone: ZoneInfo, region: str) -> Record | InvalidRow | _Unsettled:
     if not isinstance(row, dict):
-        return BadRow("the row is not a JSON object", excerpt=excerpt({"row": shrunk(row)}))
+        return InvalidRow("the row is not a JSON object", excerpt=excerpt({"row": shrunk(row)}))
     try:
         parsed = CallRow.model_validate(row)
     except ValidationError as error:
-        return BadRow(complaint(error), key=_key_of(row), excerpt=excerpt(shrunk_row(row)))
+        return InvalidRow(complaint(error), key=_key_of(row), excerpt=excerpt(shrunk_row(row)))
     first, second = _instants(parsed.call_timestamp, zone)
     raw = kept(row, CallRow.model_fields)
     record = _record(parsed, first, zone, region, raw)
@@ -270,7 +273,7 @@ def _record(parsed: CallRow, started_at: datetime, zone: ZoneInfo, region: str, 
     caller, callee = (outside, inside) if direction in (Direction.INBOUND, Direction.UNKNOWN) else (inside, outside)
     ended_at = _at_or_after(parsed.ended, zone, started_at)
     said = _words(parsed.disposition)
-    under_way = ended_at is None and (reading.under_way(said) or (not parsed.disposition and not parsed.duration))
+    under_way = ended_at is None and (parsing.under_way(said) or (not parsed.disposition and not parsed.duration))
     outcome = _OUTCOMES.get(said, Outcome.UNKNOWN)
     return Record(
         key=parsed.rid,
@@ -353,11 +356,15 @@ def read_contacts(answer: object, asked: Mapping[str, str]) -> dict[str, list[Co
     numbers that only differ in that 1 are told apart by their exact text, or not at all.
     """
     if not isinstance(answer, dict):
-        raise OddAnswer("WebFones sent a contact search that is not a JSON object; the contacts were not taken over")
+        raise UnexpectedResponse(
+            "WebFones sent a contact search that is not a JSON object; the contacts were not taken over"
+        )
     by_key: dict[str, object] = {match_key(str(name)): found for name, found in answer.items()}
     keys = [match_key(digits) for digits in asked.values()]
     if answer and not any(key in by_key for key in keys):
-        raise OddAnswer("WebFones sent a contact search about numbers that were not asked for; it was not taken over")
+        raise UnexpectedResponse(
+            "WebFones sent a contact search about numbers that were not asked for; it was not taken over"
+        )
     contacts: dict[str, list[Contact]] = {}
     for number, digits in asked.items():
         key = match_key(digits)
@@ -372,7 +379,7 @@ def _contacts(found: object, key: str) -> list[Contact]:
     if isinstance(found, dict):
         found = [found]
     if not isinstance(found, list):
-        raise OddAnswer("WebFones sent a contact search without lists of contacts; it was not taken over")
+        raise UnexpectedResponse("WebFones sent a contact search without lists of contacts; it was not taken over")
     rows = [row for item in found if (row := _contact_row(item)) is not None]
     rows.sort(key=lambda row: match_key(row.mobile_phone or "") != key)
     return [_contact(row) for row in rows[:MOST_CONTACTS_PER_NUMBER]]
@@ -397,11 +404,11 @@ def _contact(row: ContactRow) -> Contact:
 
 
 def read_changes(answer: object, version: int) -> ContactChanges:
-    """Read which version the address book has now; raises OddAnswer when that cannot be told."""
+    """Read which version the address book has now; raises UnexpectedResponse when that cannot be told."""
     try:
         changes = ContactChangesAnswer.model_validate(answer)
     except ValidationError:
-        raise OddAnswer("WebFones sent contact changes without versions; they were not taken over") from None
+        raise UnexpectedResponse("WebFones sent contact changes without versions; they were not taken over") from None
     newest = max((row.version for row in (*changes.updated, *changes.deleted)), default=version)
     return ContactChanges(version=max(newest, version), changed=newest > version)
 
@@ -459,7 +466,7 @@ def refusal(
     status: int, body: bytes, headers: Mapping[str, str], *, what: str, host: str, now: datetime
 ) -> ProviderError:
     """Turn an unwanted answer into the error that says so; `what` is what was asked for, as in "the call list"."""
-    return reading.refusal(
+    return parsing.refusal(
         status,
         headers,
         name=NAME,

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
 
-from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
+from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers.base import SourceOptions
 from relay.providers.cinnox import CINNOX
 from relay.providers.cinnox.options import CinnoxOptions
@@ -23,9 +23,9 @@ class CinnoxSubject:
 
     kind = CINNOX
     refusals: Sequence[Refusal] = (
-        Refusal("no_method", 400, '{"code":6450001,"message":"method not found"}', OddAnswer),
-        Refusal("half_a_range", 400, '{"code":6451000,"message":"missing one of startAt, endAt"}', OddAnswer),
-        Refusal("high_limit", 400, '{"code":6451000,"message":"exceed maximum limit 500"}', OddAnswer),
+        Refusal("no_method", 400, '{"code":6450001,"message":"method not found"}', UnexpectedResponse),
+        Refusal("half_a_range", 400, '{"code":6451000,"message":"missing one of startAt, endAt"}', UnexpectedResponse),
+        Refusal("high_limit", 400, '{"code":6451000,"message":"exceed maximum limit 500"}', UnexpectedResponse),
         Refusal("bad_response", 400, '{"code":6451001,"message":"bad response"}', Unavailable),
         Refusal("too_many", 400, '{"code":6451010,"message":"Too many requests"}', RateLimited),
         Refusal("too_many_in_a_good_answer", 200, '{"code":6451010,"message":"Too many requests"}', RateLimited),
@@ -33,8 +33,8 @@ class CinnoxSubject:
         Refusal("bad_token", 401, '{"code":6450003,"message":"unauthorized"}', Unauthorized),
         Refusal("bad_app", 403, '{"code":6450004,"message":"app not allowed"}', Unauthorized),
         Refusal("server_error", 500, "{}", Unavailable),
-        Refusal("unknown_code", 400, '{"code":1234567,"message":"?"}', OddAnswer),
-        Refusal("no_rows", 200, '{"code":0}', OddAnswer),
+        Refusal("unknown_code", 400, '{"code":1234567,"message":"?"}', UnexpectedResponse),
+        Refusal("no_rows", 200, '{"code":0}', UnexpectedResponse),
     )
 
     def __init__(self, now: Now, zone: str) -> None:

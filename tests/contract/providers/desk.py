@@ -1,7 +1,7 @@
 """One provider at the real poller: the store is real, HTTP is real, time is what the test says.
 
 `Desk.poll` claims the source as the poll lane hands it out and lets the poller work on it once. What became of rows is
-noted as the store answered it: a letter a row (`admit.lua`).
+noted as the store answered it: a letter a row (`ingest.lua`).
 """
 
 import contextlib
@@ -15,16 +15,16 @@ import aiohttp
 from redis.asyncio import Redis
 
 from relay.errors import OverBudget
-from relay.ledger.calls import Ledger, Row
-from relay.ledger.lane import Claim, Lane, Settlement
-from relay.ledger.runner import Runner
-from relay.ledger.sources import SourceStates
-from relay.poll.poller import Poller
-from relay.poll.window import Tier
+from relay.polling.poller import Poller
+from relay.polling.window import Tier
 from relay.providers.base import Pay, Purpose
+from relay.providers.source import Source, connect_source
+from relay.queue.lane import Claim, Lane, Settlement
+from relay.queue.runner import Runner
 from relay.recordings.markers import Marker
 from relay.simulator.timeline import CallPlan
-from relay.sources import Source, connect_one
+from relay.store.calls import Ledger, Row
+from relay.store.sources import SourceStore
 from tests.contract.providers.subject import MakeSubject, Subject
 
 START = datetime(2025, 7, 1, 12, tzinfo=UTC)
@@ -39,8 +39,8 @@ class WatchedLedger(Ledger):
         super().__init__(redis, calls_ttl_s=86_400, events_ttl_s=86_400, keep_raw=lambda: False)
         self.answers: list[tuple[str, str]] = []
 
-    async def admit(self, sid: str, rows: Sequence[Row], **options: Any) -> str:
-        letters = await super().admit(sid, rows, **options)
+    async def ingest(self, sid: str, rows: Sequence[Row], **options: Any) -> str:
+        letters = await super().ingest(sid, rows, **options)
         self.answers += [(letter, row.record.key) for letter, row in zip(letters, rows, strict=True)]
         return letters
 
@@ -113,7 +113,7 @@ class Desk:
         self.till = till
         self.moment = now
         self.ledger = WatchedLedger(redis)
-        self.states = SourceStates(redis)
+        self.states = SourceStore(redis)
         self.told = Told()
         self.lane = Lane(redis, "poll", lease_s=60)
         self.source: Source
@@ -178,7 +178,7 @@ class Desk:
 
     async def cursor(self) -> datetime | None:
         """Where the source stands."""
-        return (await self.states.read(SID)).standing.cursor
+        return (await self.states.read(SID)).poll_state.cursor
 
 
 @dataclass
@@ -203,7 +203,7 @@ async def open_desk(
     async with subject.serve() as base_url:
         known = {name: value for name, value in options.items() if name in subject.kind.options.model_fields}
         chosen = subject.options(base_url, **known)
-        desk.source = connect_one(SID, chosen, http, cast(Any, desk.till), public_url=None)
+        desk.source = connect_source(SID, chosen, http, cast(Any, desk.till), public_url=None)
         yield desk
 
 

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
 
-from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
+from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers.base import SourceOptions
 from relay.providers.nfon import NFON
 from relay.providers.nfon.options import NfonOptions
@@ -22,7 +22,7 @@ class NfonSubject:
 
     kind = NFON
     refusals: Sequence[Refusal] = (
-        Refusal("bad_parameter", 400, '{"error":"invalid parameter"}', OddAnswer),
+        Refusal("bad_parameter", 400, '{"error":"invalid parameter"}', UnexpectedResponse),
         Refusal("invalid_token", 401, '{"error":"invalid token"}', Unauthorized),
         Refusal("not_permitted", 403, '{"error":"not permitted"}', Unauthorized),
         Refusal("too_many", 429, '{"error":"too many requests"}', RateLimited),

@@ -25,13 +25,13 @@ class Trouble(StrEnum):
     DROP = "drop"
     """The connection is reset: `Unavailable`."""
     NOT_JSON = "not_json"
-    """A page of HTML with status 200: `OddAnswer`."""
+    """A page of HTML with status 200: `UnexpectedResponse`."""
     PARTIAL = "partial"
-    """Status 206 with a message: `OddAnswer`."""
+    """Status 206 with a message: `UnexpectedResponse`."""
     GARBAGE = "garbage"
-    """Rows nobody should believe between the good ones: each becomes a `BadRow`, the good ones stay."""
+    """Rows nobody should believe between the good ones: each becomes a `InvalidRow`, the good ones stay."""
     HUGE = "huge"
-    """A body of more than the client's cap, with status 200: `OddAnswer`."""
+    """A body of more than the client's cap, with status 200: `UnexpectedResponse`."""
 
 
 @dataclass(frozen=True, slots=True)

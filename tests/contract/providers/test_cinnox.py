@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
-from relay.errors import OddAnswer, RateLimited
-from relay.model import Record
+from relay.domain.call import Record
+from relay.errors import RateLimited, UnexpectedResponse
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose, Window
 from relay.simulator.audio import audio_chunks
 from relay.simulator.cinnox import CONFERENCES, DETAIL, LOG, RECORDING, RECORDING_PATH, CinnoxSimulator, call_id
@@ -139,7 +139,7 @@ async def test_a_server_that_does_not_heed_the_offset_is_noticed(cinnox: Desk) -
         replace(asked, query={**asked.query, "offset": "0"}), now
     )
 
-    with pytest.raises(OddAnswer, match="same page"):
+    with pytest.raises(UnexpectedResponse, match="same page"):
         await records(cinnox)
 
 
@@ -187,7 +187,7 @@ async def test_a_recording_that_is_not_there(cinnox: Desk) -> None:
     async with recordings.recording("call\n1") as answer:
         assert answer == NoSuchCall()
     simulator(cinnox).misbehave(Fault(what=Mischief.NOT_JSON, on=RECORDING))
-    with pytest.raises(OddAnswer, match="recording_path"):
+    with pytest.raises(UnexpectedResponse, match="recording_path"):
         async with recordings.recording(call_id(plan)):
             pass
     body = '{"code":6451010,"message":"Too many requests"}'

@@ -8,13 +8,13 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
+from relay.domain.call import Direction, Outcome, Record
 from relay.errors import OverBudget, ProviderError
-from relay.model import Direction, Outcome, Record
 from relay.providers import PROVIDERS
 from relay.providers import http as http_module
-from relay.providers.base import BadRow, Purpose, Window
+from relay.providers.base import InvalidRow, Purpose, Window
+from relay.providers.source import Source
 from relay.simulator.timeline import CallPlan
-from relay.sources import Source
 from tests.contract.providers.desk import START, Desk, open_desk
 from tests.contract.providers.subject import MakeSubject, Refusal, Trouble
 from tests.contract.providers.subjects import SUBJECTS
@@ -29,14 +29,14 @@ REFUSALS = [
 ]
 
 
-async def listed(source: Source, window: Window) -> list[Record | BadRow]:
+async def listed(source: Source, window: Window) -> list[Record | InvalidRow]:
     return [row async for page in source.provider.calls.pages(window) for row in page.rows]
 
 
 async def records(desk: Desk, *, days: float = 1) -> dict[str, Record]:
     """What the provider lists of the last days; no row may be bad."""
     rows = await listed(desk.source, Window(desk.now - timedelta(days=days), desk.now))
-    assert not [row for row in rows if isinstance(row, BadRow)]
+    assert not [row for row in rows if isinstance(row, InvalidRow)]
     return {row.key: row for row in rows if isinstance(row, Record)}
 
 
@@ -345,7 +345,7 @@ async def test_garbage_hides_no_neighbour(make: MakeSubject, redis: Redis, http:
         rows = await listed(desk.source, Window(desk.now - timedelta(hours=1), desk.now))
         await desk.poll()
 
-        bad = [row for row in rows if isinstance(row, BadRow)]
+        bad = [row for row in rows if isinstance(row, InvalidRow)]
         assert len(bad) >= 5
         assert all(row.reason for row in bad)
         assert not [row for row in bad if _LONG_NUMBER.search(row.excerpt)]

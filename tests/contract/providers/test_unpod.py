@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
-from relay.errors import OddAnswer
-from relay.model import Record
+from relay.domain.call import Record
+from relay.errors import UnexpectedResponse
 from relay.providers.base import Window
 from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.unpod import LIST, UnpodSimulator
@@ -104,7 +104,7 @@ async def test_an_end_before_what_was_announced_is_an_error(unpod: Desk) -> None
 
     unpod.till.before = fail
 
-    with pytest.raises(OddAnswer, match="announced 30 calls and ended its list after 10"):
+    with pytest.raises(UnexpectedResponse, match="announced 30 calls and ended its list after 10"):
         await pages(unpod)
 
 
@@ -132,5 +132,5 @@ async def test_a_missing_handle_is_named(unpod: Desk, status: Any) -> None:
     )
     simulator(unpod).no_org_status = status
 
-    with pytest.raises(OddAnswer, match="check org_handle"):
+    with pytest.raises(UnexpectedResponse, match="check org_handle"):
         await pages(unpod)

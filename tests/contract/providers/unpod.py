@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
+from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers.base import SourceOptions
 from relay.providers.unpod import UNPOD
 from relay.providers.unpod.options import UnpodOptions
@@ -23,16 +23,18 @@ class UnpodSubject:
 
     kind = UNPOD
     refusals: Sequence[Refusal] = (
-        Refusal("bad_parameters", 400, '{"status_code":400,"message":"Invalid parameters provided"}', OddAnswer),
-        Refusal("no_org", 400, '{"message":"Org-Handle header is required"}', OddAnswer),
-        Refusal("no_org_as_206", 206, '{"message":"Org-Handle header is required"}', OddAnswer),
+        Refusal(
+            "bad_parameters", 400, '{"status_code":400,"message":"Invalid parameters provided"}', UnexpectedResponse
+        ),
+        Refusal("no_org", 400, '{"message":"Org-Handle header is required"}', UnexpectedResponse),
+        Refusal("no_org_as_206", 206, '{"message":"Org-Handle header is required"}', UnexpectedResponse),
         Refusal("bad_token", 401, '{"message":"Invalid or missing API token"}', Unauthorized),
         Refusal("bad_org", 403, '{"message":"Invalid organization handle"}', Unauthorized),
-        Refusal("not_found", 404, '{"message":"Not found"}', OddAnswer),
+        Refusal("not_found", 404, '{"message":"Not found"}', UnexpectedResponse),
         Refusal("too_many", 429, '{"message":"Rate limit exceeded"}', RateLimited),
         Refusal("server_error", 500, '{"message":"Internal Server Error"}', Unavailable),
-        Refusal("failure_in_a_good_answer", 200, '{"status_code":500,"message":"x","data":[]}', OddAnswer),
-        Refusal("no_rows", 200, '{"status_code":200,"message":"x"}', OddAnswer),
+        Refusal("failure_in_a_good_answer", 200, '{"status_code":500,"message":"x","data":[]}', UnexpectedResponse),
+        Refusal("no_rows", 200, '{"status_code":200,"message":"x"}', UnexpectedResponse),
     )
 
     def __init__(self, now: Now, zone: str) -> None:

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
 
-from relay.errors import OddAnswer, RateLimited, Unauthorized, Unavailable
+from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers.base import SourceOptions
 from relay.providers.webfones import WEBFONES
 from relay.providers.webfones.options import WebfonesOptions
@@ -22,7 +22,7 @@ class WebfonesSubject:
 
     kind = WEBFONES
     refusals: Sequence[Refusal] = (
-        Refusal("bad_timestamp", 400, '{"error":"Invalid timestamp format"}', OddAnswer),
+        Refusal("bad_timestamp", 400, '{"error":"Invalid timestamp format"}', UnexpectedResponse),
         Refusal("missing_key", 401, '{"error":"Missing API key"}', Unauthorized),
         Refusal("invalid_key", 403, '{"error":"Invalid API key"}', Unauthorized),
         Refusal("too_many", 429, '{"error":"Too many requests for this API key"}', RateLimited),

@@ -1,0 +1,569 @@
+"""`relay check`: looks at everything a relay needs before anybody misses a call, and says what to fix.
+
+A provider is asked at most three times, a subscriber never: its address is only resolved and judged. Works beside a
+running relay, whose store is then used as it is.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets as chance
+import statistics
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from typing import Final, Literal
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+import aiohttp
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from relay import secrets
+from relay.delivery.guard import Forbidden, Guard, NoAddress, special_purpose
+from relay.domain.call import Record
+from relay.domain.json import Json
+from relay.domain.time import in_words
+from relay.errors import OverBudget, RelayError, SettingsError, StorageError, StoreInUse
+from relay.polling.clock_skew import rows_look_like
+from relay.polling.window import SEED_DEPTH
+from relay.processes import needs_of_a_role
+from relay.providers import PROVIDERS
+from relay.providers.base import Page, Pay, Purpose, SourceOptions, Window
+from relay.queue.lane import LANES
+from relay.recordings.links import DEFAULT_TTL_S
+from relay.recordings.storage import RecordingStorage, Refused, open_storage
+from relay.secrets import SecretBox
+from relay.settings import Settings, SubscriptionOptions
+from relay.store import keys
+from relay.store.budget import Budget, Limit
+from relay.store.credentials import StoredCredentials
+from relay.store.embedded import COMPACT_BYTES, EmbeddedStore
+from relay.store.health import read_health
+from relay.store.sources import SourceStore
+
+Status = Literal["ok", "warn", "fail"]
+
+MARKS: Final[dict[Status, str]] = {"ok": "✓", "warn": "!", "fail": "✗"}
+
+_MOST_REQUESTS: Final = 3
+_SOURCE_S: Final = 75
+_SKEW_NOTED_S: Final = 5.0
+_SKEW_BAD_S: Final = 240.0
+"""Subscribers refuse signatures that are more than five minutes off."""
+_OLD_REASONS: Final = 3
+_ZONES: Final = (
+    "UTC",
+    "America/New_York",
+    "America/Chicago",
+    "America/Denver",
+    "America/Los_Angeles",
+    "America/Anchorage",
+    "Pacific/Honolulu",
+    "America/Halifax",
+    "America/Sao_Paulo",
+    "Europe/London",
+    "Europe/Berlin",
+    "Europe/Athens",
+    "Europe/Moscow",
+    "Asia/Dubai",
+    "Asia/Kolkata",
+    "Asia/Bangkok",
+    "Asia/Singapore",
+    "Asia/Tokyo",
+    "Australia/Sydney",
+    "Pacific/Auckland",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: what, how it is, and what to do about it."""
+
+    what: str
+    status: Status
+    text: str
+    fix: str = ""
+
+    def line(self) -> str:
+        """Write it for a person."""
+        return f"{MARKS[self.status]} {self.what}: {self.text}" + (f"\n    → {self.fix}" if self.fix else "")
+
+    def to_json(self) -> Json:
+        """Write it for a program."""
+        return asdict(self)
+
+
+def verdict(findings: Sequence[Finding]) -> Json:
+    """Put all together for `--json`."""
+    return {
+        "ok": all(finding.status != "fail" for finding in findings),
+        "findings": [finding.to_json() for finding in findings],
+    }
+
+
+async def check(settings: Settings) -> AsyncIterator[Finding]:
+    """Look at everything, in the order in which calls flow; findings come as they are made."""
+    if not settings.sources:
+        yield Finding("sources", "warn", "there are none, so nobody is asked", "add an account under sources:")
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(_store(settings))
+        for finding in store.findings:
+            yield finding
+        http = await stack.enter_async_context(
+            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+        )
+        sources = settings.sources.items()
+        asking = [asyncio.create_task(_source(sid, options, http, store)) for sid, options in sources]
+        stack.push_async_callback(_end, asking)
+        for task in asking:
+            for finding in await task:
+                yield finding
+        for finding in await _storage(settings):
+            yield finding
+        yield links(settings)
+        if not settings.subscriptions:
+            yield Finding("subscriptions", "warn", "there are none, so nobody hears", "add one under subscriptions:")
+        guard = Guard(tuple(settings.delivery.allowed_networks))
+        stack.push_async_callback(guard.close)
+        for sub, subscription in settings.subscriptions.items():
+            yield await _subscription(sub, subscription, guard, store.redis)
+
+
+async def _end(tasks: Sequence["asyncio.Task[list[Finding]]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# -- the store --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """The store as it was found; `redis` is None when it cannot be used. `box` reads the secrets in it."""
+
+    redis: Redis | None
+    findings: tuple[Finding, ...]
+    box: SecretBox | None = None
+
+
+@contextlib.asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[_Store]:
+    """Reach the store: the configured Redis, the embedded one of a running relay, else one that is started for now."""
+    async with AsyncExitStack() as stack:
+        if settings.redis_url is not None:
+            url, secret_keys = needs_of_a_role(settings)
+            where = f"Redis at {_redis_host(url)}"
+        else:
+            secret_keys = [key.get_secret_value() for key in settings.secret_key]
+            secret_keys = secret_keys or secrets.load_or_create(settings.data_dir).keys
+            embedded = EmbeddedStore(settings.data_dir)
+            url = embedded.url
+            holder = await _holder(embedded, settings)
+            where = f"the embedded store in {settings.data_dir}, {holder or 'started for this check'}"
+            if holder is None:
+                try:
+                    await stack.enter_async_context(embedded)
+                except StoreInUse:
+                    text = f"the store of the relay that runs in {settings.data_dir} does not answer"
+                    fix = "look at its log, and at store/valkey.log: is the disk full?"
+                    yield _Store(None, (Finding("store", "fail", text, fix),))
+                    return
+                except (RelayError, OSError) as error:
+                    yield _Store(None, (Finding("store", "fail", f"the embedded store does not start: {error}"),))
+                    return
+        redis = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+        stack.push_async_callback(redis.aclose)
+        box = SecretBox(secret_keys)
+        try:
+            findings = await _look_at_store(redis, where, box, outside=settings.redis_url is not None)
+        except (RedisError, OSError) as error:
+            fix = "start it, or correct RELAY_REDIS_URL" if settings.redis_url else "look at its log, store/valkey.log"
+            yield _Store(None, (Finding("store", "fail", f"{where}: {error}", fix),))
+            return
+        usable = all(finding.status != "fail" for finding in findings)
+        yield _Store(redis if usable else None, tuple(findings), box)
+
+
+async def _holder(store: EmbeddedStore, settings: Settings) -> str | None:
+    """Say who runs the store in this directory, None when nobody does."""
+    if not store.socket.exists():
+        return None
+    redis = Redis.from_url(store.url, socket_timeout=5, socket_connect_timeout=5)
+    try:
+        await redis.ping()
+    except (RedisError, OSError):
+        return None
+    finally:
+        await redis.aclose()
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((settings.data_dir / "relay.lock").read_text())
+        os.kill(pid, 0)
+        return f"which the running relay (process {pid}) has open"
+    return "which has outlived its relay"
+
+
+async def _look_at_store(redis: Redis, where: str, box: SecretBox, *, outside: bool) -> list[Finding]:
+    owner = await redis.get(keys.IDENTITY)
+    if owner is not None and owner.decode() not in box.fingerprints():
+        return [
+            Finding(
+                "store",
+                "fail",
+                f"{where} belongs to another relay: it was started with another RELAY_SECRET_KEY",
+                "give this relay a database of its own, or the same key (after a rotation: new,old)",
+            )
+        ]
+    schema = int(await redis.get(keys.SCHEMA) or 0)
+    if schema > keys.SCHEMA_VERSION:
+        text = f"{where} was written by a newer release (layout {schema}, this one knows {keys.SCHEMA_VERSION})"
+        return [Finding("store", "fail", text, "start that release, or use another database")]
+    await redis.set("relay:check", 1, ex=10)
+    findings = [Finding("store", "ok", f"{where}: reads and writes")]
+    before = datetime.now(UTC)
+    seconds, micros = await redis.time()
+    ahead_s = int(seconds) + int(micros) / 1_000_000 - (before.timestamp() + datetime.now(UTC).timestamp()) / 2
+    findings += skew("store clock", "the store's clock", ahead_s)
+    if outside:
+        with contextlib.suppress(RedisError):  # a hosted Redis may not let us look
+            findings += durability({**await redis.info(), **await redis.config_get("hash-max-listpack-value")})
+    made = {kind: int(await redis.hlen(keys.declared(kind))) for kind in ("source", "subscription")}  # type: ignore[misc]
+    if any(made.values()):
+        text = f"{made['source']} sources and {made['subscription']} subscriptions were made through the API"
+        findings.append(
+            Finding("made at run time", "ok", f"{text}; only those of the configuration are looked at here")
+        )
+    findings += await _troubles(redis)
+    return findings
+
+
+def durability(info: Json) -> list[Finding]:
+    """Judge what an external Redis says of itself: whether it evicts, and whether it keeps what it was told."""
+    findings: list[Finding] = []
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction" and info.get("maxmemory"):
+        text = f"evicts keys when its memory is full (maxmemory-policy {policy}), and with them calls"
+        findings.append(Finding("store memory", "fail", text, "set maxmemory-policy noeviction"))
+    if info.get("aof_enabled") == 0:
+        text = "keeps no append-only file: after a crash it forgets, and calls are told again"
+        findings.append(Finding("store durability", "warn", text, "set appendonly yes, appendfsync everysec or always"))
+    if int(info.get("hash-max-listpack-value", COMPACT_BYTES)) < COMPACT_BYTES:
+        text = "keeps calls and events in a form that needs nearly twice the memory"
+        findings.append(Finding("store compactness", "warn", text, f"set hash-max-listpack-value {COMPACT_BYTES}"))
+    return findings
+
+
+async def _troubles(redis: Redis) -> list[Finding]:
+    """List work that was put aside, which a person should see."""
+    findings: list[Finding] = []
+    for lane in LANES:
+        count = await redis.zcard(keys.poison(lane))
+        if count:
+            text = f"{count} items were put aside after five attempts that nobody survived"
+            fix = "the log says work_failed where it happened"
+            fix += {"enrich": "; each is tried again after an hour", "deliver": "; relay replay sends it"}.get(lane, "")
+            findings.append(Finding(f"{lane} lane", "warn", text, fix))
+    return findings
+
+
+def skew(what: str, whose: str, ahead_s: float) -> list[Finding]:
+    """Judge a clock against ours: small differences are silence."""
+    if abs(ahead_s) < _SKEW_NOTED_S:
+        return []
+    text = f"{whose} is {in_words(ahead_s)} {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
+    status: Status = "fail" if abs(ahead_s) > _SKEW_BAD_S else "warn"
+    return [Finding(what, status, text, "let NTP set the clocks; signatures are refused when five minutes off")]
+
+
+def _redis_host(url: str) -> str:
+    parts = urlsplit(url)
+    return parts.hostname or parts.path
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+
+
+async def _source(sid: str, options: SourceOptions, http: aiohttp.ClientSession, store: _Store) -> list[Finding]:
+    what = f"source {sid}"
+    if not options.enabled:
+        return [Finding(what, "warn", "is not polled (enabled: false)")]
+    try:
+        async with asyncio.timeout(_SOURCE_S):
+            findings = await _ask(sid, options, http, store)
+    except TimeoutError:
+        findings = [Finding(what, "fail", f"the provider took longer than {_SOURCE_S} s to answer")]
+    except (RedisError, OSError) as error:
+        findings = [Finding(what, "fail", f"could not be looked at: {type(error).__name__}")]
+    if store.redis is not None:
+        with contextlib.suppress(RedisError, OSError):
+            findings += await _remembered(sid, options, store.redis)
+    return findings
+
+
+async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, store: _Store) -> list[Finding]:
+    """Ask the provider how it is and for its newest call: three requests, paid for like any others."""
+    what = f"source {sid}"
+    kind = PROVIDERS[options.provider]
+    limit = None
+    if kind.requests_per_window and kind.window_s:
+        limit = Limit(kind.requests_per_window, kind.window_s, options.budget_share)
+    redis = store.redis
+    budget = Budget(redis) if redis is not None else None
+    egress = options.proxy_url or "direct"
+    paid = budget.pay_for(kind.name, lambda: kind.credential(options), egress, limit) if budget else None
+    purse = _Purse(paid)
+    if kind.connect_with_store is not None and redis is not None and store.box is not None:
+        provider = kind.connect_with_store(options, http, purse, StoredCredentials(redis, store.box, sid))
+    else:
+        provider = kind.connect(options, http, purse)
+    findings: list[Finding] = []
+    try:
+        credential = kind.credential(options)
+        health = await provider.health()
+        if purse.empty is not None:
+            raise purse.empty
+        status: Status = "ok" if health.ok else "fail"
+        findings.append(Finding(what, status, "; ".join(health.lines), "" if health.ok else _fix_of(health.lines)))
+        since = datetime.now(UTC) - SEED_DEPTH
+        pages: list[Page] = []
+        try:
+            async with aclosing(provider.calls.pages(Window(since, datetime.now(UTC)))) as asking:  # type: ignore[type-var]  # a generator
+                async for page in asking:
+                    pages.append(page)
+        except OverBudget:
+            if not pages:
+                raise
+        findings += newest_call(what, pages, options, now=datetime.now(UTC))
+        if budget is not None and limit is not None:
+            left = await budget.left(kind.name, credential, limit)
+            most = f"{limit.requests * limit.share:.0f} of {limit.requests} in {in_words(limit.window_s)}"
+            findings.append(Finding(f"{what} budget", "ok", f"{left} requests could go now; our share is {most}"))
+    except OverBudget as error:
+        findings.append(Finding(what, "warn", str(error), "wait, or raise budget_share when the account is ours alone"))
+    except RelayError as error:
+        if all(finding.status == "ok" for finding in findings):  # else it has been said why
+            findings.append(Finding(what, "fail", str(error), _fix_of([str(error)])))
+    return findings
+
+
+class _Purse:
+    """Pays, lets no more than three requests go, and remembers when the budget had no room."""
+
+    def __init__(self, pay: Pay | None) -> None:
+        self._pay = pay
+        self._asked = 0
+        self.empty: OverBudget | None = None
+
+    async def __call__(self, purpose: Purpose) -> None:
+        if self._asked == _MOST_REQUESTS:
+            raise OverBudget(0)
+        self._asked += 1
+        try:
+            if self._pay is not None:
+                await self._pay(purpose)
+        except OverBudget as error:
+            self.empty = error
+            raise
+
+
+def _fix_of(lines: Sequence[str]) -> str:
+    if any("refuses the key" in line for line in lines):
+        return "set the source's api_key, or what is in its api_key_file, to one that is valid"
+    if any("connection" in line or "took too long" in line for line in lines):
+        return "look at base_url, proxy_url, and whether this machine may reach it"
+    return ""
+
+
+def newest_call(what: str, pages: Sequence[Page], options: SourceOptions, *, now: datetime) -> list[Finding]:
+    """Say how old the newest call looks, so that a wrong zone is seen; judge the provider's clock."""
+    findings: list[Finding] = []
+    server_time = next((page.server_time for page in pages if page.server_time is not None), None)
+    if server_time is not None:
+        findings += skew(f"{what} clock", "the provider's clock", (server_time - now).total_seconds())
+    starts = sorted(row.started_at for page in pages for row in page.rows if isinstance(row, Record))
+    bad = sum(not isinstance(row, Record) for page in pages for row in page.rows)
+    if bad:
+        findings.append(Finding(f"{what} rows", "warn", f"{bad} rows just read cannot be believed"))
+    if not starts:
+        text = (
+            f"no call in the last {in_words(SEED_DEPTH.total_seconds())}, so the zone {options.timezone} is not proven"
+        )
+        findings.append(Finding(f"{what} zone", "warn", text, "make a call and check again"))
+        return findings
+    findings.append(zone(f"{what} zone", starts, options.timezone, now=server_time or now))
+    return findings
+
+
+def zone(what: str, starts: Sequence[datetime], name: str, *, now: datetime) -> Finding:
+    """Judge a source's zone by the starts of its calls, which are sorted: a newest call of the future is wrong.
+
+    One that is whole hours old is suspicious where calls come often.
+    """
+    age_s = (now - starts[-1]).total_seconds()
+    if age_s < -120:
+        text = f"the newest call starts in {in_words(age_s)}, which is still to come"
+        return Finding(what, "fail", text, _suggestion(name, now, -age_s))
+    text = f"the newest call started {in_words(age_s)} ago, read as {name}"
+    if age_s >= 1800 - 300 and len(starts) >= 5:
+        gaps = [(later - former).total_seconds() for former, later in zip(starts[-21:], starts[-20:], strict=False)]
+        usual_s = statistics.median(gaps)
+        off_s = round(age_s / 1800) * 1800
+        if usual_s <= 300 and abs(age_s - off_s) <= 300 + usual_s:
+            text += f", though calls come every {in_words(max(usual_s, 1))} or so"
+            return Finding(what, "warn", text, "if calls were made since then: " + _suggestion(name, now, -off_s))
+    return Finding(what, "ok", text)
+
+
+def _suggestion(name: str, now: datetime, ahead_s: float) -> str:
+    off_s = -round(ahead_s / 1800) * 1800
+    configured = now.astimezone(ZoneInfo(name)).utcoffset() or timedelta()
+    wanted = configured - timedelta(seconds=off_s)
+    fitting = [each for each in _ZONES if now.astimezone(ZoneInfo(each)).utcoffset() == wanted]
+    example = f", for example {fitting[0]}" if fitting else ""
+    seems = rows_look_like(configured, off_s)
+    return f"the rows look like {seems}; set the source's timezone to the account's own{example}"
+
+
+async def _remembered(sid: str, options: SourceOptions, redis: Redis) -> list[Finding]:
+    """What a relay has written down about a source: errors, extras that are off, rows put aside."""
+    what = f"source {sid}"
+    states = SourceStore(redis)
+    state = await states.read(sid)
+    findings: list[Finding] = []
+    if state.error:
+        since = ""
+        if state.error_since_ms:
+            since = f" for {in_words(datetime.now(UTC).timestamp() - state.error_since_ms / 1000)}"
+        text = f"polling has been failing{since}: {state.error}"
+        findings.append(Finding(f"{what} polls", "fail", text, "it is tried again by itself, at once with another key"))
+    elif state.last_poll is not None:
+        ago = in_words((datetime.now(UTC) - state.last_poll).total_seconds())
+        findings.append(Finding(f"{what} polls", "ok", f"the last successful poll was {ago} ago"))
+    if state.zone_off_s:
+        text = f"calls are first seen {in_words(state.zone_off_s)} {'late' if state.zone_off_s > 0 else 'early'}"
+        fix = _suggestion(options.timezone, datetime.now(UTC), -state.zone_off_s)
+        findings.append(Finding(f"{what} delays", "warn", text, fix))
+    if state.quiet_since:
+        quiet = in_words((datetime.now(UTC) - state.quiet_since).total_seconds())
+        text = f"no call for {quiet}, where each of the last weeks had more than three in the same time"
+        findings.append(Finding(f"{what} calls", "warn", text, "see whether the key still sees the account's calls"))
+    for extra, why in (("contacts", state.contacts_off), ("recordings", state.recordings_off)):
+        if why:
+            text = f"were switched off: {why}"
+            fix = f"give the key the right to them, or set {extra}: false"
+            findings.append(Finding(f"{what} {extra}", "warn", text, fix))
+    quarantined = await states.quarantined(sid)
+    if quarantined:
+        reasons = list(dict.fromkeys(str(entry.get("reason")) for entry in reversed(quarantined)))[:_OLD_REASONS]
+        count = f"{len(quarantined)} rows" if len(quarantined) != 1 else "1 row"
+        text = f"{count} of the last 7 days could not be believed and were put aside: {'; '.join(reasons)}"
+        findings.append(Finding(f"{what} rows", "warn", text, "tell the provider; their neighbours went on"))
+    return findings
+
+
+# -- recordings -------------------------------------------------------------------------------------------------------
+
+
+async def _storage(settings: Settings) -> list[Finding]:
+    """Keep a few bytes, read them back and delete them."""
+    what = "recording storage"
+    try:
+        storage = open_storage(settings.storage_url)
+    except SettingsError as error:
+        return [Finding(what, "fail", str(error), "correct storage_url")]
+    try:
+        return await _try_storage(storage, settings, what)
+    except StorageError as error:
+        return [Finding(what, "fail", str(error), "give the relay the right to write, read and delete there")]
+    finally:
+        await storage.aclose()
+
+
+async def _try_storage(storage: RecordingStorage, settings: Settings, what: str) -> list[Finding]:
+    probe = b"call relay was here"
+    alphabet = "abcdefghijklmnopqrstuvwxyz234567"
+    call_id = "call_" + "".join(chance.choice(alphabet) for _ in range(26))
+    kept = await storage.put(call_id, _once(probe), started_on=datetime.now(UTC).date(), expected_size_bytes=len(probe))
+    if isinstance(kept, Refused):
+        return [Finding(what, "fail", kept.reason)]
+    try:
+        read = b"".join([block async for block in storage.read(kept.path, 0, kept.size_bytes)])
+        signed = await storage.presign(kept.path, DEFAULT_TTL_S) if settings.recording_links == "presigned" else ""
+    finally:
+        await storage.delete(kept.path)
+    if read != probe:
+        return [Finding(what, "fail", "gave back other bytes than it was given")]
+    findings = [Finding(what, "ok", f"{_place(settings.storage_url)}: writes, reads and deletes")]
+    if signed is None:
+        text = "recording_links is presigned, but a directory cannot sign links"
+        fix = "use s3://, gs:// or az:// as storage_url, or recording_links: relay with a public_url"
+        findings.append(Finding("presigned links", "fail", text, fix))
+    return findings
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def _place(storage_url: str) -> str:
+    return storage_url.split("?")[0]
+
+
+def links(settings: Settings) -> Finding:
+    """Say what recording links will be; whether they are reached from outside is not tried."""
+    what = "recording links"
+    if settings.recording_links == "presigned":
+        return Finding(what, "ok", "signed by the object store, for 7 days")
+    if settings.public_url is None:
+        text = "are null in every event: nothing says where this relay is reached"
+        return Finding(what, "warn", text, "set public_url, or recording_links: presigned with an object store")
+    host = urlsplit(settings.public_url).hostname or ""
+    text = f"begin with {settings.public_url}, for 7 days; it must lead to {settings.api.host}:{settings.api.port}"
+    if host == "localhost" or _is_special(host):
+        return Finding(what, "warn", f"{text} and is not reached from outside", "set public_url to a public address")
+    return Finding(what, "ok", text)
+
+
+def _is_special(host: str) -> bool:
+    try:
+        return special_purpose(ip_address(host)) is not None
+    except ValueError:
+        return False
+
+
+# -- subscribers ------------------------------------------------------------------------------------------------------
+
+
+async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, redis: Redis | None) -> Finding:
+    """Resolve and judge a subscriber's address; nothing is sent."""
+    what = f"subscription {sub}"
+    if not options.enabled:
+        return Finding(what, "warn", "is switched off (enabled: false)")
+    try:
+        target = guard.vet_url(options.url.get_secret_value())
+        if target.address is None:
+            await guard.addresses(target.host, plain=target.plain)
+    except Forbidden as error:
+        reason, _, fix = str(error).partition("; to allow it: ")
+        return Finding(what, "fail", reason, f"to allow it: {fix}" if fix else "")
+    except NoAddress as error:
+        return Finding(what, "fail", str(error), "correct the url, or the name service of this machine")
+    off = ""
+    if redis is not None:
+        with contextlib.suppress(RedisError, OSError):
+            off = (await read_health(redis, sub)).off
+    if off:
+        return Finding(what, "fail", f"{target.host} is not told anything: {off}", "put it right there, then enable it")
+    return Finding(what, "ok", f"{target.host} may be dialled; nothing was sent")
+
+
+def closing(findings: Sequence[Finding]) -> str:
+    """Say in a line what all of them come to."""
+    counts = {status: sum(each.status == status for each in findings) for status in MARKS}
+    if counts["fail"]:
+        return f"{counts['fail']} to fix, {counts['warn']} to know"
+    return f"all well, {counts['warn']} to know" if counts["warn"] else "all well"
