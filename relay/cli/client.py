@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -14,11 +15,13 @@ from yarl import URL
 
 import relay
 from relay.domain.json import Json
+from relay.domain.retry_after import parse_retry_after
 from relay.errors import RelayError, SettingsError
 
 PAGE: Final = 200
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=90, sock_connect=10)
 _EXCERPT_CHARS: Final = 200
+_LONGEST_RETRY_AFTER_S: Final = 3600.0
 _ASKED_WRONGLY: Final = frozenset({"invalid", "not_json", "too_large", "address_refused"})
 
 Query = Mapping[str, str | int | bool | Sequence[str] | None]
@@ -232,8 +235,8 @@ class Client:
         sentence = "\n".join(lines)
         if code == "unauthorized":
             sentence = f"the relay at {self.target.url} does not know this token; set RELAY_TOKEN, or give --token"
-        after = response.headers.get("Retry-After", "")
-        retry_after_s = float(after) if after.isascii() and after.isdigit() else None
+        header = response.headers.get("Retry-After")
+        retry_after_s = parse_retry_after(header, datetime.now(UTC), longest_s=_LONGEST_RETRY_AFTER_S)
         return Refused(sentence, status=response.status, code=code, retry_after_s=retry_after_s)
 
     def _not_a_relay(self, status: int) -> NotARelay:

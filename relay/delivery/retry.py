@@ -6,11 +6,9 @@ days). What was held up behind its call's earlier events has at least the one at
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import ClassVar, Final, Literal, Protocol, assert_never
 
 from relay.delivery.outcomes import (
@@ -44,7 +42,6 @@ JITTER: Final = 0.2
 MAX_RETRY_AFTER_S: Final = 12 * _HOUR_S
 LIFETIME_S: Final = 100 * _HOUR_S
 MAX_BREAKER_OPEN_S: Final = 120 * _HOUR_S
-_SECONDS: Final = re.compile(r"[0-9]{1,40}(\.[0-9]{1,20})?", re.ASCII)
 
 
 class Chance(Protocol):
@@ -127,23 +124,6 @@ def ends_at(event_created_at: datetime, *, breaker_open_s: float = 0.0) -> datet
     """Say when an event's schedule ends; the last attempt is made then at the latest."""
     paused_s = min(max(breaker_open_s, 0.0), MAX_BREAKER_OPEN_S)
     return event_created_at + timedelta(seconds=LIFETIME_S + paused_s)
-
-
-def parse_retry_after(text: str | None, now: datetime) -> float | None:
-    """Read a `Retry-After` header: seconds or an HTTP date (RFC 9110 §10.2.3), at most 12 h; None if not believable."""
-    if text is None or len(text) > 100:
-        return None
-    text = text.strip()
-    if _SECONDS.fullmatch(text):
-        return _bounded(float(text))
-    try:
-        then = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    if then.tzinfo is None:
-        then = then.replace(tzinfo=UTC)
-    wait_s = (then - now).total_seconds()
-    return _bounded(wait_s) if wait_s > 0 else None
 
 
 def _bounded(hint_s: float | None) -> float:

@@ -31,7 +31,8 @@ from cryptography import x509
 import relay
 from relay.delivery.guard import Forbidden, Guard, Target
 from relay.delivery.outcomes import Interrupted, Outcome, Refused, TimedOut, Unreachable, answered, excerpt
-from relay.delivery.retry import parse_retry_after
+from relay.delivery.retry import MAX_RETRY_AFTER_S
+from relay.domain.retry_after import parse_retry_after
 
 TIMEOUT_S: Final = 15.0
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -195,7 +196,8 @@ class Sender:
         status = response.status
         retry_after_s: float | None = None
         if status in (429, 503):
-            retry_after_s = parse_retry_after(response.headers.get(hdrs.RETRY_AFTER), self._now())
+            header = response.headers.get(hdrs.RETRY_AFTER)
+            retry_after_s = parse_retry_after(header, self._now(), longest_s=MAX_RETRY_AFTER_S)
         if kept and hdrs.CONTENT_ENCODING in response.headers:
             kept = _unpack(kept, response.headers[hdrs.CONTENT_ENCODING])
         return answered(

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final, Literal
 
 import orjson
@@ -13,6 +12,7 @@ from pydantic import BeforeValidator, PlainValidator, ValidationError
 
 from relay.domain.call import Record
 from relay.domain.json import Json
+from relay.domain.retry_after import parse_http_date, parse_retry_after
 from relay.errors import ProviderError, RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 
 LONGEST_TEXT: Final = 256
@@ -237,8 +237,7 @@ def refusal(
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
     """Read how long to wait, in seconds, from the first usual header that can be believed; None when there is none."""
     hints = (
-        _plain_seconds(headers.get("Retry-After")),
-        _until(_http_date(headers.get("Retry-After")), now),
+        parse_retry_after(headers.get("Retry-After"), now, longest_s=_LONGEST_RETRY_AFTER_S),
         _plain_seconds(headers.get("RateLimit-Reset")),
         _reset_parameter(headers.get("RateLimit")),
         _until_epoch(headers.get("X-RateLimit-Reset"), now),
@@ -265,21 +264,9 @@ def _until_epoch(value: str | None, now: datetime) -> float | None:
     return moment - now.timestamp() if moment > 10**9 else moment
 
 
-def _http_date(value: str | None) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(value or "")
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-
-
-def _until(moment: datetime | None, now: datetime) -> float | None:
-    return None if moment is None else (moment - now).total_seconds()
-
-
 def server_time(headers: Mapping[str, str]) -> datetime | None:
     """Read the answer's `Date`, aware UTC; None when it has none, or nonsense."""
-    moment = _http_date(headers.get("Date"))
+    moment = parse_http_date(headers.get("Date"))
     try:
         return moment.astimezone(UTC) if moment else None
     except OverflowError:
