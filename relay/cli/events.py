@@ -8,9 +8,9 @@ import typer
 
 from relay.cli.calls import party
 from relay.cli.output import Column, time_text, when
-from relay.cli.sse import Event, EventReader
 from relay.cli.terminal import Limit, Since, Terminal, Until, command, group, moment
 from relay.domain.json import Json
+from relay.sse import OversizedEvent, ServerSentEvent, SseReader
 
 SILENCE_S: Final = 60.0
 """The relay says something at least every 15 s; a stream that is silent for so long is dead."""
@@ -118,7 +118,7 @@ async def follow(term: Terminal, query: Any, *, after: str | None) -> AsyncItera
 
     from relay.cli.client import NotARelay, Refused, Unanswered
 
-    reader = EventReader(after)
+    reader = SseReader(after)
     opened = False
     failures = 0
     while True:
@@ -132,7 +132,7 @@ async def follow(term: Terminal, query: Any, *, after: str | None) -> AsyncItera
                 elif failures:
                     term.out.note("Listening again.")
                 opened, failures = True, 0
-                reader = reader.again()
+                reader = reader.reconnected()
                 async for chunk in chunks:
                     for event in reader.feed(chunk):
                         if (document := _read(term, event)) is not None:
@@ -154,8 +154,10 @@ async def follow(term: Terminal, query: Any, *, after: str | None) -> AsyncItera
         await asyncio.sleep(min(first_ms * 2 ** min(failures - 1, 10), _LONGEST_WAIT_MS) / 1000)
 
 
-def _read(term: Terminal, event: Event) -> Json | None:
+def _read(term: Terminal, event: ServerSentEvent | OversizedEvent) -> Json | None:
     """Read one event of the stream; what the stream says about itself is only noted."""
+    if isinstance(event, OversizedEvent):
+        raise ValueError("an event is larger than 1 MiB")
     document: Json = json.loads(event.data)
     if event.name == "gap":
         missed = document.get("missed")

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from relay.cli.init import Answers, page
 from relay.cli.listen import checked_forward
 from relay.cli.main import app
 from relay.cli.output import Column, Out, flattened, plain
-from relay.cli.sse import Event, EventReader
 from relay.delivery.subscriptions import Subscription
 from relay.errors import SettingsError
 from relay.settings import load
@@ -198,40 +196,6 @@ def test_a_table_is_whole_on_any_terminal(width: int, capsys: pytest.CaptureFixt
     assert text.count("call_" + "a" * 26) == 2
     assert text.count("[bold]Jo[/bold]") == 2
     assert "nothing" not in text
-
-
-# --- the stream ------------------------------------------------------------------------------------------------------
-
-STREAM = (
-    '\ufeffretry: 250\n\n: hello\n\nid: evt_1\nevent: call.completed\ndata: {"a":\ndata: "é"}\n\n'
-    "id: evt_2\r\ndata:x\r\n\r\ndata: y\r\revent: gap\ndata: {}\n\nid: evt_lost\ndata: cut off\n"
-).encode()
-
-
-@examples(st.lists(st.integers(0, len(STREAM)), max_size=12))
-def test_a_stream_reads_the_same_wherever_it_is_cut(cuts: list[int]) -> None:
-    """Inside a character and between CR and LF too; the last id is that of the last whole event."""
-    reader = EventReader()
-    places = sorted({0, *cuts, len(STREAM)})
-
-    events = [event for a, b in pairwise(places) for event in reader.feed(STREAM[a:b])]
-
-    assert events == [
-        Event("call.completed", '{"a":\n"é"}'),
-        Event("message", "x"),
-        Event("message", "y"),
-        Event("gap", "{}"),
-    ]
-    assert (reader.last_id, reader.retry_ms) == ("evt_2", 250)
-    assert (reader.again().last_id, reader.again().retry_ms) == ("evt_2", 250)
-
-
-def test_a_stream_without_end_is_not_kept() -> None:
-    """Neither a line nor an event grows beyond a mebibyte."""
-    with pytest.raises(ValueError, match="1 MiB"):
-        EventReader().feed(b"data: " + b"x" * 1_100_000)
-    with pytest.raises(ValueError, match="1 MiB"):
-        EventReader().feed((b"data: " + b"x" * 1000 + b"\n") * 1100)
 
 
 # --- init ------------------------------------------------------------------------------------------------------------

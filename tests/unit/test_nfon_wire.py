@@ -1,7 +1,6 @@
 """NFON on the wire: both versions of the document, times without a unit, and streams cut anywhere."""
 
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from relay.domain.call import Direction, NumberType, Outcome, Record
 from relay.domain.json import Json
 from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers.base import InvalidRow
-from relay.providers.nfon import sse, wire
+from relay.providers.nfon import wire
 from relay.providers.nfon.options import NfonOptions
 
 SINCE = datetime(2025, 6, 3, 10, 0, 0, 500_000, tzinfo=UTC)
@@ -366,48 +365,6 @@ def test_a_transcript_that_was_not_had_will_be_found_changed() -> None:
     record = read(transcription={"available": True})
 
     assert wire.not_yet(record).content_hash() == read().content_hash() != record.content_hash()
-
-
-# -- streams ----------------------------------------------------------------------------------------------------------
-
-_STREAM = (
-    b'\xef\xbb\xbf: hello\r\nid: 0\r\ndata: {"a":1}\r\n\r\n'
-    b"event: x\rdata: two\rdata:lines\r\r"
-    b"retry: 10\n\ndata\ndata:  spaced \n\n:comment\n\nno colon\ndata: \xc3\xa9\n\ndata: never ended"
-)
-_EVENTS = ['{"a":1}', "two\nlines", "\n spaced ", "é"]
-
-
-def test_a_stream_is_read_as_the_standard_says() -> None:
-    assert sse.EventReader().feed(_STREAM) == [sse.Event(data) for data in _EVENTS]
-
-
-@given(st.lists(st.integers(0, len(_STREAM)), max_size=60))
-def test_a_stream_may_be_cut_anywhere(cuts: list[int]) -> None:
-    """Between CR and LF, in the middle of a character, or into nothing at all."""
-    reader = sse.EventReader()
-    places = [0, *sorted(cuts), len(_STREAM)]
-    found = [event for a, b in pairwise(places) for event in reader.feed(_STREAM[a:b])]
-
-    assert found == [sse.Event(data) for data in _EVENTS]
-
-
-@pytest.mark.parametrize("piece", [1, 3, 1000])
-@pytest.mark.parametrize("dirt", [b"data: " + b"x" * 200, b"data: y\n" * 40, b": " + b"z" * 200])
-def test_an_event_beyond_the_cap_is_left_out_and_the_next_is_not(piece: int, dirt: bytes) -> None:
-    reader = sse.EventReader(largest_bytes=100)
-    stream = b"data: before\n\n" + dirt + b"\n\ndata: after\n\n"
-    found = [event for at in range(0, len(stream), piece) for event in reader.feed(stream[at : at + piece])]
-
-    assert found == [sse.Event("before"), sse.TooLarge(), sse.Event("after")]
-
-
-def test_an_endless_line_takes_no_memory() -> None:
-    reader = sse.EventReader(largest_bytes=1000)
-    for _ in range(1000):
-        assert reader.feed(b"x" * 1000) == []
-
-    assert len(reader._line) <= 1
 
 
 # -- tokens, errors, options ------------------------------------------------------------------------------------------

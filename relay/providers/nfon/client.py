@@ -35,9 +35,9 @@ from relay.providers.base import (
 from relay.providers.http import LIST, QUICK, HttpAccount, loaded
 from relay.providers.nfon import wire
 from relay.providers.nfon.options import NfonOptions
-from relay.providers.nfon.sse import Event, EventReader, TooLarge
 from relay.providers.nfon.tokens import AccessToken, Tokens
 from relay.providers.parsing import load_json, server_time
+from relay.sse import OversizedEvent, ServerSentEvent, SseReader
 
 log = structlog.get_logger(__name__)
 
@@ -194,7 +194,7 @@ class Nfon:
     async def _events(
         self, response: aiohttp.ClientResponse, token: AccessToken
     ) -> AsyncGenerator[Sequence[Record | InvalidRow], None]:
-        reader = EventReader()
+        reader = SseReader()
         while True:
             wait_s = self._options.stream_idle_s
             if token.renew_at is not None:
@@ -211,8 +211,8 @@ class Nfon:
             if rows:
                 yield rows
 
-    def _row(self, event: Event | TooLarge) -> Record | InvalidRow:
-        if isinstance(event, TooLarge):
+    def _row(self, event: ServerSentEvent | OversizedEvent) -> Record | InvalidRow:
+        if isinstance(event, OversizedEvent):
             return InvalidRow("an event of the stream is larger than 1 MiB")
         try:
             row = load_json(event.data.encode("utf-8", "replace"), name=wire.NAME)
