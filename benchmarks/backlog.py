@@ -11,13 +11,14 @@ from benchmarks.house import Bench, embedded, runtime_on, subscriptions, write_c
 from benchmarks.throughput import publish
 from relay.queue.lane import Settlement
 from relay.runtime import Runtime
+from relay.store.lanes import LaneName
 
 CLAIM = 50
 
 
 async def _claim_ms(runtime: Runtime) -> float:
     """Claim, and give everything back."""
-    lane = runtime.lanes["deliver"]
+    lane = runtime.lanes[LaneName.DELIVER]
     began = time.perf_counter()
     reply = await lane.exchange(want=CLAIM)
     took_ms = (time.perf_counter() - began) * 1000

@@ -22,6 +22,7 @@ from benchmarks.house import (
 )
 from benchmarks.throughput import publish
 from relay.runtime import Runtime
+from relay.store.lanes import LaneName
 
 HEALTHY = tuple(f"good{index:02d}" for index in range(40))
 DEAD = tuple(f"dead{index:02d}" for index in range(10))
@@ -68,7 +69,7 @@ async def _paced(bench: Bench, dead: Sequence[str], seconds: int, seed: int) -> 
         for event in events:
             made[event.id] = time.monotonic()
             await publish(runtime, [event], [*HEALTHY, *dead])
-            runtime.wake_ups("deliver")
+            runtime.wake_ups(LaneName.DELIVER)
             await asyncio.sleep(max(0.1 - (time.monotonic() - made[event.id]), 0))
         await target.reached(len(events) * len(HEALTHY))
         arrivals = await target.arrivals()
@@ -97,7 +98,7 @@ async def _behind_a_flood(bench: Bench, waiting: int, probes: int) -> tuple[list
                 queued.append(waiting - (await target.report())["ok"]["count"])
                 made = time.monotonic()
                 await publish(runtime, [event], ["idle"])
-                runtime.wake_ups("deliver")
+                runtime.wake_ups(LaneName.DELIVER)
                 await target.reached(len(waits) + 1, group="idle")
                 at = (await target.arrivals("idle"))[f"/idle/idle {event.id}"]
                 waits.append((at - made) * 1000)

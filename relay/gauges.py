@@ -4,10 +4,11 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from relay import metrics
-from relay.queue.lane import LANES, LaneName
+from relay.queue import keys as queue_keys
 from relay.runtime import Runtime
 from relay.store import keys
 from relay.store.health import read_health
+from relay.store.lanes import LaneName
 
 MOST_SOURCES = 50
 """With more sources than this, only those furthest behind have series of their own: labels stay bounded."""
@@ -18,7 +19,7 @@ async def measure(runtime: Runtime) -> None:
     """Set every gauge."""
     seconds, micros = await runtime.redis.time()
     now_ms = int(seconds) * 1000 + int(micros) // 1000
-    for lane in LANES:
+    for lane in LaneName:
         await _measure_lane(runtime.redis, lane, now_ms)
     await _measure_sources(runtime, now_ms)
     await _measure_subscriptions(runtime)
@@ -36,10 +37,10 @@ async def _limit(redis: Redis) -> int:
 
 async def _measure_lane(redis: Redis, lane: LaneName, now_ms: int) -> None:
     """Count what is due by schedule and may run: what waits behind a gate is not late."""
-    partitions = await redis.zrangebyscore(keys.lane(lane), "-inf", now_ms, start=0, num=_MOST_PARTITIONS)
+    partitions = await redis.zrangebyscore(queue_keys.lane(lane), "-inf", now_ms, start=0, num=_MOST_PARTITIONS)
     async with redis.pipeline(transaction=False) as pipe:
         for partition in partitions:
-            name = keys.waiting(lane, partition.decode())
+            name = queue_keys.waiting(lane, partition.decode())
             pipe.zcount(name, "-inf", now_ms)
             pipe.zrange(name, 0, 0, withscores=True)
         answers = await pipe.execute()

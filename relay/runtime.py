@@ -35,7 +35,8 @@ from relay.polling.poller import Poller, Reader
 from relay.polling.stream import Streams
 from relay.polling.window import Tier, first_offset_s
 from relay.providers.source import Source
-from relay.queue.lane import Lane, LaneName
+from relay.queue import keys as queue_keys
+from relay.queue.lane import Lane
 from relay.queue.runner import Runner
 from relay.recordings.markers import Markers
 from relay.recordings.mint import LinkMint
@@ -49,6 +50,7 @@ from relay.store.calls import Ledger
 from relay.store.credentials import StoredCredentials
 from relay.store.declarations import Declarations
 from relay.store.health import read_health
+from relay.store.lanes import LaneName
 from relay.store.sources import SourceStore
 from relay.tasks import end
 
@@ -68,11 +70,11 @@ class WakeUps:
     A wake-up only saves waiting: a runner looks at its lane at least once a second.
     """
 
-    _local: dict[LaneName, list[Callable[[], None]]] = field(default_factory=dict)
+    _local: dict[str, list[Callable[[], None]]] = field(default_factory=dict)
     _arq: ArqRedis | None = None
-    _sending: dict[LaneName, "asyncio.Task[None]"] = field(default_factory=dict)
+    _sending: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
 
-    def listen(self, lane: LaneName, wake: Callable[[], None]) -> None:
+    def listen(self, lane: str, wake: Callable[[], None]) -> None:
         """Have a runner woken."""
         self._local.setdefault(lane, []).append(wake)
 
@@ -80,18 +82,18 @@ class WakeUps:
         """Wake the workers of other processes too."""
         self._arq = arq
 
-    def hear(self, lane: LaneName) -> None:
+    def hear(self, lane: str) -> None:
         """Wake the runners of this process."""
         for wake in self._local.get(lane, ()):
             wake()
 
-    def __call__(self, lane: LaneName) -> None:
+    def __call__(self, lane: str) -> None:
         """Wake whoever works on a lane."""
         self.hear(lane)
         if self._arq is not None and (lane not in self._sending or self._sending[lane].done()):
             self._sending[lane] = asyncio.create_task(self._send(lane))
 
-    async def _send(self, lane: LaneName) -> None:
+    async def _send(self, lane: str) -> None:
         assert self._arq is not None  # noqa: S101 - asked before
         await asyncio.sleep(_WAKE_EVERY_S)  # many at once become one
         with contextlib.suppress(Exception):  # the lane is looked at every second in any case
@@ -132,12 +134,12 @@ class Runtime:
             keep_raw=lambda: any(each.options.include_raw for each in self.subscriptions.values()),
         )
         self.lanes: dict[LaneName, Lane] = {
-            "poll": Lane(redis, "poll", lease_s=120),
-            "enrich": Lane(redis, "enrich", lease_s=45),
-            "record": Lane(redis, "record", lease_s=120, most=8),
-            "deliver": Lane(
+            LaneName.POLL: Lane(redis, LaneName.POLL, lease_s=120),
+            LaneName.ENRICH: Lane(redis, LaneName.ENRICH, lease_s=45),
+            LaneName.RECORD: Lane(redis, LaneName.RECORD, lease_s=120, most=8),
+            LaneName.DELIVER: Lane(
                 redis,
-                "deliver",
+                LaneName.DELIVER,
                 lease_s=2 * settings.delivery.timeout_s + 15,
                 event_ttl_s=retention.events_days * DAY_S,
             ),
@@ -200,46 +202,46 @@ class Runtime:
             catch_up=self._poll_soon,
             fresh_calls=self._fresh_calls,
         )
-        poller.runner = self.add_runner(Runner(self.lanes["poll"], poller.work, at_once=100, needs_s=70))
+        poller.runner = self.add_runner(Runner(self.lanes[LaneName.POLL], poller.work, at_once=100, needs_s=70))
 
     def _store_now(self) -> datetime:
-        return from_ms(self.lanes["poll"].store_now_ms)
+        return from_ms(self.lanes[LaneName.POLL].store_now_ms)
 
     async def _poll_soon(self, sid: str) -> None:
-        await self.lanes["poll"].put("", sid)
-        self.wake_ups.hear("poll")
+        await self.lanes[LaneName.POLL].put("", sid)
+        self.wake_ups.hear(LaneName.POLL)
 
     def _fresh_calls(self) -> None:
-        self.wake_ups("enrich")
-        self.wake_ups("record")
+        self.wake_ups(LaneName.ENRICH)
+        self.wake_ups(LaneName.RECORD)
 
     def advance(self) -> Publisher:
         """Build the step from what is known to what is said."""
         return Publisher(
             self.ledger,
             self.subscriptions,
-            now_ms=lambda: self.lanes["enrich"].store_now_ms,
-            published=lambda: self.wake_ups("deliver"),
+            now_ms=lambda: self.lanes[LaneName.ENRICH].store_now_ms,
+            published=lambda: self.wake_ups(LaneName.DELIVER),
         )
 
     async def arrange(self) -> None:
         """Write into the store what the configuration says of lanes: each source is polled, each cap holds."""
-        await self.lanes["poll"].change(
+        await self.lanes[LaneName.POLL].change(
             [
                 ("new", "", sid, self._first_wait_ms(sid, source))
                 for sid, source in self.sources.items()
                 if not source.paused
             ]
         )
-        await self.lanes["enrich"].change([("cap", sid, 500, 0) for sid in self.sources])
-        await self.lanes["record"].change([("cap", sid, 4, 0) for sid in self.sources])
+        await self.lanes[LaneName.ENRICH].change([("cap", sid, 500, 0) for sid in self.sources])
+        await self.lanes[LaneName.RECORD].change([("cap", sid, 4, 0) for sid in self.sources])
         everyone = list(self.subscriptions.items())
         for at in range(0, len(everyone), _AT_ONCE):
             some = everyone[at : at + _AT_ONCE]
-            await self.lanes["deliver"].change([rule for _, each in some for rule in each.rules()])
+            await self.lanes[LaneName.DELIVER].change([rule for _, each in some for rule in each.rules()])
             async with self.redis.pipeline(transaction=False) as pipe:
                 for sid, _ in some:
-                    pipe.hget(keys.partition("deliver", sid), "off")
+                    pipe.hget(queue_keys.partition(LaneName.DELIVER, sid), "off")
                 switches = await pipe.execute()
             for (sid, each), off in zip(some, switches, strict=True):
                 await self._heed_switch(sid, each, (off or b"").decode())
@@ -252,23 +254,23 @@ class Runtime:
     async def arrange_source(self, sid: str) -> None:
         """Do for one source what `arrange` does for all; one that is paused is not polled any more."""
         source = self.sources[sid]
-        await self.lanes["poll"].change([("drop", "", sid, 0) if source.paused else ("new", "", sid, 0)])
-        await self.lanes["enrich"].cap(sid, 500)
-        await self.lanes["record"].cap(sid, 4)
-        self.wake_ups("poll")
+        await self.lanes[LaneName.POLL].change([("drop", "", sid, 0) if source.paused else ("new", "", sid, 0)])
+        await self.lanes[LaneName.ENRICH].cap(sid, 500)
+        await self.lanes[LaneName.RECORD].cap(sid, 4)
+        self.wake_ups(LaneName.POLL)
 
     async def arrange_subscription(self, sid: str) -> None:
         """Do for one subscription what `arrange` does for all."""
         subscription = self.subscriptions[sid]
-        await self.lanes["deliver"].change(subscription.rules())
+        await self.lanes[LaneName.DELIVER].change(subscription.rules())
         await self._heed_switch(sid, subscription, (await read_health(self.redis, sid)).off)
 
     async def _heed_switch(self, sid: str, subscription: Subscription, off: str) -> None:
         """What the configuration switches off is off; switching it on there undoes only that."""
         if not subscription.options.enabled and not off:
-            await self.lanes["deliver"].off(sid, CONFIGURED_OFF)
+            await self.lanes[LaneName.DELIVER].off(sid, CONFIGURED_OFF)
         elif subscription.options.enabled and off == CONFIGURED_OFF:
-            await self.lanes["deliver"].off(sid, None)
+            await self.lanes[LaneName.DELIVER].off(sid, None)
 
     async def require_durability(self) -> None:
         """Refuse `at_most_once` on a store that can forget what it answered: an intent must outlive everything."""
@@ -284,7 +286,7 @@ class Runtime:
 
         `gone` says that the subscriber asked for it, and need not be told.
         """
-        await self.lanes["deliver"].off(sub, why)
+        await self.lanes[LaneName.DELIVER].off(sub, why)
         log.error("subscription_disabled", subscription=sub, why=why)
         subscription = self.subscriptions.get(sub)
         if subscription is not None and not gone:
@@ -293,7 +295,7 @@ class Runtime:
             "subscription.disabled",
             {"subscription": {"id": sub, "reason": why}},
             of=sub,
-            which=str(self.lanes["deliver"].store_now_ms),
+            which=str(self.lanes[LaneName.DELIVER].store_now_ms),
             tenant=subscription.tenant if subscription else None,
         )
 
@@ -301,7 +303,7 @@ class Runtime:
         """Tell a Zapier hook, once, that it is not told any more, so that the Zap shows it: DELETE to its URL."""
         if not subscription.unsubscribes:
             return
-        if not await self.redis.hsetnx(keys.partition("deliver", subscription.id), "goodbye", "1"):  # type: ignore[misc]
+        if not await self.redis.hsetnx(queue_keys.partition(LaneName.DELIVER, subscription.id), "goodbye", "1"):  # type: ignore[misc]
             return
         task = asyncio.create_task(self._goodbye(subscription))
         self._goodbyes.add(task)
@@ -321,7 +323,7 @@ class Runtime:
         if await self.redis.set(keys.told(sub), 1, nx=True, ex=DAY_S):
             log.warning("subscription_failing", subscription=sub, why=why, disables_at=iso(disables_at))
             about = {"id": sub, "reason": why, "disables_at": iso(disables_at)}
-            now_ms = self.lanes["deliver"].store_now_ms
+            now_ms = self.lanes[LaneName.DELIVER].store_now_ms
             subscription = self.subscriptions.get(sub)
             await self.operations.say(
                 "subscription.failing",

@@ -22,10 +22,10 @@ from relay.polling.window import PollState, floor
 from relay.privacy.erase import REMEMBERED_S, Erased, Eraser
 from relay.providers.base import Purpose, Window
 from relay.providers.source import Source
-from relay.queue.lane import LANES
 from relay.runtime import Runtime
 from relay.store import keys
 from relay.store.calls import LeaseLost
+from relay.store.lanes import LaneName
 from relay.store.sources import Progress
 from relay.tasks import end
 
@@ -44,7 +44,7 @@ _STORE_AWAY_S = 5
 
 async def wake(ctx: dict[str, Any], lane: str) -> None:
     """Have this process look at a lane now."""
-    for known in LANES:
+    for known in LaneName:
         if known == lane:
             ctx["runtime"].wake_ups.hear(known)
 
@@ -193,8 +193,8 @@ class _Backfill:
             )
         finally:
             self._under_way = PollStats()
-            runtime.wake_ups("enrich")
-            runtime.wake_ups("record")
+            runtime.wake_ups(LaneName.ENRICH)
+            runtime.wake_ups(LaneName.RECORD)
         self._total.add(stats)
 
     async def _wait(self, wait_s: float, why: str) -> None:
@@ -239,7 +239,7 @@ async def replay(ctx: dict[str, Any], sub: str, since_ms: int, status: ReplaySta
     progress = Progress(runtime.redis, job)
 
     async def step(done: Replayed) -> None:
-        runtime.wake_ups("deliver")
+        runtime.wake_ups(LaneName.DELIVER)
         share = (done.at_ms - since_ms) / max(until_ms - since_ms, 1)
         stands = {"at_ms": done.at_ms, "until_ms": until_ms, "done": round(min(max(share, 0), 1), 3)}
         await progress.write(state="running", **stands, **done.counts())

@@ -4,6 +4,7 @@ from relay.delivery.attempt import Attempts
 from relay.queue.runner import Runner
 from relay.runtime import Runtime
 from relay.store.health import read_health
+from relay.store.lanes import LaneName
 from workers.deliver import Deliver
 from workers.enrich import Enrich
 from workers.record import Record
@@ -18,17 +19,17 @@ def add_runners(runtime: Runtime) -> None:
     """Host the enrich, record and deliver lanes in this process."""
     enrich = Enrich(lambda: runtime.sources, runtime.book, runtime.advance(), runtime.states)
     enrich.runner = runtime.add_runner(
-        Runner(runtime.lanes["enrich"], enrich.work, at_once=ENRICH_AT_ONCE, needs_s=15, batch=ENRICH_BATCH)
+        Runner(runtime.lanes[LaneName.ENRICH], enrich.work, at_once=ENRICH_AT_ONCE, needs_s=15, batch=ENRICH_BATCH)
     )
     record = Record(
         lambda: runtime.sources,
         runtime.storage,
         runtime.states,
-        wake_enrich=lambda: runtime.wake_ups("enrich"),
+        wake_enrich=lambda: runtime.wake_ups(LaneName.ENRICH),
         find_call=runtime.ledger.call,
     )
     record.runner = runtime.add_runner(
-        Runner(runtime.lanes["record"], record.work, at_once=RECORD_AT_ONCE, needs_s=30, settled=record.settled)
+        Runner(runtime.lanes[LaneName.RECORD], record.work, at_once=RECORD_AT_ONCE, needs_s=30, settled=record.settled)
     )
     timeout_s = runtime.settings.delivery.timeout_s
     attempts = Attempts(
@@ -43,7 +44,7 @@ def add_runners(runtime: Runtime) -> None:
     )
     deliver.runner = runtime.add_runner(
         Runner(
-            runtime.lanes["deliver"],
+            runtime.lanes[LaneName.DELIVER],
             deliver.work,
             at_once=DELIVER_AT_ONCE,
             needs_s=timeout_s + 5,

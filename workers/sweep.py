@@ -13,9 +13,10 @@ from relay.domain.time import from_ms, iso
 from relay.errors import SettingsError, StorageError
 from relay.polling.silence import same_stretches, too_quiet
 from relay.providers.source import Source
-from relay.queue.lane import LANES
+from relay.queue import keys as queue_keys
 from relay.runtime import DAY_S, Runtime
 from relay.store import keys
+from relay.store.lanes import LaneName
 
 log = structlog.get_logger(__name__)
 
@@ -44,11 +45,11 @@ async def _time_went_back(runtime: Runtime) -> None:
     """The store's clock was set back: polls that now seem far off become due. Other dues are short or may wait."""
     seconds, micros = await runtime.redis.time()
     now_ms = int(seconds) * 1000 + int(micros) // 1000
-    before = int(await runtime.redis.getset(keys.CLOCK, now_ms) or 0)
+    before = int(await runtime.redis.getset(queue_keys.CLOCK, now_ms) or 0)
     if before - now_ms > _STEP_BACK_MS:
         log.warning("store_clock_stepped_back", by_s=(before - now_ms) / 1000)
         polled = [sid for sid, each in runtime.sources.items() if not each.paused]
-        await runtime.lanes["poll"].change([("put", "", sid, 0) for sid in polled])
+        await runtime.lanes[LaneName.POLL].change([("put", "", sid, 0) for sid in polled])
 
 
 async def _credentials_changed(runtime: Runtime) -> None:
@@ -67,9 +68,9 @@ async def _credentials_changed(runtime: Runtime) -> None:
             await runtime.states.note(sid, credential=credential)
         elif before.decode() != credential:
             log.info("credential_changed", source=sid)
-            await runtime.lanes["poll"].put("", sid)
+            await runtime.lanes[LaneName.POLL].put("", sid)
             await runtime.states.note(sid, credential=credential, contacts_off="", recordings_off="")
-            runtime.wake_ups("poll")
+            runtime.wake_ups(LaneName.POLL)
 
 
 async def listen_for_silence(runtime: Runtime) -> None:
@@ -95,7 +96,7 @@ async def listen_for_silence(runtime: Runtime) -> None:
 
 
 async def _calls_in_same_stretches(runtime: Runtime, source: Source, newest_ms: int, began_ms: int) -> list[int]:
-    now_ms = runtime.lanes["poll"].store_now_ms
+    now_ms = runtime.lanes[LaneName.POLL].store_now_ms
     known_since_ms = max(began_ms, now_ms - runtime.settings.retention.calls_days * DAY_S * 1000)
     zone = ZoneInfo(source.rules.timezone)
     stretches = same_stretches(from_ms(newest_ms), from_ms(now_ms), zone=zone, known_since=from_ms(known_since_ms))
@@ -108,9 +109,9 @@ async def _calls_in_same_stretches(runtime: Runtime, source: Source, newest_ms: 
 async def trim(runtime: Runtime) -> None:
     """Let go of what is older than its retention; bodies expire by themselves, this is about lists and audio."""
     retention = runtime.settings.retention
-    now_ms = runtime.lanes["poll"].store_now_ms
+    now_ms = runtime.lanes[LaneName.POLL].store_now_ms
     now = from_ms(now_ms)
-    calls = [keys.CALLS, *map(keys.calls_of, runtime.sources), *map(keys.poison, LANES)]
+    calls = [keys.CALLS, *map(keys.calls_of, runtime.sources), *map(queue_keys.quarantine, LaneName)]
     events = [keys.EVENTS, keys.DEAD, *map(keys.events_of, runtime.sources)]
     events += map(keys.deliveries_of, runtime.subscriptions)
     for names, days in ((calls, retention.calls_days), (events, retention.events_days)):

@@ -22,10 +22,12 @@ from relay.privacy.erase import FORGOTTEN_TTL_S, REMEMBERED_S, Erased
 from relay.providers import PROVIDERS
 from relay.providers.base import SourceOptions
 from relay.providers.source import Source
+from relay.queue import keys as queue_keys
 from relay.registry import parse_source
 from relay.settings import ID_PATTERN, reveal
 from relay.store import keys
 from relay.store.declarations import Declaration
+from relay.store.lanes import LaneName
 
 INLINE_KEYS: Final = 20_000
 """A store with at most so many keys is cleared up at once; a larger one by a job."""
@@ -160,7 +162,7 @@ async def views(api: Api, found: Sequence[Source]) -> list[SourceView]:
     runtime = api.runtime
     async with runtime.redis.pipeline(transaction=False) as pipe:
         for source in found:
-            pipe.zscore(keys.waiting("poll", ""), source.id)
+            pipe.zscore(queue_keys.waiting(LaneName.POLL, ""), source.id)
             pipe.hlen(keys.quarantine(source.id))
         rows = await pipe.execute()
     states = await asyncio.gather(*(runtime.states.read(source.id) for source in found))
@@ -401,7 +403,7 @@ async def delete_source(api: Api, caller: Caller, source_id: str) -> None:
     if stands is None or not caller.sees(stands.tenant):
         return
     await runtime.redis.set(keys.forgotten(source_id), stands.tenant or "", ex=FORGOTTEN_TTL_S)
-    await runtime.lanes["poll"].drop("", source_id)
+    await runtime.lanes[LaneName.POLL].drop("", source_id)
     if await runtime.redis.dbsize() > INLINE_KEYS:
         await api.start("forget_source", source_id, caller=caller, source=source_id)
         await _undeclare(api, source_id)
@@ -442,8 +444,8 @@ async def poll_source(api: Api, caller: Caller, source_id: str) -> Queued:
     source = await api.source(caller, source_id)
     if source.paused:
         raise _paused()
-    await api.runtime.lanes["poll"].put("", source_id)
-    api.runtime.wake_ups("poll")
+    await api.runtime.lanes[LaneName.POLL].put("", source_id)
+    api.runtime.wake_ups(LaneName.POLL)
     return Queued()
 
 

@@ -35,11 +35,13 @@ from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
 from relay.events import payload
 from relay.events.render import check_map
+from relay.queue import keys as queue_keys
 from relay.runtime import keeps_every_write
 from relay.settings import SubscriptionOptions, reveal
 from relay.settings.values import SigningSecret
 from relay.store import keys
 from relay.store.declarations import Declaration
+from relay.store.lanes import LaneName
 
 DELETED: Final = "deleted"
 DISABLED_BY_HAND: Final = "disabled through the API"
@@ -172,7 +174,7 @@ async def views(api: Api, found: Sequence[Subscription]) -> list[SubscriptionVie
     names = ["off", "failing_since", "opened", "heard"]
     async with api.runtime.redis.pipeline(transaction=False) as pipe:
         for each in found:
-            pipe.hmget(keys.partition("deliver", each.id), names)
+            pipe.hmget(queue_keys.partition(LaneName.DELIVER, each.id), names)
         rows = await pipe.execute()
     directory = api.runtime.registry
     shown: list[SubscriptionView] = []
@@ -304,11 +306,11 @@ async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> Sub
     """Make a subscription; None when somebody has just made one with this id."""
     runtime = api.runtime
     check_id(sub)
-    tombstone = await runtime.redis.hmget(keys.partition("deliver", sub), ["off", "tenant"])  # type: ignore[misc]
+    tombstone = await runtime.redis.hmget(queue_keys.partition(LaneName.DELIVER, sub), ["off", "tenant"])  # type: ignore[misc]
     if tombstone[0] == DELETED.encode():
         if (tombstone[1] or b"").decode() != (tenant or ""):
             raise taken()  # somebody else's until every process has heard that it is gone
-        await runtime.redis.delete(keys.partition("deliver", sub))
+        await runtime.redis.delete(queue_keys.partition(LaneName.DELIVER, sub))
     if runtime.registry.configured("subscription", sub):
         raise taken()
     made = await runtime.registry.declarations.create("subscription", sub, document, tenant=tenant)
@@ -398,7 +400,7 @@ async def delete_subscription(
     stands = await runtime.registry.declarations.get("subscription", subscription_id)
     if stands is None or not caller.sees(stands.tenant):
         return
-    lane = runtime.lanes["deliver"]
+    lane = runtime.lanes[LaneName.DELIVER]
     await lane.off(subscription_id, DELETED)
     subscription = runtime.subscriptions.get(subscription_id)
     by_hook = query.unsubscribed_by == "hook" or request.headers.get("User-Agent", "").startswith("Zapier")
@@ -407,9 +409,9 @@ async def delete_subscription(
     await api.eraser.subscription(subscription_id)
     await runtime.registry.declarations.remove("subscription", subscription_id)
     await runtime.registry.drop("subscription", subscription_id)
-    partition = keys.partition("deliver", subscription_id)
+    partition = queue_keys.partition(LaneName.DELIVER, subscription_id)
     async with runtime.redis.pipeline(transaction=True) as pipe:
-        pipe.delete(partition, keys.leases("deliver", subscription_id), keys.told(subscription_id))
+        pipe.delete(partition, queue_keys.leases(LaneName.DELIVER, subscription_id), keys.told(subscription_id))
         pipe.hset(partition, mapping={"off": DELETED, "gate": "inf", "tenant": stands.tenant or ""})
         pipe.expire(partition, _TOMBSTONE_S)
         await pipe.execute()
@@ -420,7 +422,7 @@ async def disable_subscription(
 ) -> SubscriptionView:
     """Switch a subscription off: what waits is kept; what happens meanwhile is listed as missing, to be replayed."""
     subscription = await api.subscription(caller, subscription_id)
-    await api.runtime.lanes["deliver"].off(subscription_id, body.reason or DISABLED_BY_HAND)
+    await api.runtime.lanes[LaneName.DELIVER].off(subscription_id, body.reason or DISABLED_BY_HAND)
     await api.runtime.say_goodbye(subscription)
     return await read_subscription(api, caller, subscription_id)
 
@@ -430,10 +432,10 @@ async def enable_subscription(api: Api, caller: Caller, subscription_id: str) ->
     subscription = await api.subscription(caller, subscription_id)
     if not subscription.options.enabled:
         await patch_subscription(api, caller, subscription_id, {"enabled": True})
-    await api.runtime.lanes["deliver"].off(subscription_id, None)
-    await api.runtime.redis.hdel(keys.partition("deliver", subscription_id), "goodbye")  # type: ignore[misc]
+    await api.runtime.lanes[LaneName.DELIVER].off(subscription_id, None)
+    await api.runtime.redis.hdel(queue_keys.partition(LaneName.DELIVER, subscription_id), "goodbye")  # type: ignore[misc]
     await api.runtime.redis.delete(keys.told(subscription_id))
-    api.runtime.wake_ups("deliver")
+    api.runtime.wake_ups(LaneName.DELIVER)
     return await read_subscription(api, caller, subscription_id)
 
 
@@ -447,7 +449,7 @@ async def test_subscription(api: Api, caller: Caller, subscription_id: str) -> T
     eid = await api.runtime.operations.say(
         "webhook.test", data, of=subscription_id, which=uuid4().hex, to=subscription_id, tenant=subscription.tenant
     )
-    api.runtime.wake_ups("deliver")
+    api.runtime.wake_ups(LaneName.DELIVER)
     return TestResult(event_id=eid)
 
 
@@ -475,13 +477,13 @@ async def replay_one(api: Api, subscription: Subscription, document: Json, *, fo
     """Queue one event again for one subscription."""
     if subscription.tenant not in (None, api.event_tenant(document)):
         raise Problem("not_for_this_subscription", "This event belongs to another tenant than the subscription.")
-    at_ms = api.runtime.lanes["deliver"].store_now_ms
+    at_ms = api.runtime.lanes[LaneName.DELIVER].store_now_ms
     letter = await api.runtime.ledger.replay(
         document["id"], subject_of(document), [subscription.id], at_ms=at_ms, force=force
     )
     match letter:
         case "q":
-            api.runtime.wake_ups("deliver")
+            api.runtime.wake_ups(LaneName.DELIVER)
             return ReplayResult(result="queued")
         case "w":
             return ReplayResult(result="waiting_already")
@@ -544,7 +546,7 @@ async def _as_sent(api: Api, subscription: Subscription, document: Json) -> Json
 
 async def _enabled(api: Api, caller: Caller, sub: str) -> Subscription:
     subscription = await api.subscription(caller, sub)
-    off = await api.runtime.redis.hget(keys.partition("deliver", sub), "off")  # type: ignore[misc]
+    off = await api.runtime.redis.hget(queue_keys.partition(LaneName.DELIVER, sub), "off")  # type: ignore[misc]
     if off or not subscription.options.enabled:
         raise _disabled()
     return subscription

@@ -33,7 +33,7 @@ from relay.polling.window import SEED_DEPTH
 from relay.processes import needs_of_a_role
 from relay.providers import PROVIDERS
 from relay.providers.base import Page, Pay, Purpose, SourceOptions, Window
-from relay.queue.lane import LANES
+from relay.queue import keys as queue_keys
 from relay.recordings.links import DEFAULT_TTL_S
 from relay.recordings.storage import RecordingStorage, Refused, open_storage
 from relay.secrets import SecretBox
@@ -43,6 +43,7 @@ from relay.store.budget import Budget, Limit
 from relay.store.credentials import StoredCredentials
 from relay.store.embedded import COMPACT_BYTES, EmbeddedStore
 from relay.store.health import read_health
+from relay.store.lanes import LaneName
 from relay.store.sources import SourceStore
 
 Status = Literal["ok", "warn", "fail"]
@@ -260,8 +261,8 @@ def durability(info: Json) -> list[Finding]:
 async def _troubles(redis: Redis) -> list[Finding]:
     """List work that was put aside, which a person should see."""
     findings: list[Finding] = []
-    for lane in LANES:
-        count = await redis.zcard(keys.poison(lane))
+    for lane in LaneName:
+        count = await redis.zcard(queue_keys.quarantine(lane))
         if count:
             text = f"{count} items were put aside after five attempts that nobody survived"
             fix = "the log says work_failed where it happened"

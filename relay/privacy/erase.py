@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from relay.domain.time import from_ms
 from relay.errors import StoreError
+from relay.queue import keys as queue_keys
 from relay.queue.scripts import load_script
 from relay.recordings.storage import object_paths
 from relay.store import keys
@@ -168,9 +169,12 @@ class Eraser:
         days = [(today + timedelta(days=2 - back)).isoformat() for back in range(_SEEN_DAYS)]
         async with self._redis.pipeline(transaction=True) as pipe:
             for lane in ("enrich", "record"):
-                pipe.zrem(keys.lane(lane), sid)
+                pipe.zrem(queue_keys.lane(lane), sid)
                 pipe.delete(
-                    keys.waiting(lane, sid), keys.leased(lane, sid), keys.leases(lane, sid), keys.partition(lane, sid)
+                    queue_keys.waiting(lane, sid),
+                    queue_keys.leased(lane, sid),
+                    queue_keys.leases(lane, sid),
+                    queue_keys.partition(lane, sid),
                 )
             pipe.delete(*(keys.seen(sid, day) for day in days))
             pipe.delete(keys.source(sid), keys.quarantine(sid), keys.calls_of(sid), keys.events_of(sid))

@@ -77,7 +77,7 @@ local function settle(p, item, token, verb, wait, a, b, c)
     at = lease.dirty
   end
   if lane == 'enrich' and verb == 'done' then
-    redis.call('ZREM', 'relay:poison:' .. lane, p .. '\31' .. item)
+    redis.call('ZREM', k_quarantine(lane), p .. '\31' .. item)
   elseif lane == 'deliver' and a ~= '' then
     health(p, c)
     local pending = redis.call('ZSCORE', k_pending(p, item), a)
@@ -134,8 +134,8 @@ end
 -- what was put meanwhile has a try of its own at once.
 local function put_aside(p, item, lease)
   local again = lease.dirty or (lane == 'enrich' and now + 3600000)
-  redis.call('ZADD', 'relay:poison:' .. lane, now, p .. '\31' .. item)
-  redis.call('HINCRBY', 'relay:counts', 'poison_' .. lane, 1)
+  redis.call('ZADD', k_quarantine(lane), now, p .. '\31' .. item)
+  redis.call('HINCRBY', 'relay:counts', 'quarantined_' .. lane, 1)
   local eid = lane == 'deliver' and redis.call('ZRANGE', k_pending(p, item), 0, 0)[1]
   if eid then
     local state = redis.call('HGET', 'relay:event:' .. eid, p)

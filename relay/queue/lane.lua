@@ -27,6 +27,7 @@ local function k_waiting(lane, p) return 'relay:lane:' .. lane .. ':' .. p end
 local function k_leased(lane, p) return 'relay:leased:' .. lane .. ':' .. p end
 local function k_leases(lane, p) return 'relay:leases:' .. lane .. ':' .. p end
 local function k_partition(lane, p) return 'relay:partition:' .. lane .. ':' .. p end
+local function k_quarantine(lane) return 'relay:quarantined:' .. lane end
 local function k_pending(sub, subject) return 'relay:pending:' .. sub .. ':' .. subject end
 
 local function rescore(lane, p)

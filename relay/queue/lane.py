@@ -15,9 +15,6 @@ log = structlog.get_logger(__name__)
 
 _STEP_BACK_MS = 5000
 
-LaneName = Literal["poll", "enrich", "record", "deliver"]
-LANES: tuple[LaneName, ...] = ("poll", "enrich", "record", "deliver")
-
 Verb = Literal["done", "again", "renew", "intent", "part"]
 
 
@@ -64,7 +61,7 @@ class Exchange:
 class Lane:
     """One kind of work. `lease_s` must outlast one attempt; `most` is the most of one partition in one claim."""
 
-    def __init__(self, redis: Redis, name: LaneName, *, lease_s: float, most: int = 50, event_ttl_s: int = 0) -> None:
+    def __init__(self, redis: Redis, name: str, *, lease_s: float, most: int = 50, event_ttl_s: int = 0) -> None:
         self.name = name
         self.lease_s = lease_s
         self._most = most

@@ -25,7 +25,7 @@ if cid ~= '' then
   for _, lane in ipairs({ 'enrich', 'record' }) do
     forget(lane, sid, cid)
     rescore(lane, sid)
-    redis.call('ZREM', 'relay:poison:' .. lane, sid .. '\31' .. cid)
+    redis.call('ZREM', k_quarantine(lane), sid .. '\31' .. cid)
   end
 end
 

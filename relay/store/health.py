@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from relay.store import keys
+from relay.queue import keys as queue_keys
+from relay.store.lanes import LaneName
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +26,5 @@ class Health:
 async def read_health(redis: Redis, sub: str) -> Health:
     """Read it."""
     names = ["off", "failing_since", "opened", "heard"]
-    off, failing, opened, heard = await redis.hmget(keys.partition("deliver", sub), names)  # type: ignore[misc]
+    off, failing, opened, heard = await redis.hmget(queue_keys.partition(LaneName.DELIVER, sub), names)  # type: ignore[misc]
     return Health((off or b"").decode(), int(failing or 0), int(opened or 0), int(heard or 0))

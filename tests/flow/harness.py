@@ -15,12 +15,14 @@ from redis.asyncio import Redis
 
 from relay.domain import ids
 from relay.domain.call import Direction, Outcome, Party, Record
+from relay.queue import keys as queue_keys
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings
 from relay.simulator.subscriber import HookReport, VerifyingSubscriber
 from relay.store import keys
 from relay.store.calls import Row
 from relay.store.deliveries import DeliveryState
+from relay.store.lanes import LaneName
 from workers.runners import add_runners
 
 SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
@@ -55,7 +57,7 @@ class RelayHarness:
     async def _ingest(self, records: list[Record]) -> None:
         rows = [Row(record, record.content_hash()) for record in records]
         await self.runtime.ledger.ingest("main", rows, token=b"", mapping=1, via="poll")
-        self.runtime.wake_ups("enrich")
+        self.runtime.wake_ups(LaneName.ENRICH)
 
     def event_of(self, key: str, event_type: str = "call.completed") -> str:
         """The id of a call's event."""
@@ -85,14 +87,14 @@ class RelayHarness:
 
     async def due_now(self, sub: str, subject: str) -> None:
         """Let a waiting attempt be due: the schedule's waits are not sat out in tests."""
-        await self.redis.zadd(keys.waiting("deliver", sub), {subject: 1})
-        await self.runtime.lanes["deliver"].change([("cap", sub, 10, 0)])  # rescores the partition
-        self.runtime.wake_ups("deliver")
+        await self.redis.zadd(queue_keys.waiting("deliver", sub), {subject: 1})
+        await self.runtime.lanes[LaneName.DELIVER].change([("cap", sub, 10, 0)])  # rescores the partition
+        self.runtime.wake_ups(LaneName.DELIVER)
 
     async def open_gate(self, sub: str) -> None:
         """Let a breaker's pause be over."""
-        await self.runtime.lanes["deliver"].gate(sub, 1)
-        self.runtime.wake_ups("deliver")
+        await self.runtime.lanes[LaneName.DELIVER].gate(sub, 1)
+        self.runtime.wake_ups(LaneName.DELIVER)
 
 
 @contextlib.asynccontextmanager

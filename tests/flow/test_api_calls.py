@@ -23,6 +23,7 @@ from relay.queue.runner import Runner
 from relay.recordings.storage import Stored, object_paths
 from relay.simulator.subscriber import Behaviour
 from relay.store import keys
+from relay.store.lanes import LaneName
 from tests.flow.api_desk import SOURCE, Desk
 from tests.flow.harness import eventually
 from workers.record import Record
@@ -344,7 +345,7 @@ async def test_a_given_up_delivery_is_found_and_tried_again(desk: Desk) -> None:
     await redis.hset(keys.event(eid), "a", b'{"s":"exhausted","n":10,"t":1}')  # type: ignore[misc]
     await redis.zadd(keys.DEAD, {f"a\x1f{eid}": 1})
     await redis.zrem(keys.pending("a", call_id), eid)
-    await desk.relay.runtime.lanes["deliver"].drop("a", call_id)
+    await desk.relay.runtime.lanes[LaneName.DELIVER].drop("a", call_id)
 
     listed = await desk.get("/v1/deliveries?status=exhausted")
     retried = await desk.post(f"/v1/deliveries/{eid}.a/retry")
@@ -393,7 +394,7 @@ async def test_audio_that_arrives_after_the_erasure_is_dropped(desk: Desk) -> No
         wake_enrich=lambda: None,
         find_call=runtime.ledger.call,
     )
-    record.runner = Runner(runtime.lanes["record"], record.work, at_once=1, needs_s=0)
+    record.runner = Runner(runtime.lanes[LaneName.RECORD], record.work, at_once=1, needs_s=0)
     flat = [each for pair in stored.items() for each in pair]
 
     await record.work([Claim("main", call_id, b"1", 0, float("inf"), [flat])])

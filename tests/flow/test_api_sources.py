@@ -13,6 +13,7 @@ from relay.domain.time import iso
 from relay.errors import ProviderError
 from relay.providers.base import InvalidRow, Purpose, Window
 from relay.providers.source import Source
+from relay.queue import keys as queue_keys
 from relay.simulator.webfones import WebfonesSimulator
 from relay.store import keys
 from relay.store.calls import LeaseLost
@@ -154,7 +155,7 @@ async def test_checking_says_what_is_wrong(desk: Desk, provider: tuple[WebfonesS
 async def test_a_paused_source_is_not_polled_and_tells_what_it_has(desk: Desk) -> None:
     """Pausing takes it out of the poll lane; a call that was admitted before is still told."""
     await desk.post("/v1/sources", {**SOURCE, "id": "new"})
-    waiting = keys.waiting("poll", "")
+    waiting = queue_keys.waiting("poll", "")
     assert await desk.relay.redis.zscore(waiting, "new") is not None
 
     paused = await desk.post("/v1/sources/new/pause")

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from relay.api.options import MASK
 from relay.events.render import FLAT_FIELDS
+from relay.queue import keys as queue_keys
 from relay.simulator.subscriber import Behaviour
 from relay.store import keys
 from tests.flow.api_desk import NAMES, OUTSIDE, Desk
@@ -95,7 +96,7 @@ async def test_patch_changes_some_and_null_gives_a_default_back(desk: Desk) -> N
     assert status == 200
     options = view["options"]
     assert (options["direction"], options["payload"], options["max_in_flight"]) == (None, "flat", 3)
-    assert await desk.relay.redis.hget(keys.partition("deliver", "crm"), "cap") == b"3"  # type: ignore[misc]
+    assert await desk.relay.redis.hget(queue_keys.partition("deliver", "crm"), "cap") == b"3"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -202,8 +203,8 @@ async def test_unsubscribing_ends_as_often_as_one_likes(desk: Desk) -> None:
     assert desk.relay.report("crm").received == heard
     assert await desk.code("GET", "/v1/subscriptions/crm") == (404, "not_found")
     left = [name async for name in desk.relay.redis.scan_iter("*:crm*")]
-    assert left == [keys.partition("deliver", "crm").encode()]
-    assert 0 < await desk.relay.redis.ttl(keys.partition("deliver", "crm")) <= 60
+    assert left == [queue_keys.partition("deliver", "crm").encode()]
+    assert 0 < await desk.relay.redis.ttl(queue_keys.partition("deliver", "crm")) <= 60
     assert not await desk.relay.redis.hexists(keys.event(eid), "crm")  # type: ignore[misc]
 
 

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from relay.api.routes import TABLE
 from relay.domain.call import Party
 from relay.store import keys
+from relay.store.lanes import LaneName
 from tests.flow.api_desk import OUTSIDE, SOURCE, TOKEN, Desk, open_desk
 from tests.flow.harness import eventually
 
@@ -331,7 +332,7 @@ async def test_news_of_a_tenants_subscription_stay_with_the_tenant(houses: House
         await desk.subscribe(name, token=token, events=["subscription.*"])
 
     await desk.relay.runtime.disable("acme-crm", "not heard")
-    desk.relay.runtime.wake_ups("deliver")
+    desk.relay.runtime.wake_ups(LaneName.DELIVER)
     await desk.relay.until_heard("acme-ops", 1)
 
     (event,) = desk.relay.subscriber.events("acme-ops")

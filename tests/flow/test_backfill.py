@@ -22,6 +22,7 @@ from relay.cli.main import main
 from relay.domain import ids
 from relay.domain.time import iso
 from relay.errors import SettingsError
+from relay.queue import keys as queue_keys
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, load
 from relay.simulator.subscriber import VerifyingSubscriber
@@ -86,7 +87,7 @@ class House:
         before = self.subscriber.received("a")
 
         async def idle() -> bool:
-            return not await self.runtime.redis.exists(keys.lane("enrich"), keys.lane("deliver"))
+            return not await self.runtime.redis.exists(queue_keys.lane("enrich"), queue_keys.lane("deliver"))
 
         await _until(idle)
         assert self.subscriber.received("a") == before

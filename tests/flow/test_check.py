@@ -17,6 +17,7 @@ from relay.cli.check import Finding
 from relay.cli.main import main
 from relay.errors import SettingsError
 from relay.providers.base import InvalidRow
+from relay.queue import keys as queue_keys
 from relay.secrets import SecretBox, load_or_create
 from relay.settings import Settings, load
 from relay.simulator.subscriber import VerifyingSubscriber
@@ -206,7 +207,7 @@ async def test_a_subscriber_whose_name_nobody_knows_is_said(place: Place) -> Non
 
 
 async def test_a_subscription_that_was_switched_off_is_said(place: Place, redis: Redis) -> None:
-    await redis.hset(keys.partition("deliver", "crm"), mapping={"off": "it answered 410"})  # type: ignore[misc]
+    await redis.hset(queue_keys.partition("deliver", "crm"), mapping={"off": "it answered 410"})  # type: ignore[misc]
 
     finding = await place.of("subscription crm")
 

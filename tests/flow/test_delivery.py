@@ -13,10 +13,12 @@ from relay.delivery.attempt import Attempts
 from relay.delivery.subscriptions import Subscription
 from relay.domain import ids
 from relay.domain.call import Outcome
+from relay.queue import keys as queue_keys
 from relay.simulator.subscriber import Behaviour, Way
 from relay.store import keys
 from relay.store.calls import ClaimedEvent, NewEvent
 from relay.store.health import read_health
+from relay.store.lanes import LaneName
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 
 Start = Callable[..., AbstractAsyncContextManager[RelayHarness]]
@@ -92,8 +94,8 @@ async def test_410_switches_the_subscription_off_and_loses_nothing_that_is_liste
         assert relay.report().received == 1
         assert "410" in health.off
 
-        await relay.runtime.lanes["deliver"].off("a", None)
-        relay.runtime.wake_ups("deliver")
+        await relay.runtime.lanes[LaneName.DELIVER].off("a", None)
+        relay.runtime.wake_ups(LaneName.DELIVER)
         await relay.until_heard("a", 1)
         letters = await relay.runtime.ledger.replay(
             relay.event_of("2"), ids.call_id("main", "2"), ["a"], at_ms=1, force=False
@@ -122,9 +124,9 @@ async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> No
 
         relay.subscriber.behave("a")
         letters = await relay.runtime.ledger.replay(
-            first, cid, ["a"], at_ms=relay.runtime.lanes["deliver"].store_now_ms, force=False
+            first, cid, ["a"], at_ms=relay.runtime.lanes[LaneName.DELIVER].store_now_ms, force=False
         )
-        relay.runtime.wake_ups("deliver")
+        relay.runtime.wake_ups(LaneName.DELIVER)
         await relay.until_heard("a", 1)
         await relay.due_now("a", cid)
         await relay.until_heard("a", 2)
@@ -143,7 +145,7 @@ async def test_replay_repeats_nothing_that_was_heard_unless_forced(start: Start)
 
         left_alone = await relay.runtime.ledger.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=False)
         forced = await relay.runtime.ledger.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=True)
-        relay.runtime.wake_ups("deliver")
+        relay.runtime.wake_ups(LaneName.DELIVER)
         await relay.until_heard("a", 2)
 
         assert (left_alone, forced) == ("d", "q")
@@ -160,8 +162,8 @@ async def test_the_breaker_opens_spends_no_attempts_and_one_probe_closes_it(star
         received = relay.report().received
         relay.subscriber.behave("a")
         await relay.call("late")
-        index = await relay.redis.zscore(keys.lane("deliver"), "a")
-        now_ms = relay.runtime.lanes["deliver"].store_now_ms
+        index = await relay.redis.zscore(queue_keys.lane("deliver"), "a")
+        now_ms = relay.runtime.lanes[LaneName.DELIVER].store_now_ms
 
         assert index is not None
         assert index > now_ms + 20_000
@@ -205,11 +207,11 @@ async def test_at_most_once_finds_the_intent_of_a_worker_that_died(start: Start)
         await relay.call("1")
         eid = relay.event_of("1")
         await relay.until_state(eid, "missing")
-        await relay.runtime.lanes["deliver"].off("a", None)
+        await relay.runtime.lanes[LaneName.DELIVER].off("a", None)
         cid = ids.call_id("main", "1")
         await relay.runtime.ledger.replay(eid, cid, ["a"], at_ms=1, force=False)
         await relay.redis.hset(keys.event(eid), "a", '{"s":"intent","n":1}')  # type: ignore[misc]
-        relay.runtime.wake_ups("deliver")
+        relay.runtime.wake_ups(LaneName.DELIVER)
         await relay.until_state(eid, "unknown")
 
         assert relay.report().received == 0
@@ -238,10 +240,10 @@ async def test_what_expired_for_a_subscription_that_nobody_knows_is_not_kept_for
         said = NewEvent("evt_1", {"id": "evt_1", "data": {}}, ["gone"])
         await relay.runtime.ledger.publish(None, {}, [said], subject="evt_1")
         await relay.redis.delete(keys.event("evt_1"))
-        relay.runtime.wake_ups("deliver")
+        relay.runtime.wake_ups(LaneName.DELIVER)
 
         await eventually(lambda: relay.redis.exists(keys.pending("gone", "evt_1")), lambda there: not there)
-        assert await relay.redis.zcard(keys.waiting("deliver", "gone")) == 0
+        assert await relay.redis.zcard(queue_keys.waiting("deliver", "gone")) == 0
 
 
 async def test_a_refused_connection_under_at_most_once_is_tried_again(start: Start, free_port: int) -> None:
@@ -266,8 +268,8 @@ async def test_a_failing_subscription_is_announced_well_before_it_is_switched_of
             if attempt < 4:
                 await relay.due_now("a", cid)
         await relay.until_heard("ops", 1)
-        six_days_ago = relay.runtime.lanes["deliver"].store_now_ms - 6 * 86_400_000
-        await relay.redis.hset(keys.partition("deliver", "a"), "failing_since", str(six_days_ago))  # type: ignore[misc]
+        six_days_ago = relay.runtime.lanes[LaneName.DELIVER].store_now_ms - 6 * 86_400_000
+        await relay.redis.hset(queue_keys.partition("deliver", "a"), "failing_since", str(six_days_ago))  # type: ignore[misc]
         await relay.due_now("a", cid)
         await relay.until_heard("ops", 2)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from relay.queue import keys as queue_keys
 from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.webfones import Kind, WebfonesSimulator
 from relay.store import keys
@@ -72,7 +73,7 @@ async def test_an_address_book_that_hangs_holds_an_event_as_long_as_told(start: 
         cid = await relay.call("1")
         await relay.until_heard("a", 1)
         waited_s = asyncio.get_running_loop().time() - began
-        await relay.redis.zadd(keys.waiting("enrich", "main"), {cid: 1})
+        await relay.redis.zadd(queue_keys.waiting("enrich", "main"), {cid: 1})
         await relay.until_heard("a", 2, timeout_s=15)
 
         assert 0.25 <= waited_s < 3

@@ -11,10 +11,12 @@ from redis.asyncio import Redis
 
 from relay.domain import ids
 from relay.domain.call import Outcome, Record
-from relay.queue.lane import Lane, LaneName, Settlement
+from relay.queue import keys as queue_keys
+from relay.queue.lane import Lane, Settlement
 from relay.store import keys
 from relay.store.calls import CHUNK, CursorUpdate, LeaseLost, Ledger, Row, StoredCall
 from relay.store.documents import pack
+from relay.store.lanes import LaneName
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 CALL_TTL_S = 30 * 86_400
@@ -45,7 +47,7 @@ async def the_call(redis: Redis, key: str = "7") -> StoredCall:
 
 
 async def waiting(redis: Redis, lane: LaneName) -> list[str]:
-    return sorted(item.decode() for item in await redis.zrange(keys.waiting(lane, "main"), 0, -1))
+    return sorted(item.decode() for item in await redis.zrange(queue_keys.waiting(lane, "main"), 0, -1))
 
 
 async def poll_token(redis: Redis) -> tuple[Lane, bytes]:
@@ -105,7 +107,7 @@ async def test_a_changed_row_is_a_new_version(redis: Redis) -> None:
     await admitted(redis, row(a_record(outcome=Outcome.NO_ANSWER)))
     first = await the_call(redis)
     await redis.hset(keys.call(first.id), mapping={"contact": pack({"lookup_status": "none"})})  # type: ignore[misc]
-    await redis.delete(keys.waiting("enrich", "main"), keys.lane("enrich"))
+    await redis.delete(queue_keys.waiting("enrich", "main"), queue_keys.lane("enrich"))
     changed = a_record(outcome=Outcome.BUSY)
 
     assert await admitted(redis, row(changed)) == "c"
@@ -125,7 +127,7 @@ async def test_audio_is_wanted_when_a_call_turns_out_answered(redis: Redis) -> N
     assert len(await waiting(redis, "record")) == 1
 
     call = await the_call(redis)
-    await redis.delete(keys.waiting("record", "main"), keys.lane("record"))
+    await redis.delete(queue_keys.waiting("record", "main"), queue_keys.lane("record"))
     await redis.hset(keys.call(call.id), mapping={"recording": pack({"status": "available"})})  # type: ignore[misc]
     assert await admitted(redis, row(a_record(outcome=Outcome.ANSWERED, audio=True, status_raw="x"))) == "c"
 
@@ -302,7 +304,7 @@ async def test_an_upgrade_of_the_mapping_does_not_shout(redis: Redis) -> None:
     old, new = a_record(end_reason="hangup"), a_record(end_reason="caller_hangup")
     await admitted(redis, row(old))
     before = await the_call(redis)
-    await redis.delete(keys.waiting("enrich", "main"), keys.lane("enrich"))
+    await redis.delete(queue_keys.waiting("enrich", "main"), queue_keys.lane("enrich"))
 
     assert await admitted(redis, row(new), mapping=2) == "r"
     assert await the_call(redis) == before
@@ -331,7 +333,7 @@ async def test_an_upgrade_that_writes_a_call_alike_still_counts(redis: Redis) ->
 async def test_an_upgrade_does_not_swallow_the_end_of_a_call(redis: Redis) -> None:
     """The release was changed while people talked: the row is written otherwise and the call is over."""
     await admitted(redis, row(a_record(finished=False, end_reason="")))
-    await redis.delete(keys.waiting("enrich", "main"), keys.lane("enrich"))
+    await redis.delete(queue_keys.waiting("enrich", "main"), queue_keys.lane("enrich"))
 
     assert await admitted(redis, row(a_record(finished=True, end_reason="caller_hangup")), mapping=2) == "c"
 
@@ -358,7 +360,7 @@ async def test_a_rolled_back_release_does_not_shout_either(redis: Redis) -> None
 async def test_a_poller_that_was_thought_dead_takes_nothing_in(redis: Redis) -> None:
     """Its lease ended and another has the source: not a row, and no cursor, of its answer counts."""
     lane, old_token = await poll_token(redis)
-    await redis.zadd(keys.leased("poll", ""), {"main": 1})
+    await redis.zadd(queue_keys.leased("poll", ""), {"main": 1})
     await lane.drop("", "nobody")
     [heir] = (await lane.exchange(want=1)).claims
     before = await dump(redis)
@@ -382,7 +384,7 @@ async def test_a_poll_that_was_settled_takes_nothing_in(redis: Redis) -> None:
 async def test_a_poll_whose_lease_ended_unnoticed_still_counts(redis: Redis) -> None:
     """Nobody else has the source: what was asked was not asked in vain."""
     _, token = await poll_token(redis)
-    await redis.zadd(keys.leased("poll", ""), {"main": 1})
+    await redis.zadd(queue_keys.leased("poll", ""), {"main": 1})
 
     assert await admitted(redis, row(a_record()), token=token) == "n"
 

@@ -15,11 +15,13 @@ from redis.exceptions import OutOfMemoryError
 
 from relay.domain.call import Record
 from relay.domain.time import from_iso
-from relay.queue.lane import LANES, Claim, Lane, LaneName, Settlement, Verb
+from relay.queue import keys as queue_keys
+from relay.queue.lane import Claim, Lane, Settlement, Verb
 from relay.store import keys
 from relay.store.calls import Ledger, NewEvent, Row, claimed_call, claimed_event
 from relay.store.deliveries import DeliveryState
 from relay.store.documents import pack
+from relay.store.lanes import LaneName
 
 EVENT_TTL_S = 1000
 
@@ -52,14 +54,14 @@ async def settled(lane: Lane, claim: Claim, verb: Verb = "done", **also: Any) ->
 
 async def let_leases_end(redis: Redis, lane: Lane, partition: str = "") -> None:
     """Do what the passing of time does to leases; dropping nobody has the index follow."""
-    for item in await redis.zrange(keys.leased(lane.name, partition), 0, -1):
-        await redis.zadd(keys.leased(lane.name, partition), {item: 1})
+    for item in await redis.zrange(queue_keys.leased(lane.name, partition), 0, -1):
+        await redis.zadd(queue_keys.leased(lane.name, partition), {item: 1})
     await lane.drop(partition, "nobody")
 
 
 async def due_of(redis: Redis, lane: Lane, item: str, partition: str = "") -> float | None:
     """When a waiting item is due, ms from the store's now."""
-    due = await redis.zscore(keys.waiting(lane.name, partition), item)
+    due = await redis.zscore(queue_keys.waiting(lane.name, partition), item)
     return None if due is None else due - lane.store_now_ms
 
 
@@ -112,7 +114,7 @@ async def test_what_is_due_first_is_handed_out_first(redis: Redis) -> None:
     lane = lane_of(redis)
     for partition, item, due in (("b", "1", 20), ("a", "2", 30), ("a", "3", 40), ("c", "4", 10)):
         await lane.put(partition, item, wait_ms=10**7)
-        await redis.zadd(keys.waiting("poll", partition), {item: due})
+        await redis.zadd(queue_keys.waiting("poll", partition), {item: due})
         await lane.drop(partition, "nobody")
     await lane.put("d", "later", wait_ms=5000)
 
@@ -309,7 +311,7 @@ async def test_a_renewed_lease_goes_on_from_now(redis: Redis) -> None:
     assert await settled(lane, claim, "renew")
 
     assert await items_of(lane) == []
-    end_ms = await redis.zscore(keys.leased("poll", ""), "item")
+    end_ms = await redis.zscore(queue_keys.leased("poll", ""), "item")
     assert 59_000 < (end_ms or 0) - lane.store_now_ms <= 60_100
     assert await settled(lane, claim)
 
@@ -354,7 +356,7 @@ async def test_a_cap_counts_leases_that_ended(redis: Redis) -> None:
     heirs = await claims_of(other)
 
     assert {claim.item for claim in heirs} == {claim.item for claim in dead}
-    assert await redis.zcard(keys.leased("poll", "sub")) == 3
+    assert await redis.zcard(queue_keys.leased("poll", "sub")) == 3
     assert await claims_of(one) == []
     assert not await settled(one, dead[0])
     assert await claims_of(one) == []
@@ -437,13 +439,13 @@ async def test_a_success_from_before_does_not_open_a_gate_that_is_shut_for_good(
     *unwell, late = await claims_of(lane, 6)
     for claim in unwell:
         assert await settled(lane, claim, "again", a=claimed_event(claim).id, b=b'{"s":"waiting"}', c="f")
-    assert await field(redis, keys.partition("deliver", "sub"), "breaker") == b"open"
+    assert await field(redis, queue_keys.partition("deliver", "sub"), "breaker") == b"open"
     await lane.off("sub", "a person said so")
 
     assert await settled(lane, late, a=claimed_event(late).id, b=b'{"s":"delivered"}', c="s")
 
     assert await claims_of(lane) == []
-    assert await field(redis, keys.partition("deliver", "sub"), "gate") == b"inf"
+    assert await field(redis, queue_keys.partition("deliver", "sub"), "gate") == b"inf"
 
 
 async def calls_in_the_store(redis: Redis) -> int:
@@ -470,7 +472,7 @@ async def test_a_hundred_thousand_gated_partitions_hide_no_healthy_one(redis: Re
 
     assert [claim.partition for claim in claims] == ["healthy"]
     assert await calls_in_the_store(redis) < 40
-    assert await redis.zcard(keys.lane("poll")) == 100_001
+    assert await redis.zcard(queue_keys.lane("poll")) == 100_001
 
 
 # Poison
@@ -497,7 +499,7 @@ async def add_healthy(redis: Redis, lane: LaneName, partition: str) -> None:
         await ingest(redis, "good")
 
 
-@pytest.mark.parametrize("name", LANES)
+@pytest.mark.parametrize("name", LaneName)
 async def test_an_item_that_kills_its_holders_is_claimed_alone_and_then_put_aside(redis: Redis, name: LaneName) -> None:
     """Three leases ended: it goes alone and takes nobody with it. Five: it is put aside where a person looks."""
     lane = lane_of(redis, name)
@@ -519,12 +521,12 @@ async def test_an_item_that_kills_its_holders_is_claimed_alone_and_then_put_asid
     await let_leases_end(redis, lane, partition)
 
     assert await claims_of(lane) == []
-    assert await redis.zrange(keys.poison(name), 0, -1) == [f"{partition}\x1f{bad.item}".encode()]
-    assert await field(redis, keys.COUNTS, f"poison_{name}") == b"1"
+    assert await redis.zrange(queue_keys.quarantine(name), 0, -1) == [f"{partition}\x1f{bad.item}".encode()]
+    assert await field(redis, keys.COUNTS, f"quarantined_{name}") == b"1"
     if name == "enrich":  # a call may have to be told still: it is tried again after an hour
         assert await due_of(redis, lane, bad.item, partition) == pytest.approx(3_600_000, abs=5000)
     else:
-        assert await redis.zscore(keys.lane(name), partition) is None
+        assert await redis.zscore(queue_keys.lane(name), partition) is None
 
 
 async def test_a_suspect_behind_others_waits_for_a_claim_of_its_own(redis: Redis) -> None:
@@ -535,7 +537,7 @@ async def test_a_suspect_behind_others_waits_for_a_claim_of_its_own(redis: Redis
         await claim_one(lane)
         await let_leases_end(redis, lane, "late")
     await lane.put("early", "good")
-    await redis.zadd(keys.lane("poll"), {"early": 0})
+    await redis.zadd(queue_keys.lane("poll"), {"early": 0})
 
     assert await items_of(lane) == ["good"]
     assert await items_of(lane) == ["bad"]
@@ -555,9 +557,9 @@ async def test_a_call_that_changed_while_it_killed_its_fifth_holder_is_due_at_on
 
     claim = await claim_one(lane)
     assert (claim.item, claim.expiries) == (cid, 0)
-    assert await redis.zcard(keys.poison("enrich")) == 1
+    assert await redis.zcard(queue_keys.quarantine("enrich")) == 1
     assert await settled(lane, claim)
-    assert await redis.zcard(keys.poison("enrich")) == 0
+    assert await redis.zcard(queue_keys.quarantine("enrich")) == 0
 
 
 async def test_an_intent_of_an_event_that_expired_does_not_live_for_ever(redis: Redis) -> None:
@@ -593,9 +595,9 @@ async def test_a_poisonous_event_lets_the_next_of_its_call_go(redis: Redis) -> N
     assert await redis.zrange(keys.DEAD, 0, -1) == [b"sub\x1fevt_1"]
     assert await settled(lane, following, a="evt_2", b=b'{"s":"delivered"}')
     assert await redis.exists(keys.pending("sub", "subject")) == 0
-    assert await redis.zcard(keys.poison("deliver")) == 1
+    assert await redis.zcard(queue_keys.quarantine("deliver")) == 1
     assert await ledger_of(redis).replay("evt_1", "subject", ["sub"], at_ms=1, force=False) == "q"
-    assert await redis.zcard(keys.poison("deliver")) == 0
+    assert await redis.zcard(queue_keys.quarantine("deliver")) == 0
 
 
 # What the lanes hand out and take back
@@ -664,7 +666,7 @@ async def test_a_subject_without_pending_events_leaves_the_lane(redis: Redis) ->
     await redis.delete(keys.pending("sub", "call"))
 
     assert await claims_of(lane) == []
-    assert await redis.zcard(keys.waiting("deliver", "sub")) == 0
+    assert await redis.zcard(queue_keys.waiting("deliver", "sub")) == 0
 
 
 async def test_every_settle_keeps_the_event_alive(redis: Redis) -> None:
@@ -729,7 +731,7 @@ async def test_a_forgotten_call_is_not_handed_out(redis: Redis, name: LaneName) 
     await redis.delete(keys.call(cid))
 
     assert await claims_of(lane_of(redis, name)) == []
-    assert await redis.zcard(keys.waiting(name, "main")) == 0
+    assert await redis.zcard(queue_keys.waiting(name, "main")) == 0
 
 
 # The store at its limits
@@ -791,12 +793,13 @@ def names_in_lua() -> dict[str, str]:
 
 
 def names_in_python() -> set[str]:
-    constants = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
-    made = set()
-    for name, function in inspect.getmembers(keys, inspect.isfunction):
-        if name not in ("bucket", "contact", "__annotate__"):
-            made.add(function(*("{}" for _ in inspect.signature(function).parameters)))
-    return constants | made
+    names = set()
+    for module in (keys, queue_keys):
+        names |= {value for name, value in vars(module).items() if name.isupper() and isinstance(value, str)}
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if name not in ("bucket", "contact", "__annotate__"):
+                names.add(function(*("{}" for _ in inspect.signature(function).parameters)))
+    return names
 
 
 def test_lua_and_python_name_the_same_keys() -> None:

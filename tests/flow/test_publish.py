@@ -13,6 +13,7 @@ from relay.domain.call import Outcome, Record
 from relay.domain.json import Json
 from relay.events.decide import NO_CONTACT, NO_RECORDING, SourceRules
 from relay.events.publisher import Publisher
+from relay.queue import keys as queue_keys
 from relay.queue.lane import Lane, Settlement
 from relay.store import keys
 from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_event
@@ -107,7 +108,7 @@ async def test_an_event_is_said_to_all_who_want_it_in_one_step(redis: Redis) -> 
     for sub in ("a", "b"):
         assert await pending(redis, sub) == [("evt_1", 1)]
         assert await delivery(redis, "evt_1", sub) == b""
-        assert await redis.zrange(keys.waiting("deliver", sub), 0, -1) == [CALL.encode()]
+        assert await redis.zrange(queue_keys.waiting("deliver", sub), 0, -1) == [CALL.encode()]
     after = await ledger_of(redis).call(CALL)
     assert after is not None
     assert (after.version, after.said) == (call.version + 1, told(call))

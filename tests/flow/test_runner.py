@@ -17,10 +17,10 @@ from relay.domain.call import Record
 from relay.domain.json import Json
 from relay.events.decide import SourceRules
 from relay.events.publisher import Publisher
+from relay.queue import keys as queue_keys
 from relay.queue import runner
 from relay.queue.lane import Claim, Exchange, Lane, Settlement
 from relay.queue.runner import Runner
-from relay.store import keys
 from relay.store.calls import Ledger, Row, claimed_call
 
 LONG_S = 60.0
@@ -114,11 +114,11 @@ async def fill(lane: Lane, *items: str, partition: str = "p") -> None:
 
 
 async def held_in_store(redis: Redis, partition: str = "p") -> list[str]:
-    return sorted(item.decode() for item in await redis.zrange(keys.leased("poll", partition), 0, -1))
+    return sorted(item.decode() for item in await redis.zrange(queue_keys.leased("poll", partition), 0, -1))
 
 
 async def waiting_in_store(redis: Redis, partition: str = "p") -> list[str]:
-    return sorted(item.decode() for item in await redis.zrange(keys.waiting("poll", partition), 0, -1))
+    return sorted(item.decode() for item in await redis.zrange(queue_keys.waiting("poll", partition), 0, -1))
 
 
 async def empty(redis: Redis) -> bool:
@@ -126,8 +126,8 @@ async def empty(redis: Redis) -> bool:
 
 
 async def let_leases_end(redis: Redis, lane: Lane, partition: str = "p") -> None:
-    for item in await redis.zrange(keys.leased("poll", partition), 0, -1):
-        await redis.zadd(keys.leased("poll", partition), {item: 1})
+    for item in await redis.zrange(queue_keys.leased("poll", partition), 0, -1):
+        await redis.zadd(queue_keys.leased("poll", partition), {item: 1})
     await lane.drop(partition, "nobody")
 
 
@@ -313,7 +313,7 @@ async def test_an_answer_that_got_lost_loses_nothing_and_repeats_nothing(redis: 
     async with phone.at_work():
         await until(lambda: phone.runner.refused > 0)
         assert lane.lost
-        await redis.zadd(keys.leased("poll", "p"), {claim.item: 1 for claim in lane.lost})
+        await redis.zadd(queue_keys.leased("poll", "p"), {claim.item: 1 for claim in lane.lost})
         await lane.drop("p", "nobody")
         await until(lambda: len(phone.attempts) == 12 and phone.runner.held == 0)
         await until(lambda: empty(redis))
@@ -352,7 +352,7 @@ async def test_an_item_that_always_raises_is_put_aside_after_five_leases(redis: 
             phone.runner.wake()
         await until(lambda: empty(redis))
 
-    assert await redis.zrange(keys.poison("poll"), 0, -1) == [b"p\x1fbad"]
+    assert await redis.zrange(queue_keys.quarantine("poll"), 0, -1) == [b"p\x1fbad"]
 
 
 async def test_work_that_met_store_trouble_is_tried_again_soon(redis: Redis) -> None:
@@ -369,7 +369,7 @@ async def test_work_that_met_store_trouble_is_tried_again_soon(redis: Redis) -> 
         phone.runner.wake()
         await until(lambda: phone.runner.settled == 2)
 
-    assert await redis.exists(keys.poison("poll")) == 0
+    assert await redis.exists(queue_keys.quarantine("poll")) == 0
 
 
 async def test_a_renewal_keeps_the_item_and_one_that_comes_too_late_is_nothing(redis: Redis) -> None:
@@ -391,7 +391,7 @@ async def test_a_renewal_keeps_the_item_and_one_that_comes_too_late_is_nothing(r
     await fill(lane, "item")
     task = asyncio.create_task(long.run())
     await until(lambda: bool(claims))
-    await redis.zadd(keys.leased("poll", "p"), {"item": 1})
+    await redis.zadd(queue_keys.leased("poll", "p"), {"item": 1})
     renewing.set()
     await until(lambda: long.settled == 2)
     long.stop(within_s=5)
@@ -413,7 +413,7 @@ async def test_a_suspect_runs_alone(redis: Redis) -> None:
     phone.duration_s = 0.002
     phone.hung["suspect"] = asyncio.Event()
     await fill(lane, *(f"item{n}" for n in range(30)), partition="q")
-    await redis.zadd(keys.lane("poll"), {"q": 0})
+    await redis.zadd(queue_keys.lane("poll"), {"q": 0})
 
     async with phone.at_work():
         await until(lambda: phone.running == {"suspect"})
@@ -604,7 +604,7 @@ async def test_a_process_clock_that_is_wrong_decides_nothing(
     [wait_ms] = waits
     assert wait_ms is not None
     assert 20_000 < wait_ms <= 30_000
-    [(_, due_ms)] = await redis.zrange(keys.waiting("enrich", "main"), 0, -1, withscores=True)
+    [(_, due_ms)] = await redis.zrange(queue_keys.waiting("enrich", "main"), 0, -1, withscores=True)
     assert 20_000 < due_ms - true_time() * 1000 <= 30_000
     call = await ledger.call(ids.call_id("main", "7"))
     assert call is not None

@@ -29,10 +29,12 @@ from relay.domain.call import Outcome, Record
 from relay.domain.json import Json
 from relay.events.decide import NO_CONTACT, NO_RECORDING, SourceRules
 from relay.events.publisher import Publisher
-from relay.queue.lane import Claim, Lane, LaneName, Settlement
+from relay.queue import keys as queue_keys
+from relay.queue.lane import Claim, Lane, Settlement
 from relay.store import keys
 from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_call
 from relay.store.documents import pack
+from relay.store.lanes import LaneName
 
 T = TypeVar("T")
 CALL = ids.call_id("main", "7")
@@ -176,12 +178,12 @@ class Bench:
 
     async def let_leases_end(self) -> None:
         for lane in (self.enrich, self.record):
-            await self.let_pass(keys.leased, lane)
+            await self.let_pass(queue_keys.leased, lane)
 
     async def let_holds_end(self) -> None:
         """Hours go by: every hold is over, and what was put off is due."""
         self.now_ms = 10**14
-        await self.let_pass(keys.waiting, self.enrich)
+        await self.let_pass(queue_keys.waiting, self.enrich)
 
     async def settle_down(self) -> None:
         """Everything comes to rest by itself: by leases that end and by what the lanes still hold."""
@@ -252,7 +254,7 @@ class Bench:
         if call.record["transcription"]:
             assert "call.transcript.completed" in kinds
         for lane in ("enrich", "record"):
-            assert await self.redis.zcard(keys.lane(lane)) == 0
+            assert await self.redis.zcard(queue_keys.lane(lane)) == 0
 
 
 def content(event: Json) -> Json:

@@ -24,6 +24,7 @@ from relay.simulator.subscriber import VerifyingSubscriber
 from relay.simulator.switchboard import Fault, Mischief
 from relay.store import keys
 from relay.store.credentials import StoredCredentials
+from relay.store.lanes import LaneName
 from tests.flow.harness import KEY, SECRET, eventually, read_settings
 from workers.runners import add_runners
 
@@ -357,7 +358,7 @@ async def test_a_login_is_renewed_by_one_process_and_survives_a_restart(house_of
         async with running(document, valkey_url) as again:
             provider.expire_tokens()
             asked = relay.polls()
-            await again.lanes["poll"].put("", "office")
+            await again.lanes[LaneName.POLL].put("", "office")
             await until(lambda: relay.polls() > asked)
 
         assert relay.call_id(plan.rid) == relay.heard()[0]["id"]

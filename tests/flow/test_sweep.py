@@ -14,9 +14,11 @@ from structlog.testing import capture_logs
 
 from relay.gauges import measure
 from relay.processes import say_what_is_wrong
+from relay.queue import keys as queue_keys
 from relay.queue.lane import Settlement
 from relay.runtime import Runtime, open_runtime
 from relay.store import keys
+from relay.store.lanes import LaneName
 from tests.flow.harness import KEY, read_settings
 from workers.sweep import listen_for_silence, sweep, trim
 
@@ -56,14 +58,14 @@ async def now_ms(redis: Redis) -> int:
 
 async def due_in_s(redis: Redis, sid: str) -> float | None:
     """When a source is due, or None when it is not waiting."""
-    due = await redis.zscore(keys.waiting("poll", ""), sid)
+    due = await redis.zscore(queue_keys.waiting("poll", ""), sid)
     return None if due is None else (due - await now_ms(redis)) / 1000
 
 
 async def postpone(redis: Redis, runtime: Runtime, sid: str, seconds: int) -> None:
     """Let a source be due only then, as after a poll."""
-    await runtime.lanes["poll"].drop("", sid)
-    await runtime.lanes["poll"].put("", sid, wait_ms=seconds * 1000)
+    await runtime.lanes[LaneName.POLL].drop("", sid)
+    await runtime.lanes[LaneName.POLL].put("", sid, wait_ms=seconds * 1000)
     assert await due_in_s(redis, sid) == pytest.approx(seconds, abs=2)
 
 
@@ -77,13 +79,13 @@ async def test_sweeping_twice_changes_nothing(relays: Relays, redis: Redis) -> N
     await sweep(runtime)
 
     assert await due_in_s(redis, "a") == pytest.approx(300, abs=3)
-    assert await redis.zcard(keys.waiting("poll", "")) == 2
+    assert await redis.zcard(queue_keys.waiting("poll", "")) == 2
 
 
 async def test_a_source_that_lost_its_place_gets_it_back(relays: Relays, redis: Redis) -> None:
     """Its item was put aside after five dead pollers, or somebody emptied the lane by hand."""
     runtime = await relays.open(a={"api_key": "one"})
-    await runtime.lanes["poll"].drop("", "a")
+    await runtime.lanes[LaneName.POLL].drop("", "a")
 
     await sweep(runtime)
 
@@ -93,7 +95,7 @@ async def test_a_source_that_lost_its_place_gets_it_back(relays: Relays, redis: 
 async def test_a_poll_that_runs_is_left_alone(relays: Relays) -> None:
     """Its lease holds, and it is not made due a second time."""
     runtime = await relays.open(a={"api_key": "one"})
-    lane = runtime.lanes["poll"]
+    lane = runtime.lanes[LaneName.POLL]
     (claim,) = (await lane.exchange(want=5)).claims
 
     await sweep(runtime)
@@ -116,7 +118,7 @@ async def test_polls_are_due_at_once_when_the_stores_clock_was_set_back(relays: 
     runtime = await relays.open(a={"api_key": "one"})
     await sweep(runtime)
     await postpone(redis, runtime, "a", 3600)
-    await redis.set(keys.CLOCK, await now_ms(redis) + 3_600_000)
+    await redis.set(queue_keys.CLOCK, await now_ms(redis) + 3_600_000)
 
     with capture_logs() as logs:
         await sweep(runtime)
@@ -131,7 +133,7 @@ async def test_a_small_correction_of_the_clock_is_none(relays: Relays, redis: Re
     runtime = await relays.open(a={"api_key": "one"})
     await sweep(runtime)
     await postpone(redis, runtime, "a", 3600)
-    await redis.set(keys.CLOCK, await now_ms(redis) + 2_000)
+    await redis.set(queue_keys.CLOCK, await now_ms(redis) + 2_000)
 
     await sweep(runtime)
 
@@ -198,11 +200,11 @@ async def test_lists_are_trimmed_to_their_retention(relays: Relays, redis: Redis
     for name in (keys.CALLS, keys.calls_of("a"), keys.EVENTS, keys.events_of("a")):
         await redis.zadd(name, {f"{days} days": now - days * DAY_MS for days in (1, 15, 29, 31)})
 
-    await redis.zadd(keys.poison("deliver"), {"old": now - 31 * DAY_MS, "new": now})
+    await redis.zadd(queue_keys.quarantine("deliver"), {"old": now - 31 * DAY_MS, "new": now})
 
     await trim(runtime)
 
-    assert await redis.zrange(keys.poison("deliver"), 0, -1) == [b"new"]
+    assert await redis.zrange(queue_keys.quarantine("deliver"), 0, -1) == [b"new"]
     assert await redis.zrange(keys.CALLS, 0, -1) == [b"29 days", b"15 days", b"1 days"]
     assert await redis.zrange(keys.calls_of("a"), 0, -1) == [b"29 days", b"15 days", b"1 days"]
     assert await redis.zrange(keys.EVENTS, 0, -1) == [b"1 days"]
