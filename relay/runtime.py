@@ -38,8 +38,8 @@ from relay.providers.source import Source
 from relay.queue import keys as queue_keys
 from relay.queue.lane import Lane
 from relay.queue.runner import Runner
+from relay.recordings.links import LinkIssuer
 from relay.recordings.markers import Markers
-from relay.recordings.mint import LinkMint
 from relay.recordings.storage import RecordingStorage, open_storage
 from relay.registry import Registry
 from relay.secrets import SecretBox
@@ -158,7 +158,7 @@ class Runtime:
         self.operations = Operations(self.ledger, self.subscriptions)
         self.book = AddressBook(redis)
         self.markers = Markers(storage)
-        self.links = LinkMint(
+        self.links = LinkIssuer(
             storage,
             self.ledger.call,
             kind=settings.recording_links,

@@ -303,7 +303,7 @@ async def forget_source(ctx: dict[str, Any], sid: str, job: str) -> None:
         if kept is None:
             return
         done = await Eraser(runtime.ledger, runtime.storage).source(sid, step=_erasing(runtime, progress))
-        await runtime.markers.forget(sid)
+        await runtime.markers.delete(sid)
         await runtime.redis.expire(keys.forgotten(sid), REMEMBERED_S)
         await progress.write(state="done", done=1, **done.counts())
         log.info("source_forgotten", source=sid, **done.counts())

@@ -1,6 +1,6 @@
-"""The record lane: the audio of answered calls. A shell: read the claim, call the relay, settle.
+"""The record lane: fetches the recordings of answered calls.
 
-It may run twice without harm: the audio is kept under the call's name, whole or not at all.
+Running twice does no harm: the audio is stored under the call's id, whole or not at all.
 """
 
 import asyncio
@@ -18,7 +18,15 @@ from relay.providers.source import Source
 from relay.queue.lane import Claim, Settlement
 from relay.queue.runner import Runner
 from relay.recordings import fetch
-from relay.recordings.fetch import Denied, Fetched, FetchState, GaveUp, NoneThere, RecordingStatus, TryAgain
+from relay.recordings.fetch import (
+    AccessDenied,
+    Fetched,
+    FetchState,
+    NoRecording,
+    RecordingStatus,
+    RetriesExhausted,
+    RetryLater,
+)
 from relay.recordings.storage import RecordingStorage
 from relay.store.calls import StoredCall, claimed_call
 from relay.store.documents import pack
@@ -28,8 +36,8 @@ from workers import EXTRA_OFF_S
 log = structlog.get_logger(__name__)
 
 
-class Record:
-    """Fetches the audio of answered calls."""
+class RecordWorker:
+    """Fetches the recordings of answered calls."""
 
     runner: Runner
 
@@ -47,10 +55,10 @@ class Record:
         self._states = states
         self._wake_enrich = wake_enrich
         self._find_call = find_call
-        self._well: dict[str, bool] = {}
+        self._allowed: dict[str, bool] = {}  # source id → whether its credential may fetch recordings
 
     async def work(self, claims: Sequence[Claim]) -> None:
-        """Fetch one recording and keep it."""
+        """Fetch one recording and store it."""
         claim = claims[0]
         call = claimed_call(claim)
         source = self._sources().get(claim.partition)
@@ -70,35 +78,36 @@ class Record:
                 started_at=from_ms(call.started_ms),
             )
         if isinstance(result, Fetched) and await self._find_call(call.id) is None:
-            await self._storage.delete(result.part["path"])  # it was erased while its audio came
+            await self._storage.delete(result.part["path"])  # erased while its audio was on its way
         await self._settle(claim, call, source, state, result)
 
     async def _settle(
-        self, claim: Claim, call: StoredCall, source: Source, state: FetchState | None, result: fetch.Result
+        self, claim: Claim, call: StoredCall, source: Source, state: FetchState | None, result: fetch.FetchResult
     ) -> None:
-        if isinstance(result, Fetched | NoneThere) and not self._well.get(source.id):
-            self._well[source.id] = True
+        if isinstance(result, Fetched | NoRecording) and not self._allowed.get(source.id):
+            self._allowed[source.id] = True
             await self._states.note(source.id, recordings_off="")
         match result:
             case Fetched(part):
                 log.info("recording_stored", call=call.id, source=source.id, size_bytes=part["size_bytes"])
                 self._keep(claim, part)
-            case NoneThere():
+            case NoRecording():
                 self._keep(claim, fetch.recording_part(RecordingStatus.NONE))
-            case GaveUp(reason):
-                log.warning("recording_failed", call=call.id, source=source.id, why=reason)
+            case RetriesExhausted(reason):
+                log.warning("recording_failed", call=call.id, source=source.id, reason=reason)
                 self._keep(claim, fetch.recording_part(RecordingStatus.UNAVAILABLE))
-            case TryAgain(at, kept, _):
+            case RetryLater(at, kept, _):
                 wait_ms = max(int((at - self._store_now()).total_seconds() * 1000), 1)
                 self.runner.settle(claim, "again", wait_ms=wait_ms, b=pack(kept.to_json()))
-            case Denied(reason):
-                first = state.first_try_at if state else self._store_now()
+            case AccessDenied(reason):
+                first = state.first_attempt_at if state else self._store_now()
                 if self._store_now() - first > timedelta(hours=24):
                     self._keep(claim, fetch.recording_part(RecordingStatus.UNAVAILABLE))
                     return
-                say = log.error if self._well.get(source.id, True) else log.debug  # once, not for each call
-                self._well[source.id] = False
-                say("recordings_off", source=source.id, why=reason, retry_s=EXTRA_OFF_S)
+                # Every call of the source is refused alike: an error once, not for each of them.
+                write = log.error if self._allowed.get(source.id, True) else log.debug
+                self._allowed[source.id] = False
+                write("source_recordings_paused", source=source.id, reason=reason, retry_s=EXTRA_OFF_S)
                 await self._states.note(source.id, recordings_off=reason)
                 kept = state or FetchState(first)
                 self.runner.settle(claim, "again", wait_ms=EXTRA_OFF_S * 1000, b=pack(kept.to_json()))
@@ -110,7 +119,7 @@ class Record:
         self.runner.settle(claim, "part", b=pack(part))
 
     def settled(self, settlement: Settlement) -> None:
-        """The store has an outcome: with audio in it the call is due in the enrich lane now, not a moment before."""
+        """Wake the enrich lane once the store has the recording part, not before."""
         if settlement.verb == "part":
             self._wake_enrich()
 
@@ -119,7 +128,7 @@ class Record:
 
     @contextlib.asynccontextmanager
     async def _lease_renewed(self, claim: Claim) -> AsyncIterator[None]:
-        """Keep the lease while the audio flows, however long it is."""
+        """Renew the lease while the audio is transferred, however long that takes."""
 
         async def renew() -> None:
             while True:

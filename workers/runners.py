@@ -7,7 +7,7 @@ from relay.store.health import read_health
 from relay.store.lanes import LaneName
 from workers.deliver import Deliver
 from workers.enrich import Enrich
-from workers.record import Record
+from workers.record import RecordWorker
 
 ENRICH_AT_ONCE = 20
 ENRICH_BATCH = 50
@@ -21,7 +21,7 @@ def add_runners(runtime: Runtime) -> None:
     enrich.runner = runtime.add_runner(
         Runner(runtime.lanes[LaneName.ENRICH], enrich.work, at_once=ENRICH_AT_ONCE, needs_s=15, batch=ENRICH_BATCH)
     )
-    record = Record(
+    record = RecordWorker(
         lambda: runtime.sources,
         runtime.storage,
         runtime.states,

@@ -410,7 +410,7 @@ async def delete_source(api: Api, caller: Caller, source_id: str) -> None:
         return
     await _undeclare(api, source_id)
     await api.eraser.source(source_id, step=_no_step)
-    await runtime.markers.forget(source_id)
+    await runtime.markers.delete(source_id)
     await runtime.redis.expire(keys.forgotten(source_id), REMEMBERED_S)
 
 

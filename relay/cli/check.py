@@ -34,8 +34,8 @@ from relay.processes import needs_of_a_role
 from relay.providers import PROVIDERS
 from relay.providers.base import Page, Pay, Purpose, SourceOptions, Window
 from relay.queue import keys as queue_keys
-from relay.recordings.links import DEFAULT_TTL_S
-from relay.recordings.storage import RecordingStorage, Refused, open_storage
+from relay.recordings.links import LINK_TTL_S
+from relay.recordings.storage import Discarded, RecordingStorage, open_storage
 from relay.secrets import SecretBox
 from relay.settings import Settings, SubscriptionOptions
 from relay.store import keys
@@ -489,11 +489,11 @@ async def _try_storage(storage: RecordingStorage, settings: Settings, what: str)
     alphabet = "abcdefghijklmnopqrstuvwxyz234567"
     call_id = "call_" + "".join(chance.choice(alphabet) for _ in range(26))
     kept = await storage.put(call_id, _once(probe), started_on=datetime.now(UTC).date(), expected_size_bytes=len(probe))
-    if isinstance(kept, Refused):
+    if isinstance(kept, Discarded):
         return [Finding(what, "fail", kept.reason)]
     try:
         read = b"".join([block async for block in storage.read(kept.path, 0, kept.size_bytes)])
-        signed = await storage.presign(kept.path, DEFAULT_TTL_S) if settings.recording_links == "presigned" else ""
+        signed = await storage.presign(kept.path, LINK_TTL_S) if settings.recording_links == "presigned" else ""
     finally:
         await storage.delete(kept.path)
     if read != probe:

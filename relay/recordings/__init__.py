@@ -1,1 +1,1 @@
-"""5. The audio. Promise: kept whole or not at all, in constant memory, and never in the way of an event."""
+"""Recordings: fetched from the provider, stored whole or not at all, served over signed links."""

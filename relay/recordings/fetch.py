@@ -1,8 +1,8 @@
-"""Fetching a recording: pure rules for when to ask again, and one thin act.
+"""Fetches a recording: pure rules for when to try again, and one thin function that does the I/O.
 
-A provider makes the audio some time after the call, so "no recording" is asked again on a ladder of fixed offsets and
-believed at its end. A provider that is down, or a budget that is used up, costs no rung. Audio that exists but cannot
-be had is tried a few more times over hours; only then is it said to have failed.
+A provider makes the audio some time after the call, so "no recording" is asked again at fixed offsets and accepted
+after the last one. A provider outage or an exhausted budget uses up no offset. Audio that exists but cannot be
+fetched or stored is retried over hours before the recording counts as failed.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
 from relay.errors import OverBudget, ProviderError, RateLimited, StorageError, Unauthorized, UnexpectedResponse
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose, RecordingSource
-from relay.recordings.storage import Refused, Stored
+from relay.recordings.storage import Discarded, Stored
 
-LADDER_S = (0, 15, 60, 300, 1_800)
-TROUBLE_WAITS_S = (60, 600, 3_600, 6 * 3_600)
+ATTEMPT_OFFSETS_S = (0, 15, 60, 300, 1_800)
+FAILURE_WAITS_S = (60, 600, 3_600, 6 * 3_600)
 OUTAGE_FIRST_WAIT_S = 15
 OUTAGE_LONGEST_WAIT_S = 900
 OUTAGE_ENDS_AFTER_S = 86_400
@@ -32,7 +32,7 @@ _UNSPECIFIC_TYPES = frozenset({"", "application/octet-stream", "binary/octet-str
 
 
 class RecordingStatus(StrEnum):
-    """What a call's recording part says."""
+    """The `status` of a call's recording part."""
 
     PENDING = "pending"
     AVAILABLE = "available"
@@ -43,23 +43,23 @@ class RecordingStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FetchState:
-    """How far the fetching of one recording has come; the caller keeps it as JSON between tries.
+    """Progress of fetching one recording; the caller stores it as JSON between attempts.
 
-    `step` counts the rungs that were answered "none", `troubles` the times when audio existed and could not be had,
-    `outages` the tries in a row that the provider did not answer, the first of them at `outage_since`.
+    `step` counts the offsets answered with "no recording", `failures` the attempts at which audio existed but could
+    not be fetched or stored, `outages` the consecutive attempts without an answer, since `outage_since`.
     """
 
-    first_try_at: datetime
+    first_attempt_at: datetime
     step: int = 0
-    troubles: int = 0
+    failures: int = 0
     outages: int = 0
     outage_since: datetime | None = None
 
     def to_json(self) -> Json:
         return {
-            "first_try_at": iso(self.first_try_at),
+            "first_attempt_at": iso(self.first_attempt_at),
             "step": self.step,
-            "troubles": self.troubles,
+            "failures": self.failures,
             "outages": self.outages,
             "outage_since": iso(self.outage_since),
         }
@@ -68,17 +68,17 @@ class FetchState:
     def from_json(cls, data: Json) -> "FetchState":
         since = data["outage_since"]
         return cls(
-            first_try_at=from_iso(data["first_try_at"]),
+            first_attempt_at=from_iso(data["first_attempt_at"]),
             step=data["step"],
-            troubles=data["troubles"],
+            failures=data["failures"],
             outages=data["outages"],
             outage_since=from_iso(since) if since else None,
         )
 
     @property
     def fresh(self) -> bool:
-        """Nothing was answered yet: this is the first real look."""
-        return self.step == 0 and self.troubles == 0
+        """Whether the provider has not answered yet."""
+        return self.step == 0 and self.failures == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,39 +88,39 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The provider did not answer; `hint_s` is the wait that it asked for."""
+    """The provider did not answer; `retry_after_s` is the wait that it asked for."""
 
     reason: str
-    hint_s: float | None = None
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class NoRoom:
-    """Our own budget let no request go; it has room again in `wait_s`."""
+class BudgetExhausted:
+    """Our share of the provider's limit is used up for another `wait_s`."""
 
     wait_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """There is audio, and it could not be had or kept."""
+class FetchFailed:
+    """There is audio, but it could not be fetched or stored."""
 
     reason: str
 
 
-Answer = Missing | Outage | NoRoom | Trouble
+AttemptFailure = Missing | Outage | BudgetExhausted | FetchFailed
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The audio is kept; `part` is the call's recording part, with `path` beside the published keys."""
+    """The audio is stored; `part` is the call's recording part: the published fields and `path`."""
 
     part: Json
 
 
 @dataclass(frozen=True, slots=True)
-class TryAgain:
-    """Ask again at `at` with `state`."""
+class RetryLater:
+    """Try again at `at` with `state`."""
 
     at: datetime
     state: FetchState
@@ -128,29 +128,29 @@ class TryAgain:
 
 
 @dataclass(frozen=True, slots=True)
-class NoneThere:
-    """The call has no recording. Nobody needs to be told."""
+class NoRecording:
+    """The call has no recording; no event is published."""
 
 
 @dataclass(frozen=True, slots=True)
-class GaveUp:
-    """The recording cannot be had; subscribers are told."""
+class RetriesExhausted:
+    """The recording is unavailable; `call.recording.failed` is published."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Denied:
-    """The credential may not fetch recordings: the caller switches this extra off for the source."""
+class AccessDenied:
+    """The credential may not fetch recordings: the caller pauses recordings for the source."""
 
     reason: str
 
 
-Result = Fetched | TryAgain | NoneThere | GaveUp | Denied
+FetchResult = Fetched | RetryLater | NoRecording | RetriesExhausted | AccessDenied
 
 
-class Keeper(Protocol):
-    """Keeps audio, whole or not at all."""
+class RecordingWriter(Protocol):
+    """Stores audio, whole or not at all."""
 
     async def put(
         self,
@@ -160,11 +160,11 @@ class Keeper(Protocol):
         started_on: date,
         content_type: str,
         expected_size_bytes: int | None,
-    ) -> Stored | Refused: ...
+    ) -> Stored | Discarded: ...
 
 
 def recording_part(status: RecordingStatus) -> Json:
-    """Build the recording part of a call without audio, keys in their published order."""
+    """Build the recording part of a call without audio, fields in their published order."""
     return {
         "status": status.value,
         "url": None,
@@ -176,58 +176,58 @@ def recording_part(status: RecordingStatus) -> Json:
     }
 
 
-def next_try(state: FetchState, answer: Answer, now: datetime) -> TryAgain | NoneThere | GaveUp:
-    """Decide what follows an answer that brought no audio.
-
-    A rung is due at its offset from the first try. One whose time has passed already, because the provider was down
-    in between, is due at its distance from the rung before it, counted from now: the ladder moves, no rung is lost.
-    """
-    match answer:
+def next_attempt(
+    state: FetchState, failure: AttemptFailure, now: datetime
+) -> RetryLater | NoRecording | RetriesExhausted:
+    """Decide what follows an attempt that brought no audio."""
+    match failure:
         case Missing():
             step = state.step + 1
-            if step >= len(LADDER_S):
-                return NoneThere()
-            at = state.first_try_at + timedelta(seconds=LADDER_S[step])
+            if step >= len(ATTEMPT_OFFSETS_S):
+                return NoRecording()
+            at = state.first_attempt_at + timedelta(seconds=ATTEMPT_OFFSETS_S[step])
+            # After an outage the offset may lie in the past: keep the distance instead, so that the provider still
+            # gets the time it needs to make the audio.
             if at <= now:
-                at = now + timedelta(seconds=LADDER_S[step] - LADDER_S[step - 1])
-            return TryAgain(at, _answered(state, step=step), "no recording so far")
-        case Trouble(reason):
-            troubles = state.troubles + 1
-            if troubles > len(TROUBLE_WAITS_S):
-                return GaveUp(reason)
-            wait_s = TROUBLE_WAITS_S[troubles - 1]
-            return TryAgain(now + timedelta(seconds=wait_s), _answered(state, troubles=troubles), reason)
-        case Outage(reason, hint_s):
+                at = now + timedelta(seconds=ATTEMPT_OFFSETS_S[step] - ATTEMPT_OFFSETS_S[step - 1])
+            return RetryLater(at, _answered(state, step=step), "no recording yet")
+        case FetchFailed(reason):
+            failures = state.failures + 1
+            if failures > len(FAILURE_WAITS_S):
+                return RetriesExhausted(reason)
+            wait_s = FAILURE_WAITS_S[failures - 1]
+            return RetryLater(now + timedelta(seconds=wait_s), _answered(state, failures=failures), reason)
+        case Outage(reason, retry_after_s):
             backoff_s = min(OUTAGE_FIRST_WAIT_S * 2 ** min(state.outages, 10), OUTAGE_LONGEST_WAIT_S)
-            return _wait_out(state, max(backoff_s, hint_s or 0), reason, now)
-        case NoRoom(wait_s):
-            return _wait_out(state, max(1, wait_s), "our share of the provider's request limit is used up", now)
+            return _after_outage(state, max(backoff_s, retry_after_s or 0), reason, now)
+        case BudgetExhausted(wait_s):
+            return _after_outage(state, max(1, wait_s), "our share of the provider's request limit is used up", now)
         case _:
-            assert_never(answer)
+            assert_never(failure)
 
 
-def _answered(state: FetchState, *, step: int | None = None, troubles: int | None = None) -> FetchState:
+def _answered(state: FetchState, *, step: int | None = None, failures: int | None = None) -> FetchState:
     return replace(
         state,
         step=state.step if step is None else step,
-        troubles=state.troubles if troubles is None else troubles,
+        failures=state.failures if failures is None else failures,
         outages=0,
         outage_since=None,
     )
 
 
-def _wait_out(state: FetchState, wait_s: float, reason: str, now: datetime) -> TryAgain | GaveUp:
+def _after_outage(state: FetchState, wait_s: float, reason: str, now: datetime) -> RetryLater | RetriesExhausted:
     since = state.outage_since or now
     end = since + timedelta(seconds=OUTAGE_ENDS_AFTER_S)
     if now >= end:
-        return GaveUp(f"{reason}, for {OUTAGE_ENDS_AFTER_S // 3600} h")
+        return RetriesExhausted(f"{reason}, for {OUTAGE_ENDS_AFTER_S // 3600} h")
     at = min(now + timedelta(seconds=min(wait_s, OUTAGE_ENDS_AFTER_S)), end)
-    return TryAgain(at, replace(state, outages=state.outages + 1, outage_since=since), reason)
+    return RetryLater(at, replace(state, outages=state.outages + 1, outage_since=since), reason)
 
 
 async def fetch(
     source: RecordingSource,
-    storage: Keeper,
+    storage: RecordingWriter,
     call_id: str,
     record_key: str,
     state: FetchState | None,
@@ -235,36 +235,36 @@ async def fetch(
     clock: Callable[[], datetime],
     started_at: datetime,
     transfer_limit_s: float = TRANSFER_LIMIT_S,
-) -> Result:
-    """Ask for the recording of an answered call once, keep it when it comes, and say what follows.
+) -> FetchResult:
+    """Request the recording of an answered call once, store it when it comes, and decide what follows.
 
-    `state` is None at the first try. The clock is read again after the transfer, which may have taken long.
+    `state` is None at the first attempt. The clock is read again after the transfer, which may have taken long.
     """
     state = state or FetchState(clock())
     try:
-        answer = await _ask(source, storage, call_id, record_key, state, started_at, transfer_limit_s)
+        outcome = await _request(source, storage, call_id, record_key, state, started_at, transfer_limit_s)
     except Unauthorized as error:
-        return Denied(str(error))
+        return AccessDenied(str(error))
     except RateLimited as error:
-        answer = Outage(str(error), error.retry_after_s)
+        outcome = Outage(str(error), error.retry_after_s)
     except OverBudget as error:
-        answer = NoRoom(error.wait_s)
+        outcome = BudgetExhausted(error.wait_s)
     except (UnexpectedResponse, StorageError) as error:
-        answer = Trouble(str(error))
+        outcome = FetchFailed(str(error))
     except ProviderError as error:
-        answer = Outage(str(error))
-    return answer if isinstance(answer, Fetched) else next_try(state, answer, clock())
+        outcome = Outage(str(error))
+    return outcome if isinstance(outcome, Fetched) else next_attempt(state, outcome, clock())
 
 
-async def _ask(
+async def _request(
     source: RecordingSource,
-    storage: Keeper,
+    storage: RecordingWriter,
     call_id: str,
     record_key: str,
     state: FetchState,
     started_at: datetime,
     transfer_limit_s: float,
-) -> Fetched | Answer:
+) -> Fetched | AttemptFailure:
     purpose = Purpose.RECORDING if state.fresh else Purpose.RETRY
     async with source.recording(record_key, purpose=purpose) as audio:
         match audio:
@@ -273,47 +273,48 @@ async def _ask(
             case Audio():
                 try:
                     async with asyncio.timeout(transfer_limit_s):
-                        return await _keep(storage, call_id, audio, started_at.date())
+                        return await _store(storage, call_id, audio, started_at.date())
                 except ProviderError as error:
-                    return Trouble(f"the transfer broke off: {error}")
+                    # The audio exists, so the provider's error is no outage here.
+                    return FetchFailed(f"the transfer broke off: {error}")
                 except TimeoutError:
-                    return Trouble(f"the transfer took longer than {transfer_limit_s:g} s")
+                    return FetchFailed(f"the transfer took longer than {transfer_limit_s:g} s")
             case _:
                 assert_never(audio)
 
 
-async def _keep(storage: Keeper, call_id: str, audio: Audio, started_on: date) -> Fetched | Trouble:
+async def _store(storage: RecordingWriter, call_id: str, audio: Audio, started_on: date) -> Fetched | FetchFailed:
     content_type = audio_type(audio.content_type)
     if content_type is None:
-        return Trouble("the provider sent something that is no audio")
-    passing = _Head(audio.chunks)
-    kept = await storage.put(
+        return FetchFailed("the provider sent something that is not audio")
+    chunks = _HeadCopy(audio.chunks)
+    result = await storage.put(
         call_id,
-        passing,
+        chunks,
         started_on=started_on,
         content_type=content_type,
         expected_size_bytes=audio.size_bytes,
     )
-    match kept:
-        case Refused(reason):
-            return Trouble(reason)
+    match result:
+        case Discarded(reason):
+            return FetchFailed(reason)
         case Stored():
             return Fetched(
                 {
                     **recording_part(RecordingStatus.AVAILABLE),
                     "content_type": content_type,
-                    "size_bytes": kept.size_bytes,
-                    "duration_seconds": wav_duration_s(bytes(passing.head), kept.size_bytes),
-                    "sha256": kept.sha256,
-                    "path": kept.path,
+                    "size_bytes": result.size_bytes,
+                    "duration_seconds": wav_duration_s(bytes(chunks.head), result.size_bytes),
+                    "sha256": result.sha256,
+                    "path": result.path,
                 }
             )
         case _:
-            assert_never(kept)
+            assert_never(result)
 
 
-class _Head:
-    """Remembers the first bytes of what passes through."""
+class _HeadCopy:
+    """Passes chunks on and keeps a copy of the first bytes."""
 
     def __init__(self, source: AsyncIterator[bytes]) -> None:
         self._source = source
@@ -330,7 +331,7 @@ class _Head:
 
 
 def audio_type(content_type: str) -> str | None:
-    """Reduce a Content-Type to `audio/…` or `application/octet-stream`; None for everything that is no audio."""
+    """Reduce a Content-Type to `audio/…` or `application/octet-stream`; None for everything that is not audio."""
     bare = content_type.split(";")[0].strip().lower()
     if _AUDIO_TYPE.fullmatch(bare):
         return bare
@@ -338,10 +339,7 @@ def audio_type(content_type: str) -> str | None:
 
 
 def wav_duration_s(head: bytes, size_bytes: int) -> float | None:
-    """Read the duration off the first bytes of a WAV file; None when they are not, or do not say.
-
-    Writers that stream leave 0 or a huge number as the length of the data: then the size of the file counts.
-    """
+    """Read the duration from the first bytes of a WAV file; None when they are not WAV or do not say."""
     if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
         return None
     bytes_per_s = 0
@@ -352,8 +350,9 @@ def wav_duration_s(head: bytes, size_bytes: int) -> float | None:
         if name == b"fmt " and at + 12 <= len(head):
             bytes_per_s = int.from_bytes(head[at + 8 : at + 12], "little")
         if name == b"data":
-            there = max(size_bytes - at, 0)
-            data_bytes = length if 0 < length <= there else there
+            # Streaming writers leave 0 or 0xFFFFFFFF as the length of the data: then the file's size counts.
+            available = max(size_bytes - at, 0)
+            data_bytes = length if 0 < length <= available else available
             return round(data_bytes / bytes_per_s, 3) if bytes_per_s else None
         at += length + length % 2
     return None

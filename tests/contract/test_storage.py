@@ -1,4 +1,4 @@
-"""Every place that keeps recordings keeps them whole or not at all: a directory, memory, and an object store."""
+"""Every kind of storage keeps recordings whole or not at all: a directory, memory, and an object store."""
 
 import asyncio
 import hashlib
@@ -19,7 +19,7 @@ from aiohttp import ClientSession, web
 from obstore.store import MemoryStore
 
 from relay.errors import SettingsError, StorageError, StorageFull, Unavailable
-from relay.recordings.storage import BLOCK_BYTES, RecordingStorage, Refused, Stored, open_storage
+from relay.recordings.storage import BLOCK_BYTES, Discarded, RecordingStorage, Stored, open_storage
 
 CALL = "call_" + "a" * 26
 OTHER = "call_" + "b" * 26
@@ -31,7 +31,7 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Bucket:
-    """As much of S3 as the relay uses, on loopback; `down` makes it answer 503."""
+    """The part of S3 that the relay uses, on loopback; `down` makes it answer 503."""
 
     objects: dict[str, bytes] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
@@ -158,18 +158,18 @@ async def memory() -> AsyncIterator[RecordingStorage]:
 @pytest.fixture(params=["local", "memory", "s3"])
 def storage(request: pytest.FixtureRequest) -> RecordingStorage:
     """Each implementation in turn."""
-    found = request.getfixturevalue(request.param)
-    assert isinstance(found, RecordingStorage)
-    return found
+    storage = request.getfixturevalue(request.param)
+    assert isinstance(storage, RecordingStorage)
+    return storage
 
 
 def audio(size_bytes: int) -> bytes:
-    """Bytes in which every place is different."""
+    """Bytes that differ at every position."""
     return b"".join(number.to_bytes(4, "big") for number in range(size_bytes // 4 + 1))[:size_bytes]
 
 
 async def sent(data: bytes, chunk_bytes: int = 100_000, *, error: Exception | None = None) -> AsyncIterator[bytes]:
-    """Send in chunks, as a provider does; then fail, when told to."""
+    """Send in chunks, as a provider does; then fail, if there is an error."""
     for at in range(0, len(data), chunk_bytes):
         yield data[at : at + chunk_bytes]
     if error is not None:
@@ -184,13 +184,13 @@ async def kept(storage: RecordingStorage, start: int, end: int, path: str = PATH
     return b"".join([block async for block in storage.read(path, start, end)])
 
 
-async def put(storage: RecordingStorage, data: bytes, call_id: str = CALL, day: date = DAY) -> Stored | Refused:
+async def put(storage: RecordingStorage, data: bytes, call_id: str = CALL, day: date = DAY) -> Stored | Discarded:
     return await storage.put(call_id, sent(data), started_on=day, expected_size_bytes=len(data))
 
 
 @pytest.mark.parametrize("size_bytes", [1, BLOCK_BYTES, 12 * MIB + 7])
 async def test_what_is_put_is_what_is_read(storage: RecordingStorage, size_bytes: int) -> None:
-    """One byte or several upload parts: same bytes, their number and their digest."""
+    """One byte or several upload parts: the same bytes, size and digest."""
     data = audio(size_bytes)
 
     stored = await put(storage, data)
@@ -209,8 +209,8 @@ async def test_any_part_can_be_read(storage: RecordingStorage, start: int, end: 
     assert await kept(storage, start, end) == data[start:end]
 
 
-async def test_an_unknown_length_is_taken_as_it_comes(storage: RecordingStorage) -> None:
-    """A provider need not say how much it sends."""
+async def test_an_unknown_length_is_accepted(storage: RecordingStorage) -> None:
+    """A provider need not send a Content-Length."""
     data = audio(2 * MIB)
 
     stored = await storage.put(CALL, sent(data), started_on=DAY, expected_size_bytes=None)
@@ -227,15 +227,15 @@ async def test_a_wrong_length_leaves_nothing(storage: RecordingStorage, size_byt
         OTHER, sent(audio(size_bytes)), started_on=DAY, expected_size_bytes=size_bytes + expected
     )
 
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Discarded)
     assert await storage.size(PATH.replace(CALL, OTHER)) is None
 
 
-async def test_nothing_at_all_is_no_recording(storage: RecordingStorage) -> None:
-    """An empty answer is refused whatever was announced."""
+async def test_an_empty_body_is_not_a_recording(storage: RecordingStorage) -> None:
+    """An empty response is discarded whatever length was announced."""
     for expected in (0, None):
         refused = await storage.put(CALL, sent(b""), started_on=DAY, expected_size_bytes=expected)
-        assert refused == Refused("the recording has no bytes")
+        assert refused == Discarded("the recording has no bytes")
 
     assert await storage.size(PATH) is None
 
@@ -251,7 +251,7 @@ async def test_a_source_that_breaks_off_leaves_nothing_and_says_why(storage: Rec
 
 
 async def test_a_failed_second_put_keeps_the_first(storage: RecordingStorage) -> None:
-    """A retry that goes wrong does no harm to what is there; one that goes right replaces it."""
+    """A retry that fails leaves what is there; one that succeeds replaces it."""
     await put(storage, audio(100))
     await storage.put(CALL, sent(b"short"), started_on=DAY, expected_size_bytes=50)
     assert await kept(storage, 0, 100) == audio(100)
@@ -262,7 +262,7 @@ async def test_a_failed_second_put_keeps_the_first(storage: RecordingStorage) ->
 
 
 async def test_a_source_that_stalls_can_be_cancelled(storage: RecordingStorage) -> None:
-    """Cancelling returns at once, leaves nothing behind, and gives the upload's thread back."""
+    """Cancelling returns at once, leaves nothing behind, and frees the upload's thread."""
     stalled = asyncio.Event()
 
     async def drip() -> AsyncIterator[bytes]:
@@ -281,8 +281,8 @@ async def test_a_source_that_stalls_can_be_cancelled(storage: RecordingStorage) 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("recording-")]
 
 
-async def test_stalled_uploads_do_not_keep_listeners_waiting(storage: RecordingStorage) -> None:
-    """Twenty providers that stop in the middle hold up no reader."""
+async def test_stalled_uploads_do_not_delay_readers(storage: RecordingStorage) -> None:
+    """Twenty providers that stop in the middle delay no reader."""
     await put(storage, audio(1000), OTHER)
     stalled = asyncio.Semaphore(0)
 
@@ -303,7 +303,7 @@ async def test_stalled_uploads_do_not_keep_listeners_waiting(storage: RecordingS
     await asyncio.wait(tasks)
 
 
-async def test_the_source_is_held_back_when_the_storage_is_slow(memory: RecordingStorage) -> None:
+async def test_the_source_is_slowed_down_to_the_speed_of_the_storage(memory: RecordingStorage) -> None:
     """A provider that sends for ever is stopped at the limit, and not read any further."""
     taken = 0
 
@@ -315,11 +315,11 @@ async def test_the_source_is_held_back_when_the_storage_is_slow(memory: Recordin
 
     refused = await memory.put(CALL, endless(), started_on=DAY, expected_size_bytes=None)
 
-    assert refused == Refused(f"the recording has more than {20 * MIB} bytes")
+    assert refused == Discarded(f"the recording has more than {20 * MIB} bytes")
     assert taken == 21 * MIB
 
 
-async def test_deleting_twice_is_fine(storage: RecordingStorage) -> None:
+async def test_deleting_twice_is_allowed(storage: RecordingStorage) -> None:
     """Erasing may run twice without harm."""
     await put(storage, b"audio")
 
@@ -332,7 +332,7 @@ async def test_deleting_twice_is_fine(storage: RecordingStorage) -> None:
 
 
 async def test_reading_past_the_end_is_an_error(storage: RecordingStorage) -> None:
-    """A recording that has become shorter is never passed off as whole."""
+    """A recording that has become shorter is never served as whole."""
     await put(storage, b"audio")
 
     with pytest.raises(StorageError, match="shorter"):
@@ -344,24 +344,24 @@ async def test_reading_past_the_end_is_an_error(storage: RecordingStorage) -> No
 )
 async def test_only_a_call_id_becomes_a_name(storage: RecordingStorage, call_id: str) -> None:
     """No path can be built out of a call id."""
-    with pytest.raises(ValueError, match="call id"):
+    with pytest.raises(ValueError, match="not a valid call id"):
         await storage.put(call_id, sent(b"x"), started_on=DAY, expected_size_bytes=1)
 
 
 @pytest.mark.parametrize("path", ["", "../x", f"/{PATH}", f"{PATH}\0", f"../{PATH}", "sources/main.json", f"{PATH}#1"])
 async def test_only_a_recording_can_be_opened(storage: RecordingStorage, path: str) -> None:
-    """Whatever the ledger says, nothing but a recording is read, signed or deleted."""
-    with pytest.raises(ValueError, match="no path"):
+    """Whatever the store contains, nothing but a recording is read, signed or deleted."""
+    with pytest.raises(ValueError, match="not a valid recording path"):
         await storage.size(path)
-    with pytest.raises(ValueError, match="no path"):
+    with pytest.raises(ValueError, match="not a valid recording path"):
         await kept(storage, 0, 1, path)
-    with pytest.raises(ValueError, match="no path"):
+    with pytest.raises(ValueError, match="not a valid recording path"):
         await storage.delete(path)
-    with pytest.raises(ValueError, match="no path"):
+    with pytest.raises(ValueError, match="not a valid recording path"):
         await storage.presign(path, 60)
 
 
-async def test_notes_are_written_read_and_replaced(storage: RecordingStorage) -> None:
+async def test_small_objects_are_written_read_and_replaced(storage: RecordingStorage) -> None:
     """The marker of a source lives beside the recordings."""
     assert await storage.get_small("sources/main.json") is None
 
@@ -372,21 +372,21 @@ async def test_notes_are_written_read_and_replaced(storage: RecordingStorage) ->
 
 
 @pytest.mark.parametrize("name", ["main.json", "../main.json", "sources/../x", "sources/", "/sources/x", "sources/.x"])
-async def test_a_note_has_a_plain_name(storage: RecordingStorage, name: str) -> None:
-    """Source ids come from a file that a person wrote; none of them leaves its folder."""
-    with pytest.raises(ValueError, match="no name for a note"):
+async def test_a_small_object_has_a_plain_name(storage: RecordingStorage, name: str) -> None:
+    """Source ids come from a configuration file; none of them leaves its folder."""
+    with pytest.raises(ValueError, match="not a valid object name"):
         await storage.put_small(name, b"x")
 
 
-async def test_a_note_is_small(storage: RecordingStorage) -> None:
-    """What would not fit is refused before it is written."""
+async def test_a_small_object_has_a_maximum_size(storage: RecordingStorage) -> None:
+    """A larger one is refused before it is written."""
     with pytest.raises(ValueError, match="65537"):
         await storage.put_small("sources/main.json", bytes(65_537))
     assert await storage.get_small("sources/main.json") is None
 
 
 async def test_trimming_deletes_what_was_stored_too_long_ago_and_only_that(storage: RecordingStorage) -> None:
-    """Retention counts from the storing; notes are never trimmed."""
+    """Retention counts from when a recording was stored; small objects are never trimmed."""
     now = datetime.now(UTC)
     yesterday = (now - timedelta(days=1)).date()
     await put(storage, b"audio", CALL, yesterday)
@@ -432,23 +432,23 @@ async def test_an_object_keeps_its_content_type(s3: RecordingStorage, bucket: Bu
     assert bucket.types == {f"calls/2026/11/20/{CALL}.mp3": "audio/mpeg"}
 
 
-async def test_an_abandoned_upload_leaves_no_parts_in_the_bucket(s3: RecordingStorage, bucket: Bucket) -> None:
-    """Unfinished parts would be paid for, and nobody sees them."""
+async def test_an_aborted_upload_leaves_no_parts_in_the_bucket(s3: RecordingStorage, bucket: Bucket) -> None:
+    """Unfinished parts cost money and are invisible in listings."""
     refused = await s3.put(CALL, sent(audio(12 * MIB)), started_on=DAY, expected_size_bytes=13 * MIB)
 
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Discarded)
     assert bucket.uploads == {}
     assert bucket.objects == {}
 
 
 async def test_a_bucket_that_is_down_is_a_storage_error(s3: RecordingStorage, bucket: Bucket) -> None:
-    """Every call says in one line what it could not do and where, and recovers with the bucket."""
+    """Every error names in one line the action and the place, and the storage recovers with the bucket."""
     await put(s3, b"audio")
     bucket.down = True
 
-    with pytest.raises(StorageError, match=r"cannot look at a recording in s3://kept/calls: [^\n]*$"):
+    with pytest.raises(StorageError, match=r"cannot read a recording's size in s3://kept/calls: [^\n]*$"):
         await s3.size(PATH)
-    with pytest.raises(StorageError, match=r"cannot keep a recording in s3://kept/calls: [^\n]*$"):
+    with pytest.raises(StorageError, match=r"cannot store a recording in s3://kept/calls: [^\n]*$"):
         await put(s3, b"again")
 
     bucket.down = False
@@ -465,8 +465,8 @@ def small_disk() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_disk")
-async def test_a_full_disk_is_said_and_leaves_nothing(local: RecordingStorage, tmp_path: Path) -> None:
-    """The upload stops early, its half is removed, and small recordings still work."""
+async def test_a_full_disk_is_reported_and_leaves_nothing(local: RecordingStorage, tmp_path: Path) -> None:
+    """The upload stops early, its partial file is removed, and small recordings still work."""
     taken = 0
 
     async def counted() -> AsyncIterator[bytes]:
@@ -475,7 +475,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(local: RecordingStorage, t
             taken += len(chunk)
             yield chunk
 
-    with pytest.raises(StorageFull, match="no room left"):
+    with pytest.raises(StorageFull, match="no space left"):
         await local.put(CALL, counted(), started_on=DAY, expected_size_bytes=40 * MIB)
 
     assert taken < 30 * MIB
@@ -484,10 +484,10 @@ async def test_a_full_disk_is_said_and_leaves_nothing(local: RecordingStorage, t
 
 
 @pytest.mark.parametrize(("free_mb", "kept"), [(300, True), (200, False), (0, False)])
-async def test_recordings_leave_room_for_the_store(
+async def test_recordings_leave_disk_space_for_the_store(
     local: RecordingStorage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free_mb: int, kept: bool
 ) -> None:
-    """An embedded store may share the disk, and cannot go on without room; audio can wait."""
+    """An embedded store may share the disk and cannot run without space; audio can wait."""
     usage = SimpleNamespace(total=10**11, free=free_mb * 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
 
@@ -501,7 +501,7 @@ async def test_recordings_leave_room_for_the_store(
 
 @pytest.mark.usefixtures("small_disk")
 async def test_a_full_disk_is_noticed_within_one_large_chunk(local: RecordingStorage) -> None:
-    """A source that hands over everything at once does not wait for an upload that has ended."""
+    """A source that sends everything at once does not wait for an upload that has ended."""
     async with asyncio.timeout(20):
         with pytest.raises(StorageFull):
             await local.put(CALL, sent(bytes(40 * MIB), 40 * MIB), started_on=DAY, expected_size_bytes=40 * MIB)
@@ -527,7 +527,7 @@ async def test_a_cancelled_upload_leaves_no_file(local: RecordingStorage, tmp_pa
 
 
 async def test_trimming_removes_what_a_killed_upload_left(local: RecordingStorage, tmp_path: Path) -> None:
-    """Unfinished files of dead processes go, running uploads and strangers' files stay, empty days disappear."""
+    """Unfinished files of dead processes are removed, running uploads and foreign files stay, empty days go."""
     day = tmp_path / "recordings/2026/11/20"
     empty = tmp_path / "recordings/2026/11/19"
     empty.mkdir(parents=True)
@@ -548,30 +548,30 @@ async def test_trimming_removes_what_a_killed_upload_left(local: RecordingStorag
 
 
 async def test_a_new_directory_is_private(local: RecordingStorage, tmp_path: Path) -> None:
-    """Recordings are nobody else's business on a shared machine."""
+    """Other users of the machine cannot read recordings."""
     assert (tmp_path / "recordings").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(
     ("storage_url", "sentence"),
     [
-        ("", "cannot keep recordings"),
-        ("ftp://host/path", "'ftp' cannot keep recordings; use a path, s3://, gs:// or az://"),
+        ("", "'' is not supported"),
+        ("ftp://host/path", "'ftp' is not supported; use a path, s3://, gs:// or az://"),
         ("file:///srv/recordings", "use a path"),
         ("s3://", "s3:// cannot be used"),
         ("s3://id:secret@bucket", "credentials belong in the environment"),
         ("/dev/null/recordings", "/dev/null/recordings cannot be used"),
     ],
 )
-def test_a_wrong_address_is_said_at_the_start(storage_url: str, sentence: str) -> None:
-    """The sentence names the setting and what is wrong, and never repeats a credential."""
+def test_an_invalid_storage_url_stops_the_start(storage_url: str, sentence: str) -> None:
+    """The message names the setting and what is wrong, and never repeats a credential."""
     with pytest.raises(SettingsError, match=r"^storage_url: ") as caught:
         open_storage(storage_url)
     assert sentence in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-async def test_a_relative_path_is_taken_from_where_the_relay_starts(
+async def test_a_relative_path_is_resolved_when_the_relay_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later change of directory changes nothing."""

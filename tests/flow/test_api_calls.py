@@ -26,7 +26,7 @@ from relay.store import keys
 from relay.store.lanes import LaneName
 from tests.flow.api_desk import SOURCE, Desk
 from tests.flow.harness import eventually
-from workers.record import Record
+from workers.record import RecordWorker
 
 JO = Party(number="+12025550123", raw="(202) 555-0123", name="Jo Sample")
 KIM = Party(number="+12025550177", raw="2025550177", name="Kim Other")
@@ -387,7 +387,7 @@ async def test_audio_that_arrives_after_the_erasure_is_dropped(desk: Desk) -> No
     runtime = desk.relay.runtime
     stored = await desk.relay.redis.hgetall(keys.call(call_id))  # type: ignore[misc]
     source = _Talking(desk, runtime.sources["main"])
-    record = Record(
+    record = RecordWorker(
         lambda: {"main": source},  # type: ignore[dict-item]  # what a fetch needs of a source
         runtime.storage,
         runtime.states,

@@ -1,4 +1,4 @@
-"""One try at a recording, from the provider's answer to what is kept and what follows."""
+"""One attempt at a recording, from the provider's response to what is stored and what follows."""
 
 import asyncio
 import hashlib
@@ -13,8 +13,18 @@ import pytest
 
 from relay.errors import OverBudget, RateLimited, StorageFull, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose
-from relay.recordings.fetch import Denied, Fetched, FetchState, GaveUp, Keeper, NoneThere, Result, TryAgain, fetch
-from relay.recordings.storage import RecordingStorage, Refused, Stored, open_storage
+from relay.recordings.fetch import (
+    AccessDenied,
+    Fetched,
+    FetchResult,
+    FetchState,
+    NoRecording,
+    RecordingWriter,
+    RetriesExhausted,
+    RetryLater,
+    fetch,
+)
+from relay.recordings.storage import Discarded, RecordingStorage, Stored, open_storage
 
 CALL = "call_" + "a" * 26
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
@@ -31,7 +41,7 @@ WAV = (
 
 
 async def chunks(data: bytes, error: Exception | None = None) -> AsyncIterator[bytes]:
-    """Send in pieces too small for a WAV header; then fail, when told to."""
+    """Send in pieces too small for a WAV header; then fail, if there is an error."""
     for at in range(0, len(data), 30):
         yield data[at : at + 30]
     if error is not None:
@@ -43,28 +53,28 @@ def wav(size_bytes: int | None = len(WAV), content_type: str = "audio/wav", data
 
 
 @dataclass
-class Phone:
-    """A provider that answers as told, and notes what it was asked."""
+class FakeProvider:
+    """Answers as the test sets it, and records its requests."""
 
-    answer: Audio | NoRecordingYet | NoSuchCall | Exception
-    asked: list[tuple[str, Purpose]] = field(default_factory=list)
+    response: Audio | NoRecordingYet | NoSuchCall | Exception
+    requests: list[tuple[str, Purpose]] = field(default_factory=list)
     closed: int = 0
 
     @asynccontextmanager
     async def recording(
         self, key: str, *, purpose: Purpose = Purpose.RECORDING
     ) -> AsyncGenerator[Audio | NoRecordingYet | NoSuchCall, None]:
-        self.asked.append((key, purpose))
-        if isinstance(self.answer, Exception):
-            raise self.answer
+        self.requests.append((key, purpose))
+        if isinstance(self.response, Exception):
+            raise self.response
         try:
-            yield self.answer
+            yield self.response
         finally:
             self.closed += 1
 
 
-class FullDisk:
-    """Storage without room."""
+class FullStorage:
+    """Storage with no space left."""
 
     async def put(
         self,
@@ -74,8 +84,8 @@ class FullDisk:
         started_on: date,
         content_type: str,
         expected_size_bytes: int | None,
-    ) -> Stored | Refused:
-        raise StorageFull("cannot keep a recording: no room left in /srv")
+    ) -> Stored | Discarded:
+        raise StorageFull("cannot store a recording: no space left in /srv")
 
 
 @pytest.fixture
@@ -86,9 +96,11 @@ async def storage(tmp_path: Path) -> AsyncIterator[RecordingStorage]:
     await storage.aclose()
 
 
-async def ask(phone: Phone, storage: Keeper, state: FetchState | None = None, transfer_limit_s: float = 60) -> Result:
+async def attempt(
+    provider: FakeProvider, storage: RecordingWriter, state: FetchState | None = None, transfer_limit_s: float = 60
+) -> FetchResult:
     return await fetch(
-        phone,
+        provider,
         storage,
         CALL,
         "211159",
@@ -99,11 +111,11 @@ async def ask(phone: Phone, storage: Keeper, state: FetchState | None = None, tr
     )
 
 
-async def test_audio_is_kept_and_described(storage: RecordingStorage) -> None:
-    """The call's recording part has what subscribers read, and the path beside it; the link is made when sent."""
-    phone = Phone(wav())
+async def test_audio_is_stored_and_described(storage: RecordingStorage) -> None:
+    """The call's recording part has what subscribers read, and the path; the link is made when an event is sent."""
+    provider = FakeProvider(wav())
 
-    fetched = await ask(phone, storage)
+    fetched = await attempt(provider, storage)
 
     path = f"2026/11/19/{CALL}.wav"
     assert fetched == Fetched(
@@ -119,36 +131,36 @@ async def test_audio_is_kept_and_described(storage: RecordingStorage) -> None:
         }
     )
     assert b"".join([block async for block in storage.read(path, 0, len(WAV))]) == WAV
-    assert phone.asked == [("211159", Purpose.RECORDING)]
-    assert phone.closed == 1
+    assert provider.requests == [("211159", Purpose.RECORDING)]
+    assert provider.closed == 1
 
 
-async def test_audio_that_is_no_wav_has_no_duration(storage: RecordingStorage) -> None:
-    """A length that nobody measured is not invented."""
-    fetched = await ask(Phone(wav(4, "audio/mpeg", b"ID3\4")), storage)
+async def test_audio_that_is_not_wav_has_no_duration(storage: RecordingStorage) -> None:
+    """A duration that was not measured is not invented."""
+    fetched = await attempt(FakeProvider(wav(4, "audio/mpeg", b"ID3\4")), storage)
 
     assert isinstance(fetched, Fetched)
     assert fetched.part["duration_seconds"] is None
     assert fetched.part["path"] == f"2026/11/19/{CALL}.mp3"
 
 
-@pytest.mark.parametrize("answer", [NoRecordingYet(), NoSuchCall()])
-async def test_no_recording_is_asked_again_and_then_believed(
-    storage: RecordingStorage, answer: NoRecordingYet | NoSuchCall
+@pytest.mark.parametrize("response", [NoRecordingYet(), NoSuchCall()])
+async def test_a_missing_recording_is_requested_again_and_then_accepted_as_missing(
+    storage: RecordingStorage, response: NoRecordingYet | NoSuchCall
 ) -> None:
-    """The state of the first try leads through the ladder; later tries count as retries."""
-    phone = Phone(answer)
-    first = await ask(phone, storage)
-    assert isinstance(first, TryAgain)
+    """The state of the first attempt leads through the offsets; later attempts count as retries."""
+    provider = FakeProvider(response)
+    first = await attempt(provider, storage)
+    assert isinstance(first, RetryLater)
     assert first.at == NOW + timedelta(seconds=15)
 
-    result: Result = first
+    result: FetchResult = first
     for _ in range(4):
-        assert isinstance(result, TryAgain)
-        result = await ask(phone, storage, FetchState.from_json(result.state.to_json()))
+        assert isinstance(result, RetryLater)
+        result = await attempt(provider, storage, FetchState.from_json(result.state.to_json()))
 
-    assert result == NoneThere()
-    assert [purpose for _, purpose in phone.asked] == [Purpose.RECORDING, *[Purpose.RETRY] * 4]
+    assert result == NoRecording()
+    assert [purpose for _, purpose in provider.requests] == [Purpose.RECORDING, *[Purpose.RETRY] * 4]
 
 
 @pytest.mark.parametrize(
@@ -160,51 +172,53 @@ async def test_no_recording_is_asked_again_and_then_believed(
         (OverBudget(7), 7),
     ],
 )
-async def test_a_provider_that_is_down_costs_no_rung(
+async def test_a_provider_that_is_down_uses_up_no_offset(
     storage: RecordingStorage, error: Exception, wait_s: float
 ) -> None:
-    """The try is made again later, as if it had not been made."""
-    result = await ask(Phone(error), storage)
+    """The attempt is repeated later, as if it had not been made."""
+    result = await attempt(FakeProvider(error), storage)
 
-    assert isinstance(result, TryAgain)
+    assert isinstance(result, RetryLater)
     assert result.at == NOW + timedelta(seconds=wait_s)
-    assert (result.state.step, result.state.troubles, result.state.outages) == (0, 0, 1)
+    assert (result.state.step, result.state.failures, result.state.outages) == (0, 0, 1)
 
 
-async def test_a_day_without_an_answer_is_given_up(storage: RecordingStorage) -> None:
-    """Subscribers are told in the end."""
+async def test_retries_are_exhausted_after_a_day_without_a_response(storage: RecordingStorage) -> None:
+    """Then a failed recording is published."""
     state = FetchState(NOW - timedelta(days=1), outages=100, outage_since=NOW - timedelta(days=1))
 
-    assert await ask(Phone(Unavailable("answered 502")), storage, state) == GaveUp("answered 502, for 24 h")
-
-
-async def test_a_refused_credential_is_its_own_outcome(storage: RecordingStorage) -> None:
-    """The caller switches recordings off for the source; the call is not blamed."""
-    assert await ask(Phone(Unauthorized("the key may not fetch recordings", status=403)), storage) == Denied(
-        "the key may not fetch recordings"
+    assert await attempt(FakeProvider(Unavailable("answered 502")), storage, state) == RetriesExhausted(
+        "answered 502, for 24 h"
     )
 
 
+async def test_a_refused_credential_is_its_own_outcome(storage: RecordingStorage) -> None:
+    """The caller pauses recordings for the source; the call itself has not failed."""
+    assert await attempt(
+        FakeProvider(Unauthorized("the key may not fetch recordings", status=403)), storage
+    ) == AccessDenied("the key may not fetch recordings")
+
+
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("response", "reason"),
     [
         (wav(len(WAV) + 1), f"the recording ended after {len(WAV)} of {len(WAV) + 1} bytes"),
         (wav(len(WAV) - 1), f"the recording has more than the {len(WAV) - 1} bytes that were announced"),
         (wav(None, data=b""), "the recording has no bytes"),
-        (wav(None, "text/html"), "the provider sent something that is no audio"),
+        (wav(None, "text/html"), "the provider sent something that is not audio"),
         (Audio(chunks(WAV, Unavailable("reset")), "audio/wav", None), "the transfer broke off: reset"),
         (UnexpectedResponse("status 206"), "status 206"),
     ],
 )
-async def test_audio_that_cannot_be_had_is_tried_again_and_nothing_is_kept(
-    storage: RecordingStorage, tmp_path: Path, answer: Audio | Exception, reason: str
+async def test_audio_that_cannot_be_fetched_is_retried_and_nothing_is_stored(
+    storage: RecordingStorage, tmp_path: Path, response: Audio | Exception, reason: str
 ) -> None:
-    """Cut short, too long, empty, a web page, a broken line: never a recording."""
-    phone = Phone(answer)
+    """Cut short, too long, empty, a web page, a lost connection: never a recording."""
+    provider = FakeProvider(response)
 
-    result = await ask(phone, storage)
+    result = await attempt(provider, storage)
 
-    assert result == TryAgain(NOW + timedelta(seconds=60), FetchState(NOW, troubles=1), reason)
+    assert result == RetryLater(NOW + timedelta(seconds=60), FetchState(NOW, failures=1), reason)
     assert files_below(tmp_path) == []
 
 
@@ -212,31 +226,31 @@ def files_below(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
 
 
-async def test_a_full_disk_is_tried_again_and_given_up_at_last() -> None:
-    """Room may be made; after five tries over hours the recording is said to have failed."""
-    result = await ask(Phone(wav()), FullDisk())
-    assert isinstance(result, TryAgain)
-    assert result.state.troubles == 1
+async def test_a_full_disk_is_retried_until_retries_are_exhausted() -> None:
+    """Space may be freed; after five attempts over hours the recording has failed."""
+    result = await attempt(FakeProvider(wav()), FullStorage())
+    assert isinstance(result, RetryLater)
+    assert result.state.failures == 1
 
-    last = await ask(Phone(wav()), FullDisk(), FetchState(NOW, troubles=4))
+    last = await attempt(FakeProvider(wav()), FullStorage(), FetchState(NOW, failures=4))
 
-    assert last == GaveUp("cannot keep a recording: no room left in /srv")
+    assert last == RetriesExhausted("cannot store a recording: no space left in /srv")
 
 
 async def test_a_transfer_that_never_ends_is_cut_off(storage: RecordingStorage, tmp_path: Path) -> None:
-    """A provider that stops in the middle holds neither the relay nor a half file."""
+    """A provider that stops in the middle blocks nothing and leaves no partial file."""
 
     async def stuck() -> AsyncIterator[bytes]:
         yield WAV
         await asyncio.Event().wait()
 
-    phone = Phone(Audio(stuck(), "audio/wav", None))
+    provider = FakeProvider(Audio(stuck(), "audio/wav", None))
 
-    result = await ask(phone, storage, transfer_limit_s=0.05)
+    result = await attempt(provider, storage, transfer_limit_s=0.05)
 
-    assert isinstance(result, TryAgain)
+    assert isinstance(result, RetryLater)
     assert result.reason == "the transfer took longer than 0.05 s"
-    assert phone.closed == 1
+    assert provider.closed == 1
     await storage.aclose()
     assert files_below(tmp_path) == []
 
@@ -245,8 +259,10 @@ async def test_the_wait_counts_from_the_end_of_a_long_transfer(storage: Recordin
     """A broken transfer of an hour is not repeated at once."""
     times = iter([NOW, NOW + timedelta(hours=1)])
 
-    result = await fetch(Phone(wav(1)), storage, CALL, "211159", None, clock=lambda: next(times), started_at=STARTED)
+    result = await fetch(
+        FakeProvider(wav(1)), storage, CALL, "211159", None, clock=lambda: next(times), started_at=STARTED
+    )
 
-    assert isinstance(result, TryAgain)
-    assert result.state.first_try_at == NOW
+    assert isinstance(result, RetryLater)
+    assert result.state.first_attempt_at == NOW
     assert result.at == NOW + timedelta(hours=1, seconds=60)

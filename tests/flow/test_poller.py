@@ -510,7 +510,7 @@ async def test_a_marker_that_could_not_be_written_is_tried_again_soon(office: Of
     office.notes.out_of_order = True
     with capture_logs() as logs:
         await polls(office, every_s=60, times=70)
-    refused = sum(log["event"] == "marker_not_written" for log in logs)
+    refused = sum(log["event"] == "marker_write_failed" for log in logs)
 
     office.notes.out_of_order = False
     before = office.notes.writes

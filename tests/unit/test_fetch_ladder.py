@@ -1,4 +1,4 @@
-"""When a recording is asked for again, when it is given up, and what its first bytes say: tables."""
+"""When a recording is requested again, when its retries are exhausted, and how its first bytes are read."""
 
 import struct
 from datetime import UTC, datetime, timedelta
@@ -8,30 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.recordings.fetch import (
-    LADDER_S,
-    TROUBLE_WAITS_S,
-    Answer,
+    ATTEMPT_OFFSETS_S,
+    FAILURE_WAITS_S,
+    AttemptFailure,
+    BudgetExhausted,
+    FetchFailed,
     FetchState,
-    GaveUp,
     Missing,
-    NoneThere,
-    NoRoom,
+    NoRecording,
     Outage,
     RecordingStatus,
-    Trouble,
-    TryAgain,
+    RetriesExhausted,
+    RetryLater,
     audio_type,
-    next_try,
+    next_attempt,
     recording_part,
     wav_duration_s,
 )
 
 START = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
-ANSWERS: st.SearchStrategy[Answer] = st.one_of(
+OUTCOMES: st.SearchStrategy[AttemptFailure] = st.one_of(
     st.just(Missing()),
-    st.just(Trouble("cut short")),
+    st.just(FetchFailed("cut short")),
     st.builds(Outage, st.just("503"), st.none() | st.floats(0, 1e6)),
-    st.builds(NoRoom, st.floats(0, 1e6)),
+    st.builds(BudgetExhausted, st.floats(0, 1e6)),
 )
 
 
@@ -39,116 +39,116 @@ def after(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def again(state: FetchState, answer: Answer, now: datetime) -> TryAgain:
-    """Decide, and insist on another try."""
-    decided = next_try(state, answer, now)
-    assert isinstance(decided, TryAgain)
-    return decided
+def retry_after(state: FetchState, outcome: AttemptFailure, now: datetime) -> RetryLater:
+    """Decide, and require another attempt."""
+    decision = next_attempt(state, outcome, now)
+    assert isinstance(decision, RetryLater)
+    return decision
 
 
-def test_no_recording_is_asked_at_the_five_offsets_and_then_believed() -> None:
+def test_a_missing_recording_is_requested_at_five_offsets_and_then_accepted_as_missing() -> None:
     """A provider that never has the audio is asked at 0, 15 s, 60 s, 5 min and 30 min, and then no more."""
-    state, now, asked = FetchState(START), START, [0.0]
-    while isinstance(decided := next_try(state, Missing(), now), TryAgain):
-        state, now = decided.state, decided.at
-        asked.append((now - START).total_seconds())
+    state, now, offsets_s = FetchState(START), START, [0.0]
+    while isinstance(decision := next_attempt(state, Missing(), now), RetryLater):
+        state, now = decision.state, decision.at
+        offsets_s.append((now - START).total_seconds())
 
-    assert asked == [0, 15, 60, 300, 1800]
-    assert decided == NoneThere()
-
-
-def test_a_late_runner_does_not_shift_the_ladder() -> None:
-    """Offsets count from the first try, so a little delay does not add up."""
-    assert again(FetchState(START, step=1), Missing(), after(22)).at == after(60)
+    assert offsets_s == [0, 15, 60, 300, 1800]
+    assert decision == NoRecording()
 
 
-def test_a_rung_that_has_passed_is_asked_at_its_own_distance() -> None:
-    """After two hours of outage the provider still gets the time that it needs."""
-    assert again(FetchState(START, step=1), Missing(), after(7200)).at == after(7200 + 45)
-    assert again(FetchState(START, step=3), Missing(), after(7200)).at == after(7200 + 1500)
+def test_a_late_runner_does_not_shift_the_offsets() -> None:
+    """Offsets count from the first attempt, so small delays do not add up."""
+    assert retry_after(FetchState(START, step=1), Missing(), after(22)).at == after(60)
 
 
-def test_an_outage_costs_no_rung() -> None:
-    """A provider that is down has not said that there is no recording."""
+def test_an_offset_that_has_passed_keeps_its_distance_to_the_one_before() -> None:
+    """After an outage of two hours the provider still gets the time that it needs."""
+    assert retry_after(FetchState(START, step=1), Missing(), after(7200)).at == after(7200 + 45)
+    assert retry_after(FetchState(START, step=3), Missing(), after(7200)).at == after(7200 + 1500)
+
+
+def test_an_outage_uses_up_no_offset() -> None:
+    """A provider that is down has not answered that there is no recording."""
     state = FetchState(START, step=2)
     for _ in range(20):
-        state = again(state, Outage("503"), START).state
+        state = retry_after(state, Outage("503"), START).state
 
     assert state.step == 2
-    assert isinstance(next_try(state, Missing(), START), TryAgain)
+    assert isinstance(next_attempt(state, Missing(), START), RetryLater)
 
 
-def test_outages_back_off_to_a_quarter_of_an_hour() -> None:
+def test_outages_back_off_to_fifteen_minutes() -> None:
     """The wait doubles and stays at 15 minutes."""
     state, waits = FetchState(START), []
     for _ in range(9):
-        decided = again(state, Outage("503"), START)
-        waits.append((decided.at - START).total_seconds())
-        state = decided.state
+        decision = retry_after(state, Outage("503"), START)
+        waits.append((decision.at - START).total_seconds())
+        state = decision.state
 
     assert waits == [15, 30, 60, 120, 240, 480, 900, 900, 900]
 
 
 @pytest.mark.parametrize(
-    ("answer", "wait_s"),
+    ("outcome", "wait_s"),
     [
         (Outage("429", 600), 600),
         (Outage("429", 3), 15),
         (Outage("429", 1e9), 86_400),
-        (NoRoom(0.2), 1),
-        (NoRoom(40), 40),
+        (BudgetExhausted(0.2), 1),
+        (BudgetExhausted(40), 40),
     ],
 )
-def test_a_named_wait_is_kept(answer: Answer, wait_s: float) -> None:
-    """Retry-After and our own budget say when; the backoff is only the least that a failing provider gets."""
-    assert again(FetchState(START), answer, START).at == after(wait_s)
+def test_a_requested_wait_is_respected(outcome: AttemptFailure, wait_s: float) -> None:
+    """Retry-After and our own budget decide; the backoff is the minimum for a failing provider."""
+    assert retry_after(FetchState(START), outcome, START).at == after(wait_s)
 
 
-def test_a_day_of_outage_is_given_up() -> None:
-    """The last try is made when the day is over, and not before."""
-    state, now, tries = FetchState(START), START, 1
-    while isinstance(decided := next_try(state, Outage("503"), now), TryAgain):
-        state, now, tries = decided.state, decided.at, tries + 1
+def test_retries_are_exhausted_after_a_day_of_outage() -> None:
+    """The last attempt is made when the day is over, and not before."""
+    state, now, attempts = FetchState(START), START, 1
+    while isinstance(decision := next_attempt(state, Outage("503"), now), RetryLater):
+        state, now, attempts = decision.state, decision.at, attempts + 1
 
     assert now == after(86_400)
-    assert decided == GaveUp("503, for 24 h")
-    assert 96 <= tries <= 110
+    assert decision == RetriesExhausted("503, for 24 h")
+    assert 96 <= attempts <= 110
 
 
 def test_an_answer_ends_an_outage() -> None:
     """Two short outages are not one long one."""
-    down = again(FetchState(START), Outage("503"), START).state
-    up = again(down, Missing(), after(15)).state
+    down = retry_after(FetchState(START), Outage("503"), START).state
+    up = retry_after(down, Missing(), after(15)).state
 
     assert (down.outages, down.outage_since) == (1, START)
     assert (up.outages, up.outage_since, up.step) == (0, None, 1)
 
 
-def test_audio_that_cannot_be_had_is_tried_five_times_over_hours() -> None:
-    """Then it is said to have failed, with the last reason."""
-    state, now, tries = FetchState(START), START, 1
-    while isinstance(decided := next_try(state, Trouble(f"try {tries}"), now), TryAgain):
-        state, now, tries = decided.state, decided.at, tries + 1
+def test_audio_that_cannot_be_fetched_is_tried_five_times_over_hours() -> None:
+    """Then the recording has failed, with the last reason."""
+    state, now, attempts = FetchState(START), START, 1
+    while isinstance(decision := next_attempt(state, FetchFailed(f"attempt {attempts}"), now), RetryLater):
+        state, now, attempts = decision.state, decision.at, attempts + 1
 
-    assert tries == 5
-    assert now == after(sum(TROUBLE_WAITS_S))
+    assert attempts == 5
+    assert now == after(sum(FAILURE_WAITS_S))
     assert now > after(3 * 3600)
-    assert decided == GaveUp("try 5")
+    assert decision == RetriesExhausted("attempt 5")
 
 
-@given(st.lists(ANSWERS, min_size=400, max_size=400))
-def test_every_story_ends_and_never_goes_back_in_time(answers: list[Answer]) -> None:
-    """Whatever a provider answers, the next try lies ahead, survives JSON, and there is a last one."""
+@given(st.lists(OUTCOMES, min_size=400, max_size=400))
+def test_every_sequence_of_outcomes_ends_and_never_goes_back_in_time(outcomes: list[AttemptFailure]) -> None:
+    """Whatever a provider answers, the next attempt lies ahead, survives JSON, and there is a last one."""
     state, now = FetchState(START), START
-    for answer in [*answers, *[Missing()] * len(LADDER_S)]:
-        decided = next_try(state, answer, now)
-        if not isinstance(decided, TryAgain):
+    for outcome in [*outcomes, *[Missing()] * len(ATTEMPT_OFFSETS_S)]:
+        decision = next_attempt(state, outcome, now)
+        if not isinstance(decision, RetryLater):
             break
-        assert decided.at > now
-        assert FetchState.from_json(decided.state.to_json()) == _to_milliseconds(decided.state)
-        state, now = decided.state, decided.at
+        assert decision.at > now
+        assert FetchState.from_json(decision.state.to_json()) == _to_milliseconds(decision.state)
+        state, now = decision.state, decision.at
 
-    assert isinstance(decided, NoneThere | GaveUp)
+    assert isinstance(decision, NoRecording | RetriesExhausted)
 
 
 def _to_milliseconds(state: FetchState) -> FetchState:
@@ -156,11 +156,11 @@ def _to_milliseconds(state: FetchState) -> FetchState:
     if since is None:
         return state
     cut = since.replace(microsecond=since.microsecond // 1000 * 1000)
-    return FetchState(state.first_try_at, state.step, state.troubles, state.outages, cut)
+    return FetchState(state.first_attempt_at, state.step, state.failures, state.outages, cut)
 
 
-def test_a_part_without_audio_has_every_published_key() -> None:
-    """Subscribers read the same keys whatever the status."""
+def test_a_part_without_audio_has_every_published_field() -> None:
+    """Subscribers read the same fields whatever the status."""
     assert recording_part(RecordingStatus.NONE) == {
         "status": "none",
         "url": None,
@@ -201,13 +201,13 @@ ODD_CHUNK = b"LIST" + struct.pack("<I", 5) + b"hello\0"
         (b"", 0, None),
     ],
 )
-def test_the_duration_is_read_off_a_wav_header(head: bytes, size_bytes: int, duration_s: float | None) -> None:
-    """Lengths that a streaming writer left open are taken from the file; what is no WAV has no duration."""
+def test_the_duration_is_read_from_a_wav_header(head: bytes, size_bytes: int, duration_s: float | None) -> None:
+    """Lengths that a streaming writer left open are taken from the file; what is not WAV has no duration."""
     assert wav_duration_s(head, size_bytes) == duration_s
 
 
 @given(st.binary(max_size=200), st.integers(0, 2**40))
-def test_no_bytes_upset_the_wav_reader(tail: bytes, size_bytes: int) -> None:
+def test_no_bytes_break_the_wav_reader(tail: bytes, size_bytes: int) -> None:
     """Audio comes from outside: any bytes have a duration or none."""
     duration_s = wav_duration_s(b"RIFF\0\0\0\0WAVE" + tail, size_bytes)
 
@@ -215,7 +215,7 @@ def test_no_bytes_upset_the_wav_reader(tail: bytes, size_bytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_type", "bare"),
+    ("content_type", "bare"),
     [
         ("audio/wav", "audio/wav"),
         ("Audio/X-WAV; rate=8000", "audio/x-wav"),
@@ -230,6 +230,6 @@ def test_no_bytes_upset_the_wav_reader(tail: bytes, size_bytes: int) -> None:
         ("audio/wäv", None),
     ],
 )
-def test_only_audio_is_audio(given_type: str, bare: str | None) -> None:
+def test_only_audio_is_audio(content_type: str, bare: str | None) -> None:
     """An error page with status 200 is not a recording, and no header is smuggled through."""
-    assert audio_type(given_type) == bare
+    assert audio_type(content_type) == bare

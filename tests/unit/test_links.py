@@ -1,4 +1,4 @@
-"""A link opens one recording until it expires; no other link can be made from it."""
+"""A link opens one recording until it expires; no other link can be derived from it."""
 
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
@@ -24,12 +24,12 @@ def parts(url: str) -> tuple[str, str, str]:
 
 
 def test_the_signature_never_changes() -> None:
-    """Links that were sent before an upgrade go on working."""
+    """Links that were sent before an upgrade keep working."""
     assert sign(CALL, 1_800_000_000, KEY) == "HDlfoi2-7PiNnGqonTeI-DISYfufjBbVH_9TdEH867w"
 
 
-def test_a_fresh_link_is_valid_until_the_moment_it_names() -> None:
-    """A link lives for seven days unless told otherwise, and answers when it ends."""
+def test_a_new_link_is_valid_until_its_expiry() -> None:
+    """A link works for seven days by default, and is returned with its expiry."""
     url, expires_at = link("https://relay.example.com", CALL, now=NOW, key=KEY)
     path, expires, signature = parts(url)
 
@@ -41,7 +41,7 @@ def test_a_fresh_link_is_valid_until_the_moment_it_names() -> None:
 
 
 @pytest.mark.parametrize("public_url", ["https://example.com/phone/relay", "https://example.com/phone/relay/"])
-def test_a_path_prefix_stays_in_front_and_is_not_signed(public_url: str) -> None:
+def test_a_path_prefix_is_kept_and_not_signed(public_url: str) -> None:
     """A proxy may serve the relay under any path."""
     url, _ = link(public_url, CALL, now=NOW, key=KEY)
     path, expires, signature = parts(url)
@@ -50,8 +50,8 @@ def test_a_path_prefix_stays_in_front_and_is_not_signed(public_url: str) -> None
     assert isinstance(verify(CALL, expires, signature, keys=[KEY], now=NOW), Valid)
 
 
-def test_fractions_of_a_second_never_stretch_a_link() -> None:
-    """The moment that is answered is the one in the link."""
+def test_fractions_of_a_second_never_extend_a_link() -> None:
+    """The expiry that is returned is the one in the link."""
     url, expires_at = link("https://r.example", CALL, now=NOW.replace(microsecond=999_999), key=KEY, ttl_s=60)
 
     assert expires_at == NOW + timedelta(seconds=60)
@@ -59,7 +59,7 @@ def test_fractions_of_a_second_never_stretch_a_link() -> None:
 
 
 def test_an_older_key_is_still_accepted_and_a_foreign_one_is_not() -> None:
-    """After a rotation the links of yesterday work as long as yesterday's key is listed."""
+    """After a rotation older links work as long as the older key is configured."""
     _, expires, signature = parts(link("https://r.example", CALL, now=NOW, key=OLD_KEY)[0])
 
     assert isinstance(verify(CALL, expires, signature, keys=[KEY, OLD_KEY], now=NOW), Valid)
@@ -74,8 +74,8 @@ def test_a_link_to_one_call_opens_no_other() -> None:
     assert verify(OTHER, expires, signature, keys=[KEY], now=NOW) == BadSignature()
 
 
-def test_a_stretched_expiry_is_a_bad_signature_even_of_an_expired_link() -> None:
-    """The expiry is signed, and the signature is judged first."""
+def test_a_changed_expiry_is_a_bad_signature_even_of_an_expired_link() -> None:
+    """The expiry is signed, and the signature is checked first."""
     _, expires, signature = parts(link("https://r.example", CALL, now=NOW, key=KEY)[0])
 
     assert verify(CALL, str(int(expires) + 1), signature, keys=[KEY], now=NOW) == BadSignature()
@@ -86,7 +86,7 @@ def test_a_stretched_expiry_is_a_bad_signature_even_of_an_expired_link() -> None
     "spelling", ["", "0", "-1", "+{}", " {}", "{} ", "0{}", "{}.0", "{}e0", "{}\n", "1_{}", "٣", "9" * 400, "{}\x00"]
 )
 def test_an_expiry_has_one_spelling(spelling: str) -> None:
-    """Whatever int() would also read is refused."""
+    """Other spellings that int() would accept are refused."""
     _, expires, signature = parts(link("https://r.example", CALL, now=NOW, key=KEY)[0])
 
     assert verify(CALL, spelling.format(expires), signature, keys=[KEY], now=NOW) == BadSignature()
