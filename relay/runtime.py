@@ -45,13 +45,10 @@ from relay.registry import Registry
 from relay.secrets import SecretBox
 from relay.settings import Settings
 from relay.store import keys
-from relay.store.budget import Budget
 from relay.store.calls import Ledger
-from relay.store.credentials import StoredCredentials
-from relay.store.declarations import Declarations
 from relay.store.health import read_health
 from relay.store.lanes import LaneName
-from relay.store.sources import SourceStore
+from relay.store.store import Store
 from relay.tasks import end
 
 log = structlog.get_logger(__name__)
@@ -133,6 +130,12 @@ class Runtime:
             events_ttl_s=retention.events_days * DAY_S,
             keep_raw=lambda: any(each.options.include_raw for each in self.subscriptions.values()),
         )
+        self.store = Store(
+            redis,
+            box,
+            calls_ttl_s=retention.calls_days * DAY_S,
+            events_ttl_s=retention.events_days * DAY_S,
+        )
         self.lanes: dict[LaneName, Lane] = {
             LaneName.POLL: Lane(redis, LaneName.POLL, lease_s=120),
             LaneName.ENRICH: Lane(redis, LaneName.ENRICH, lease_s=45),
@@ -144,15 +147,15 @@ class Runtime:
                 event_ttl_s=retention.events_days * DAY_S,
             ),
         }
-        self.states = SourceStore(redis)
-        self.budget = Budget(redis)
+        self.states = self.store.sources
+        self.budget = self.store.budget
         self.registry = Registry(
             settings,
-            Declarations(redis, box),
+            self.store.declarations,
             http,
             self.budget,
             guarded=guarded,
-            credentials_of=lambda sid: StoredCredentials(redis, box, sid),
+            credentials_of=self.store.credentials,
         )
         self.subscriptions = self.registry.subscriptions
         self.operations = Operations(self.ledger, self.subscriptions)

@@ -13,8 +13,10 @@ from relay.domain.json import Json
 from relay.queue.lane import Claim
 from relay.queue.scripts import load_script
 from relay.store import keys
+from relay.store.codes import SeenMark
 from relay.store.deliveries import DeliveryState
 from relay.store.documents import pack, unpack, unpack_bytes
+from relay.store.listings import Listing
 
 CHUNK = 50
 """Rows in one admission: 50 new ones hold the store for about 1 ms, 1,000 for about 90."""
@@ -135,6 +137,40 @@ class NewEvent:
     subscriptions: Sequence[str]
 
 
+class CallStore:
+    """Reads calls, and what `seen` has of rows."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def get(self, call_id: str) -> StoredCall | None:
+        return (await self.get_many([call_id]))[0]
+
+    async def get_many(self, call_ids: Sequence[str]) -> list[StoredCall | None]:
+        """Read calls; None for those that are not kept any more."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for call_id in call_ids:
+                pipe.hgetall(keys.call(call_id))
+            rows = await pipe.execute()
+        return [read_call(call_id, fields) if fields else None for call_id, fields in zip(call_ids, rows, strict=True)]
+
+    def all(self) -> Listing:
+        """List every call, by when it was first seen."""
+        return Listing(self._redis, (keys.CALLS,))
+
+    def of_sources(self, source_ids: Sequence[str]) -> Listing:
+        """List the calls of some sources, by when they were first seen."""
+        return Listing(self._redis, tuple(map(keys.calls_of, source_ids)))
+
+    async def seen(self, source_id: str, row_key: str, days: Sequence[str]) -> tuple[str, SeenMark] | None:
+        """Find what is remembered of a row, with the day it is filed under; `days` are ISO dates, likeliest first."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for day in days:
+                pipe.hget(keys.seen(source_id, day), row_key)
+            marks = await pipe.execute()
+        return next(((day, SeenMark.parse(mark)) for day, mark in zip(days, marks, strict=True) if mark), None)
+
+
 class Ledger:
     """Takes records in and gives events out, each in one step of the store."""
 
@@ -238,7 +274,8 @@ class Ledger:
         """Queue an event again in its old place; a letter a subscription, see replay.lua. Its schedule begins anew."""
         state = DeliveryState(restarted_ms=at_ms).write()
         args: list[Any] = [eid, subject, int(force), self.events_ttl_s, state, len(subscriptions), *subscriptions]
-        return b"".join(await self._replay(args=args)).decode()
+        letters = {b"queued": "q", b"waiting": "w", b"delivered": "d", b"disabled": "o", b"gone": "g"}
+        return "".join(letters[reply] for reply in await self._replay(args=args))
 
     async def call(self, cid: str) -> StoredCall | None:
         """Read one call."""

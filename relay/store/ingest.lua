@@ -20,7 +20,7 @@
 
 local sid, token, mapping, via = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local call_ttl = tonumber(ARGV[5])
-if redis.call('EXISTS', 'relay:forgotten:' .. sid) == 1 then return false end
+if redis.call('EXISTS', 'relay:removing:' .. sid) == 1 then return false end
 if token ~= '' then
   local lease = lease_of('poll', '', sid)
   if not lease or lease.token ~= token then return false end

@@ -14,8 +14,8 @@ SCHEMA = "relay:schema"
 """STR   number of the newest layout that has written here; no TTL."""
 TRIMMED = "relay:trimmed"
 """STR   there while the lists were trimmed less than an hour ago: its TTL is the interval."""
-LISTENED = "relay:listened"
-"""STR   there while it was looked for sources that are too quiet, less than five minutes ago."""
+SILENCE_CHECKED = "relay:silence-checked"
+"""STR   there while sources were checked for unusual silence less than five minutes ago: its TTL is the interval."""
 CALLS = "relay:calls"
 """ZSET  call id → first seen, ms; trimmed by the sweep after `retention.calls_days`."""
 EVENTS = "relay:events"
@@ -32,7 +32,11 @@ DECLARED_KINDS: tuple[Literal["source", "subscription", "token"], ...] = ("sourc
 SCHEMA_VERSION = 1
 
 BODY = "="
-"""Field of an event: the document. Like `#` it can be no subscription's name."""
+"""Field of an event: the document. Like SEQUENCE it can be no subscription's name."""
+SEQUENCE = "#"
+"""Field of an event: its number within its ordering key."""
+SEPARATOR = "\x1f"
+"""Between the two ids of an entry that names a pair."""
 
 
 def declared(kind: str) -> str:
@@ -104,15 +108,15 @@ def contact(sid: str, generation: int, number: str) -> str:
     return f"relay:contacts:{sid}:{generation}:{base64.urlsafe_b64encode(digest).decode()}"
 
 
-def told(sub: str) -> str:
-    """STR   there while `subscription.failing` was said within a day."""
-    return f"relay:told:{sub}"
+def failing_notice(sub: str) -> str:
+    """STR   there while `subscription.failing` was published less than a day ago: its TTL is the interval."""
+    return f"relay:failing-notice:{sub}"
 
 
-def forgotten(sid: str) -> str:
-    """STR   there while a source that was removed is being cleared up, and some seconds longer, until every process
-    knows; TTL 7 d, should nobody finish."""
-    return f"relay:forgotten:{sid}"
+def removing(sid: str) -> str:
+    """STR   tenant of a source that is being removed. TTL 7 d, should its removal never finish; 5 s from its end, by
+    when every process has read of it."""
+    return f"relay:removing:{sid}"
 
 
 def safe(sid: str) -> str:
@@ -138,3 +142,6 @@ def progress(job: str) -> str:
 def bucket(*parts: str) -> str:
     """Name a budget bucket without spelling out what it is about (an API key, say)."""
     return base64.urlsafe_b64encode(hashlib.sha256("\x1f".join(parts).encode()).digest()[:12]).decode()
+
+
+forgotten, told, LISTENED = removing, failing_notice, SILENCE_CHECKED

@@ -2,7 +2,7 @@
 --
 -- KEYS   none
 -- ARGV   event id, subject, force 1|0, event TTL s, state to begin with, n subscriptions, then each
--- ANSWER one letter a subscription: q queued · w waiting already · d delivered, left alone · o switched off · g event gone
+-- REPLY  a word a subscription: queued · waiting (already) · delivered (left alone) · disabled · gone (the event is)
 --
 -- Races closed here:
 -- * the delivery goes on meanwhile (its own next attempt): it is waiting, and stays one delivery.
@@ -21,15 +21,15 @@ local sequence = redis.call('HGET', k_event, '#') or 0
 for n = 1, tonumber(ARGV[6]) do
   local sub = ARGV[6 + n]
   local state = redis.call('HGET', k_event, sub)
-  local answer = 'q'
+  local answer = 'queued'
   if not exists then
-    answer = 'g'
+    answer = 'gone'
   elseif redis.call('HGET', k_partition(lane, sub), 'off') then
-    answer = 'o'
+    answer = 'disabled'
   elseif redis.call('ZSCORE', k_pending(sub, subject), eid) then
-    answer = 'w'
+    answer = 'waiting'
   elseif state and not force and (string.find(state, '^%d') or string.find(state, '"s":"delivered"', 1, true)) then
-    answer = 'd'
+    answer = 'delivered'
   else
     redis.call('HSET', k_event, sub, ARGV[5])
     redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)

@@ -12,12 +12,16 @@ from relay.domain.time import from_ms
 from relay.polling.clock_skew import Delays
 from relay.polling.window import PollState
 from relay.providers.base import InvalidRow
+from relay.queue import keys as queue_keys
 from relay.queue.scripts import load_script
 from relay.store import keys
 from relay.store.calls import LeaseLost
+from relay.store.lanes import LaneName
 
 _QUARANTINE_TTL_S = 7 * 86_400
 _QUARANTINE_MOST = 100
+_REMOVAL_TTL_S = 7 * 86_400
+_REMOVED_TTL_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,15 @@ class SourceState:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """A source's state with what stands beside it. `next_poll_ms` is 0 while it is being polled, or is not at all."""
+
+    state: SourceState
+    next_poll_ms: int
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failing:
     """A stretch of failed polls: how many in a row, since when, and whether it began or was told before."""
 
@@ -58,34 +71,39 @@ class SourceStore:
         self._fail = load_script(redis, "relay.store", "poll_failed")
 
     async def read(self, sid: str) -> SourceState:
-        """Read one; an unknown source stands nowhere."""
-        fields: dict[bytes, bytes] = await self._redis.hgetall(keys.source(sid))  # type: ignore[misc]  # both clients
+        """Read the state of one; an unknown source has none."""
+        return _read_state(await self._redis.hgetall(keys.source(sid)))  # type: ignore[misc]  # both clients
 
-        def instant(name: bytes) -> datetime | None:
-            value = fields.get(name)
-            return from_ms(int(value)) if value else None
+    async def read_many(self, sids: Sequence[str]) -> list[SourceState]:
+        """Read the states of several in one round trip."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for sid in sids:
+                pipe.hgetall(keys.source(sid))
+            return [_read_state(fields) for fields in await pipe.execute()]
 
-        reached = {int(name[5:]): from_ms(int(value)) for name, value in fields.items() if name.startswith(b"tier:")}
-        return SourceState(
-            poll_state=PollState(
-                started_at=instant(b"started_at"),
-                cursor=instant(b"cursor"),
-                reached=reached or None,
-                heavy=fields.get(b"heavy") == b"1",
-            ),
-            error=fields.get(b"error", b"").decode(),
-            error_since_ms=int(fields.get(b"error_since") or 0),
-            error_told=fields.get(b"error_told") == b"1",
-            failures=int(fields.get(b"failures") or 0),
-            last_poll=instant(b"last_poll"),
-            mark_due=instant(b"mark_due"),
-            clock_noted=bool(fields.get(b"clock_ahead_s")),
-            delays=Delays(int(fields.get(b"delay_calls") or 0), float(fields.get(b"delay_least_s") or "inf")),
-            zone_off_s=int(fields[b"zone_off_s"]) if fields.get(b"zone_off_s") else None,
-            contacts_off=fields.get(b"contacts_off", b"").decode(),
-            recordings_off=fields.get(b"recordings_off", b"").decode(),
-            quiet_since=instant(b"quiet_since"),
-        )
+    async def summaries(self, sids: Sequence[str]) -> list[SourceSummary]:
+        """Read states with the next poll and the number of quarantined rows, in one round trip."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for sid in sids:
+                pipe.hgetall(keys.source(sid))
+                pipe.zscore(queue_keys.waiting(LaneName.POLL, ""), sid)
+                pipe.hlen(keys.quarantine(sid))
+            rows = await pipe.execute()
+        return [
+            SourceSummary(_read_state(fields), int(due_ms or 0), quarantined)
+            for fields, due_ms, quarantined in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
+        ]
+
+    async def begin_removal(self, sid: str, *, tenant: str | None) -> None:
+        """Ingest nothing more of a source, and keep its id from being used again, until its removal has ended."""
+        await self._redis.set(keys.removing(sid), tenant or "", ex=_REMOVAL_TTL_S)
+
+    async def end_removal(self, sid: str) -> None:
+        """Release the id, some seconds from now: by then every process has read of the removal."""
+        await self._redis.expire(keys.removing(sid), _REMOVED_TTL_S)
+
+    async def being_removed(self, sid: str) -> bool:
+        return bool(await self._redis.exists(keys.removing(sid)))
 
     async def begin(self, sid: str, started_at: datetime, *, cursor: datetime | None = None) -> PollState:
         """Write down when the relay began with a source, once; gives what stands. `cursor` is that of a marker."""
@@ -146,6 +164,34 @@ class SourceStore:
         """List the rows put aside."""
         values = await self._redis.hvals(keys.quarantine(sid))  # type: ignore[misc]
         return [orjson.loads(value) for value in values]
+
+
+def _read_state(fields: Mapping[bytes, bytes]) -> SourceState:
+    def instant(name: bytes) -> datetime | None:
+        value = fields.get(name)
+        return from_ms(int(value)) if value else None
+
+    reached = {int(name[5:]): from_ms(int(value)) for name, value in fields.items() if name.startswith(b"tier:")}
+    return SourceState(
+        poll_state=PollState(
+            started_at=instant(b"started_at"),
+            cursor=instant(b"cursor"),
+            reached=reached or None,
+            heavy=fields.get(b"heavy") == b"1",
+        ),
+        error=fields.get(b"error", b"").decode(),
+        error_since_ms=int(fields.get(b"error_since") or 0),
+        error_told=fields.get(b"error_told") == b"1",
+        failures=int(fields.get(b"failures") or 0),
+        last_poll=instant(b"last_poll"),
+        mark_due=instant(b"mark_due"),
+        clock_noted=bool(fields.get(b"clock_ahead_s")),
+        delays=Delays(int(fields.get(b"delay_calls") or 0), float(fields.get(b"delay_least_s") or "inf")),
+        zone_off_s=int(fields[b"zone_off_s"]) if fields.get(b"zone_off_s") else None,
+        contacts_off=fields.get(b"contacts_off", b"").decode(),
+        recordings_off=fields.get(b"recordings_off", b"").decode(),
+        quiet_since=instant(b"quiet_since"),
+    )
 
 
 class Progress:

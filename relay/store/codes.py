@@ -1,0 +1,60 @@
+"""Replies of the Lua files and marks they store, as enums. Each member's value is what the Lua writes."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class RowOutcome(StrEnum):
+    """What ingest.lua did with one row."""
+
+    NEW = "new"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    SEEDED = "seeded"
+    """Remembered, not published."""
+    REHASHED = "rehashed"
+    """Another mapping version writes the same row differently."""
+
+
+class ReplayOutcome(StrEnum):
+    """What replay.lua did for one subscription."""
+
+    QUEUED = "queued"
+    WAITING = "waiting"
+    """The delivery is pending already and stays one delivery."""
+    DELIVERED = "delivered"
+    """It was delivered before, and the replay was not forced."""
+    DISABLED = "disabled"
+    GONE = "gone"
+    """The event's document has expired or was erased."""
+
+
+class SeenFlag(StrEnum):
+    """What `seen` says of a row: one letter, because every row of 96 h has one."""
+
+    INGESTED = "e"
+    SEEDED = "s"
+    SEEDED_UNFINISHED = "u"
+    """Seeded while the call was going on: its end makes it a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenMark:
+    """One value of `relay:seen:…`: `<mapping version><flag><content hash>`, as in ingest.lua."""
+
+    mapping: int
+    flag: SeenFlag
+    hash: str
+
+    @classmethod
+    def parse(cls, value: bytes) -> "SeenMark":
+        match = _MARK.fullmatch(value.decode())
+        if match is None:
+            raise ValueError(f"not a mark of `seen`: {value!r}")
+        mapping, flag, content_hash = match.groups()
+        return cls(int(mapping), SeenFlag(flag), content_hash)
+
+
+_MARK: Final = re.compile(r"(\d+)([a-z])(.*)")

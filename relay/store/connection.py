@@ -1,0 +1,29 @@
+"""Connections to Redis or Valkey: the only place outside the embedded store that opens them."""
+
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
+from redis.exceptions import RedisError
+
+STORE_ERRORS: Final = (RedisError, OSError)
+"""What every operation of the store may raise while the server is unavailable; for `except STORE_ERRORS`."""
+
+_OPTIONS: Final[dict[str, Any]] = {"socket_timeout": 15, "socket_connect_timeout": 5, "health_check_interval": 30}
+
+
+def connect(url: str, **options: Any) -> Redis:
+    """Make a client; it dials with its first command. `options` are redis-py's."""
+    client: Redis = Redis.from_url(url, **_OPTIONS | options)
+    return client
+
+
+def connection_pool(url: str, **options: Any) -> ConnectionPool:
+    """Make a pool of connections, for the arq client."""
+    return ConnectionPool.from_url(url, **_OPTIONS | options)
+
+
+async def now_ms(redis: Redis) -> int:
+    """Read the store's clock, which all processes share."""
+    seconds, micros = await redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000

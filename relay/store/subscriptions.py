@@ -1,0 +1,88 @@
+"""What the store knows of a subscription besides its options: health, its circuit, notices sent, its removal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from redis.asyncio import Redis
+
+from relay.queue import keys as queue_keys
+from relay.store import keys
+from relay.store.lanes import LaneName
+
+REMOVED: Final = "deleted"
+"""The reason under which a removed subscription is disabled; publish.lua queues nothing at all for such a one."""
+_NOTICE_EVERY_S: Final = 86_400
+_TOMBSTONE_TTL_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionHealth:
+    """How deliveries to a subscription go. Times are ms of the store's clock, 0 for never."""
+
+    disabled_reason: str = ""
+    failing_since_ms: int = 0
+    circuit_opened_ms: int = 0
+    delivered_ms: int = 0
+
+    @property
+    def circuit_open(self) -> bool:
+        """Whether attempts are held back for now."""
+        return self.circuit_opened_ms > 0
+
+
+class SubscriptionStore:
+    """Reads and writes the state of subscriptions; what they are is in the configuration and in `declarations`."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def health(self, subscription: str) -> SubscriptionHealth:
+        return (await self.healths([subscription]))[0]
+
+    async def healths(self, subscriptions: Sequence[str]) -> list[SubscriptionHealth]:
+        """Read the health of several subscriptions in one round trip."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for subscription in subscriptions:
+                pipe.hmget(
+                    queue_keys.partition(LaneName.DELIVER, subscription), ["off", "failing_since", "opened", "heard"]
+                )
+            rows = await pipe.execute()
+        return [
+            SubscriptionHealth((reason or b"").decode(), int(failing or 0), int(opened or 0), int(delivered or 0))
+            for reason, failing, opened, delivered in rows
+        ]
+
+    async def claim_failing_notice(self, subscription: str) -> bool:
+        """Whether `subscription.failing` is to be published now: once a day, by one process."""
+        return bool(await self._redis.set(keys.failing_notice(subscription), 1, nx=True, ex=_NOTICE_EVERY_S))
+
+    async def claim_unsubscribe_notice(self, subscription: str) -> bool:
+        """Whether the subscriber is to be notified now that it was disabled: once, by one process."""
+        name = queue_keys.partition(LaneName.DELIVER, subscription)
+        return bool(await self._redis.hsetnx(name, "goodbye", "1"))  # type: ignore[misc]  # both clients
+
+    async def reset_notices(self, subscription: str) -> None:
+        """Allow both notices again, after the subscription was enabled."""
+        await self._redis.hdel(queue_keys.partition(LaneName.DELIVER, subscription), "goodbye")  # type: ignore[misc]
+        await self._redis.delete(keys.failing_notice(subscription))
+
+    async def mark_removed(self, subscription: str, *, tenant: str | None) -> None:
+        """Leave a tombstone of a removed subscription for a minute: by then every process has read of the removal."""
+        partition = queue_keys.partition(LaneName.DELIVER, subscription)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(partition, queue_keys.leases(LaneName.DELIVER, subscription), keys.failing_notice(subscription))
+            pipe.hset(partition, mapping={"off": REMOVED, "gate": "inf", "tenant": tenant or ""})
+            pipe.expire(partition, _TOMBSTONE_TTL_S)
+            await pipe.execute()
+
+    async def reuse(self, subscription: str, *, tenant: str | None) -> bool:
+        """Clear the tombstone so that a new subscription can have this id; False when it was another tenant's."""
+        name = queue_keys.partition(LaneName.DELIVER, subscription)
+        reason, owner = await self._redis.hmget(name, ["off", "tenant"])  # type: ignore[misc]  # both clients
+        if reason != REMOVED.encode():
+            return True
+        if (owner or b"").decode() != (tenant or ""):
+            return False
+        await self._redis.delete(name)
+        return True
