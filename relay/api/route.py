@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from relay.api.auth import Caller, Role
 from relay.api.problems import Code, FieldError, Problem
 from relay.errors import StorageError, StoreError
-from relay.settings.messages import dotted, placed_sentences
+from relay.settings.messages import dotted, located_errors
 
 log = structlog.get_logger(__name__)
 
@@ -196,7 +196,7 @@ def invalid_input(error: ValidationError, model: Any) -> Problem:
     known = model if isinstance(model, type) and issubclass(model, BaseModel) else _Nothing
     if get_origin(model) is Annotated:
         known = _Nothing
-    found = [FieldError(field=dotted(place), message=words) for place, words in placed_sentences(error, known)]
+    found = [FieldError(field=dotted(place), message=words) for place, words in located_errors(error, known)]
     return _invalid(found or [FieldError(field="", message="is not what is asked for here")])
 
 

@@ -1,4 +1,4 @@
-"""Every setting with its type, default and description: what documents are tested against."""
+"""Every setting with its type, default and description, for the documents."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from relay.settings.options import MAPS, SUBSCRIPTION_FILES, Settings, Subscript
 
 @dataclass(frozen=True, slots=True)
 class SettingDoc:
-    """One setting, as documents show it. `default` is as in the file; None when the setting is required."""
+    """One setting, as documents show it. `default` is as written in the file; None when the setting is required."""
 
     path: str
     type: str
@@ -63,7 +63,7 @@ def _docs(model: type[BaseModel], prefix: str, *, provider: str | None = None) -
 
 
 def _optional_section(annotation: Any) -> type[BaseModel] | None:
-    """Name the model of a section that may be left out as a whole."""
+    """Return the model of a section that may be left out as a whole."""
     parts = [part for part in get_args(annotation) if part is not NoneType]
     if len(parts) == 1 and NoneType in get_args(annotation) and isinstance(parts[0], type):
         return parts[0] if issubclass(parts[0], BaseModel) else None

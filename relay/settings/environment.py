@@ -1,99 +1,93 @@
-"""RELAY_… variables, merged into what the file says."""
+"""RELAY_… variables, read by pydantic-settings and checked for what it would pass over in silence.
+
+pydantic-settings ignores a variable that matches no field, so a typo would go unnoticed. It also cannot name the
+variable behind a wrong value, and it knows no ids from the file. All three need the names before it splits them.
+"""
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource
+
 from relay.domain.json import Json
-from relay.settings.messages import Place, did_you_mean
-from relay.settings.options import MAPS, Settings
+from relay.settings.messages import Location, did_you_mean, inside
 
-_NOT_SETTINGS: Final = frozenset({"RELAY_URL", "RELAY_TOKEN", "RELAY_CONFIG"})
-"""Variables of the command line, which are nobody's mistake."""
+_COMMAND_LINE: Final = frozenset({"RELAY_URL", "RELAY_TOKEN", "RELAY_CONFIG"})
 
-_SERVICE_LINK = re.compile(
+# Kubernetes adds these to every pod for a Service called relay or relay-…: RELAY_PORT=tcp://10.0.0.1:8080.
+_SERVICE_LINK: Final = re.compile(
     r"RELAY_(?:[A-Z0-9_]+?_)??"
     r"(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?|(?P<bare>PORT))"
 )
 
 
-def merge_environment(
-    environ: Mapping[str, str],
-    tree: Json,
-    *,
-    takes_json: Callable[[tuple[str, ...]], bool],
-    problems: list[str],
-) -> dict[Place, str]:
-    """Put the variables into the tree, shorter names first; answer which place was set by which variable."""
-    variables: dict[Place, str] = {}
-    service_links: list[str] = []
-    declared = {section: list(tree[section]) for section in MAPS if isinstance(tree.get(section), dict)}
-    names = [name for name in environ if name.upper().startswith("RELAY_") and environ[name] != ""]
-    for name in sorted(names, key=lambda name: (name.count("__"), name)):
-        parts = tuple(name.lower().removeprefix("relay_").split("__"))
-        if name.upper() in _NOT_SETTINGS:
-            continue
-        if _is_service_link(name.upper(), environ[name]):
-            service_links.append(name)
-        elif parts[0] not in Settings.model_fields:
-            known = [f"RELAY_{field.upper()}" for field in Settings.model_fields] + sorted(_NOT_SETTINGS)
-            problems.append(f"{name}: there is no such setting; {did_you_mean(f'RELAY_{parts[0].upper()}', known)}")
-        elif not all(parts):
-            problems.append(f"{name}: has an empty name between its underscores")
-        elif len(alike := _same_ids(parts, declared)) > 1:
-            problems.append(f"{name}: could mean {' or '.join(alike)}; set it in the file")
-        else:
-            place = (parts[0], alike[0], *parts[2:]) if alike else parts
-            try:
-                value = _value(environ[name], is_json=takes_json(place))
-            except (ValueError, RecursionError) as error:
-                unreadable = isinstance(error, UnicodeError)
-                problems.append(f"{name}: is not {'UTF-8 text' if unreadable else 'valid JSON'}")
+class Environment(EnvSettingsSource):
+    """The variables as a tree of settings. `names` tells which variable set a value; problems are appended."""
+
+    def __init__(
+        self, settings: type[BaseSettings], environ: Mapping[str, str], *, file: Json, problems: list[str]
+    ) -> None:
+        super().__init__(settings)
+        self.names: dict[Location, str] = {}
+        self.env_vars = {}
+        for name in sorted(environ, key=lambda name: (name.count("__"), name)):  # a map before what goes into it
+            if not name.upper().startswith(self.env_prefix) or _is_ignored(name.upper(), environ[name]):
                 continue
-            variables[place] = name
-            _merge(tree, place, value)
-    if service_links:
-        problems.append(
-            f"{', '.join(service_links)}: Kubernetes adds these for a Service whose name starts with relay; "
-            "set enableServiceLinks: false in the pod"
-        )
-    return variables
+            location = tuple(name.lower()[self.env_prefix_len :].split("__"))
+            candidates = _ids_like(location, file)
+            if location[0] not in settings.model_fields:
+                expected = {f"{self.env_prefix}{field.upper()}" for field in settings.model_fields} | _COMMAND_LINE
+                hint = did_you_mean(f"{self.env_prefix}{location[0].upper()}", expected)
+                problems.append(f"{name}: is not a setting; {hint}")
+            elif not all(location):
+                problems.append(f"{name}: has an empty name between its underscores")
+            elif len(candidates) > 1:
+                problems.append(f"{name}: matches both {' and '.join(candidates)}; set it in the file")
+            elif not _is_utf8(environ[name]):
+                problems.append(f"{name}: is not UTF-8 text")
+            else:
+                location = (location[0], *candidates, *location[2:]) if candidates else location
+                self.names[location] = name
+                self.env_vars[f"{self.env_prefix}{'__'.join(location)}".lower()] = environ[name]
+
+    def next_field(self, field: Any, key: str, case_sensitive: bool | None = None) -> FieldInfo | None:
+        """Find the field a part of a name leads to, through maps by id as well."""
+        step: FieldInfo | None = inside(field, key)
+        return step
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """Decode JSON where a list or a map begins; other text is left to validation, which can name the variable."""
+        if not value.lstrip().startswith(("[", "{")):
+            return value
+        try:
+            decoded = json.loads(value)
+            json.dumps(decoded, ensure_ascii=False).encode()  # JSON can hold lone surrogates; nothing else can
+        except (ValueError, RecursionError):
+            return value
+        return decoded
 
 
-def _value(text: str, *, is_json: bool) -> Any:
-    """Read a variable; ValueError when it is neither text nor, where that is wanted and begun, JSON."""
-    text.encode()
-    if not is_json or text.lstrip()[:1] not in ("[", "{"):
-        return text
-    value = json.loads(text)
-    json.dumps(value, ensure_ascii=False).encode()
-    return value
+def _is_ignored(name: str, value: str) -> bool:
+    link = _SERVICE_LINK.fullmatch(name) if "__" not in name else None
+    return value == "" or name in _COMMAND_LINE or (link is not None and (not link["bare"] or "://" in value))
 
 
-def _same_ids(parts: Sequence[str], declared: Mapping[str, Sequence[str]]) -> list[str]:
-    """Find the ids in the file that a variable may mean: the very one, else those that differ in - and _ only."""
-    ids = declared.get(parts[0], ()) if len(parts) > 1 else ()
-    if len(parts) > 1 and parts[1] in ids:
-        return [parts[1]]
-    return [known for known in ids if known.replace("-", "_") == parts[1].replace("-", "_")]
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _is_service_link(name: str, value: str) -> bool:
-    found = _SERVICE_LINK.fullmatch(name)
-    return found is not None and "__" not in name and (not found["bare"] or "://" in value)
-
-
-def _merge(tree: Json, place: Sequence[str], value: Any) -> None:
-    name, rest = place[0], place[1:]
-    inner = tree.get(name)
-    if not rest and not (isinstance(inner, dict) and isinstance(value, dict)):
-        tree[name] = value
-        return
-    if not isinstance(inner, dict):
-        inner = tree[name] = {}
-    if rest:
-        _merge(inner, rest, value)
-    else:
-        for key, entry in value.items():
-            _merge(inner, (key,), entry)
+def _ids_like(location: tuple[str, ...], file: Json) -> list[str]:
+    """Find the ids in the file that a variable may mean: the same one, else those that differ in - and _ only."""
+    section = file.get(location[0])
+    if len(location) < 2 or not isinstance(section, dict) or location[0] not in ("sources", "subscriptions"):
+        return []
+    if location[1] in section:
+        return [location[1]]
+    return [name for name in section if name.replace("-", "_") == location[1].replace("-", "_")]

@@ -1,4 +1,4 @@
-"""relay.yaml as plain values, read strictly: a key given twice, a tag or a broken line is told with its line number."""
+"""Read relay.yaml strictly: a duplicate key, a tag or a syntax error is reported with its line number."""
 
 import re
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from typing import Any, Final
 import yaml
 
 from relay.domain.json import Json
-from relay.settings.messages import shown
+from relay.settings.messages import printable
 
 
 def read_file(path: Path, problems: list[str]) -> Json | None:
-    """Read the map of settings in a file; None, and a sentence in `problems`, when it cannot be read at all."""
+    """Read the map of settings in a file; None, and a message in `problems`, when it cannot be read at all."""
     try:
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        problems.append(f"{path}: there is no such file; name another one with --config")
+        problems.append(f"{path}: file not found; name another one with --config")
     except OSError as error:
         problems.append(f"{path}: cannot be read: {error.strerror or type(error).__name__}")
     except UnicodeDecodeError:
@@ -28,21 +28,21 @@ def read_file(path: Path, problems: list[str]) -> Json | None:
 
 
 def parse(content: str, name: str, problems: list[str]) -> Any:
-    """Read any YAML document as strictly; None, and sentences in `problems` that begin with `name`, when it is none."""
+    """Read any YAML document as strictly; None, and messages in `problems` that begin with `name`, if it is invalid."""
     return _read(content, name, problems, _Reader.document)
 
 
-def _read(content: str, name: str, problems: list[str], take: "Callable[[_Reader], Any]") -> Any:
+def _read(content: str, name: str, problems: list[str], method: "Callable[[_Reader], Any]") -> Any:
     try:
-        return take(_Reader(content, name, problems))
+        return method(_Reader(content, name, problems))
     except yaml.reader.ReaderError:
-        reason = "has a control character, which YAML does not allow"
+        reason = "is not valid YAML: it has a control character"
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        reason = f"{where}this is not YAML: {_reason(error)}"
+        reason = f"{where}this is not valid YAML: {_reason(error)}"
     except RecursionError:
-        reason = "is nested too deeply, or inside itself"
+        reason = "is nested too deeply, or refers to itself"
     except _NotAMapping as error:
         reason = f"must be a map of setting names to values, not {error}"
     problems.append(f"{name}: {reason}")
@@ -50,11 +50,11 @@ def _read(content: str, name: str, problems: list[str], take: "Callable[[_Reader
 
 
 class _NotAMapping(Exception):
-    """The file is well-formed, and something else than settings."""
+    """The document is valid, but not a map."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values as YAML 1.2 reads them: `NO` is a text, and so are `0101`, `+1555`, `12:30` and a date."""
+    """Plain values as YAML 1.2 reads them: `NO` is text, and so are `0101`, `+1555`, `12:30` and a date."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way; filled below
 
@@ -73,7 +73,7 @@ _TAGS: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool"
 
 
 class _Reader:
-    """Walks the nodes of one document, because PyYAML's own walk forgets lines and lets the last of two keys win."""
+    """Walks the nodes of one document: PyYAML itself loses line numbers and lets the last of two equal keys win."""
 
     def __init__(self, content: str, name: str, problems: list[str]) -> None:
         self._loader = _Loader(content)
@@ -100,7 +100,7 @@ class _Reader:
 
     def _value(self, node: yaml.Node) -> Any:
         if node.tag not in _TAGS:
-            self._problem(node, "tags are not understood; put a text that starts with ! in quotes")
+            self._problem(node, "tags are not supported; put text that starts with ! in quotes")
             return None
         if isinstance(node, yaml.SequenceNode):
             return [self._value(child) for child in node.value]
@@ -110,9 +110,9 @@ class _Reader:
             value = self._loader.construct_object(node)
             return _whole_characters(value) if isinstance(value, str) else value
         except UnicodeError:
-            self._problem(node, "the text holds half a character (a lone surrogate)")
+            self._problem(node, "the text has a lone surrogate")
         except (yaml.YAMLError, ValueError, KeyError, IndexError):
-            self._problem(node, "the value does not fit its tag")
+            self._problem(node, "the value does not match its tag")
         return None
 
     def _map(self, node: yaml.MappingNode) -> Json:
@@ -120,30 +120,30 @@ class _Reader:
         for key, _ in node.value:
             name = _key_name(key)
             if name in first_lines and key.tag != _MERGE:
-                self._problem(key, f"{shown(name)} is given twice, first in line {first_lines[name]}")
+                self._problem(key, f"{printable(name)} is a duplicate key, first in line {first_lines[name]}")
             first_lines.setdefault(name, key.start_mark.line + 1)
         self._loader.flatten_mapping(node)
         return {_key_name(key): self._value(value) for key, value in node.value}
 
-    def _problem(self, node: yaml.Node, sentence: str) -> None:
-        self._problems.append(f"{self._name}: line {node.start_mark.line + 1}: {sentence}")
+    def _problem(self, node: yaml.Node, message: str) -> None:
+        self._problems.append(f"{self._name}: line {node.start_mark.line + 1}: {message}")
 
 
 def _key_name(node: yaml.Node) -> str:
-    """Read a key as it is written: the file's own word, whatever type YAML would make of it."""
+    """Return a key as it is written, whatever type YAML would give it."""
     return str(node.value).encode("utf-8", "replace").decode() if isinstance(node, yaml.ScalarNode) else "?"
 
 
 def _whole_characters(text: str) -> str:
-    """Join the halves of characters that JSON writes as two escapes; UnicodeError when one is alone."""
+    """Join surrogate pairs, as JSON escapes write them; UnicodeError when one is alone."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
-    """Give the parser's reason, unless it repeats a piece of the file, which might be a piece of a secret."""
-    reason = error.problem or error.context or "it breaks off"
+    """Return the parser's reason, unless it quotes the file, which might be part of a secret."""
+    reason = error.problem or error.context or "it is incomplete"
     if "alias" in reason:
-        return "an alias that nothing defines; put a text that starts with * in quotes"
+        return "an undefined alias; put text that starts with * in quotes"
     if isinstance(error, yaml.composer.ComposerError):
-        return "one document is expected, with each anchor once; put a text that starts with & in quotes"
-    return "look at the quotes, colons and spaces around it" if re.search(r"'(?!\\.')[^'<]{2,}'|\"", reason) else reason
+        return "expected one document, with unique anchors; put text that starts with & in quotes"
+    return "check the quotes, colons and spaces around it" if re.search(r"'(?!\\.')[^'<]{2,}'|\"", reason) else reason

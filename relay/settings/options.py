@@ -1,10 +1,11 @@
-"""What can be told, as frozen options: one field, one default, one description, the unit in the name."""
+"""Every setting, as frozen options: one field, one default, one description, the unit in the name."""
 
 from collections.abc import Mapping
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, Union
 
 from pydantic import (
     AfterValidator,
@@ -17,25 +18,26 @@ from pydantic import (
     Tag,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from yarl import URL
 
 from relay.domain.call import Direction, Outcome
 from relay.domain.json import Json
-from relay.providers.base import SourceOptions
+from relay.providers import PROVIDERS
+from relay.providers.base import ProviderKind, SourceOptions
 from relay.settings.values import (
-    Directory,
+    ApiToken,
+    DirectoryPath,
     EventPattern,
     Frozen,
-    Host,
-    Network,
+    HostName,
+    NetworkRange,
     PublicUrl,
     RedisUrl,
     SecretKeys,
     SecretUrl,
     SigningSecret,
     StorageUrl,
-    Token,
     as_tuple,
     check_field_map,
     check_headers,
@@ -51,69 +53,73 @@ class _Section(BaseModel):
 
 
 class ApiOptions(_Section):
-    """The port that people may expose: management and recording links."""
+    """The public port: management API, dashboard and recording links."""
 
-    host: Host = Field("127.0.0.1", description="address that the API listens on")
-    port: int = Field(8080, ge=0, le=65_535, description="port of the API; 0 takes a free one")
-    tokens: tuple[Token, ...] = Field(
-        (), description="tokens that may use the API; with an embedded store one is made when there is none"
+    host: HostName = Field("127.0.0.1", description="address the API listens on")
+    port: int = Field(8080, ge=0, le=65_535, description="port of the API; 0 picks a free one")
+    tokens: tuple[ApiToken, ...] = Field(
+        (), description="API tokens with operator access; with an embedded store, one is generated if there is none"
     )
 
 
 class InternalOptions(_Section):
-    """The port of every role for probes and metrics; not for the public."""
+    """The port for probes and metrics that every role opens; not for the public."""
 
-    host: Host = Field("127.0.0.1", description="address of /livez, /readyz and /metrics")
-    port: int = Field(9090, ge=0, le=65_535, description="port of /livez, /readyz and /metrics; 0 takes a free one")
+    host: HostName = Field("127.0.0.1", description="address of /livez, /readyz and /metrics")
+    port: int = Field(9090, ge=0, le=65_535, description="port of /livez, /readyz and /metrics; 0 picks a free one")
 
 
 class LogOptions(_Section):
     level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)] = Field(
-        "info", description="least serious lines that are written"
+        "info", description="minimum level of log lines"
     )
     format: Annotated[Literal["console", "json"], BeforeValidator(lower)] = Field(
-        "console", description="for people, or one JSON object a line"
+        "console", description="console for people, json for one JSON object per line"
     )
 
 
 class DeliveryOptions(_Section):
-    allowed_networks: tuple[Network, ...] = Field(
-        (), description="private networks that subscribers may live in, where http is allowed too"
+    allowed_networks: tuple[NetworkRange, ...] = Field(
+        (), description="private networks that subscribers may be in; plain http is allowed there too"
     )
-    timeout_s: float = Field(15, ge=1, le=120, description="longest that one attempt may take, in seconds")
+    timeout_s: float = Field(15, ge=1, le=120, description="timeout of one delivery attempt, in seconds")
 
 
-class Tier(_Section):
-    """How often to look how far back."""
+class TierOptions(_Section):
+    """One polling tier: how often to look how far back."""
 
-    every_s: float = Field(ge=0, le=604_800, description="seconds between two looks this far back; 0 is each poll")
+    every_s: float = Field(
+        ge=0, le=604_800, description="seconds between requests that look this far back; 0: every poll"
+    )
     depth_s: float = Field(ge=60, le=345_600, description="how far back to look, in seconds; at most 96 hours")
 
 
 class PollOptions(_Section):
-    tiers: tuple[Tier, ...] = Field(
-        (Tier(every_s=0, depth_s=7_200), Tier(every_s=900, depth_s=93_600), Tier(every_s=21_600, depth_s=280_800)),
+    tiers: tuple[TierOptions, ...] = Field(
+        (
+            TierOptions(every_s=0, depth_s=7_200),
+            TierOptions(every_s=900, depth_s=93_600),
+            TierOptions(every_s=21_600, depth_s=280_800),
+        ),
         min_length=1,
         max_length=8,
-        description="how often to look how far back for calls that appear late, shallowest first",
+        description="how often to look how far back for calls that appear late; shallowest tier first",
     )
 
     @model_validator(mode="after")
-    def _each_tier_is_rarer_and_deeper(self) -> Self:
+    def _tiers_get_rarer_and_deeper(self) -> Self:
         if self.tiers[0].every_s != 0:
-            raise ValueError("the first of the tiers must have every_s: 0, so that each poll looks back somewhere")
-        for former, latter in zip(self.tiers, self.tiers[1:], strict=False):
-            if latter.every_s <= former.every_s or latter.depth_s <= former.depth_s:
-                raise ValueError(
-                    "each of the tiers must have a larger every_s and a larger depth_s than the one before"
-                )
+            raise ValueError("the first tier must have every_s: 0, so that every poll uses it")
+        for nearer, deeper in pairwise(self.tiers):
+            if deeper.every_s <= nearer.every_s or deeper.depth_s <= nearer.depth_s:
+                raise ValueError("each tier must have a larger every_s and a larger depth_s than the one before")
         return self
 
 
 class RetentionOptions(_Section):
-    calls_days: int = Field(30, ge=1, le=3_650, description="days that a call is kept; not shorter than its events")
-    events_days: int = Field(14, ge=10, le=3_650, description="days that an event can be listed and replayed")
-    recordings_days: int = Field(30, ge=1, le=3_650, description="days that audio is kept; not longer than its call")
+    calls_days: int = Field(30, ge=1, le=3_650, description="days a call is kept; at least events_days")
+    events_days: int = Field(14, ge=10, le=3_650, description="days an event can be listed and replayed")
+    recordings_days: int = Field(30, ge=1, le=3_650, description="days audio is kept; at most calls_days")
 
     @model_validator(mode="after")
     def _nothing_outlives_its_call(self) -> Self:
@@ -127,7 +133,7 @@ class RetentionOptions(_Section):
 
 
 class FieldMap(_Section):
-    """A body of the subscriber's own shape."""
+    """A custom body: output fields computed from the event."""
 
     map: Annotated[Mapping[str, str], AfterValidator(check_field_map), *Frozen] = Field(
         description="output field: JMESPath expression over the event"
@@ -152,21 +158,21 @@ Payload = Annotated[
 
 
 class SubscriptionOptions(_Section):
-    """What a subscriber wants to hear, and where; the same names in `relay.yaml` and in the API."""
+    """Where a subscriber receives which events; the same names in `relay.yaml` and in the API."""
 
-    url: SecretUrl = Field(description="where events are posted to, or url_file")
-    secret: SigningSecret = Field(description="whsec_…, which signs every event, or secret_file")
+    url: SecretUrl = Field(description="URL that events are posted to; or url_file")
+    secret: SigningSecret = Field(description="signing secret, whsec_…; or secret_file")
     events: Annotated[tuple[EventPattern, ...], BeforeValidator(as_tuple)] = Field(
-        ("call.*",), min_length=1, max_length=32, description="event types; * is a wildcard"
+        ("call.*",), min_length=1, max_length=32, description="event types to deliver; * is a wildcard"
     )
     sources: Annotated[tuple[str, ...] | None, BeforeValidator(as_tuple)] = Field(
-        None, min_length=1, description="only calls of these sources; absent is all"
+        None, min_length=1, description="only calls of these sources; default: all"
     )
     direction: Annotated[tuple[Direction, ...] | None, BeforeValidator(as_tuple)] = Field(
         None, min_length=1, description="only calls in these directions"
     )
     outcome: Annotated[tuple[Outcome, ...] | None, BeforeValidator(as_tuple)] = Field(
-        None, min_length=1, description="only calls that ended like this"
+        None, min_length=1, description="only calls with these outcomes"
     )
     extensions: (
         Annotated[
@@ -174,72 +180,103 @@ class SubscriptionOptions(_Section):
         ]
         | None
     ) = Field(None, min_length=1, max_length=10_000, description="only calls of these extensions")
-    min_duration_s: float | None = Field(None, ge=0, le=86_400, description="only calls that took at least this long")
-    include_raw: bool = Field(False, description="add the provider's own row to the payload")
-    payload: Payload = Field("full", description="form of the body: full, flat, or {map: {field: JMESPath}}")
+    min_duration_s: float | None = Field(
+        None, ge=0, le=86_400, description="only calls that lasted at least this long, in seconds"
+    )
+    include_raw: bool = Field(False, description="add the provider's original row to the payload")
+    payload: Payload = Field("full", description="shape of the body: full, flat, or {map: {field: JMESPath}}")
     headers: Annotated[Mapping[str, SecretStr], AfterValidator(check_headers), *Frozen] = Field(
-        default_factory=lambda: MappingProxyType({}), description="headers of your own, added to every post"
+        default_factory=lambda: MappingProxyType({}), description="extra headers sent with every request"
     )
-    max_in_flight: int = Field(10, ge=1, le=1_000, description="most posts at the same time")
-    rate_per_s: float | None = Field(None, gt=0, le=10_000, description="most posts a second; absent is no limit")
+    max_in_flight: int = Field(10, ge=1, le=1_000, description="maximum number of concurrent requests")
+    rate_per_s: float | None = Field(
+        None, gt=0, le=10_000, description="maximum requests per second; default: no limit"
+    )
     delivery: Literal["at_least_once", "at_most_once"] = Field(
-        "at_least_once", description="at_most_once rather loses an event than tells it twice"
+        "at_least_once", description="at_most_once: never retry an attempt whose outcome is unknown"
     )
-    description: str = Field("", max_length=500, description="a note for people")
-    enabled: bool = Field(True, description="false: nothing is sent")
+    description: str = Field("", max_length=500, description="free text, shown in lists")
+    enabled: bool = Field(True, description="false: nothing is delivered")
 
     @model_validator(mode="after")
-    def _raw_has_a_place(self) -> Self:
+    def _raw_fits_the_payload(self) -> Self:
         if self.include_raw and self.payload == "flat":
-            raise ValueError("has include_raw, for which payload: flat has no place; use full or a map")
+            raise ValueError("include_raw needs payload: full or a map; payload: flat cannot hold it")
         return self
 
     @model_validator(mode="after")
-    def _credentials_are_given_once(self) -> Self:
+    def _one_set_of_credentials(self) -> Self:
         if URL(self.url.get_secret_value()).user is not None and any(
             n.lower() == "authorization" for n in self.headers
         ):
-            raise ValueError("has credentials in its url and an authorization header too; keep one of them")
+            raise ValueError("has credentials in its url and an authorization header; keep one of them")
         return self
 
 
-class Settings(BaseSettings):
-    """All that the relay is told. Made by `load`; making one directly reads neither file nor environment."""
+def any_source(providers: Mapping[str, ProviderKind]) -> Any:
+    """Build the type of a source: the options of whichever provider it names."""
+    options = tuple(Annotated[kind.options, Tag(f"tag:{kind.name}")] for kind in providers.values())
+    return Annotated[Union[options], Discriminator(_provider_tag)]  # noqa: UP007 - a tuple of types
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+def _provider_tag(value: Any) -> str:
+    # A source that is no map has no provider to complain about: any model refuses it with the message for a map.
+    name = (
+        value.get("provider", "") if isinstance(value, Mapping) else getattr(value, "provider", next(iter(PROVIDERS)))
+    )
+    return f"tag:{name}"
+
+
+Id = Annotated[str, Field(pattern=ID_PATTERN)]
+
+if TYPE_CHECKING:
+    AnySource = SourceOptions
+else:
+    AnySource = any_source(PROVIDERS)
+
+
+class Settings(BaseSettings):
+    """All settings. `load` reads the file and the environment; constructing one directly reads neither."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        env_prefix="RELAY_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+    )
 
     public_url: PublicUrl | None = Field(
-        None, description="where the API is reached from outside; without it recording links are null"
+        None, description="public URL of the API; without it, recording links in events are null"
     )
-    data_dir: Directory = Field(
-        Path("relay-data"), description="directory for the embedded store and the relay's own secrets"
+    data_dir: DirectoryPath = Field(
+        Path("relay-data"), description="directory of the embedded store and the generated secrets"
     )
     storage_url: StorageUrl = Field(
         default_factory=lambda data: str(data["data_dir"] / "recordings"),
-        description="where audio is kept: a path, s3://bucket/prefix, gs://… or az://…",
+        description="where recordings are stored: a path, s3://bucket/prefix, gs://… or az://…",
     )
     recording_links: Literal["relay", "presigned"] = Field(
-        "relay", description="who answers recording links: this relay, or the object store by presigned links"
+        "relay", description="who serves recordings: this relay, or the object store through presigned links"
     )
-    api: ApiOptions = Field(default_factory=ApiOptions, description="the port of the API and of recording links")
-    internal: InternalOptions = Field(default_factory=InternalOptions, description="the port of probes and metrics")
-    log: LogOptions = Field(default_factory=LogOptions, description="what is logged, and how")
-    delivery: DeliveryOptions = Field(default_factory=DeliveryOptions, description="how subscribers are dialled")
-    poll: PollOptions = Field(default_factory=PollOptions, description="how providers are polled")
-    retention: RetentionOptions = Field(default_factory=RetentionOptions, description="how long things are kept")
-    sources: Annotated[Mapping[str, SourceOptions], *Frozen] = Field(
+    api: ApiOptions = Field(default_factory=ApiOptions, description="the API and recording links")
+    internal: InternalOptions = Field(default_factory=InternalOptions, description="probes and metrics")
+    log: LogOptions = Field(default_factory=LogOptions, description="logging")
+    delivery: DeliveryOptions = Field(default_factory=DeliveryOptions, description="delivery to subscribers")
+    poll: PollOptions = Field(default_factory=PollOptions, description="polling of providers")
+    retention: RetentionOptions = Field(default_factory=RetentionOptions, description="how long data is kept")
+    sources: Annotated[Mapping[Id, AnySource], *Frozen] = Field(
         default_factory=lambda: MappingProxyType({}), description="accounts at providers, by id"
     )
-    subscriptions: Annotated[Mapping[str, SubscriptionOptions], *Frozen] = Field(
+    subscriptions: Annotated[Mapping[Id, SubscriptionOptions], *Frozen] = Field(
         default_factory=lambda: MappingProxyType({}), description="subscribers, by id"
     )
-    drain_s: float = Field(
-        25, ge=1, le=600, description="when told to stop, seconds that what is in flight may still take"
-    )
+    drain_s: float = Field(25, ge=1, le=600, description="seconds that work in flight may take to finish after SIGTERM")
     redis_url: RedisUrl | None = Field(
-        None, description="Redis or Valkey that holds the ledger; absent is an embedded one in data_dir"
+        None, description="Redis or Valkey to use as the store; default: an embedded Valkey in data_dir"
     )
-    secret_key: SecretKeys = Field(
+    secret_key: Annotated[SecretKeys, NoDecode] = Field(
         (), description="key that encrypts secrets and signs links; several separated by commas, newest first"
     )
 
@@ -252,7 +289,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Believe only what is handed in: `load` has merged file and environment, and can say where each came from."""
+        """Use the values passed in: `load` merges file and environment, and knows where each value came from."""
         return (init_settings,)
 
     @model_validator(mode="after")
@@ -264,13 +301,13 @@ class Settings(BaseSettings):
 
 MAPS: Final = ("sources", "subscriptions")
 SUBSCRIPTION_FILES: Final = {
-    "url_file": "file that holds the url, instead of url",
-    "secret_file": "file that holds the secret, instead of secret",
+    "url_file": "file with the URL, instead of url",
+    "secret_file": "file with the secret, instead of secret",
 }
 
 
 def changed_outside_maps(old: Settings, new: Settings) -> list[str]:
-    """Name the settings that differ and are read only at the start: all but sources and subscriptions."""
+    """List the changed settings that need a restart: all but sources and subscriptions."""
     changed: list[str] = []
     for name in Settings.model_fields:
         before, after = getattr(old, name), getattr(new, name)
@@ -285,7 +322,7 @@ def changed_outside_maps(old: Settings, new: Settings) -> list[str]:
 
 
 def reveal(options: BaseModel) -> Json:
-    """Write options as JSON types with their secrets readable, to be encrypted and stored; validating undoes it."""
+    """Convert options to JSON types with their secrets readable, to be encrypted and stored; validation reverses it."""
     revealed: Json = revealed_value(options)
     return revealed
 

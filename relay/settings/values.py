@@ -1,4 +1,4 @@
-"""Single values: each is checked alone, and refused with a sentence that does not repeat it when it may be secret."""
+"""Types of single values; error messages never repeat a value that may be secret."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from relay.events.payload import sample
 from relay.events.render import check_map
 from relay.events.types import EVENT_TYPES, matches
 from relay.secrets import KEY_MIN_CHARS, TOKEN_MIN_CHARS
-from relay.settings.messages import shown
+from relay.settings.messages import printable
 
 URL_MAX_CHARS: Final = 2_048
 
@@ -45,10 +45,10 @@ def _network(value: Any) -> Any:
     except ValueError:
         pass
     try:
-        meant = ip_network(value, strict=False)
+        network = ip_network(value, strict=False)
     except ValueError:
         raise ValueError("must be an address or a network such as 10.0.0.0/8 or fd00::/8") from None
-    raise ValueError(f"has bits beyond its prefix; did you mean {meant}?")
+    raise ValueError(f"has bits beyond its prefix; did you mean {network}?")
 
 
 def _host(text: str) -> str:
@@ -58,7 +58,7 @@ def _host(text: str) -> str:
 
 
 def check_url(text: str) -> str:
-    """Return an http or https URL that can be dialled; ValueError, without the URL, when it is none."""
+    """Return an http or https URL unchanged; raise ValueError, without repeating it, when it is not valid."""
     if len(text) > URL_MAX_CHARS:
         raise ValueError(f"must have at most {URL_MAX_CHARS} characters")
     if re.search(r"[\s\x00-\x1f\x7f-\x9f\\]", text):
@@ -66,20 +66,20 @@ def check_url(text: str) -> str:
     if not re.match(r"https?://", text, re.IGNORECASE):
         raise ValueError("must start with https:// (or http:// inside delivery.allowed_networks)")
     if "#" in text:
-        raise ValueError("must not have a fragment (#…): it would never be sent")
+        raise ValueError("must not have a fragment (#…); fragments are never sent")
     authority = re.split(r"[/?]", text.split("://", 1)[1], maxsplit=1)[0]
     if re.search("[\u3002\uff0e\uff61%]", authority.rpartition("@")[2]):
-        raise ValueError("has a host with a look-alike dot, an IPv6 zone or a percent sign")
+        raise ValueError("has a host with a non-ASCII dot, an IPv6 zone or a percent sign")
     try:
         url = URL(text)
         host, port = url.host, url.port
-        url.raw_host  # noqa: B018 - encodes an international name, or refuses it
+        url.raw_host  # noqa: B018 - raises for an international name that cannot be encoded
     except (ValueError, UnicodeError):
-        raise ValueError("is not a valid URL: look at the host and the port (1 to 65535)") from None
+        raise ValueError("is not a valid URL; check the host and the port (1 to 65535)") from None
     if not host or host.startswith(".") or ".." in host:
-        raise ValueError("has no valid host")
+        raise ValueError("is not a valid URL; it has no host")
     if not port or (re.search(r":\d*$", authority) and not re.search(r":0*[1-9]\d{0,4}$", authority)):
-        raise ValueError("is not a valid URL: look at the host and the port (1 to 65535)")
+        raise ValueError("is not a valid URL; check the host and the port (1 to 65535)")
     return text
 
 
@@ -136,13 +136,15 @@ def _split_keys(value: Any) -> Any:
 
 def _strong_key(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value()) < KEY_MIN_CHARS:
-        raise ValueError(f"is too short: a secret key needs at least {KEY_MIN_CHARS} characters")
+        raise ValueError(f"is too short; a secret key needs at least {KEY_MIN_CHARS} characters")
     return value
 
 
 def _event_pattern(pattern: str) -> str:
     if not any(matches([pattern], event_type) for event_type in EVENT_TYPES):
-        raise ValueError(f"no event is called {shown(pattern)}; events are {', '.join(EVENT_TYPES)}; * is a wildcard")
+        raise ValueError(
+            f"{printable(pattern)} matches no event type; they are {', '.join(EVENT_TYPES)}; * is a wildcard"
+        )
     return pattern
 
 
@@ -159,20 +161,18 @@ def check_headers(headers: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
     seen: set[str] = set()
     for name, value in headers.items():
         if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", name):
-            raise ValueError("has a header name that HTTP does not allow: use letters, digits and -")
+            raise ValueError("has an invalid header name; use letters, digits and -")
         if _RESERVED_HEADERS.fullmatch(name):
-            raise ValueError(f"must not set {name}: the relay sets this header itself")
+            raise ValueError(f"must not set {name}; the relay sets this header itself")
         if name.lower() in seen:
             raise ValueError(f"sets {name} twice")
         if not re.fullmatch(r"[!-~]([ -~\t]{0,4094}[!-~])?", value.get_secret_value()):
-            raise ValueError(
-                f"has a value for {name} that HTTP does not allow: plain characters, one line, at most 4 kB"
-            )
+            raise ValueError(f"has an invalid value for {name}; use one line of ASCII characters, at most 4 kB")
         seen.add(name.lower())
     return headers
 
 
-_A_MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+_SAMPLE_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def check_field_map(fields: Mapping[str, str]) -> Mapping[str, str]:
@@ -182,8 +182,8 @@ def check_field_map(fields: Mapping[str, str]) -> Mapping[str, str]:
         if not 1 <= len(name) <= 200:
             raise ValueError("has a field name that is empty or longer than 200 characters")
         if not 1 <= len(expression.strip()) <= 1_000:
-            raise ValueError(f"has an expression for {shown(name)} that is empty or longer than 1000 characters")
-    problems = check_map(fields, sample("call.completed", now=_A_MOMENT))
+            raise ValueError(f"has an expression for {printable(name)} that is empty or longer than 1000 characters")
+    problems = check_map(fields, sample("call.completed", now=_SAMPLE_TIME))
     if problems:
         raise ValueError("; ".join(problems))
     return fields
@@ -198,16 +198,16 @@ def _as_dict(mapping: Any, serialize: Any) -> Any:
 
 
 Frozen = (AfterValidator(read_only), WrapSerializer(_as_dict))
-"""Metadata of a `Mapping` field that nobody can change afterwards."""
+"""Metadata that makes a `Mapping` field read-only."""
 
-Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
-Host = Annotated[str, AfterValidator(_host)]
+NetworkRange = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+HostName = Annotated[str, AfterValidator(_host)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
-Directory = Annotated[Path, BeforeValidator(_not_blank)]
+DirectoryPath = Annotated[Path, BeforeValidator(_not_blank)]
 StorageUrl = Annotated[str, BeforeValidator(_not_blank), AfterValidator(_storage_url)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_secret_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 SigningSecret = Annotated[SecretStr, AfterValidator(_secret_whsec)]
-Token = Annotated[SecretStr, AfterValidator(_token)]
+ApiToken = Annotated[SecretStr, AfterValidator(_token)]
 SecretKeys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_strong_key)], ...], BeforeValidator(_split_keys)]
 EventPattern = Annotated[str, AfterValidator(_event_pattern)]

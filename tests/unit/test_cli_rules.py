@@ -123,7 +123,7 @@ def test_a_file_of_options_is_a_map_and_set_goes_before_it(tmp_path: Path) -> No
     file.write_text("api_key: 0101\npoll_interval_s: 30\n")
 
     assert arguments.options(["poll_interval_s=60"], str(file)) == {"api_key": "0101", "poll_interval_s": "60"}
-    for text, why in (("a: 1\na: 2\n", "line 2"), ("- a\n", "must be a map"), ("a: [", "not YAML")):
+    for text, why in (("a: 1\na: 2\n", "line 2"), ("- a\n", "must be a map"), ("a: [", "not valid YAML")):
         file.write_text(text)
         with pytest.raises(SettingsError, match=why):
             arguments.options(None, str(file))
