@@ -13,7 +13,8 @@ from relay import metrics
 from relay.domain.json import Json
 from relay.enrichment.contacts import LADDER_S, AddressBook
 from relay.errors import OverBudget, ProviderError, RateLimited, Unauthorized
-from relay.events.decide import NO_CONTACT, contact_hold_left_ms, contact_settled
+from relay.events.decide import contact_hold_left_ms, contact_settled
+from relay.events.payload import NO_CONTACT
 from relay.events.publisher import Publisher
 from relay.providers.base import Purpose
 from relay.providers.source import Source

@@ -12,6 +12,7 @@ from typing import assert_never
 import structlog
 
 from relay import metrics
+from relay.domain.call import RecordingStatus
 from relay.domain.json import Json
 from relay.domain.time import from_ms
 from relay.providers.source import Source
@@ -23,7 +24,6 @@ from relay.recordings.fetch import (
     Fetched,
     FetchState,
     NoRecording,
-    RecordingStatus,
     RetriesExhausted,
     RetryLater,
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -16,8 +16,7 @@ from relay.api.route import Listed, Reply
 from relay.domain.call import Direction, Outcome
 from relay.domain.json import Json
 from relay.domain.numbers import match_key
-from relay.events.decide import NO_CONTACT, NO_RECORDING
-from relay.events.payload import ContactShape, PartyShape, RecordingShape
+from relay.events.payload import NO_CONTACT, NO_RECORDING, CallPayload
 from relay.privacy.erase import Erased
 from relay.store import keys
 from relay.store.calls import StoredCall
@@ -41,39 +40,13 @@ class ListCalls(PageQuery):
     to: Instant | None = Field(None)
 
 
-class CallView(BaseModel):
+class CallView(CallPayload):
     """A call as the relay knows it now."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(extra="ignore")  # a newer version may have stored fields that this one does not know
 
-    id: str
-    source_id: str
-    provider: str | None = Field(description="null when the source is gone")
-    provider_call_id: str
-    kind: str
+    provider: str | None = Field(description="null when the source is gone")  # type: ignore[assignment]
     finished: bool
-    revision: int = Field(description="0 before it was told")
-    direction: Direction
-    outcome: Outcome
-    missed: bool
-    status_raw: str | None
-    end_reason: str | None
-    ended_by: str | None
-    from_: PartyShape = Field(alias="from")
-    to: PartyShape
-    external_number: str | None
-    internal_number: str | None
-    extension: str | None
-    started_at: AwareDatetime
-    answered_at: AwareDatetime | None
-    ended_at: AwareDatetime | None
-    duration_seconds: float | None
-    recording: RecordingShape
-    contact: ContactShape
-    transcription: dict[str, Any] | None
-    transfers: list[dict[str, Any]]
-    participants: list[dict[str, Any]]
-    custom: dict[str, Any]
     first_seen_at: AwareDatetime | None
     observed_via: str
 

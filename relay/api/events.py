@@ -12,7 +12,8 @@ from relay.api.problems import invalid, not_found
 from relay.api.route import Listed
 from relay.domain.json import Json
 from relay.events import payload
-from relay.events.types import EVENT_TYPES, matches
+from relay.events.render import render_json
+from relay.events.types import DESCRIPTIONS, EVENT_TYPES, matches
 from relay.store import keys
 
 _SAMPLE_SCAN: Final = 500
@@ -138,7 +139,7 @@ async def list_event_types(api: Api, caller: Caller) -> list[EventTypeView]:
     return [
         EventTypeView(
             type=each,
-            description=payload.DESCRIPTIONS[each],
+            description=DESCRIPTIONS[each],
             schema_=payload.schema_of(each),
             sample=payload.sample(each, now=api.now()),
         )
@@ -161,8 +162,6 @@ async def sample_event_type(api: Api, caller: Caller, event_type: str, query: Ty
     )
     links = api.runtime.links
     if part.found:
-        return [
-            payload.rendered(each, query.payload, recording_link=await links.for_event(each)) for each in part.found
-        ]
+        return [render_json(each, query.payload, recording_link=await links.for_event(each)) for each in part.found]
     made_up = payload.samples([event_type], query.limit, now=api.now())
-    return [payload.rendered(each, query.payload) for each in made_up]
+    return [render_json(each, query.payload) for each in made_up]

@@ -34,7 +34,7 @@ from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
 from relay.events import payload
-from relay.events.render import check_map
+from relay.events.render import check_map, render_json
 from relay.queue import keys as queue_keys
 from relay.runtime import keeps_every_write
 from relay.settings import SubscriptionOptions, reveal
@@ -518,9 +518,7 @@ async def sample_subscription(
         made_up = payload.samples(subscription.options.events, query.limit, now=api.now())
         options = subscription.options
         raw = {"sample": True} if options.include_raw else None
-        return [
-            payload.rendered(each, subscription.payload, include_raw=options.include_raw, raw=raw) for each in made_up
-        ]
+        return [render_json(each, subscription.payload, include_raw=options.include_raw, raw=raw) for each in made_up]
     return [await _as_sent(api, subscription, document) for document in found]
 
 
@@ -535,7 +533,7 @@ async def _as_sent(api: Api, subscription: Subscription, document: Json) -> Json
     if subscription.options.include_raw and "call" in document["data"]:
         call = await api.runtime.ledger.call(document["data"]["call"]["id"])
         raw = call.raw if call else None
-    return payload.rendered(
+    return render_json(
         document,
         subscription.payload,
         include_raw=subscription.options.include_raw,

@@ -5,9 +5,6 @@ from typing import Any, Protocol
 
 from relay.events import types
 
-OPERATIONAL_FAMILIES = ("source.", "subscription.", "webhook.")
-"""Events about the relay itself; `*` does not ask for them, a pattern that begins with the family does."""
-
 
 class SubscriptionFilter(Protocol):
     """What a subscription says it wants to hear; none, or an empty one, of the last five wants all."""
@@ -57,7 +54,7 @@ def wants(wishes: SubscriptionFilter, event: dict[str, Any], *, subscription_id:
 
 
 def _explicit(patterns: Collection[str], event_type: str) -> Collection[str]:
-    for family in OPERATIONAL_FAMILIES:
+    for family in types.OPERATIONAL_FAMILIES:
         if event_type.startswith(family):
             return [pattern for pattern in patterns if pattern.startswith(family)]
     return patterns

@@ -1,7 +1,7 @@
-"""The words of the domain as values: what a provider's row becomes, whatever the provider.
+"""A call, whatever the provider: what a row of a provider's call list is parsed into.
 
-Times are aware UTC. `Record.content()` is the very shape that the `call` object of a payload has, so nothing is
-renamed between the provider's edge and the subscriber's.
+Times are aware UTC. `Record.content()` has the field names of the payload's `call` object (relay/events/payload.py),
+so nothing is renamed on the way from the provider to the subscriber.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from relay.domain.time import iso
 
 
 class Direction(StrEnum):
-    """Seen from the account."""
+    """The direction of a call, seen from the account."""
 
     INBOUND = "inbound"
     OUTBOUND = "outbound"
@@ -25,7 +25,7 @@ class Direction(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How the call ended; a missed call is an inbound one that nobody and nothing took."""
+    """How a call ended."""
 
     ANSWERED = "answered"
     NO_ANSWER = "no_answer"
@@ -39,7 +39,7 @@ class Outcome(StrEnum):
 
 
 class NumberType(StrEnum):
-    """What kind of thing `raw` is."""
+    """What kind of number `Party.raw` is."""
 
     E164 = "e164"
     EXTENSION = "extension"
@@ -49,6 +49,25 @@ class NumberType(StrEnum):
     ANONYMOUS = "anonymous"
     SIP = "sip"
     UNKNOWN = "unknown"
+
+
+class RecordingStatus(StrEnum):
+    """What is known of a call's recording."""
+
+    PENDING = "pending"
+    AVAILABLE = "available"
+    NONE = "none"
+    UNAVAILABLE = "unavailable"
+    UNSUPPORTED = "unsupported"
+
+
+class LookupStatus(StrEnum):
+    """What came of looking up a call's contact."""
+
+    MATCHED = "matched"
+    NONE = "none"
+    UNAVAILABLE = "unavailable"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +84,8 @@ class Party:
     user_id: str | None = None
 
     def content(self) -> Json:
-        """Build one side of the payload's `call` object; spelled out because it runs for every row of every poll."""
+        """Return this side as the payload has it."""
+        # Spelled out, and checked against the payload model by a test: this runs for every row of every poll.
         return {
             "number": self.number,
             "raw": self.raw,
@@ -80,12 +100,12 @@ class Party:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One row of a provider, normalised.
+    """One row of a provider's call list, normalised.
 
-    `key` is the provider's identity of the row, stable for ever: ids are made of it. `local_date` is the date in the
-    row's raw start (the provider's own calendar), under which the row is remembered. `finished` is False while the
-    call is still going on: such a row is remembered, and told when it finishes. `audio` says whether asking for a
-    recording makes sense. `raw` is the row as it came, for subscriptions that ask for it; it is not content.
+    `key` is the provider's id of the row and must never change: the ids of the call and its events derive from it.
+    `local_date` is the date of the row's raw start in the provider's calendar, under which `seen` files the row.
+    `finished` is False while the call is in progress; it is published once it is finished. `audio` says whether a
+    recording may exist. `raw` is the row as received, for `include_raw`; it is no part of the content.
     """
 
     key: str
@@ -115,7 +135,7 @@ class Record:
 
     @property
     def missed(self) -> bool:
-        """Inbound, and neither answered nor taken by a voice mailbox."""
+        """Inbound, and neither answered nor taken by voicemail."""
         return self.direction is Direction.INBOUND and self.outcome not in (
             Outcome.ANSWERED,
             Outcome.VOICEMAIL,
@@ -123,7 +143,7 @@ class Record:
         )
 
     def content(self) -> Json:
-        """Build the record's part of the payload's `call` object: JSON types only, keys in their published order."""
+        """Return the record's part of the payload's `call` object: JSON types, in the payload's order."""
         external, internal = self.external, self.internal
         return {
             "provider_call_id": self.key,
@@ -151,14 +171,14 @@ class Record:
         }
 
     def content_hash(self) -> str:
-        """Digest what subscribers could see of this record: 16 hex digits; `raw` does not count."""
+        """Hash what subscribers can see of the record, without `raw`: 16 hex digits."""
         canonical = orjson.dumps([self.finished, self.content()], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(canonical).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """One person or organisation that the provider's address book has for a number."""
+    """An entry of the provider's address book."""
 
     id: str
     external_id: str | None = None

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from relay.domain.call import Contact
 from relay.domain.json import Json
-from relay.events.decide import NO_CONTACT
+from relay.events.payload import NO_CONTACT
 from relay.providers.base import ContactSource
 from relay.store import keys
 from relay.store.documents import pack, unpack
@@ -86,7 +86,7 @@ def contact_part(matches: Sequence[Contact]) -> Json:
     if not matches:
         return NO_CONTACT | {"lookup_status": "none"}
     first, *others = matches
-    return {
+    return NO_CONTACT | {
         "lookup_status": "matched",
         "count": len(matches),
         **asdict(first),

@@ -17,31 +17,9 @@ import orjson
 from relay.domain import ids
 from relay.domain.json import Json
 from relay.domain.time import from_ms, iso
+from relay.events.payload import API_VERSION, CALL_FIELDS, CONTACT_FIELDS, NO_CONTACT, NO_RECORDING, RECORDING_FIELDS
 from relay.store.calls import StoredCall
 
-API_VERSION = "2026-11-01"
-"""The date of the payload's shape; it changes only when a field changes its meaning or goes away."""
-
-NO_CONTACT: Json = {
-    "lookup_status": "skipped",
-    "count": 0,
-    "id": None,
-    "external_id": None,
-    "name": None,
-    "organization": None,
-    "email": None,
-    "others": [],
-}
-NO_RECORDING: Json = {
-    "status": "unsupported",
-    "url": None,
-    "expires_at": None,
-    "content_type": None,
-    "size_bytes": None,
-    "duration_seconds": None,
-    "sha256": None,
-}
-_PUBLISHED_RECORDING = tuple(NO_RECORDING)
 _LOOKUP = "contact.lookup_status"
 SETTLED_CONTACT = frozenset({"matched", "none", "skipped"})
 
@@ -126,7 +104,7 @@ def expects_audio(call: StoredCall, rules: SourceRules) -> bool:
 def recording_of(call: StoredCall, rules: SourceRules) -> Json:
     """The published part of what is known of the recording."""
     if call.recording is not None:
-        return {name: call.recording.get(name) for name in _PUBLISHED_RECORDING}
+        return {name: call.recording.get(name) for name in RECORDING_FIELDS}
     if not rules.recordings:
         return NO_RECORDING
     return NO_RECORDING | {"status": "pending" if call.record["outcome"] == "answered" else "none"}
@@ -135,7 +113,7 @@ def recording_of(call: StoredCall, rules: SourceRules) -> Json:
 def _differences(call: StoredCall, said: Json | None, now_ms: int, rules: SourceRules) -> Publish:
     contact = NO_CONTACT | {"lookup_status": "unavailable" if rules.contacts else "skipped"}
     if contact_settled(call):
-        contact = {name: (call.contact or {}).get(name) for name in NO_CONTACT}
+        contact = {name: (call.contact or {}).get(name) for name in CONTACT_FIELDS}
     content = {**call.record, "contact": contact}
     recording = recording_of(call, rules)
     known: Json = said or {"content": None, "revision": 0, "audio": None, "transcript": False}
@@ -193,21 +171,17 @@ def _document(
     now_ms: int,
     rules: SourceRules,
 ) -> Json:
-    record = {name: value for name, value in content.items() if name not in ("provider_call_id", "kind", "contact")}
-    about: Json = {
+    values = {
+        **content,
         "id": call.id,
         "provider": rules.provider,
         "provider_call_id": call.key,
         "source_id": call.source_id,
-        "kind": content["kind"],
         "revision": revision,
+        "recording": recording,
     }
-    tail = {name: record.pop(name) for name in ("transcription", "transfers", "participants", "custom")}
-    about |= record
-    about["recording"] = recording
-    about["contact"] = content["contact"]
-    about |= tail
-    data: Json = {"call": about}
+    # `get`: a record stored by an older version lacks the fields that were added since.
+    data: Json = {"call": {name: values.get(name) for name in CALL_FIELDS}}
     if changes is not None:
         data["changes"] = changes
     base = rules.public_url

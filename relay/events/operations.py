@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from relay.domain import ids
 from relay.domain.json import Json
 from relay.domain.time import iso
-from relay.events.decide import API_VERSION
+from relay.events.payload import API_VERSION
 from relay.events.publisher import Audience
 from relay.store.calls import Ledger, NewEvent
 

@@ -1,337 +1,493 @@
-"""The events as their receivers see them: a JSON Schema and a sample of each type, in every payload form."""
+"""The payload model: every field of every event is declared here, once.
 
-from collections.abc import Sequence
+The full event, the flat form, the API's views of a call, JSON Schema, samples and the tables in docs/events.md derive
+from it. To add a field to a call, add a line to `CallPayload` and its value to `Record.content()`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final, Literal
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 
-import orjson
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
 
 from relay.domain import ids
-from relay.domain.call import Direction, NumberType, Outcome
+from relay.domain.call import Direction, LookupStatus, NumberType, Outcome, RecordingStatus
 from relay.domain.json import Json
 from relay.domain.time import iso
-from relay.events import render
-from relay.events.decide import API_VERSION
 from relay.events.types import EVENT_TYPES, matches
 
-DESCRIPTIONS: Final[dict[str, str]] = {
-    "call.completed": "First sight of a finished call, whatever its outcome.",
-    "call.updated": "The content of a call changed, or its contact was found late.",
-    "call.recording.completed": "The audio of a call is stored.",
-    "call.recording.failed": "The audio of a call exists but cannot be had.",
-    "call.transcript.completed": "The transcription of a call became available.",
-    "webhook.test": "A person asked for a test.",
-    "source.error": "A source stopped answering, or refuses its credential.",
-    "source.recovered": "A source answers again.",
-    "subscription.failing": "A subscriber is not heard; the event names the date at which it is switched off.",
-    "subscription.disabled": "A subscriber has been switched off.",
-}
-SAMPLE_CALL: Final = "call_" + "a2345672345672345672345672"
+API_VERSION: Final = "2026-11-01"
+"""The date of the payload's shape. It changes only when a field is removed or changes its meaning."""
+
+_JOINED: Final = "*"
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a field declares beside its name and type.
+
+    `sample` is JSON, or a timedelta that is added to the event's timestamp. An object has the samples of its own
+    fields; a mapping here replaces some of them.
+
+    `flat` is the name in the flat form, by default the names on the way to the field joined with `_`; None leaves the
+    field out. On an object it is the prefix of its fields, or None to leave out those that name no `flat` themselves.
+    Lists and maps have no flat form unless they name one.
+
+    `essential` fields are what remains of a body that would be too large without everything else.
+    """
+
+    description: str
+    sample: Any = None
+    flat: str | tuple[str, ...] | None = _JOINED
+    essential: bool = False
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> Json:
+        return {**handler(core_schema), "description": self.description}
 
 
-class PartyShape(_Shape):
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+# --- the call --------------------------------------------------------------------------------------------------------
+
+
+class PartyPayload(_Model):
     """One side of a call."""
 
-    number: str | None = Field(description="E.164, never a guess")
-    raw: str | None = Field(description="what the provider wrote")
-    type: NumberType
-    extension: str | None
-    name: str | None
-    country: str | None = Field(description="two letters")
-    internal: bool
-    user_id: str | None
+    number: Annotated[str | None, Info("E.164; null when it cannot be determined, never a guess", "+12025550123")]
+    raw: Annotated[str | None, Info("the number as the provider wrote it", "(202) 555-0123")]
+    type: Annotated[NumberType, Info("what kind of number `raw` is", "e164")]
+    extension: Annotated[str | None, Info("internal extension")]
+    name: Annotated[str | None, Info("caller ID name")]
+    country: Annotated[str | None, Info("ISO 3166-1 country of `number`, two letters", "US")]
+    internal: Annotated[bool, Info("whether this side belongs to the account", False)]
+    user_id: Annotated[str | None, Info("the provider's id of the user")]
 
 
-class RecordingShape(_Shape):
-    """The audio of a call. `url` works until `expires_at`, and is made anew whenever the event is sent."""
+class RecordingPayload(_Model):
+    """The recording of a call."""
 
-    status: Literal["pending", "available", "none", "unavailable", "unsupported"]
-    url: str | None
-    expires_at: AwareDatetime | None
-    content_type: str | None
-    size_bytes: int | None
-    duration_seconds: float | None
-    sha256: str | None
-
-
-class PersonShape(_Shape):
-    """One entry of the provider's address book."""
-
-    id: str | None
-    external_id: str | None
-    name: str | None
-    organization: str | None
-    email: str | None
+    status: Annotated[
+        RecordingStatus,
+        Info("`pending`: may still come; `unavailable`: could not be fetched; `unsupported`: not fetched", "available"),
+    ]
+    url: Annotated[
+        str | None,
+        Info("works without credentials until `expires_at`; renewed on every attempt", "https://relay.example.com/r"),
+    ]
+    expires_at: Annotated[AwareDatetime | None, Info("when `url` stops working", timedelta(days=7))]
+    content_type: Annotated[str | None, Info("media type", "audio/wav")]
+    size_bytes: Annotated[int | None, Info("size of the file", 1_234_567)]
+    duration_seconds: Annotated[float | None, Info("length of the audio, where the file states it", 85.0)]
+    sha256: Annotated[str | None, Info("SHA-256 of the file, in hex", "0" * 64)]
 
 
-class ContactShape(PersonShape):
-    """Who was on the other side. When several match, the first stands here and the rest in `others`."""
+class PersonPayload(_Model):
+    """An entry of the provider's address book."""
 
-    lookup_status: Literal["matched", "none", "unavailable", "skipped"]
-    count: int
-    others: list[PersonShape]
-
-
-class CallShape(_Shape):
-    """A call as events carry it."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    id: str = Field(pattern="^call_[a-z2-7]{26}$")
-    provider: str
-    provider_call_id: str
-    source_id: str
-    kind: str
-    revision: int = Field(ge=0, description="raised by each call.updated")
-    direction: Direction
-    outcome: Outcome
-    missed: bool = Field(description="inbound, and taken by nobody and no mailbox")
-    status_raw: str | None
-    end_reason: str | None
-    ended_by: str | None
-    from_: PartyShape = Field(alias="from")
-    to: PartyShape
-    external_number: str | None
-    internal_number: str | None
-    extension: str | None
-    started_at: AwareDatetime
-    answered_at: AwareDatetime | None
-    ended_at: AwareDatetime | None
-    duration_seconds: float | None
-    derived: list[str] = Field(description="fields that were worked out and not told by the provider")
-    recording: RecordingShape
-    contact: ContactShape
-    transcription: dict[str, Any] | None
-    transfers: list[dict[str, Any]]
-    participants: list[dict[str, Any]]
-    custom: dict[str, Any] = Field(description="what only this provider has")
-    raw: dict[str, Any] | None = Field(None, description="the provider's own row; only with include_raw")
+    id: Annotated[str | None, Info("id in the address book", "1")]
+    external_id: Annotated[str | None, Info("id in the customer's own system", "CRM-12345")]
+    name: Annotated[str | None, Info("full name", "Jo Sample")]
+    organization: Annotated[str | None, Info("company", "Sample Ltd")]
+    email: Annotated[str | None, Info("email address", "jo@example.com")]
 
 
-class CallData(_Shape):
-    call: CallShape
+class LookupPayload(_Model):
+    """What came of looking a number up."""
+
+    lookup_status: Annotated[
+        LookupStatus,
+        Info(
+            "`unavailable`: the address book did not answer in time, a `call.updated` follows when it does", "matched"
+        ),
+    ]
+    count: Annotated[int, Info("number of matching entries", 1)]
 
 
-class UpdatedCallData(CallData):
-    changes: dict[str, list[Any] | None] = Field(description="path: [before, after]")
+class ContactPayload(PersonPayload, LookupPayload):  # pydantic lists the fields of the last base first
+    """The contact on the external side of a call. When several match, the first is here and the rest in `others`."""
+
+    others: Annotated[list[PersonPayload], Info("further matches, at most ten", [])]
 
 
-class AboutSubscription(_Shape):
-    id: str
-    reason: str | None = None
-    disables_at: AwareDatetime | None = None
+class TranscriptionPayload(_Model):
+    """The provider's transcript of a call."""
+
+    available: Annotated[bool, Info("whether the provider has a transcript", True, flat=None)]
+    summary: Annotated[str | None, Info("the provider's summary", "A sample.")] = None
+    transcript: Annotated[str | None, Info("the conversation as text", "Hello …", flat="transcription_text")] = None
+    truncated: Annotated[bool, Info("whether the text was cut", False, flat=None)] = False
 
 
-class TestData(_Shape):
-    message: str
-    subscription: AboutSubscription
+_CALLED_PARTY: Final = {"number": "+12025550199", "raw": "12025550199", "extension": "101", "internal": True}
 
 
-class SubscriptionData(_Shape):
-    subscription: AboutSubscription
+class CallPayload(_Model):
+    """A call."""
+
+    id: Annotated[
+        str,
+        Field(pattern="^call_[a-z2-7]{26}$"),
+        Info("deterministic id", "call_a2345672345672345672345672", flat="call_id", essential=True),
+    ]
+    provider: Annotated[str, Info("the phone system", "webfones", essential=True)]
+    provider_call_id: Annotated[str, Info("the provider's id of the call record", "1000", essential=True)]
+    source_id: Annotated[str, Info("the source that the call came from", "main", essential=True)]
+    kind: Annotated[str, Info("`call` or `conference`", "call", essential=True)]
+    revision: Annotated[
+        int,
+        Field(ge=0),
+        Info("1 in `call.completed`, one more with each `call.updated`; 0 before that", 1, essential=True),
+    ]
+    direction: Annotated[Direction, Info("seen from the account", "inbound", essential=True)]
+    outcome: Annotated[Outcome, Info("how the call ended", "answered", essential=True)]
+    missed: Annotated[bool, Info("inbound and neither answered nor taken by voicemail", False, essential=True)]
+    status_raw: Annotated[str | None, Info("the provider's own status", "ANSWERED")]
+    end_reason: Annotated[str | None, Info("the provider's own reason for the end")]
+    ended_by: Annotated[str | None, Info("who ended the call, as the provider wrote it")]
+    from_: Annotated[PartyPayload, Field(alias="from"), Info("the calling side")]
+    to: Annotated[PartyPayload, Info("the called side", _CALLED_PARTY)]
+    external_number: Annotated[str | None, Info("number of the external side, E.164", "+12025550123")]
+    internal_number: Annotated[str | None, Info("number of the account's side, E.164", "+12025550199")]
+    extension: Annotated[str | None, Info("extension of the account's side", "101")]
+    started_at: Annotated[AwareDatetime, Info("when it began, UTC", timedelta(seconds=-95), essential=True)]
+    answered_at: Annotated[AwareDatetime | None, Info("when it was answered", timedelta(seconds=-90))]
+    ended_at: Annotated[AwareDatetime | None, Info("when it ended", timedelta(seconds=-5), essential=True)]
+    duration_seconds: Annotated[float | None, Info("null when the provider does not state it", 85.0, essential=True)]
+    derived: Annotated[list[str], Info("names of fields computed by the relay", ["ended_at"])]
+    recording: Annotated[RecordingPayload, Info("the recording")]
+    contact: Annotated[ContactPayload, Info("the contact of the external side")]
+    transcription: Annotated[TranscriptionPayload | None, Info("the transcript, where the provider has one")]
+    transfers: Annotated[list[dict[str, Any]], Info("transfers, as the provider reports them", [])]
+    participants: Annotated[list[dict[str, Any]], Info("participants of a conference", [])]
+    custom: Annotated[dict[str, Any], Info("fields that only this provider has", {})]
 
 
-class AboutSource(_Shape):
-    id: str
-    provider: str
-    error: str | None = None
-    since: AwareDatetime | None
+class CallWithRawPayload(CallPayload):
+    """A call, with the provider's row where the subscription has `include_raw`."""
+
+    raw: Annotated[
+        dict[str, Any] | None,
+        Info(
+            "the provider's own row, with `include_raw: true` only; texts are cut at 256 characters, lists and maps at "
+            "64 entries, four levels deep"
+        ),
+    ] = None
 
 
-class SourceData(_Shape):
-    source: AboutSource
+# --- events ----------------------------------------------------------------------------------------------------------
 
 
-class ContextShape(_Shape):
-    via: str = Field(description="how the call was found: poll, backfill, …")
-    observed_at: AwareDatetime
-    timezone_assumed: str
+class CallDataPayload(_Model):
+    call: Annotated[CallWithRawPayload, Info("the whole call as it was then: no second request is needed", flat="")]
 
 
-class LinksShape(_Shape):
-    call: str | None
-    recording: str | None
+class UpdatedCallDataPayload(CallDataPayload):
+    changes: Annotated[
+        dict[str, list[Any] | None],
+        Info(
+            'what changed, before and after: `{"outcome": ["no_answer", "answered"], "contact.name": [null, "Jo"]}`',
+            {"contact.name": [None, "Jo Sample"], "contact.lookup_status": ["unavailable", "matched"]},
+            flat="changed_fields",
+        ),
+    ]
 
 
-class _Envelope(_Shape):
-    id: str = Field(pattern="^evt_[a-z2-7]{26}$", description="the same on every attempt; webhook-id has it too")
-    timestamp: AwareDatetime = Field(description="when the event was made")
-    api_version: str
-    truncated: list[str] | None = Field(None, description="what was left out so that the body has at most 20 kB")
+class SubscriptionPayload(_Model):
+    """The subscription that an event is about."""
+
+    id: Annotated[str, Info("its id", "crm", flat="subscription_id")]
 
 
-class _CallEnvelope(_Envelope):
-    context: ContextShape
-    links: LinksShape
+class DisabledSubscriptionPayload(SubscriptionPayload):
+    reason: Annotated[str, Info("why", "answered 410")]
 
 
-class CallEvent(_CallEnvelope):
+class FailingSubscriptionPayload(DisabledSubscriptionPayload):
+    disables_at: Annotated[AwareDatetime, Info("when it will be disabled", timedelta(days=4))]
+
+
+class SourcePayload(_Model):
+    """The source that an event is about."""
+
+    id: Annotated[str, Info("its id", "main", flat="source_id")]
+    provider: Annotated[str, Info("the phone system", "webfones")]
+    since: Annotated[AwareDatetime | None, Info("when the error began", timedelta(0))]
+
+
+class FailedSourcePayload(SourcePayload):
+    error: Annotated[str, Info("what is wrong", "WebFones rejects the key")]
+
+
+class TestDataPayload(_Model):
+    message: Annotated[str, Info("a text", "A test from Call Relay.", flat="message")]
+    subscription: Annotated[SubscriptionPayload, Info("the tested subscription", flat=None)]
+
+
+class FailingDataPayload(_Model):
+    subscription: Annotated[FailingSubscriptionPayload, Info("the failing subscription", flat=None)]
+
+
+class DisabledDataPayload(_Model):
+    subscription: Annotated[DisabledSubscriptionPayload, Info("the disabled subscription", flat=None)]
+
+
+class SourceErrorDataPayload(_Model):
+    source: Annotated[FailedSourcePayload, Info("the source with the error", flat=None)]
+
+
+class SourceRecoveredDataPayload(_Model):
+    source: Annotated[SourcePayload, Info("the source that answers again", flat=None)]
+
+
+class ContextPayload(_Model):
+    via: Annotated[str, Info("how the call was seen: `poll`, `stream`, `backfill`", "poll", flat="observed_via")]
+    observed_at: Annotated[AwareDatetime, Info("when the call was first seen", timedelta(0))]
+    timezone_assumed: Annotated[str, Info("the time zone that the source is configured with", "UTC")]
+
+
+class LinksPayload(_Model):
+    call: Annotated[str | None, Info("the call in the API; null without `public_url`", flat="call_link")]
+    recording: Annotated[str | None, Info("a fresh recording link from the API", flat="recording_link")]
+
+
+_TYPE: Final = Info("one of the types above", flat="event_type", essential=True)
+
+
+class EventPayload(_Model):
+    """The envelope of every event."""
+
+    id: Annotated[
+        str,
+        Field(pattern="^evt_[a-z2-7]{26}$"),
+        Info(
+            "deterministic: derived from source, call and type (`call.updated`: and revision and content); equals the "
+            "header `webhook-id`",
+            flat=("id", "event_id"),
+            essential=True,
+        ),
+    ]
+    type: Annotated[str, _TYPE]
+    timestamp: Annotated[
+        AwareDatetime, Info("when the event was created, UTC", timedelta(0), flat="event_timestamp", essential=True)
+    ]
+    api_version: Annotated[
+        str,
+        Info("the date of this shape; changes only when a field is removed or changes its meaning", essential=True),
+    ]
+    data: Annotated[_Model, Info("depends on the type", flat="")]
+    truncated: Annotated[
+        list[str] | None, Info("what was left out to keep the body below 20 KB; absent when nothing was")
+    ] = None
+
+
+class _CallEvent(EventPayload):
+    data: Annotated[CallDataPayload, Info("the call", flat="")]
+    context: Annotated[ContextPayload, Info("how the call was observed", flat="")]
+    links: Annotated[LinksPayload, Info("addresses in the relay's API", flat="")]
+
+
+class CallEvent(_CallEvent):
     """An event about a call."""
 
-    type: Literal["call.completed", "call.recording.completed", "call.recording.failed", "call.transcript.completed"]
-    data: CallData
+    type: Annotated[
+        Literal["call.completed", "call.recording.completed", "call.recording.failed", "call.transcript.completed"],
+        _TYPE,
+    ]
 
 
-class CallUpdated(_CallEnvelope):
-    """A call changed after it was told."""
+class CallUpdated(_CallEvent):
+    """A call changed after it was published."""
 
-    type: Literal["call.updated"]
-    data: UpdatedCallData
-
-
-class WebhookTest(_Envelope):
-    """A test that a person asked for."""
-
-    type: Literal["webhook.test"]
-    data: TestData
+    type: Annotated[Literal["call.updated"], _TYPE]
+    data: Annotated[UpdatedCallDataPayload, Info("the call and its changes", flat="")]
 
 
-class SourceEvent(_Envelope):
-    """An event about a source."""
+class WebhookTest(EventPayload):
+    """A test."""
 
-    type: Literal["source.error", "source.recovered"]
-    data: SourceData
-
-
-class SubscriptionEvent(_Envelope):
-    """An event about a subscription."""
-
-    type: Literal["subscription.failing", "subscription.disabled"]
-    data: SubscriptionData
+    type: Annotated[Literal["webhook.test"], _TYPE]
+    data: Annotated[TestDataPayload, Info("the tested subscription", flat="")]
 
 
-_SHAPES: Final[dict[str, type[_Envelope]]] = {
-    "call.updated": CallUpdated,
-    "webhook.test": WebhookTest,
-    "source.error": SourceEvent,
-    "source.recovered": SourceEvent,
-    "subscription.failing": SubscriptionEvent,
-    "subscription.disabled": SubscriptionEvent,
+class SourceError(EventPayload):
+    """A source stopped answering."""
+
+    type: Annotated[Literal["source.error"], _TYPE]
+    data: Annotated[SourceErrorDataPayload, Info("the source and its error", flat="")]
+
+
+class SourceRecovered(EventPayload):
+    """A source answers again."""
+
+    type: Annotated[Literal["source.recovered"], _TYPE]
+    data: Annotated[SourceRecoveredDataPayload, Info("the source", flat="")]
+
+
+class SubscriptionFailing(EventPayload):
+    """A subscription has no successful deliveries."""
+
+    type: Annotated[Literal["subscription.failing"], _TYPE]
+    data: Annotated[FailingDataPayload, Info("the failing subscription", flat="")]
+
+
+class SubscriptionDisabled(EventPayload):
+    """A subscription was disabled."""
+
+    type: Annotated[Literal["subscription.disabled"], _TYPE]
+    data: Annotated[DisabledDataPayload, Info("the disabled subscription", flat="")]
+
+
+_MODELS: Final[dict[str, type[EventPayload]]] = {
+    event_type: model
+    for model in (
+        CallUpdated,
+        CallEvent,
+        WebhookTest,
+        SourceError,
+        SourceRecovered,
+        SubscriptionFailing,
+        SubscriptionDisabled,
+    )
+    for event_type in get_args(model.model_fields["type"].annotation)
 }
 
 
-def shape_of(event_type: str) -> type[BaseModel]:
-    """Give the model of an event type."""
-    return _SHAPES.get(event_type, CallEvent)
+# --- what derives from it --------------------------------------------------------------------------------------------
+
+
+class PayloadField(NamedTuple):
+    """A field, and where it stands: `path` in the full event, `flat` its names in the flat form."""
+
+    path: tuple[str, ...]
+    annotation: Any
+    info: Info
+    flat: tuple[str, ...] = ()
+
+
+def fields_of(model: type[BaseModel], path: tuple[str, ...] = (), prefix: str | None = "") -> Iterator[PayloadField]:
+    """List the fields of a model, each object before its own fields."""
+    for attribute, declared in model.model_fields.items():
+        name = declared.alias or attribute
+        info = _info(declared)
+        where, inner = (*path, name), _object(declared.annotation)
+        if inner is None:
+            yield PayloadField(where, declared.annotation, info, _flat_names(name, declared.annotation, info, prefix))
+        else:
+            yield PayloadField(where, declared.annotation, info)
+            yield from fields_of(inner, where, _flat_prefix(name, info, prefix))
+
+
+def _info(declared: FieldInfo) -> Info:
+    return next(item for item in declared.metadata if isinstance(item, Info))
+
+
+def _object(annotation: Any) -> type[BaseModel] | None:
+    options = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+
+
+def _flat_names(name: str, annotation: Any, info: Info, prefix: str | None) -> tuple[str, ...]:
+    match info.flat:
+        case tuple() as names:
+            return names
+        case None:
+            return ()
+        case str() as flat if flat != _JOINED:
+            return (flat,)
+    options = (annotation, *get_args(annotation))
+    if prefix is None or any(get_origin(option) in (list, dict) for option in options):
+        return ()
+    return (prefix + name,)
+
+
+def _flat_prefix(name: str, info: Info, prefix: str | None) -> str | None:
+    if info.flat is None or prefix is None:
+        return None
+    return f"{prefix}{name}_" if info.flat == _JOINED else str(info.flat)
+
+
+def names_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names of a model's own fields, in their order."""
+    return tuple(declared.alias or attribute for attribute, declared in model.model_fields.items())
+
+
+CALL_FIELDS: Final = names_of(CallPayload)
+RECORDING_FIELDS: Final = names_of(RecordingPayload)
+CONTACT_FIELDS: Final = names_of(ContactPayload)
+NO_RECORDING: Final[Json] = dict.fromkeys(RECORDING_FIELDS) | {"status": RecordingStatus.UNSUPPORTED.value}
+NO_CONTACT: Final[Json] = dict.fromkeys(CONTACT_FIELDS) | {
+    "lookup_status": LookupStatus.SKIPPED.value,
+    "count": 0,
+    "others": [],
+}
+
+_EVERY_FIELD: Final = tuple(field for model in dict.fromkeys(_MODELS.values()) for field in fields_of(model))
+FLAT_FIELDS: Final = tuple(dict.fromkeys(name for field in _EVERY_FIELD for name in field.flat))
+"""The keys of a flat body, in their order, the same for every event; null where the event has no such field."""
+
+FLAT_PATHS: Final = tuple({field.path: field.flat for field in _EVERY_FIELD if field.flat}.items())
+ESSENTIAL_PATHS: Final = tuple(dict.fromkeys(field.path for field in _EVERY_FIELD if field.info.essential))
+
+
+def model_of(event_type: str) -> type[EventPayload]:
+    """Return the model of an event type."""
+    return _MODELS[event_type]
 
 
 @lru_cache(maxsize=len(EVENT_TYPES))
 def schema_of(event_type: str) -> Json:
     """Write the JSON Schema (2020-12) of the full payload of a type."""
-    schema = shape_of(event_type).model_json_schema(by_alias=True, mode="serialization")
+    schema = model_of(event_type).model_json_schema(by_alias=True, mode="serialization")
     schema["properties"]["type"] = {"const": event_type, "type": "string"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": event_type, **schema}
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
 
+_SAMPLE_CALLS: Final[dict[str, Json]] = {
+    "call.updated": {"revision": 2},
+    "call.recording.failed": {"recording": NO_RECORDING | {"status": RecordingStatus.UNAVAILABLE.value}},
+    "call.transcript.completed": {"transcription": {}},
+}
+"""Where the call of an event type differs from the declared samples."""
+
 
 def sample(event_type: str, *, now: datetime, number: int = 0) -> Json:
-    """Make an event up, in its canonical form. `number` tells several of one type apart."""
-    at = now.astimezone(UTC).replace(microsecond=0) - timedelta(hours=number)
-    eid = ids.event_id("sample", str(number), event_type)
-    document: Json = {
-        "id": eid,
+    """Make up an event in its full form. `number` tells several of one type apart."""
+    call = {"provider_call_id": str(1000 + number), **_SAMPLE_CALLS.get(event_type, {})}
+    values = {
+        "id": ids.event_id("sample", str(number), event_type),
         "type": event_type,
-        "timestamp": iso(at),
         "api_version": API_VERSION,
-        "data": _sample_data(event_type, at, number),
+        "data": {"call": call},
     }
-    if event_type.startswith("call."):
-        document["context"] = {"via": "poll", "observed_at": iso(at), "timezone_assumed": "UTC"}
-        document["links"] = {"call": None, "recording": None}
+    at = now.astimezone(UTC).replace(microsecond=0) - timedelta(hours=number)
+    return _sample_of(model_of(event_type), at, values)
+
+
+def _sample_of(model: type[BaseModel], at: datetime, values: Mapping[str, Any]) -> Json:
+    document: Json = {}
+    for attribute, declared in model.model_fields.items():
+        name = declared.alias or attribute
+        value = values.get(name, _info(declared).sample)
+        inner = _object(declared.annotation)
+        if inner is not None and (value is not None or inner is declared.annotation):
+            document[name] = _sample_of(inner, at, value or {})
+        elif isinstance(value, timedelta):
+            document[name] = iso(at + value)
+        elif value is not None or declared.is_required():
+            document[name] = value
     return document
-
-
-def _sample_data(event_type: str, at: datetime, number: int) -> Json:
-    match event_type:
-        case "webhook.test":
-            return {"message": "A test from Call Relay.", "subscription": {"id": "sample"}}
-        case "source.error":
-            return {
-                "source": {"id": "main", "provider": "webfones", "error": "WebFones refuses the key", "since": iso(at)}
-            }
-        case "source.recovered":
-            return {"source": {"id": "main", "provider": "webfones", "since": iso(at)}}
-        case "subscription.failing":
-            ends = iso(at + timedelta(days=4))
-            return {"subscription": {"id": "crm", "reason": "answered 500", "disables_at": ends}}
-        case "subscription.disabled":
-            return {"subscription": {"id": "crm", "reason": "answered 410"}}
-        case "call.updated":
-            changes = {"contact.name": [None, "Jo Sample"], "contact.lookup_status": ["unavailable", "matched"]}
-            return {"call": _sample_call(event_type, at, number), "changes": changes}
-        case _:
-            return {"call": _sample_call(event_type, at, number)}
-
-
-def _sample_call(event_type: str, at: datetime, number: int) -> Json:
-    party = {"type": "e164", "extension": None, "name": None, "country": "US", "internal": False, "user_id": None}
-    audio = event_type != "call.recording.failed"
-    recording: Json = {
-        "status": "available" if audio else "unavailable",
-        "url": "https://relay.example.com/recordings/sample" if audio else None,
-        "expires_at": iso(at + timedelta(days=7)) if audio else None,
-        "content_type": "audio/wav" if audio else None,
-        "size_bytes": 1_234_567 if audio else None,
-        "duration_seconds": None,
-        "sha256": "0" * 64 if audio else None,
-    }
-    transcription = {"available": True, "text": "Hello …", "summary": "A sample."}
-    return {
-        "id": SAMPLE_CALL,
-        "provider": "webfones",
-        "provider_call_id": str(1000 + number),
-        "source_id": "main",
-        "kind": "call",
-        "revision": 2 if event_type == "call.updated" else 1,
-        "direction": "inbound",
-        "outcome": "answered",
-        "missed": False,
-        "status_raw": "ANSWERED",
-        "end_reason": None,
-        "ended_by": None,
-        "from": {"number": "+12025550123", "raw": "(202) 555-0123", **party},
-        "to": {"number": "+12025550199", "raw": "12025550199", **party, "extension": "101", "internal": True},
-        "external_number": "+12025550123",
-        "internal_number": "+12025550199",
-        "extension": "101",
-        "started_at": iso(at - timedelta(seconds=95)),
-        "answered_at": iso(at - timedelta(seconds=90)),
-        "ended_at": iso(at - timedelta(seconds=5)),
-        "duration_seconds": 85,
-        "derived": ["ended_at"],
-        "recording": recording,
-        "contact": {
-            "lookup_status": "matched",
-            "count": 1,
-            "id": "1",
-            "external_id": None,
-            "name": "Jo Sample",
-            "organization": "Sample Ltd",
-            "email": "jo@example.com",
-            "others": [],
-        },
-        "transcription": transcription if event_type == "call.transcript.completed" else None,
-        "transfers": [],
-        "participants": [],
-        "custom": {},
-    }
 
 
 def samples(patterns: Sequence[str], limit: int, *, now: datetime) -> list[Json]:
-    """Make up events that patterns ask for, newest first, each with an id of its own."""
-    types = [each for each in EVENT_TYPES if matches(patterns, each)] or [EVENT_TYPES[0]]
+    """Make up events of the types that patterns select, newest first, each with an id of its own."""
+    types = [event_type for event_type in EVENT_TYPES if matches(patterns, event_type)] or [EVENT_TYPES[0]]
     return [sample(types[number % len(types)], now=now, number=number) for number in range(limit)]
-
-
-def rendered(event: Json, form: render.Payload, **options: Any) -> Json:
-    """Write an event as a hook of a payload form would carry it."""
-    document: Json = orjson.loads(render.render(event, payload=form, **options))
-    return document

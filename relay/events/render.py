@@ -25,6 +25,7 @@ from jmespath.visitor import Options, TreeInterpreter
 
 from relay.domain.json import Json
 from relay.domain.time import iso
+from relay.events.payload import ESSENTIAL_PATHS, FLAT_FIELDS, FLAT_PATHS
 
 MAX_BODY_BYTES: Final = 20_000
 Payload = Literal["full", "flat"] | Mapping[str, str]
@@ -58,6 +59,12 @@ def render(
     return _render_map(_compiled_map(tuple(payload.items())), event)
 
 
+def render_json(event: Json, payload: Payload, **options: Any) -> Json:
+    """Build what a subscriber would receive, as JSON, for samples and previews."""
+    document: Json = orjson.loads(render(event, payload=payload, **options))
+    return document
+
+
 def _with_link(event: Json, url: str, expires_at: datetime) -> Json:
     call = event["data"].get("call")
     if call is None or not call.get("recording"):
@@ -71,90 +78,41 @@ def _with_call(event: Json, call: Json) -> Json:
 
 # --- flat ------------------------------------------------------------------------------------------------------------
 
-_CALL: Final = "data.call."
-_FLAT_PATHS: Final[tuple[tuple[str, str], ...]] = (
-    ("id", "id"),
-    ("event_id", "id"),
-    ("event_type", "type"),
-    ("event_timestamp", "timestamp"),
-    ("api_version", "api_version"),
-    ("call_id", _CALL + "id"),
-    ("provider", _CALL + "provider"),
-    ("provider_call_id", _CALL + "provider_call_id"),
-    ("source_id", _CALL + "source_id"),
-    ("kind", _CALL + "kind"),
-    ("revision", _CALL + "revision"),
-    ("direction", _CALL + "direction"),
-    ("outcome", _CALL + "outcome"),
-    ("missed", _CALL + "missed"),
-    ("status_raw", _CALL + "status_raw"),
-    ("end_reason", _CALL + "end_reason"),
-    ("ended_by", _CALL + "ended_by"),
-    ("started_at", _CALL + "started_at"),
-    ("answered_at", _CALL + "answered_at"),
-    ("ended_at", _CALL + "ended_at"),
-    ("duration_seconds", _CALL + "duration_seconds"),
-    ("external_number", _CALL + "external_number"),
-    ("internal_number", _CALL + "internal_number"),
-    ("extension", _CALL + "extension"),
-    ("from_number", _CALL + "from.number"),
-    ("from_raw", _CALL + "from.raw"),
-    ("from_type", _CALL + "from.type"),
-    ("from_extension", _CALL + "from.extension"),
-    ("from_name", _CALL + "from.name"),
-    ("from_country", _CALL + "from.country"),
-    ("from_internal", _CALL + "from.internal"),
-    ("from_user_id", _CALL + "from.user_id"),
-    ("to_number", _CALL + "to.number"),
-    ("to_raw", _CALL + "to.raw"),
-    ("to_type", _CALL + "to.type"),
-    ("to_extension", _CALL + "to.extension"),
-    ("to_name", _CALL + "to.name"),
-    ("to_country", _CALL + "to.country"),
-    ("to_internal", _CALL + "to.internal"),
-    ("to_user_id", _CALL + "to.user_id"),
-    ("contact_lookup_status", _CALL + "contact.lookup_status"),
-    ("contact_count", _CALL + "contact.count"),
-    ("contact_id", _CALL + "contact.id"),
-    ("contact_external_id", _CALL + "contact.external_id"),
-    ("contact_name", _CALL + "contact.name"),
-    ("contact_organization", _CALL + "contact.organization"),
-    ("contact_email", _CALL + "contact.email"),
-    ("recording_status", _CALL + "recording.status"),
-    ("recording_url", _CALL + "recording.url"),
-    ("recording_expires_at", _CALL + "recording.expires_at"),
-    ("recording_content_type", _CALL + "recording.content_type"),
-    ("recording_size_bytes", _CALL + "recording.size_bytes"),
-    ("recording_duration_seconds", _CALL + "recording.duration_seconds"),
-    ("recording_sha256", _CALL + "recording.sha256"),
-    ("transcription_text", _CALL + "transcription.text"),
-    ("transcription_summary", _CALL + "transcription.summary"),
-    ("changed_fields", "data.changes"),
-    ("message", "data.message"),
-    ("subscription_id", "data.subscription.id"),
-    ("observed_via", "context.via"),
-    ("observed_at", "context.observed_at"),
-    ("timezone_assumed", "context.timezone_assumed"),
-    ("call_link", "links.call"),
-    ("recording_link", "links.recording"),
-)
-FLAT_FIELDS: Final = tuple(name for name, _ in _FLAT_PATHS)
-"""The keys of a flat body, in their order, the same for every event; null where the event has nothing to say."""
+_FlatPlan = dict[str, "_FlatPlan | tuple[str, ...]"]
+"""The payload as a tree: each object's fields, each leaf's names in the flat form."""
 
-_FLAT_STEPS: Final = tuple((name, tuple(path.split("."))) for name, path in _FLAT_PATHS)
+
+def _flat_plan() -> _FlatPlan:
+    plan: _FlatPlan = {}
+    for path, names in FLAT_PATHS:
+        node = plan
+        for step in path[:-1]:
+            node = cast(_FlatPlan, node.setdefault(step, {}))
+        node[path[-1]] = names
+    return plan
+
+
+_FLAT_PLAN: Final = _flat_plan()
 
 
 def flatten(event: Json) -> Json:
-    """Write an event on one level. Lists and custom fields are left to `full` and to maps.
+    """Write an event on one level, without lists and maps; of `changes` the names remain, comma-separated."""
+    flattened: Json = dict.fromkeys(FLAT_FIELDS)
+    _flatten(event, _FLAT_PLAN, flattened)
+    return flattened
 
-    `changed_fields` is a comma-separated text. `source_id` is also there for events about a source.
-    """
-    flattened = {name: _at(event, path) for name, path in _FLAT_STEPS}
-    changes = flattened["changed_fields"]
-    flattened["changed_fields"] = ",".join(changes) if isinstance(changes, dict) else None
-    if flattened["source_id"] is None:
-        flattened["source_id"] = _at(event, ("data", "source", "id"))
-    return {name: None if isinstance(value, dict | list) else value for name, value in flattened.items()}
+
+def _flatten(node: Json, plan: _FlatPlan, flattened: Json) -> None:
+    for name, target in plan.items():
+        value = node.get(name)
+        if value is None:
+            continue
+        if isinstance(target, dict):
+            if isinstance(value, dict):
+                _flatten(value, target, flattened)
+        elif not isinstance(value, list):
+            for flat_name in target:
+                flattened[flat_name] = ",".join(value) if isinstance(value, dict) else value
 
 
 def _at(document: Any, path: Sequence[str]) -> Any:
@@ -237,39 +195,27 @@ def _entries(node: Any) -> Iterator[tuple[Any, Any]]:
     return iter(list(node.items() if isinstance(node, dict) else enumerate(node)))
 
 
-_IDENTITY: Final = (
-    "id",
-    "provider",
-    "provider_call_id",
-    "source_id",
-    "kind",
-    "revision",
-    "direction",
-    "outcome",
-    "missed",
-    "started_at",
-    "ended_at",
-    "duration_seconds",
-)
+_ENVELOPE_ESSENTIALS: Final = tuple(path[0] for path in ESSENTIAL_PATHS if len(path) == 1)
+_CALL_ESSENTIALS: Final = tuple(path[2] for path in ESSENTIAL_PATHS if path[:2] == ("data", "call"))
+_FLAT_ESSENTIALS: Final = frozenset(name for path, names in FLAT_PATHS if path in ESSENTIAL_PATHS for name in names)
 
 
-def _keep_identity(event: Json) -> bool:
+def _keep_essentials(event: Json) -> bool:
     call = event["data"].get("call")
-    kept: Json = {}
+    data: Json = {}
     if isinstance(call, dict):
-        kept["call"] = {name: _scalar(call.get(name)) for name in _IDENTITY}
-    envelope = {name: _scalar(event.get(name)) for name in ("id", "type", "timestamp", "api_version")}
+        data["call"] = {name: _scalar(call.get(name)) for name in _CALL_ESSENTIALS}
+    envelope = {name: _scalar(event.get(name)) for name in _ENVELOPE_ESSENTIALS}
     truncated = event.get("truncated")
     event.clear()
-    event.update(envelope, data=kept, truncated=truncated)
+    event.update(envelope, data=data, truncated=truncated)
     return True
 
 
-def _keep_flat_identity(flattened: Json) -> bool:
-    keep = {"event_id", "event_type", "event_timestamp", "api_version", "call_id", *_IDENTITY}
+def _keep_flat_essentials(flattened: Json) -> bool:
     for name in flattened:
         if name != "truncated":
-            flattened[name] = _scalar(flattened[name]) if name in keep else None
+            flattened[name] = _scalar(flattened[name]) if name in _FLAT_ESSENTIALS else None
     return True
 
 
@@ -289,13 +235,13 @@ _FULL_CUTS: Final[tuple[_Cut, ...]] = (
     ("changes", _drop_changes),
     ("long strings", _shorten(500)),
     ("long strings", _shorten(100)),
-    ("details", _keep_identity),
+    ("details", _keep_essentials),
 )
 _FLAT_CUTS: Final[tuple[_Cut, ...]] = (
     ("long strings", _shorten(4000)),
     ("long strings", _shorten(500)),
     ("long strings", _shorten(100)),
-    ("details", _keep_flat_identity),
+    ("details", _keep_flat_essentials),
 )
 
 

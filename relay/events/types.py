@@ -1,38 +1,32 @@
-"""The events that exist, by name: what a subscription may ask for and what it hears.
-
-| type | when |
-|---|---|
-| `call.completed` | first sight of a finished call, whatever its outcome |
-| `call.updated` | its content changed, or a contact was found late |
-| `call.recording.completed` | its audio is stored |
-| `call.recording.failed` | its audio exists but cannot be had |
-| `call.transcript.completed` | its transcription became available |
-| `webhook.test` | a person asked for it |
-| `source.error`, `source.recovered` | a source stopped answering, or answers again |
-| `subscription.failing`, `subscription.disabled` | a subscriber is not heard, or has been switched off |
-
-The last three rows are operations: a subscription hears them only when it names them, for `call.*` is the default.
-"""
+"""The event types, and the patterns by which a subscription selects them."""
 
 import re
 from collections.abc import Iterable
+from typing import Final
 
-EVENT_TYPES: tuple[str, ...] = (
-    "call.completed",
-    "call.updated",
-    "call.recording.completed",
-    "call.recording.failed",
-    "call.transcript.completed",
-    "webhook.test",
-    "source.error",
-    "source.recovered",
-    "subscription.failing",
-    "subscription.disabled",
-)
+DESCRIPTIONS: Final[dict[str, str]] = {
+    "call.completed": "A call was seen finished for the first time, whatever its outcome. A missed call has "
+    "`missed: true`.",
+    "call.updated": "The provider changed the call, or its contact was found late. `revision` counts up and `changes` "
+    "names what changed.",
+    "call.recording.completed": "The recording of a call was stored. Follows `call.completed`, once.",
+    "call.recording.failed": "A recording exists but could not be fetched; retries are exhausted.",
+    "call.transcript.completed": "The provider's transcript of a call became available.",
+    "webhook.test": "A test event was requested.",
+    "source.error": "A source stopped answering or rejected its credentials.",
+    "source.recovered": "A source answers again.",
+    "subscription.failing": "A subscription has had no successful delivery for some time; `disables_at` is when it "
+    "will be disabled.",
+    "subscription.disabled": "A subscription was disabled.",
+}
+EVENT_TYPES: Final = tuple(DESCRIPTIONS)
+
+OPERATIONAL_FAMILIES: Final = ("source.", "subscription.", "webhook.")
+"""Events about the relay itself. `*` does not select them; a pattern that begins with the family does."""
 
 
 def matches(patterns: Iterable[str], event_type: str) -> bool:
-    """Say whether any pattern names the type; `*` stands for any characters, dots too: `call.*`, `*.completed`, `*`."""
+    """Whether any pattern selects the type; `*` stands for any characters, dots too: `call.*`, `*.completed`, `*`."""
     return any(
         re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), event_type, re.DOTALL) for pattern in patterns
     )

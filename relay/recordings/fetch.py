@@ -10,12 +10,13 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
-from enum import StrEnum
 from typing import Protocol, assert_never
 
+from relay.domain.call import RecordingStatus
 from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
 from relay.errors import OverBudget, ProviderError, RateLimited, StorageError, Unauthorized, UnexpectedResponse
+from relay.events.payload import NO_RECORDING
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose, RecordingSource
 from relay.recordings.storage import Discarded, Stored
 
@@ -29,16 +30,6 @@ TRANSFER_LIMIT_S = 3_600
 _HEAD_BYTES = 4_096
 _AUDIO_TYPE = re.compile(r"audio/[a-z0-9][a-z0-9.+-]{0,60}", re.ASCII)
 _UNSPECIFIC_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream"})
-
-
-class RecordingStatus(StrEnum):
-    """The `status` of a call's recording part."""
-
-    PENDING = "pending"
-    AVAILABLE = "available"
-    NONE = "none"
-    UNAVAILABLE = "unavailable"
-    UNSUPPORTED = "unsupported"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +155,8 @@ class RecordingWriter(Protocol):
 
 
 def recording_part(status: RecordingStatus) -> Json:
-    """Build the recording part of a call without audio, fields in their published order."""
-    return {
-        "status": status.value,
-        "url": None,
-        "expires_at": None,
-        "content_type": None,
-        "size_bytes": None,
-        "duration_seconds": None,
-        "sha256": None,
-    }
+    """Build the recording part of a call without audio."""
+    return NO_RECORDING | {"status": status.value}
 
 
 def next_attempt(

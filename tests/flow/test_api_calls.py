@@ -14,7 +14,7 @@ from relay.domain.call import Direction, Outcome, Party
 from relay.domain.time import iso
 from relay.errors import StorageError
 from relay.events import payload
-from relay.events.render import FLAT_FIELDS
+from relay.events.payload import FLAT_FIELDS
 from relay.events.types import EVENT_TYPES
 from relay.providers.base import Audio, Purpose
 from relay.providers.source import Source
@@ -189,11 +189,11 @@ async def test_every_type_has_a_schema_and_a_sample_that_keeps_it(desk: Desk) ->
 
     assert [each["type"] for each in types] == list(EVENT_TYPES)
     for each in types:
-        TypeAdapter(payload.shape_of(each["type"])).validate_python(each["sample"])
+        TypeAdapter(payload.model_of(each["type"])).validate_python(each["sample"])
         assert each["schema"]["properties"]["type"] == {"const": each["type"], "type": "string"}
     for real in (eid, sent["event_id"]):
         document = await desk.get(f"/v1/events/{real}")
-        TypeAdapter(payload.shape_of(document["type"])).validate_python(document)
+        TypeAdapter(payload.model_of(document["type"])).validate_python(document)
 
 
 async def test_samples_of_a_type_are_an_array(desk: Desk) -> None:

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from relay.api.options import MASK
-from relay.events.render import FLAT_FIELDS
+from relay.events.payload import FLAT_FIELDS
 from relay.queue import keys as queue_keys
 from relay.simulator.subscriber import Behaviour
 from relay.store import keys

@@ -27,7 +27,8 @@ from redis.asyncio import Redis
 from relay.domain import ids
 from relay.domain.call import Outcome, Record
 from relay.domain.json import Json
-from relay.events.decide import NO_CONTACT, NO_RECORDING, SourceRules
+from relay.events.decide import SourceRules
+from relay.events.payload import NO_CONTACT, NO_RECORDING
 from relay.events.publisher import Publisher
 from relay.queue import keys as queue_keys
 from relay.queue.lane import Claim, Lane, Settlement
@@ -144,7 +145,7 @@ class Bench:
             audio=answered,
             status_raw=status,
             finished=finished,
-            transcription={"available": True, "text": text} if text else None,
+            transcription={"available": True, "transcript": text} if text else None,
             custom={"finished": finished},
         )
         row = Row(record, record.content_hash())

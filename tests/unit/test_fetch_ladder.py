@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.domain.call import RecordingStatus
 from relay.recordings.fetch import (
     ATTEMPT_OFFSETS_S,
     FAILURE_WAITS_S,
@@ -17,7 +18,6 @@ from relay.recordings.fetch import (
     Missing,
     NoRecording,
     Outage,
-    RecordingStatus,
     RetriesExhausted,
     RetryLater,
     audio_type,

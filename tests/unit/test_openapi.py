@@ -13,9 +13,9 @@ from relay.api.problems import STATUSES
 from relay.api.routes import TABLE
 from relay.delivery.filters import wants
 from relay.domain.clock import SystemClock
-from relay.events.payload import DESCRIPTIONS, sample, samples, schema_of, shape_of
-from relay.events.render import FLAT_FIELDS, check_map, flatten
-from relay.events.types import EVENT_TYPES
+from relay.events.payload import FLAT_FIELDS, model_of, sample, samples, schema_of
+from relay.events.render import check_map, flatten
+from relay.events.types import DESCRIPTIONS, EVENT_TYPES
 from relay.privacy.erase import mentions, spellings
 from relay.providers import PROVIDERS
 from relay.settings import SubscriptionOptions
@@ -111,7 +111,7 @@ def test_a_sample_keeps_its_schema(event_type: str) -> None:
     """Strictly: nothing missing, nothing more."""
     document = sample(event_type, now=NOW)
 
-    shape_of(event_type).model_validate(document)
+    model_of(event_type).model_validate(document)
     assert DESCRIPTIONS[event_type]
     assert set(schema_of(event_type)["required"]) <= set(document)
     assert tuple(flatten(document)) == FLAT_FIELDS

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.events.decide import API_VERSION
+from relay.events.payload import API_VERSION
 from relay.store.documents import pack, unpack, unpack_bytes
 
 JSON: st.SearchStrategy[Any] = st.recursive(

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.events.render import FLAT_FIELDS, MAX_BODY_BYTES, MAX_RESULT_BYTES, check_map, render
+from relay.events.payload import FLAT_FIELDS
+from relay.events.render import MAX_BODY_BYTES, MAX_RESULT_BYTES, check_map, render
 
 EXPIRES_AT = datetime(2025, 7, 8, 20, 57, 10, tzinfo=UTC)
 LINK = ("https://relay.example/recordings/call_x?expires=1752008230&signature=abc", EXPIRES_AT)
@@ -141,7 +142,7 @@ def test_the_providers_row_is_sent_only_where_asked_for() -> None:
 
 
 def test_flat_has_the_documented_keys_in_their_order_for_every_event() -> None:
-    for one in (event(), OPERATIONS, event(contact=None, recording=None, transcription={"text": "hello"})):
+    for one in (event(), OPERATIONS, event(contact=None, recording=None, transcription={"transcript": "hello"})):
         flattened = orjson.loads(render(one, payload="flat"))
 
         assert tuple(flattened) == FLAT_FIELDS
@@ -151,7 +152,7 @@ def test_flat_has_the_documented_keys_in_their_order_for_every_event() -> None:
 
 
 def test_flat_says_what_no_code_tools_map() -> None:
-    one = event(transcription={"available": True, "text": "hello", "summary": "greeting"})
+    one = event(transcription={"available": True, "transcript": "hello", "summary": "greeting"})
     one["data"]["changes"] = {"outcome": ["no_answer", "answered"], "contact.name": [None, "John Doe"]}
 
     flattened = orjson.loads(render(one, payload="flat", recording_link=LINK))
@@ -198,7 +199,11 @@ BIG_TEXT = "ü" * 15_000
         ({"transfers": BIG_LIST}, None, ["transfers"]),
         ({"contact": event()["data"]["call"]["contact"] | {"others": BIG_LIST}}, None, ["contact.others"]),
         ({"custom": {"a": BIG_LIST}}, None, ["contact.others", "custom"]),
-        ({"transcription": {"available": True, "text": BIG_TEXT}}, None, ["contact.others", "transcription.text"]),
+        (
+            {"transcription": {"available": True, "transcript": BIG_TEXT}},
+            None,
+            ["contact.others", "transcription.text"],
+        ),
         ({"status_raw": BIG_TEXT}, None, ["contact.others", "long strings"]),
         (
             {"participants": BIG_LIST, "transfers": BIG_LIST, "custom": {"a": BIG_TEXT}, "end_reason": BIG_TEXT},
@@ -238,7 +243,7 @@ def test_big_changes_lose_their_values_and_keep_their_names() -> None:
 
 
 def test_a_flat_body_that_is_too_large_is_cut() -> None:
-    body = render(event(transcription={"text": BIG_TEXT}), payload="flat")
+    body = render(event(transcription={"transcript": BIG_TEXT}), payload="flat")
 
     sent = orjson.loads(body)
     assert len(body) <= MAX_BODY_BYTES

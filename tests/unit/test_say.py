@@ -12,18 +12,8 @@ from hypothesis import strategies as st
 from relay.domain import ids
 from relay.domain.call import Direction, NumberType, Outcome, Party, Record
 from relay.domain.json import Json
-from relay.events.decide import (
-    API_VERSION,
-    NO_CONTACT,
-    NO_RECORDING,
-    EventDraft,
-    Publish,
-    SourceRules,
-    Wait,
-    contact_hold_left_ms,
-    decide,
-    recording_of,
-)
+from relay.events.decide import EventDraft, Publish, SourceRules, Wait, contact_hold_left_ms, decide, recording_of
+from relay.events.payload import API_VERSION, NO_CONTACT, NO_RECORDING
 from relay.store.calls import StoredCall
 
 READY_MS = 1_751_403_284_000
@@ -361,7 +351,7 @@ def test_a_told_call_that_goes_on_again_waits_for_its_end() -> None:
 
 # Transcripts
 
-TRANSCRIPT: Json = {"available": True, "text": "hello"}
+TRANSCRIPT: Json = {"available": True, "transcript": "hello"}
 
 
 def test_a_transcript_is_told_with_the_call_when_it_is_there_already() -> None:
@@ -405,10 +395,10 @@ def test_a_transcript_that_goes_and_comes_again_is_told_as_updates() -> None:
 def test_a_corrected_transcript_is_an_update() -> None:
     """After its own event a transcript is content like any other."""
     call = heard(stored(record=record(transcription=TRANSCRIPT)), rules=PLAIN)
-    corrected = replace(call, record=record(transcription=TRANSCRIPT | {"text": "hallo"}))
+    corrected = replace(call, record=record(transcription=TRANSCRIPT | {"transcript": "hallo"}))
 
     changes = the(owed(corrected, rules=PLAIN), "call.updated").document["data"]["changes"]
-    assert changes == {"transcription.text": ["hello", "hallo"]}
+    assert changes == {"transcription.transcript": ["hello", "hallo"]}
 
 
 # Properties
