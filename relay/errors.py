@@ -1,17 +1,17 @@
-"""What can go wrong, as one tree. A message is the sentence an operator reads: what happened, to whom, what to do.
+"""All errors, as one tree. A message is what an operator reads: what happened, to what, what to do.
 
 RelayError
 ├── SettingsError             the start stops, exit code 2
 ├── StoreError
 │   ├── StoreInUse            another relay owns this database or directory
 │   └── StoreTooNew           the database was written by a newer release
-├── StorageError              recordings cannot be kept or read just now
-│   └── StorageFull           no room left where recordings are kept
+├── StorageError              recordings cannot be stored or read for now
+│   └── StorageFull           no space left for recordings
 ├── ProviderError
 │   ├── Unauthorized          401, 403
 │   ├── RateLimited           429: which bucket, until when
-│   ├── Unavailable           5xx, time-outs, connection trouble
-│   └── UnexpectedResponse             an answer that the provider's document does not know
+│   ├── Unavailable           5xx, timeouts, connection errors
+│   └── UnexpectedResponse    a response that the provider's documentation does not describe
 └── OverBudget                our own share of a provider's limit is used up for now
 """
 
@@ -19,11 +19,11 @@ from typing import Literal
 
 
 class RelayError(Exception):
-    """Something the relay can say in a sentence."""
+    """Base of all errors whose message can be shown as it is."""
 
 
 class SettingsError(RelayError):
-    """A setting is missing or wrong; the text names every one of them."""
+    """A setting is missing or invalid; the message lists every problem."""
 
 
 class StoreError(RelayError):
@@ -35,23 +35,23 @@ class StoreInUse(StoreError):
 
 
 class StoreTooNew(StoreError):
-    """A newer release has written this database."""
+    """This database was written by a newer release."""
 
 
 class StorageError(RelayError):
-    """The storage of recordings did not do what was asked."""
+    """The storage of recordings failed."""
 
 
 class StorageFull(StorageError):
-    """There is no room left where recordings are kept."""
+    """There is no space left for recordings."""
 
 
 class ProviderError(RelayError):
-    """A provider did not do what was asked."""
+    """A request to a provider failed."""
 
 
 class Unauthorized(ProviderError):
-    """The provider refuses the credential."""
+    """The provider rejects the credential."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -59,7 +59,10 @@ class Unauthorized(ProviderError):
 
 
 class RateLimited(ProviderError):
-    """The provider says that we asked too often. `bucket` is whose limit it is; `retry_after_s` None when not told."""
+    """The provider rejected a request as one too many.
+
+    `bucket` is the limit that was hit; `retry_after_s` is None when the response has no Retry-After.
+    """
 
     def __init__(self, message: str, *, bucket: Literal["key", "ip"], retry_after_s: float | None) -> None:
         super().__init__(message)
@@ -68,15 +71,15 @@ class RateLimited(ProviderError):
 
 
 class Unavailable(ProviderError):
-    """The provider could not be reached, took too long, or failed by itself."""
+    """The provider could not be reached, timed out or answered 5xx."""
 
 
 class UnexpectedResponse(ProviderError):
-    """The provider's answer is not one that its document knows; nothing in it is believed."""
+    """A response that the provider's documentation does not describe; nothing in it is used."""
 
 
 class OverBudget(RelayError):
-    """Our share of the provider's limit is used up; `wait_s` says when there is room again."""
+    """Our share of the provider's limit is used up for the next `wait_s` seconds."""
 
     def __init__(self, wait_s: float) -> None:
         super().__init__(f"our share of the provider's request limit is used up for another {wait_s:.0f} s")

@@ -1,14 +1,13 @@
-"""What the relay writes about itself: one line a change, without secrets, full phone numbers or paths of URLs.
+"""Logging: one line per event, without secrets, full phone numbers or more of a URL than its host.
 
-Every line goes through `redact`, also those of libraries that log by the standard library, and their tracebacks.
-Whole numbers, instants and the relay's own ids pass; a text of which one is sure goes through when wrapped in `plain`.
+Every line is redacted, including tracebacks and what libraries log through the standard library. Integers, instants
+and the relay's own ids are kept. docs/operations.md lists the events.
 """
 
 import logging
 import re
 import sys
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from datetime import date, timedelta
 from enum import Enum
 from typing import Any, Final, Literal, TextIO
@@ -17,55 +16,47 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-Level = Literal["debug", "info", "warning", "error"]
-Format = Literal["console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["console", "json"]
 
 MASK: Final = "•••"
 TEXT_MAX_CHARS: Final = 8_192
 
 _CHATTY: Final = ("aiohttp.access", "arq", "asyncio", "uvloop")
-"""Libraries whose informational lines say nothing that the relay's own do not."""
+"""Libraries whose informational lines repeat what the relay logs itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """A text that is written as it is."""
+def configure(level: LogLevel = "info", format: LogFormat = "console", *, stream: TextIO | None = None) -> None:
+    """Set up logging for the process, once, before anything is logged; without a `stream`, lines go to stderr.
 
-    text: str
-
-
-def plain(text: str) -> Plain:
-    """Vouch for a text: it holds no secret and no number, and is logged as it is."""
-    return Plain(text)
-
-
-def configure(level: Level = "info", format: Format = "console", *, stream: TextIO | None = None) -> None:
-    """Set up logging for the process, once, before anything is logged; without a `stream` lines go to stderr.
-
-    Loggers keep what they found at their first line: a second call reaches only the loggers that come after it.
+    Loggers are cached at their first line, so a second call affects only loggers that have not logged yet.
     """
-    out = stream if stream is not None else _Stderr()
+    output = stream if stream is not None else _Stderr()
     threshold: int = getattr(logging, level.upper())
-    stamps: list[Processor] = [
+    preprocessors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    finish: list[Processor] = [structlog.processors.StackInfoRenderer(), structlog.processors.format_exc_info, redactor]
-    renderer = _renderer(format, colors=_is_terminal(out))
+    postprocessors: list[Processor] = [
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        redactor,
+    ]
+    renderer = _renderer(format, colors=_is_terminal(output))
 
     structlog.configure(
-        processors=[*stamps, *finish, renderer],
+        processors=[*preprocessors, *postprocessors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(file=out),  # type: ignore[arg-type]  # only write and flush are used
+        logger_factory=structlog.WriteLoggerFactory(file=output),  # type: ignore[arg-type]  # only write and flush are used
         cache_logger_on_first_use=True,
     )
 
-    handler = _Handler(out)  # type: ignore[arg-type]  # only write and flush are used
+    handler = _Handler(output)  # type: ignore[arg-type]  # only write and flush are used
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*stamps, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish, renderer],
+            foreign_pre_chain=[*preprocessors, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *postprocessors, renderer],
         )
     )
     root = logging.getLogger()
@@ -81,9 +72,7 @@ def redactor(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def redact(value: Any, *, key: str = "", multiline: bool = False) -> Any:
-    """Make a value fit to be logged: JSON types only; `key` is the name that it is logged under."""
-    if isinstance(value, Plain):
-        return _visible(value.text)
+    """Convert a value to JSON types without confidential parts; `key` is the name it is logged under."""
     if value is None or isinstance(value, bool):
         return value
     if _SECRET_KEY.search(key):
@@ -112,7 +101,7 @@ def redact(value: Any, *, key: str = "", multiline: bool = False) -> Any:
 
 
 def redact_text(text: str) -> str:
-    """Mask what a text must not tell: signing secrets, tokens, URLs beyond the host, phone numbers but two digits."""
+    """Mask signing secrets, tokens, URLs beyond the host, and phone numbers but for their last two digits."""
     text = _URL.sub(_host_only, text)
     text = _WHSEC.sub(f"whsec_{MASK}", text)
     text = _TOKEN.sub(f"relay_{MASK}", text)
@@ -135,7 +124,7 @@ _NAMED = re.compile(
     re.I,
 )
 _DIGITS = re.compile(
-    r"(?P<kept>"
+    r"(?P<keep>"
     r"\b(?:evt|call)_[a-z2-7]{26}\b"  # the relay's own ids
     r"|\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?(?:Z|[+\-]\d\d:?\d\d)?)?(?![\d\-])"  # an instant
     r"|(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?:/\d{1,2}|:\d{1,5})?(?![\d.])"  # an IPv4 address, network or socket
@@ -145,16 +134,16 @@ _DIGITS = re.compile(
 )
 
 
-def _host_only(found: re.Match[str]) -> str:
-    scheme, rest = found.groups()
+def _host_only(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
     authority = _AUTHORITY.fullmatch(rest)
     return f"{scheme}://{authority[1] if authority else MASK}"
 
 
-def _last_two(found: re.Match[str]) -> str:
-    if found["kept"]:
-        return found[0]
-    digits = [char for char in found[0] if char.isdigit()]
+def _last_two(match: re.Match[str]) -> str:
+    if match["keep"]:
+        return match[0]
+    digits = [char for char in match[0] if char.isdigit()]
     return MASK + "".join(digits[-2:])
 
 
@@ -162,18 +151,18 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def _visible(text: str, *, multiline: bool = False) -> str:
-    """Write control characters as escapes, so that nobody's name can forge a line; tracebacks keep their own."""
+    """Escape control characters, so that a caller's name cannot forge a log line; tracebacks keep their line breaks."""
     if len(text) > TEXT_MAX_CHARS:
         text = text[:TEXT_MAX_CHARS] + "…"
 
-    def escaped(found: re.Match[str]) -> str:
-        char = found[0]
+    def escape(match: re.Match[str]) -> str:
+        char = match[0]
         return char if multiline and char in "\n\t" else char.encode("unicode_escape").decode()
 
-    return _CONTROL.sub(escaped, text)
+    return _CONTROL.sub(escape, text)
 
 
-def _renderer(format: Format, *, colors: bool) -> Processor:
+def _renderer(format: LogFormat, *, colors: bool) -> Processor:
     if format == "json":
         return _as_json
     return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
@@ -184,12 +173,12 @@ def _as_json(_: WrappedLogger, __: str, event: EventDict) -> str:
     return orjson.dumps({**first, **event}).decode()
 
 
-def _is_terminal(out: Any) -> bool:
-    return bool(getattr(out, "isatty", lambda: False)())
+def _is_terminal(stream: Any) -> bool:
+    return bool(getattr(stream, "isatty", lambda: False)())
 
 
 class _Stderr:
-    """The standard error of the moment: a stream that was replaced since then is not written to."""
+    """Writes to whatever `sys.stderr` is at the time, because pytest and others replace it."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -202,7 +191,7 @@ class _Stderr:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines of the standard library; one that cannot be formatted is told without its content."""
+    """Writes lines of the standard library; one that cannot be formatted is reported without its content."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         kind = sys.exc_info()[0]

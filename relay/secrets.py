@@ -1,7 +1,7 @@
-"""Secrets at rest: encrypted with keys of the operator's, signed with keys derived from them, made when there are none.
+"""Encrypt secrets at rest and derive signing keys, both from the operator's keys; generate those if there are none.
 
-From each operator key HKDF derives one key per purpose, so that what signs links never encrypts. Ciphertexts carry the
-fingerprint of their key: `RELAY_SECRET_KEY=new,old` reads both and writes with the new one.
+HKDF derives one key per purpose from each operator key, so that a signing key never encrypts. Ciphertexts carry the
+fingerprint of their key: with `RELAY_SECRET_KEY=new,old`, both can be decrypted and `new` encrypts.
 """
 
 import base64
@@ -22,7 +22,7 @@ from relay.errors import SettingsError, StoreError
 
 KEY_MIN_CHARS: Final = 32
 TOKEN_MIN_CHARS: Final = 16
-TOKEN_PREFIX: Final = "relay_"  # noqa: S105 - a prefix, by which a leaked token can be recognised
+TOKEN_PREFIX: Final = "relay_"  # noqa: S105 - a prefix by which scanners recognise a leaked token
 KEY_FILE: Final = "secret_key"
 TOKEN_FILE: Final = "api_token"  # noqa: S105 - a file name
 
@@ -31,23 +31,23 @@ _NONCE_BYTES = 12
 
 
 def generate_key() -> str:
-    """Make a fresh `RELAY_SECRET_KEY`."""
+    """Generate a `RELAY_SECRET_KEY`."""
     return secrets.token_urlsafe(48)
 
 
 def generate_token() -> str:
-    """Make a fresh API token."""
+    """Generate an API token."""
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
 class SecretBox:
-    """Encrypts and signs with keys derived from the operator's, newest first."""
+    """Encrypts with the newest of the operator's keys, decrypts with any of them."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         if not keys:
-            raise SettingsError("no secret key: set RELAY_SECRET_KEY")
+            raise SettingsError("RELAY_SECRET_KEY is missing")
         if any(len(key) < KEY_MIN_CHARS for key in keys):
-            raise SettingsError(f"a secret key is too short: it needs at least {KEY_MIN_CHARS} characters")
+            raise SettingsError(f"a secret key is too short; it needs at least {KEY_MIN_CHARS} characters")
         self._keys = tuple(key.encode() for key in keys)
         self._fingerprints = tuple(_derive(key, "fingerprint", size_bytes=8).hex() for key in self._keys)
         self._ciphers = {
@@ -59,40 +59,40 @@ class SecretBox:
         return f"SecretBox({', '.join(self._fingerprints)})"
 
     def fingerprints(self) -> tuple[str, ...]:
-        """Name the keys without telling them, newest first: equal names are equal keys."""
+        """Return an identifier of each key, newest first; equal identifiers mean equal keys."""
         return self._fingerprints
 
     def signing_keys(self, purpose: str) -> list[bytes]:
-        """Derive the 32-byte keys for one purpose, newest first: sign with the first, accept any."""
+        """Derive the 32-byte keys for one purpose, newest first: sign with the first, accept any of them."""
         return [_derive(key, f"sign:{purpose}") for key in self._keys]
 
     def encrypt(self, text: str, *, context: str = "") -> str:
-        """Encrypt with the newest key. `context` says where the text belongs; only there can it be read again."""
+        """Encrypt with the newest key. `context` binds the ciphertext to its place: decrypting needs the same one."""
         newest = self._fingerprints[0]
         nonce = secrets.token_bytes(_NONCE_BYTES)
         sealed = self._ciphers[newest].encrypt(nonce, text.encode(), _associated(newest, context))
         return f"{_VERSION}.{newest}.{base64.urlsafe_b64encode(nonce + sealed).decode()}"
 
     def decrypt(self, sealed: str, *, context: str = "") -> str:
-        """Read what `encrypt` wrote in the same context.
+        """Decrypt what `encrypt` wrote in the same context.
 
-        Raises SettingsError when its key is not among ours, StoreError when it was damaged or moved.
+        Raises SettingsError for an unknown key, StoreError when the ciphertext was damaged or moved.
         """
         fingerprint, payload = _split(sealed)
         cipher = self._ciphers.get(fingerprint)
         if cipher is None:
             raise SettingsError(
-                f"a stored secret was written with key {fingerprint}, which is not in RELAY_SECRET_KEY: "
-                "put the former key back, after the new one and a comma"
+                f"a stored secret was encrypted with key {fingerprint}, which is not in RELAY_SECRET_KEY; "
+                "add the previous key back, after the new one and a comma"
             )
         try:
             text = cipher.decrypt(payload[:_NONCE_BYTES], payload[_NONCE_BYTES:], _associated(fingerprint, context))
         except InvalidTag:
-            raise StoreError("a stored secret is damaged, or belongs somewhere else") from None
+            raise StoreError("a stored secret is damaged, or was moved from another place") from None
         return text.decode()
 
     def needs_reencrypt(self, sealed: str) -> bool:
-        """Say whether this was written with a key that is not the newest."""
+        """Return whether this was encrypted with a key other than the newest."""
         return _split(sealed)[0] != self._fingerprints[0]
 
 
@@ -112,23 +112,23 @@ def _split(sealed: str) -> tuple[str, bytes]:
     except ValueError:
         payload = b""
     if version != _VERSION or len(payload) <= _NONCE_BYTES:
-        raise StoreError("a stored secret is damaged: it is not in the form that the relay writes")
+        raise StoreError("a stored secret is damaged: its format is not valid")
     return fingerprint, payload
 
 
 @dataclass(frozen=True, slots=True)
 class OwnSecrets:
-    """What a relay without an operator's keys made for itself: its keys, newest first, and its API token."""
+    """The generated secrets of a relay without operator keys: its keys, newest first, and its API token."""
 
     keys: tuple[str, ...] = field(repr=False)
     token: str = field(repr=False)
 
 
 def load_or_create(data_dir: Path) -> OwnSecrets:
-    """Read the relay's own key and API token from `data_dir`, making what is missing, readable by its owner alone.
+    """Read the generated key and API token in `data_dir`; generate what is missing, readable by the owner alone.
 
-    The key file may hold several keys, a line each, newest first. Two processes that start at once end up with the
-    same secrets. Raises SettingsError for files that others may read, and for what cannot be read or written.
+    The key file may hold several keys, one per line, newest first. Two processes that start at once get the same
+    secrets. Raises SettingsError for files that others may read, and for files that cannot be read or written.
     """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def load_or_create(data_dir: Path) -> OwnSecrets:
     _check_lines(data_dir / KEY_FILE, key_lines, KEY_MIN_CHARS)
     _check_lines(data_dir / TOKEN_FILE, token_lines, TOKEN_MIN_CHARS)
     if len(token_lines) > 1:
-        raise SettingsError(f"{data_dir / TOKEN_FILE} holds more than one line: keep the one API token")
+        raise SettingsError(f"{data_dir / TOKEN_FILE} has more than one line; keep one API token")
     return OwnSecrets(keys=tuple(key_lines), token=token_lines[0])
 
 
@@ -153,7 +153,7 @@ def _read_or_create(path: Path, fresh: str) -> list[str]:
 
 
 def _create_private(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all; when another process was quicker, its file stays."""
+    """Create a file atomically; if another process was faster, its file is kept."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -182,23 +182,21 @@ def _read_private(path: Path) -> list[str]:
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise SettingsError(f"{path} is not a plain file")
+            raise SettingsError(f"{path} is not a regular file")
         if status.st_mode & 0o077:
             raise SettingsError(
-                f"{path} may be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o}): "
-                f"it holds a secret; run chmod 600 {path}"
+                f"{path} holds a secret and is accessible to other users (mode {stat.S_IMODE(status.st_mode):04o}); "
+                f"run chmod 600 {path}"
             )
         content = file.read(64 * 1024)
     try:
         return [line.strip() for line in content.decode("ascii").splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise SettingsError(
-            f"{path} is not plain text: put the former one back, or delete it and a fresh one is made"
-        ) from None
+        raise SettingsError(f"{path} is not ASCII text; restore it, or delete it to generate a new one") from None
 
 
 def _check_lines(path: Path, lines: list[str], min_chars: int) -> None:
     if not lines:
-        raise SettingsError(f"{path} is empty: put the former one back, or delete it and a fresh one is made")
+        raise SettingsError(f"{path} is empty; restore it, or delete it to generate a new one")
     if any(len(line) < min_chars for line in lines):
-        raise SettingsError(f"{path} holds a secret that is too short: it needs at least {min_chars} characters")
+        raise SettingsError(f"{path} holds a secret that is too short; it needs at least {min_chars} characters")

@@ -18,7 +18,7 @@ from relay.delivery import filters
 from relay.delivery.subscriptions import Subscription
 from relay.domain import ids
 from relay.domain.json import Json
-from relay.domain.time import from_iso, in_words, iso
+from relay.domain.time import format_duration, from_iso, iso
 from relay.events.decide import Wait, decide
 from relay.providers.source import Source
 from relay.store import keys
@@ -270,12 +270,14 @@ def _depth_s(late_s: float, depths_s: Sequence[int]) -> int | None:
 
 
 def _seen_words(call: StoredCall, late_s: float, depth_s: int | None) -> str:
-    after = f"{in_words(late_s)} after its start" if late_s >= 0 else f"{in_words(late_s)} before its start"
+    after = (
+        f"{format_duration(late_s)} after its start" if late_s >= 0 else f"{format_duration(late_s)} before its start"
+    )
     how = {"poll": "by a poll", "backfill": "by a backfill", "stream": "by the provider's stream"}.get(
         call.via, f"by {call.via}"
     )
     if call.via == "poll" and depth_s is not None:
-        how += f" that looks {in_words(depth_s)} back"
+        how += f" that looks {format_duration(depth_s)} back"
     return f"{iso(instant(call.first_seen_ms))}, {after}, {how}"
 
 
@@ -303,7 +305,7 @@ def _untold(call: StoredCall, source: Source | None, *, now: datetime) -> tuple[
     match decide(call, now_ms=int(now.timestamp() * 1000), rules=source.rules):
         case Wait(wait_ms=wait_ms):
             return "not_told_yet", (
-                f"It waits for its contact or its audio, for another {in_words(wait_ms / 1000 + 0.5)} at most."
+                f"It waits for its contact or its audio, for another {format_duration(wait_ms / 1000 + 0.5)} at most."
             )
         case _:
             return "not_told_yet", "It is about to be told: a worker has yet to take it up. Is one running?"
@@ -360,7 +362,7 @@ def _fate(
         return "waiting", f"attempts are held back for some minutes, because the subscriber looks unwell{last}"
     due = instant(state.next_ms)
     if due is not None and due > now:
-        return "waiting", f"the next attempt is in {in_words((due - now).total_seconds())}{last}"
+        return "waiting", f"the next attempt is in {format_duration((due - now).total_seconds())}{last}"
     return "waiting", f"an attempt is due now, or waits for an earlier event of the call{last}"
 
 
@@ -416,13 +418,13 @@ def standing_words(source: Source, state: SourceState, *, now: datetime) -> str:
     if source.paused:
         return "paused: the provider is not asked"
     if state.error:
-        since = in_words((now - (instant(state.error_since_ms) or now)).total_seconds())
+        since = format_duration((now - (instant(state.error_since_ms) or now)).total_seconds())
         return f"failing for {since}: {state.error}"
     if state.last_poll is None:
         return "not polled so far"
-    asked = f"last asked {in_words((now - state.last_poll).total_seconds())} ago"
+    asked = f"last asked {format_duration((now - state.last_poll).total_seconds())} ago"
     cursor, began = state.poll_state.cursor, state.poll_state.started_at
     if cursor is None or cursor == began:
         return f"{asked}; it has listed no call since the relay began with it"
-    newest = in_words((now - cursor).total_seconds())
+    newest = format_duration((now - cursor).total_seconds())
     return f"{asked}; its newest call started {newest} ago. It has not listed this one so far, or long before that"

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from relay import secrets
-from relay.domain.time import instant, iso
+from relay.domain.time import iso, parse_instant
 from relay.errors import RelayError, SettingsError, StoreError
 from relay.processes import needs_of_a_role
 from relay.runtime import QUEUE
@@ -77,8 +77,8 @@ class PollState:
 
 def asked_for(source: str, *, since: str, until: str | None, force: bool, now: datetime) -> Range:
     """Understand the command line; a SettingsError says in a sentence what is wrong with it."""
-    start = instant(since, name="--since", now=now)
-    end = now if until is None else instant(until, name="--until", now=now)
+    start = parse_instant(since, name="--since", now=now)
+    end = now if until is None else parse_instant(until, name="--until", now=now)
     if start >= now:
         raise SettingsError(f"--since: {iso(start)} is still to come")
     if start >= end:

@@ -26,7 +26,7 @@ from relay import secrets
 from relay.delivery.guard import Forbidden, Guard, NoAddress, special_purpose
 from relay.domain.call import Record
 from relay.domain.json import Json
-from relay.domain.time import in_words
+from relay.domain.time import format_duration
 from relay.errors import OverBudget, RelayError, SettingsError, StorageError, StoreInUse
 from relay.polling.clock_skew import rows_look_like
 from relay.polling.window import SEED_DEPTH
@@ -275,7 +275,7 @@ def skew(what: str, whose: str, ahead_s: float) -> list[Finding]:
     """Judge a clock against ours: small differences are silence."""
     if abs(ahead_s) < _SKEW_NOTED_S:
         return []
-    text = f"{whose} is {in_words(ahead_s)} {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
+    text = f"{whose} is {format_duration(ahead_s)} {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
     status: Status = "fail" if abs(ahead_s) > _SKEW_BAD_S else "warn"
     return [Finding(what, status, text, "let NTP set the clocks; signatures are refused when five minutes off")]
 
@@ -341,7 +341,7 @@ async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, st
         findings += newest_call(what, pages, options, now=datetime.now(UTC))
         if budget is not None and limit is not None:
             left = await budget.left(kind.name, credential, limit)
-            most = f"{limit.requests * limit.share:.0f} of {limit.requests} in {in_words(limit.window_s)}"
+            most = f"{limit.requests * limit.share:.0f} of {limit.requests} in {format_duration(limit.window_s)}"
             findings.append(Finding(f"{what} budget", "ok", f"{left} requests could go now; our share is {most}"))
     except OverBudget as error:
         findings.append(Finding(what, "warn", str(error), "wait, or raise budget_share when the account is ours alone"))
@@ -390,9 +390,8 @@ def newest_call(what: str, pages: Sequence[Page], options: SourceOptions, *, now
     if bad:
         findings.append(Finding(f"{what} rows", "warn", f"{bad} rows just read cannot be believed"))
     if not starts:
-        text = (
-            f"no call in the last {in_words(SEED_DEPTH.total_seconds())}, so the zone {options.timezone} is not proven"
-        )
+        depth = format_duration(SEED_DEPTH.total_seconds())
+        text = f"no call in the last {depth}, so the zone {options.timezone} is not proven"
         findings.append(Finding(f"{what} zone", "warn", text, "make a call and check again"))
         return findings
     findings.append(zone(f"{what} zone", starts, options.timezone, now=server_time or now))
@@ -406,15 +405,15 @@ def zone(what: str, starts: Sequence[datetime], name: str, *, now: datetime) -> 
     """
     age_s = (now - starts[-1]).total_seconds()
     if age_s < -120:
-        text = f"the newest call starts in {in_words(age_s)}, which is still to come"
+        text = f"the newest call starts in {format_duration(age_s)}, which is still to come"
         return Finding(what, "fail", text, _suggestion(name, now, -age_s))
-    text = f"the newest call started {in_words(age_s)} ago, read as {name}"
+    text = f"the newest call started {format_duration(age_s)} ago, read as {name}"
     if age_s >= 1800 - 300 and len(starts) >= 5:
         gaps = [(later - former).total_seconds() for former, later in zip(starts[-21:], starts[-20:], strict=False)]
         usual_s = statistics.median(gaps)
         off_s = round(age_s / 1800) * 1800
         if usual_s <= 300 and abs(age_s - off_s) <= 300 + usual_s:
-            text += f", though calls come every {in_words(max(usual_s, 1))} or so"
+            text += f", though calls come every {format_duration(max(usual_s, 1))} or so"
             return Finding(what, "warn", text, "if calls were made since then: " + _suggestion(name, now, -off_s))
     return Finding(what, "ok", text)
 
@@ -438,18 +437,18 @@ async def _remembered(sid: str, options: SourceOptions, redis: Redis) -> list[Fi
     if state.error:
         since = ""
         if state.error_since_ms:
-            since = f" for {in_words(datetime.now(UTC).timestamp() - state.error_since_ms / 1000)}"
+            since = f" for {format_duration(datetime.now(UTC).timestamp() - state.error_since_ms / 1000)}"
         text = f"polling has been failing{since}: {state.error}"
         findings.append(Finding(f"{what} polls", "fail", text, "it is tried again by itself, at once with another key"))
     elif state.last_poll is not None:
-        ago = in_words((datetime.now(UTC) - state.last_poll).total_seconds())
+        ago = format_duration((datetime.now(UTC) - state.last_poll).total_seconds())
         findings.append(Finding(f"{what} polls", "ok", f"the last successful poll was {ago} ago"))
     if state.zone_off_s:
-        text = f"calls are first seen {in_words(state.zone_off_s)} {'late' if state.zone_off_s > 0 else 'early'}"
+        text = f"calls are first seen {format_duration(state.zone_off_s)} {'late' if state.zone_off_s > 0 else 'early'}"
         fix = _suggestion(options.timezone, datetime.now(UTC), -state.zone_off_s)
         findings.append(Finding(f"{what} delays", "warn", text, fix))
     if state.quiet_since:
-        quiet = in_words((datetime.now(UTC) - state.quiet_since).total_seconds())
+        quiet = format_duration((datetime.now(UTC) - state.quiet_since).total_seconds())
         text = f"no call for {quiet}, where each of the last weeks had more than three in the same time"
         findings.append(Finding(f"{what} calls", "warn", text, "see whether the key still sees the account's calls"))
     for extra, why in (("contacts", state.contacts_off), ("recordings", state.recordings_off)):

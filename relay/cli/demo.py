@@ -35,7 +35,7 @@ from rich.text import Text
 
 from relay.delivery.signature import new_secret
 from relay.domain.json import Json
-from relay.domain.time import in_words
+from relay.domain.time import format_duration
 from relay.errors import RelayError
 from relay.simulator.offices import Office, open_office
 from relay.simulator.subscriber import Arrival, HookReport, VerifyingSubscriber
@@ -770,7 +770,7 @@ async def _make_calls(plan: Plan, relay: RelayProcess, board: Board, screen: Scr
     for index, office in enumerate(board.offices):
         office.feed(calls(office.simulator.clock(), seed=plan.seed + index, habits=plan.habits()))
     ends_at = math.inf if plan.for_s is None else time.monotonic() + plan.for_s
-    board.status = "Ctrl-C ends it" if plan.for_s is None else f"for {in_words(plan.for_s)}"
+    board.status = "Ctrl-C ends it" if plan.for_s is None else f"for {format_duration(plan.for_s)}"
     board.note("it has looked once, and now people make calls", screen)
     rng = random.Random(plan.seed)  # noqa: S311 - when to kill, nothing secret
     kill_at = time.monotonic() + rng.uniform(*_CHAOS_EVERY_S) if plan.chaos else math.inf

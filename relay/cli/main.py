@@ -168,10 +168,10 @@ def demo(
 ) -> None:
     """Show the whole relay at work: simulated providers, a subscriber that verifies, all on this machine."""
     from relay.cli.demo import Plan, run
-    from relay.domain.time import duration_s
+    from relay.domain.time import parse_duration_s
     from relay.simulator.offices import NAMES
 
-    for_s = None if duration is None else duration_s(duration, name="--for")
+    for_s = None if duration is None else parse_duration_s(duration, name="--for")
     providers = NAMES if provider == "all" else (provider,)
     plan = Plan(providers, for_s=for_s, calls_per_minute=calls_per_minute, chaos=chaos, seed=seed)
     if not _run(run(plan)):

@@ -114,6 +114,6 @@ def moment(text: str | None, *, name: str) -> str | None:
         return None
     from datetime import UTC, datetime
 
-    from relay.domain.time import instant, iso
+    from relay.domain.time import iso, parse_instant
 
-    return iso(instant(text, name=name, now=datetime.now(UTC)))
+    return iso(parse_instant(text, name=name, now=datetime.now(UTC)))

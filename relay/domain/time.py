@@ -1,4 +1,4 @@
-"""Times as people write and read them: pure. `2h` and `2026-11-20T10:00Z` go in, `3 minutes` comes out."""
+"""Parse and format durations and instants: `2h` and `2026-11-20T10:00Z` in, `3 minutes` out."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -8,41 +8,42 @@ from relay.errors import SettingsError
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _PART: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(s|m|h|d|w)", re.ASCII)
-_LONGEST_S: Final = 3_650 * 86_400
+_MAX_DURATION_S: Final = 3_650 * 86_400
 
 
-def duration_s(text: str, *, name: str) -> float:
-    """Read `20s`, `90m`, `1h30m`, `3d` or plain seconds; a SettingsError names the option."""
-    wanted = f"{name}: {text[:40]!r} is no duration; write 20s, 90m, 1h30m, 3d or 2w"
+def parse_duration_s(text: str, *, name: str) -> float:
+    """Parse `20s`, `90m`, `1h30m`, `3d` or plain seconds. `name` is the option that a SettingsError names."""
     lowered = text.strip().lower()
     if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", lowered, re.ASCII):
         seconds = float(lowered)
     elif lowered and not _PART.sub("", lowered):
         seconds = sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(lowered))
     else:
-        raise SettingsError(wanted)
-    if not 0 < seconds <= _LONGEST_S:
-        raise SettingsError(f"{name}: {text[:40]!r} must be more than nothing and at most ten years")
+        raise SettingsError(f"{name}: {text[:40]!r} is not a valid duration; use 30s, 90m, 1h30m, 3d or 2w")
+    if not 0 < seconds <= _MAX_DURATION_S:
+        raise SettingsError(f"{name}: {text[:40]!r} is not a valid duration; use more than 0 and at most ten years")
     return seconds
 
 
-def instant(text: str, *, name: str, now: datetime) -> datetime:
-    """Read an instant: ISO 8601 (UTC where it names no zone), or a duration, which is that long before `now`."""
-    given = text.strip()
-    if re.match(r"\d{4}-", given, re.ASCII):
+def parse_instant(text: str, *, name: str, now: datetime) -> datetime:
+    """Parse an ISO 8601 instant (UTC unless it has a zone), or a duration, which means that long before `now`."""
+    stripped = text.strip()
+    if re.match(r"\d{4}-", stripped, re.ASCII):
         try:
-            moment = datetime.fromisoformat(given.replace("Z", "+00:00").replace("z", "+00:00"))
-            return (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).astimezone(UTC)
+            instant = datetime.fromisoformat(stripped.replace("Z", "+00:00").replace("z", "+00:00"))
+            return (instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant).astimezone(UTC)
         except (ValueError, OverflowError):
-            raise SettingsError(f"{name}: {text[:40]!r} is no time; write 2h, 3d or 2026-11-20T10:00:00Z") from None
+            raise SettingsError(
+                f"{name}: {text[:40]!r} is not a valid time; use 2h, 3d or 2026-11-20T10:00:00Z"
+            ) from None
     try:
-        return now - timedelta(seconds=duration_s(given, name=name))
+        return now - timedelta(seconds=parse_duration_s(stripped, name=name))
     except SettingsError:
-        raise SettingsError(f"{name}: {text[:40]!r} is no time; write 2h, 3d or 2026-11-20T10:00:00Z") from None
+        raise SettingsError(f"{name}: {text[:40]!r} is not a valid time; use 2h, 3d or 2026-11-20T10:00:00Z") from None
 
 
 def iso(instant: datetime | None) -> str | None:
-    """Write an instant as the payload has it: `2025-07-01T20:54:53Z`, milliseconds only where there are any."""
+    """Format an instant as in the payload: `2025-07-01T20:54:53Z`, with milliseconds unless they are zero."""
     if instant is None:
         return None
     utc = instant.astimezone(UTC)
@@ -51,23 +52,23 @@ def iso(instant: datetime | None) -> str | None:
 
 
 def from_ms(ms: float) -> datetime:
-    """Read an instant as the store has it: ms since 1970."""
+    """Convert milliseconds since 1970, as the store has them."""
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def from_iso(text: str) -> datetime:
-    """Read what `iso` wrote."""
+    """Parse what `iso` wrote."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
 
 
-def in_words(seconds: float) -> str:
-    """Say a length in its largest unit: `3 minutes`, `1 day`, `5 hours 30 minutes`."""
+def format_duration(seconds: float) -> str:
+    """Format a duration in its largest units: `3 minutes`, `1 day`, `5 hours 30 minutes`."""
     whole = round(abs(seconds))
-    for size, smaller, unit, part in ((86_400, 3600, "day", "hour"), (3600, 60, "hour", "minute")):
+    for size, smaller_size, unit, smaller_unit in ((86_400, 3600, "day", "hour"), (3600, 60, "hour", "minute")):
         if whole >= size:
             count, rest = divmod(whole, size)
-            rest = rest // smaller if count < 10 else 0
-            return _counted(count, unit) + (f" {_counted(rest, part)}" if rest else "")
+            rest = rest // smaller_size if count < 10 else 0
+            return _counted(count, unit) + (f" {_counted(rest, smaller_unit)}" if rest else "")
     return _counted(whole // 60, "minute") if whole >= 60 else _counted(whole, "second")
 
 

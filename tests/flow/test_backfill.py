@@ -436,7 +436,7 @@ async def _command(*arguments: str, stderr: Any) -> asyncio.subprocess.Process:
     [
         (["mian", "--since", "2h"], "no source is called 'mian'; there are main, off"),
         (["off", "--since", "2h"], "the source off is switched off"),
-        (["main", "--since", "soon"], "--since: 'soon' is no time; write 2h, 3d or 2026-11-20T10:00:00Z"),
+        (["main", "--since", "soon"], "--since: 'soon' is not a valid time; use 2h, 3d or 2026-11-20T10:00:00Z"),
         (["main", "--since", "2h", "--until", "eventually"], "--until: 'eventually' is no time"),
         (["main", "--since", "2h", "--until", "3h"], "must be before --until"),
         (["main", "--since", "2999-01-01"], "is still to come"),

@@ -153,7 +153,7 @@ async def test_a_terminal_that_is_closed_leaves_no_relay_behind(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--for", "soon"], "--for: 'soon' is no duration"),
+        (["--for", "soon"], "--for: 'soon' is not a valid duration"),
         (["--for", "0s"], "--for"),
         (["--calls-per-minute", "nan"], "calls-per-minute"),
         (["--calls-per-minute", "0"], "calls-per-minute"),

@@ -1,4 +1,4 @@
-"""Secrets: what is encrypted can be read with its key alone, and files with secrets are nobody else's."""
+"""Secrets decrypt only with their key, and only the owner can read secret files."""
 
 import base64
 import os
@@ -23,21 +23,21 @@ GOLDEN_CIPHERTEXT = "v1.4c2785431bcd79c6.vwc-v3mch9WbyB8yUgrKgCABj2PwyNuu-z9GyMG
 
 
 @given(text=st.text(), context=st.text(max_size=30))
-def test_what_was_encrypted_is_read_back(text: str, context: str) -> None:
+def test_encrypted_text_decrypts(text: str, context: str) -> None:
     box = SecretBox([OLD])
 
     assert box.decrypt(box.encrypt(text, context=context), context=context) == text
 
 
-def test_the_same_text_looks_different_each_time() -> None:
-    """Nobody sees that two subscriptions share a secret."""
+def test_equal_texts_have_different_ciphertexts() -> None:
+    """A reader of the store cannot see that two subscriptions share a secret."""
     box = SecretBox([OLD])
 
     assert box.encrypt("text") != box.encrypt("text")
     assert "text" not in base64.urlsafe_b64decode(box.encrypt("text").split(".")[2]).decode("latin-1")
 
 
-def test_a_newer_key_reads_what_the_older_wrote() -> None:
+def test_a_box_with_a_newer_key_decrypts_what_the_older_key_encrypted() -> None:
     """Rotation: put the new key first, re-encrypt, drop the old one."""
     written = SecretBox([OLD]).encrypt("text")
     both = SecretBox([NEW, OLD])
@@ -48,28 +48,28 @@ def test_a_newer_key_reads_what_the_older_wrote() -> None:
     assert SecretBox([NEW]).decrypt(rewritten) == "text"
 
 
-def test_a_key_that_is_gone_is_named_by_its_fingerprint() -> None:
+def test_a_missing_key_is_named_by_its_fingerprint() -> None:
     written = SecretBox([OLD]).encrypt("text")
     [fingerprint] = SecretBox([OLD]).fingerprints()
 
     with pytest.raises(SettingsError) as caught:
         SecretBox([NEW]).decrypt(written)
     assert str(caught.value) == (
-        f"a stored secret was written with key {fingerprint}, which is not in RELAY_SECRET_KEY: "
-        "put the former key back, after the new one and a comma"
+        f"a stored secret was encrypted with key {fingerprint}, which is not in RELAY_SECRET_KEY; "
+        "add the previous key back, after the new one and a comma"
     )
 
 
-def test_a_secret_that_was_moved_cannot_be_read() -> None:
-    """One subscription's secret does not become another's by copying it."""
+def test_a_moved_secret_cannot_be_decrypted() -> None:
+    """Copying a ciphertext to another subscription does not give it the secret."""
     box = SecretBox([OLD])
 
-    with pytest.raises(StoreError, match="is damaged, or belongs somewhere else"):
+    with pytest.raises(StoreError, match="is damaged, or was moved from another place"):
         box.decrypt(box.encrypt("text", context="subscription a"), context="subscription b")
 
 
 @given(position=st.integers(0, 27), bit=st.integers(0, 7))
-def test_a_changed_bit_is_noticed(position: int, bit: int) -> None:
+def test_a_flipped_bit_is_detected(position: int, bit: int) -> None:
     box = SecretBox([OLD])
     version, fingerprint, encoded = box.encrypt("text").split(".")
     payload = bytearray(base64.urlsafe_b64decode(encoded))
@@ -80,17 +80,17 @@ def test_a_changed_bit_is_noticed(position: int, bit: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "text", "v1", "v1.abc", "v1.abc.!!", "v1.abc.é", "v1.abc.AAAA", "v2.abc.AAAA"])
-def test_what_the_relay_never_wrote_is_refused(text: str) -> None:
+def test_text_in_another_format_is_rejected(text: str) -> None:
     box = SecretBox([OLD])
 
-    with pytest.raises(StoreError, match="is not in the form that the relay writes"):
+    with pytest.raises(StoreError, match="its format is not valid"):
         box.decrypt(text)
-    with pytest.raises(StoreError, match="is not in the form that the relay writes"):
+    with pytest.raises(StoreError, match="its format is not valid"):
         box.needs_reencrypt(text)
 
 
-def test_signing_keys_differ_by_purpose_and_key_and_are_always_the_same() -> None:
-    """Links that were signed before a restart are valid after it."""
+def test_signing_keys_are_stable_and_differ_by_purpose_and_key() -> None:
+    """Links signed before a restart are valid after it."""
     box = SecretBox([NEW, OLD])
     links = box.signing_keys("links")
 
@@ -117,17 +117,17 @@ def test_a_box_shows_fingerprints_only() -> None:
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ([], "no secret key: set RELAY_SECRET_KEY"),
-        ([OLD, "confidential"], "a secret key is too short: it needs at least 32 characters"),
+        ([], "RELAY_SECRET_KEY is missing"),
+        ([OLD, "confidential"], "a secret key is too short; it needs at least 32 characters"),
     ],
 )
-def test_missing_and_weak_keys_are_refused(keys: list[str], sentence: str) -> None:
+def test_missing_and_weak_keys_are_rejected(keys: list[str], sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
         SecretBox(keys)
     assert str(caught.value) == sentence
 
 
-def test_generated_secrets_are_fresh_and_strong() -> None:
+def test_generated_secrets_are_unique_and_strong() -> None:
     assert len({generate_key() for _ in range(50)}) == 50
     assert len({generate_token() for _ in range(50)}) == 50
     assert len(generate_key()) >= 32
@@ -137,8 +137,8 @@ def test_generated_secrets_are_fresh_and_strong() -> None:
 # --------------------------------------------------------------------------------------- the relay's own files
 
 
-def test_an_embedded_relay_makes_its_secrets_once(tmp_path: Path) -> None:
-    """The first start makes them, the second finds them; only the owner may read them."""
+def test_an_embedded_relay_generates_its_secrets_once(tmp_path: Path) -> None:
+    """The first start generates them, the second reuses them; only the owner may read them."""
     data_dir = tmp_path / "deep" / "relay-data"
     first, second = load_or_create(data_dir), load_or_create(data_dir)
 
@@ -159,22 +159,22 @@ def test_the_umask_does_not_open_the_files(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "data" / "secret_key").stat().st_mode) == 0o600
 
 
-def test_own_secrets_are_not_shown(tmp_path: Path) -> None:
+def test_generated_secrets_are_not_in_the_repr(tmp_path: Path) -> None:
     own = load_or_create(tmp_path)
 
     assert own.keys[0] not in repr(own)
     assert own.token not in repr(own)
 
 
-def test_several_keys_may_be_in_the_file_newest_first(tmp_path: Path) -> None:
+def test_the_key_file_may_hold_several_keys_newest_first(tmp_path: Path) -> None:
     load_or_create(tmp_path)
     (tmp_path / "secret_key").write_text(f"{NEW}\n\n{OLD}\n")
 
     assert load_or_create(tmp_path).keys == (NEW, OLD)
 
 
-def test_two_starts_at_once_agree(tmp_path: Path) -> None:
-    """The slower of two processes takes what the quicker one has made."""
+def test_two_concurrent_starts_get_the_same_secrets(tmp_path: Path) -> None:
+    """The slower of two processes uses the secrets of the faster one."""
     found: list[secrets.OwnSecrets] = []
     barrier = threading.Barrier(8)
 
@@ -193,8 +193,8 @@ def test_two_starts_at_once_agree(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_start_that_was_killed_leaves_no_half_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file appears whole or not at all: the disk is full while it is written."""
+def test_a_killed_start_leaves_no_partial_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is created atomically, even when the disk fills up while it is written."""
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -207,7 +207,7 @@ def test_a_start_that_was_killed_leaves_no_half_a_secret(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620])
-def test_a_file_that_others_may_open_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_file_accessible_to_others_is_rejected(tmp_path: Path, mode: int) -> None:
     load_or_create(tmp_path)
     path = tmp_path / "secret_key"
     path.chmod(mode)
@@ -215,21 +215,21 @@ def test_a_file_that_others_may_open_is_refused(tmp_path: Path, mode: int) -> No
     with pytest.raises(SettingsError) as caught:
         load_or_create(tmp_path)
     assert str(caught.value) == (
-        f"{path} may be read or changed by others (mode {mode:04o}): it holds a secret; run chmod 600 {path}"
+        f"{path} holds a secret and is accessible to other users (mode {mode:04o}); run chmod 600 {path}"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("secret_key", b"", "is empty: put the former one back, or delete it and a fresh one is made"),
-        ("secret_key", b"confidential", "holds a secret that is too short: it needs at least 32 characters"),
-        ("api_token", b"confidential", "holds a secret that is too short: it needs at least 16 characters"),
-        ("api_token", b"a-token-of-some-length\n" * 2, "holds more than one line: keep the one API token"),
-        ("secret_key", b"\xff", "is not plain text: put the former one back, or delete it and a fresh one is made"),
+        ("secret_key", b"", "is empty; restore it, or delete it to generate a new one"),
+        ("secret_key", b"confidential", "holds a secret that is too short; it needs at least 32 characters"),
+        ("api_token", b"confidential", "holds a secret that is too short; it needs at least 16 characters"),
+        ("api_token", b"a-token-of-some-length\n" * 2, "has more than one line; keep one API token"),
+        ("secret_key", b"\xff", "is not ASCII text; restore it, or delete it to generate a new one"),
     ],
 )
-def test_a_spoilt_file_is_refused(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+def test_a_damaged_file_is_rejected(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
     load_or_create(tmp_path)
     (tmp_path / name).write_bytes(content)
 
@@ -238,21 +238,21 @@ def test_a_spoilt_file_is_refused(tmp_path: Path, name: str, content: bytes, sen
     assert str(caught.value) == f"{tmp_path / name} {sentence}"
 
 
-def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_directory_in_place_of_a_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "secret_key").mkdir()
 
     with pytest.raises(SettingsError, match="secret_key cannot be used: Is a directory"):
         load_or_create(tmp_path)
 
 
-def test_a_device_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_device_in_place_of_a_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "secret_key").symlink_to("/dev/null")
 
-    with pytest.raises(SettingsError, match="secret_key is not a plain file"):
+    with pytest.raises(SettingsError, match="secret_key is not a regular file"):
         load_or_create(tmp_path)
 
 
-def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(SettingsError, match=r"data_dir: .*file cannot be used: "):

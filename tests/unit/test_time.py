@@ -1,10 +1,10 @@
-"""Times as people write and read them."""
+"""Durations and instants, parsed and formatted."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from relay.domain.time import duration_s, in_words, instant
+from relay.domain.time import format_duration, parse_duration_s, parse_instant
 from relay.errors import SettingsError
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -14,16 +14,16 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
     ("text", "seconds"),
     [("20s", 20), ("90m", 5400), ("1h30m", 5400), ("3d", 259_200), ("2w", 1_209_600), ("45", 45), (" 1.5H ", 5400)],
 )
-def test_durations_are_understood(text: str, seconds: float) -> None:
-    assert duration_s(text, name="--for") == seconds
+def test_durations_are_parsed(text: str, seconds: float) -> None:
+    assert parse_duration_s(text, name="--for") == seconds
 
 
 @pytest.mark.parametrize(
     "text", ["", "soon", "0s", "-5m", "5 minutes", "1y", "20s!", "s", "99999d", "１０s", "1e3", "nan"]
 )
-def test_what_is_no_duration_is_refused_by_the_name_of_its_option(text: str) -> None:
+def test_an_invalid_duration_is_rejected_with_the_name_of_its_option(text: str) -> None:
     with pytest.raises(SettingsError, match="--for"):
-        duration_s(text, name="--for")
+        parse_duration_s(text, name="--for")
 
 
 @pytest.mark.parametrize(
@@ -37,18 +37,18 @@ def test_what_is_no_duration_is_refused_by_the_name_of_its_option(text: str) -> 
         ("2026-11-20", NOW - timedelta(hours=12)),
     ],
 )
-def test_an_instant_is_a_time_or_so_long_ago(text: str, expected: datetime) -> None:
-    assert instant(text, name="--since", now=NOW) == expected
+def test_an_instant_is_absolute_or_relative_to_now(text: str, expected: datetime) -> None:
+    assert parse_instant(text, name="--since", now=NOW) == expected
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "2026-11-20T25:00", "0001-01-01T00:00+14:00", ""])
-def test_what_is_no_time_is_refused_in_a_sentence(text: str) -> None:
-    with pytest.raises(SettingsError, match=r"--since: .* is no time; write 2h, 3d or 2026-11-20T10:00:00Z"):
-        instant(text, name="--since", now=NOW)
+def test_an_invalid_time_is_rejected_with_examples(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"--since: .* is not a valid time; use 2h, 3d or 2026-11-20T10:00:00Z"):
+        parse_instant(text, name="--since", now=NOW)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [
         (0, "0 seconds"),
         (1, "1 second"),
@@ -62,5 +62,5 @@ def test_what_is_no_time_is_refused_in_a_sentence(text: str) -> None:
         (30 * 86_400 + 3600, "30 days"),
     ],
 )
-def test_lengths_are_said_in_their_largest_unit(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+def test_durations_are_formatted_in_their_largest_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
