@@ -2,7 +2,7 @@
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-from relay.delivery.outcomes import Outcome
+from relay.delivery.outcomes import AttemptOutcome
 from relay.domain.time import from_iso
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody reads
@@ -52,7 +52,7 @@ def host_label(host: str) -> str:
     return host
 
 
-def attempted(outcome: Outcome, host: str) -> None:
+def attempted(outcome: AttemptOutcome, host: str) -> None:
     """Count an attempt."""
     ATTEMPTS.labels(outcome.kind, host_label(host)).inc()
     ATTEMPT_SECONDS.observe(outcome.duration_ms / 1000)

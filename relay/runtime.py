@@ -314,7 +314,7 @@ class Runtime:
 
     async def _goodbye(self, subscription: Subscription) -> None:
         outcome = await self.sender.unsubscribe(subscription.url)
-        log.info("hook_unsubscribed", subscription=subscription.id, host=subscription.host, answer=outcome.words)
+        log.info("hook_unsubscribed", subscription=subscription.id, host=subscription.host, answer=outcome.message)
 
     async def aclose(self) -> None:
         """Let what was begun in passing end."""

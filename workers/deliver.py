@@ -15,8 +15,8 @@ import structlog
 
 from relay import metrics
 from relay.delivery.attempt import Attempts
-from relay.delivery.outcomes import Delivered, Outcome
-from relay.delivery.retry import Disable, Done, GiveUp, RetryAt, decide
+from relay.delivery.outcomes import AttemptOutcome, Delivered
+from relay.delivery.retry import Complete, Disable, Fail, RetryAt, decide
 from relay.delivery.subscriptions import Subscription
 from relay.domain.time import from_iso, from_ms
 from relay.queue.lane import Claim, Settlement
@@ -112,7 +112,12 @@ class Deliver:
         return not written.refused
 
     async def _not_heard(
-        self, claim: Claim, event: ClaimedEvent, subscription: Subscription, state: DeliveryState, outcome: Outcome
+        self,
+        claim: Claim,
+        event: ClaimedEvent,
+        subscription: Subscription,
+        state: DeliveryState,
+        outcome: AttemptOutcome,
     ) -> None:
         assert event.body is not None  # noqa: S101 - an attempt was made
         now_ms = self.runner.lane.store_now_ms
@@ -125,7 +130,7 @@ class Deliver:
             event_created_at=begun,
             now=now,
             rng=self._rng,
-            breaker_open_s=(now - max(begun, from_ms(health.opened_ms))).total_seconds() if health.breaker_open else 0,
+            circuit_open_s=(now - max(begun, from_ms(health.opened_ms))).total_seconds() if health.breaker_open else 0,
             at_most_once=subscription.options.delivery == "at_most_once",
         )
         log.info(
@@ -133,11 +138,11 @@ class Deliver:
             event_id=event.id,
             subscription=subscription.id,
             attempt=state.attempts + 1,
-            why=outcome.words,
-            then=decision.words,
+            why=outcome.message,
+            then=decision.message,
         )
         attempt = outcome.to_json()
-        unwell = "f" if outcome.trips_breaker else "n"
+        unwell = "f" if outcome.trips_circuit else "n"
         match decision:
             case RetryAt(at):
                 next_ms = int(at.timestamp() * 1000)
@@ -145,34 +150,34 @@ class Deliver:
                 self.runner.settle(
                     claim, "again", wait_ms=max(next_ms - now_ms, 1), a=event.id, b=kept.write(), c=unwell
                 )
-            case GiveUp(reason):
+            case Fail(reason):
                 log.warning("delivery_given_up", event_id=event.id, subscription=subscription.id, why=reason)
                 self._give_up(claim, event, state, reason, outcome)
             case Disable():
                 kept = state.attempted("waiting", attempt, at_ms=now_ms)
                 self.runner.settle(claim, "again", wait_ms=1000, a=event.id, b=kept.write(), c="n")
-                await self._switch_off(subscription.id, outcome.words, gone=True)
+                await self._switch_off(subscription.id, outcome.message, gone=True)
                 return
-            case Done():
+            case Complete():
                 raise AssertionError("only an outcome that was heard is done")
             case _:
                 assert_never(decision)
         await self._look_after(subscription, state, outcome, health, now)
 
     async def _look_after(
-        self, subscription: Subscription, state: DeliveryState, outcome: Outcome, health: Health, now: datetime
+        self, subscription: Subscription, state: DeliveryState, outcome: AttemptOutcome, health: Health, now: datetime
     ) -> None:
         """Say that a subscription is failing, well before it is switched off."""
         if not health.failing_since_ms:
             return
         disables_at = from_ms(health.failing_since_ms) + DISABLE_AFTER
         if now >= disables_at:
-            await self._switch_off(subscription.id, f"not heard once for 5 days; last: {outcome.words}")
+            await self._switch_off(subscription.id, f"not heard once for 5 days; last: {outcome.message}")
         elif state.attempts + 1 >= FAILING_FROM_ATTEMPT:
-            await self._failing(subscription.id, outcome.words, disables_at)
+            await self._failing(subscription.id, outcome.message, disables_at)
 
     def _give_up(
-        self, claim: Claim, event: ClaimedEvent, state: DeliveryState, status: Status, outcome: Outcome | None
+        self, claim: Claim, event: ClaimedEvent, state: DeliveryState, status: Status, outcome: AttemptOutcome | None
     ) -> None:
         metrics.GIVEN_UP.labels(status).inc()
         now_ms = self.runner.lane.store_now_ms

@@ -10,7 +10,7 @@ from yarl import URL
 
 from relay.api.auth import Caller
 from relay.api.problems import Problem
-from relay.delivery.guard import Forbidden, Guard, NoAddress
+from relay.delivery.guard import ForbiddenAddress, Guard, NoAddress
 from relay.domain.json import Json
 
 MASK: Final = "********"
@@ -69,7 +69,7 @@ async def vet(guard: Guard, caller: Caller, field: str, url: str) -> None:
         target = guard.vet_url(url)
         if target.address is None:
             await guard.addresses(target.host, plain=target.plain)
-    except (ValueError, Forbidden, NoAddress) as error:
+    except (ValueError, ForbiddenAddress, NoAddress) as error:
         why = str(error)
         if caller.tenant is not None and not isinstance(error, NoAddress):
             why = "this address is not one that may be dialled here"

@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from relay import secrets
-from relay.delivery.guard import Forbidden, Guard, NoAddress, special_purpose
+from relay.delivery.guard import ForbiddenAddress, Guard, NoAddress, special_purpose
 from relay.domain.call import Record
 from relay.domain.json import Json
 from relay.domain.time import format_duration
@@ -547,7 +547,7 @@ async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, re
         target = guard.vet_url(options.url.get_secret_value())
         if target.address is None:
             await guard.addresses(target.host, plain=target.plain)
-    except Forbidden as error:
+    except ForbiddenAddress as error:
         reason, _, fix = str(error).partition("; to allow it: ")
         return Finding(what, "fail", reason, f"to allow it: {fix}" if fix else "")
     except NoAddress as error:

@@ -9,7 +9,7 @@ from datetime import datetime
 import orjson
 
 from relay.delivery import signature
-from relay.delivery.outcomes import Outcome
+from relay.delivery.outcomes import AttemptOutcome
 from relay.delivery.send import Sender
 from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
@@ -20,7 +20,7 @@ _HAS_AUDIO = b'"recording":{"status":"available"'
 
 
 class Attempts:
-    """Makes attempts for any subscription."""
+    """Makes attempts for any subscription: builds the body, signs it, sends it."""
 
     def __init__(
         self,
@@ -35,8 +35,8 @@ class Attempts:
         self._find_call = find_call
         self._timeout_s = timeout_s
 
-    async def send(self, subscription: Subscription, eid: str, body: bytes, *, now_ms: int) -> Outcome:
-        """Sign what `body_for` gave, and post it. `now_ms` is the store's time, which the signature carries."""
+    async def send(self, subscription: Subscription, eid: str, body: bytes, *, now_ms: int) -> AttemptOutcome:
+        """Sign a body and send it. `now_ms` is the store's time, which becomes `webhook-timestamp`."""
         headers = signature.headers(eid, now_ms // 1000, body, subscription.keys_at(now_ms / 1000))
         if subscription.headers:
             headers = {**subscription.headers, **headers}
@@ -49,10 +49,10 @@ class Attempts:
         )
 
     async def body_for(self, subscription: Subscription, event: ClaimedEvent) -> bytes:
-        """Write the body; reads the store where the provider's row or a recording link belongs in it."""
+        """Build the body; reads the store where the provider's row or a recording link belongs in it."""
         assert event.body is not None  # noqa: S101 - an event without a body is not attempted
         if subscription.plain and len(event.body) <= MAX_BODY_BYTES and _HAS_AUDIO not in event.body:
-            return event.body  # nothing to add and nothing to change: the canonical event is the body
+            return event.body  # the stored event is the body as it is: most deliveries parse nothing
         document: Json = orjson.loads(event.body)
         raw = None
         if subscription.options.include_raw and "call" in document["data"]:

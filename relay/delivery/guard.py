@@ -1,13 +1,13 @@
-"""No forbidden address is dialled, whatever a URL or the DNS says.
+"""Prevent server-side request forgery: no forbidden address is dialled, whatever a URL or the DNS says.
 
-Three gates, each enough for what it sees. `vet_url` reads a URL strictly and judges an address written in it, in any
-spelling. `Guard.addresses` resolves a name once, under a deadline, and refuses it when any answer is forbidden; the
-connector dials exactly those addresses, with no look-up in between. `Guard.socket_factory` judges every address again
-at the moment a socket for it is made.
+There are three checks. `vet_url` parses a URL strictly and checks an address written in it, in any spelling.
+`Guard.addresses` resolves a name once, within a deadline, and refuses it when any of its addresses is forbidden; the
+connector dials exactly those addresses, with no look-up in between. `Guard.socket_factory` checks every address again
+when a socket for it is created.
 
 Forbidden is what the IANA special-purpose registries list, and for IPv6 whatever lies outside global unicast, unless
-`delivery.allowed_networks` has it. Addresses of cloud metadata services are forbidden even then. Plain http goes to
-allowed networks only.
+`delivery.allowed_networks` contains it. Addresses of cloud metadata services are forbidden even then. Plain http is
+allowed to allowed networks only.
 https://www.iana.org/assignments/iana-ipv4-special-registry/
 https://www.iana.org/assignments/iana-ipv6-special-registry/
 """
@@ -35,7 +35,7 @@ from relay import metrics
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
-"""Names in, addresses out; raises OSError when there are none."""
+"""Resolves a name to addresses; raises OSError when it has none."""
 
 MAX_URL_CHARS: Final = 2048
 LOOKUP_DEADLINE_S: Final = 2.0
@@ -122,7 +122,7 @@ METADATA: Final = frozenset(
 
 @lru_cache(maxsize=8192)
 def special_purpose(ip: IPAddress) -> str | None:
-    """Name what makes an address special, or None for one of the public Internet."""
+    """Return the special purpose of an address, or None for one of the public Internet."""
     if isinstance(ip, IPv6Address):
         if ip.ipv4_mapped is not None:
             return special_purpose(ip.ipv4_mapped)
@@ -139,12 +139,12 @@ def special_purpose(ip: IPAddress) -> str | None:
 
 
 def is_metadata(ip: IPAddress) -> bool:
-    """Whether an address, or one that is translated or tunnelled to, belongs to a cloud's metadata service."""
+    """Whether an address, or one embedded in it, belongs to a cloud's metadata service."""
     return ip in METADATA or any(inner in METADATA for inner in _embedded(ip))
 
 
 def _embedded(ip: IPAddress) -> list[IPv4Address]:
-    """List the IPv4 addresses that an IPv6 address may stand for (RFC 4291, 6052, 3056, 4380)."""
+    """Return the IPv4 addresses that an IPv6 address may stand for (RFC 4291, 6052, 3056, 4380)."""
     if isinstance(ip, IPv4Address):
         return []
     bits = int(ip)
@@ -164,38 +164,38 @@ def _embedded(ip: IPAddress) -> list[IPv4Address]:
 
 
 def networks(texts: Iterable[str]) -> tuple[IPNetwork, ...]:
-    """Read `delivery.allowed_networks`; a ValueError names the one that is no network."""
+    """Parse `delivery.allowed_networks`; a ValueError names the invalid one."""
     parsed: list[IPNetwork] = []
     for text in texts:
         try:
             parsed.append(ip_network(text))
         except ValueError as error:
-            raise ValueError(f"{text!r} is no network: {error}; write 10.1.0.0/16 or 10.1.2.3/32") from None
+            raise ValueError(f"{text!r} is not a valid network: {error}; use 10.1.0.0/16 or 10.1.2.3/32") from None
     return tuple(parsed)
 
 
 def refusal(host: str, ip: IPAddress, allowed_networks: Sequence[IPNetwork], *, plain: bool = False) -> str | None:
-    """Say why `host` may not be dialled at `ip`, with the line that would allow it, or None when it may be.
+    """Return why `host` may not be dialled at `ip`, with the setting that would allow it, or None when it may be.
 
     `plain` means without TLS.
     """
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    where = f"{host} is" if host == _written(ip) else f"{host} is at {ip},"
+    where = f"{host} is" if host == _in_url(ip) else f"{host} is at {ip},"
     if is_metadata(ip):
         return f"{where} an address of a cloud's metadata service; it is never dialled"
     if any(ip in network for network in allowed_networks if network.version == ip.version):
         return None
-    line = f'delivery.allowed_networks: ["{ip}/{ip.max_prefixlen}"]'
+    setting = f'delivery.allowed_networks: ["{ip}/{ip.max_prefixlen}"]'
     special = special_purpose(ip)
     if special is not None:
-        return f"{where} {special}, not an address of the public Internet; to allow it: {line}"
+        return f"{where} {special}, not an address of the public Internet; to allow it: {setting}"
     if plain:
-        return f"{where} outside delivery.allowed_networks, and plain http goes nowhere else; use https, or set {line}"
+        return f"{where} outside delivery.allowed_networks, as plain http must not be; use https, or set {setting}"
     return None
 
 
-def _written(ip: IPAddress) -> str:
+def _in_url(ip: IPAddress) -> str:
     return f"[{ip}]" if isinstance(ip, IPv6Address) else str(ip)
 
 
@@ -211,8 +211,8 @@ _KEEP: Final = "".join(chr(code) for code in range(0x21, 0x7F))
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A URL that may be dialled as far as its text tells. `url` has no credentials; `host` is what logs may show."""
+class VettedUrl:
+    """A URL whose text allows it to be dialled. `url` has no credentials; `host` is what logs may show."""
 
     url: yarl.URL = field(repr=False)
     host: str
@@ -221,22 +221,22 @@ class Target:
     authorization: str | None = field(default=None, repr=False)
 
 
-def vet_url(text: str, allowed_networks: Sequence[IPNetwork] = ()) -> Target:
-    """Read a subscriber's URL; a ValueError says what is wrong with it and repeats no more of it than the host.
+def vet_url(text: str, allowed_networks: Sequence[IPNetwork] = ()) -> VettedUrl:
+    """Parse a subscriber's URL; a ValueError says what is wrong with it and repeats no more of it than the host.
 
-    Path and query are kept byte for byte, because a receiver may have signed them. Credentials become a Basic
+    Path and query stay byte for byte as they are, because a receiver may have signed them. Credentials become a Basic
     `authorization`; a fragment is dropped.
     """
     if len(text) > MAX_URL_CHARS:
-        raise ValueError(f"a URL has at most {MAX_URL_CHARS} characters; this one has {len(text)}")
+        raise ValueError(f"a URL must have at most {MAX_URL_CHARS} characters; this one has {len(text)}")
     if any(char.isspace() or char == "\\" or unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in text):
-        raise ValueError("a URL has no spaces, line breaks, backslashes or control characters")
+        raise ValueError("a URL must not contain spaces, line breaks, backslashes or control characters")
     shape = _SHAPE.match(text)
     if shape is None:
-        raise ValueError("a URL is written https://host/path")
+        raise ValueError("a URL must look like https://host/path")
     scheme = shape["scheme"].lower()
     if scheme not in ("http", "https"):
-        raise ValueError(f"the scheme is https, or http inside delivery.allowed_networks; this one is {scheme[:20]}")
+        raise ValueError(f"the scheme must be https, or http inside delivery.allowed_networks, not {scheme[:20]}")
     userinfo, at, hostport = shape["authority"].rpartition("@")
     if "@" in userinfo:
         raise ValueError("more than one @ before the path; write it as %40 in a name or password")
@@ -249,7 +249,7 @@ def vet_url(text: str, allowed_networks: Sequence[IPNetwork] = ()) -> Target:
         raise ValueError(f"{name}: plain http is only for addresses inside delivery.allowed_networks; use https")
     authority = name if port in (None, 80 if plain else 443) else f"{name}:{port}"
     path_and_query = quote(f"{shape['path'] or '/'}{shape['query']}", safe=_KEEP)
-    return Target(
+    return VettedUrl(
         url=yarl.URL(f"{scheme}://{authority}{path_and_query}", encoded=True),
         host=name,
         plain=plain,
@@ -268,53 +268,53 @@ def _host_and_port(text: str) -> tuple[str, int | None]:
     if text.startswith("["):
         host, bracket, rest = text.partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError("an IPv6 address is written in brackets: https://[2001:db8::1]:8443/path")
+            raise ValueError("an IPv6 address must be in brackets: https://[2001:db8::1]:8443/path")
         host, port_text = host + "]", rest[1:]
     else:
         host, _, port_text = text.partition(":")
         if ":" in port_text:
-            raise ValueError("an IPv6 address is written in brackets: https://[2001:db8::1]:8443/path")
+            raise ValueError("an IPv6 address must be in brackets: https://[2001:db8::1]:8443/path")
     if not host or host == "[]":
         raise ValueError("the URL has no host")
     if not port_text:
         return host, None
     if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 1 <= int(port_text) <= 65_535):
-        raise ValueError("the port is a number from 1 to 65535")
+        raise ValueError("the port must be a number from 1 to 65535")
     return host, int(port_text)
 
 
 def _canonical(host: str) -> tuple[str, IPAddress | None]:
-    """Write a host the one way it is dialled: as a lower-case ASCII name or a plain address."""
+    """Normalise a host: a lower-case ASCII name, or an address in its canonical spelling."""
     if host.startswith("["):
         if "%" in host:
-            raise ValueError("an IPv6 address in a URL has no zone (%…)")
+            raise ValueError("an IPv6 address in a URL must not have a zone (%…)")
         try:
             address = IPv6Address(host[1:-1])
         except ValueError:
-            raise ValueError(f"{host[:60]} is no IPv6 address") from None
+            raise ValueError(f"{host[:60]} is not a valid IPv6 address") from None
         return f"[{address}]", address
     if "%" in host:
-        raise ValueError("the host has no percent-encoding")
+        raise ValueError("the host must not be percent-encoded")
     name = unicodedata.normalize("NFKC", host.translate(_DOTS)).translate(_DOTS).lower()
     if not name.isascii():
         try:
             name = idna.encode(name, uts46=True).decode("ascii")
         except (idna.IDNAError, UnicodeError):
-            raise ValueError("the host is no valid international domain name") from None
+            raise ValueError("the host is not a valid international domain name") from None
     name = name.removesuffix(".")
     labels = name.split(".")
     if _NUMBER.fullmatch(labels[-1]):
         ip = _ipv4(labels)
         if ip is None:
-            raise ValueError(f"{name[:60]} ends in a number but is no IPv4 address")
+            raise ValueError(f"{name[:60]} ends in a number but is not a valid IPv4 address")
         return str(ip), ip
     if len(name) > 253 or not all(_NAME.fullmatch(label) for label in labels):
-        raise ValueError("the host is no valid domain name")
+        raise ValueError("the host is not a valid domain name")
     return name, None
 
 
 def _ipv4(parts: Sequence[str]) -> IPv4Address | None:
-    """Read an IPv4 address as dialling code does: one to four numbers, decimal, 0octal or 0xhex (WHATWG URL §3.5)."""
+    """Parse an IPv4 address as inet_aton does: one to four numbers, decimal, 0octal or 0xhex (WHATWG URL §3.5)."""
     if not 1 <= len(parts) <= 4:
         return None
     numbers: list[int] = []
@@ -337,19 +337,19 @@ def _ipv4(parts: Sequence[str]) -> IPv4Address | None:
 # --- dialling --------------------------------------------------------------------------------------------------------
 
 
-class Forbidden(OSError):
-    """The guard refuses an address; the text is the sentence for whoever configured the URL."""
+class ForbiddenAddress(OSError):
+    """The guard refuses an address; the text is for the person who configured the URL."""
 
 
 class NoAddress(OSError):
-    """A name has no address, or none came in time."""
+    """A name has no address, or was not resolved in time."""
 
 
 class Guard:
-    """Resolves and judges for the connector of `Sender`.
+    """Resolves names and checks addresses for the connectors of `Sender`.
 
-    `lookup` is asked at most once per name at a time, and its answer is kept for `cache_s`, so that a busy host costs
-    next to nothing; what is kept is judged again for every connection.
+    `lookup` runs at most once at a time per name, and its answer is cached for `cache_s`; a cached address is checked
+    again for every connection.
     """
 
     def __init__(
@@ -366,91 +366,97 @@ class Guard:
         self._deadline_s = deadline_s
         self._cache_s = cache_s
         self._clock = clock
-        self._known: dict[str, tuple[float, tuple[IPAddress, ...]]] = {}
+        self._cache: dict[str, tuple[float, tuple[IPAddress, ...]]] = {}
         self._running: dict[str, asyncio.Task[tuple[IPAddress, ...]]] = {}
 
-    def vet_url(self, text: str) -> Target:
-        """Read a URL under this guard's allowed networks; raises ValueError."""
+    def vet_url(self, text: str) -> VettedUrl:
+        """Parse a URL, with this guard's allowed networks; raises ValueError."""
         return vet_url(text, self.allowed_networks)
 
     async def addresses(self, host: str, *, plain: bool = False) -> tuple[IPAddress, ...]:
-        """Resolve a host to addresses of which every one may be dialled; raises Forbidden or NoAddress."""
-        found = await self._resolve(host)
-        for ip in found:
+        """Resolve a host to addresses that may all be dialled; raises ForbiddenAddress or NoAddress."""
+        addresses = await self._resolve(host)
+        for ip in addresses:
             self.check(host, ip, plain=plain)
-        return found
+        return addresses
 
     def check(self, host: str, ip: IPAddress, *, plain: bool = False) -> None:
-        """Raise Forbidden unless the address may be dialled."""
-        why = refusal(host, ip, self.allowed_networks, plain=plain)
-        if why is not None:
-            raise Forbidden(why)
+        """Raise ForbiddenAddress unless the address may be dialled."""
+        reason = refusal(host, ip, self.allowed_networks, plain=plain)
+        if reason is not None:
+            raise ForbiddenAddress(reason)
 
     def resolver(self, *, plain: bool = False) -> AbstractResolver:
-        """Make the resolver of a connector: it answers with vetted addresses only."""
+        """Return a resolver for a connector; it answers with checked addresses only."""
         return _VettedResolver(self, plain=plain)
 
     def socket_factory(self, *, plain: bool = False) -> Callable[[Any], socket.socket]:
-        """Make the socket factory of a connector: no socket for an address that may not be dialled."""
+        """Return a socket factory for a connector; it creates no socket for an address that may not be dialled."""
 
         def vetted_socket(addr_info: tuple[Any, ...]) -> socket.socket:
             family, kind, protocol, _, address = addr_info
-            literal = _parse(address[0])
-            self.check(_written(literal), literal, plain=plain)
+            # aiohttp asks no resolver for a literal address, so this is the only check that sees every one.
+            ip = _parse(address[0])
+            self.check(_in_url(ip), ip, plain=plain)
             metrics.CONNECTIONS.inc()
             return socket.socket(family, kind, protocol)
 
         return vetted_socket
 
+    def clear_cache(self) -> None:
+        """Forget resolved addresses, so that the next connection resolves its name again."""
+        self._cache.clear()
+
     async def close(self) -> None:
-        """Stop waiting for look-ups that still run."""
+        """Cancel the look-ups that are still running."""
         running = list(self._running.values())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _resolve(self, host: str) -> tuple[IPAddress, ...]:
-        known = self._known.get(host)
-        if known is not None and known[0] > self._clock():
-            return known[1]
+        cached = self._cache.get(host)
+        if cached is not None and cached[0] > self._clock():
+            return cached[1]
         task = self._running.get(host)
         if task is None:
-            task = asyncio.create_task(self._ask(host))
+            task = asyncio.create_task(self._look_up(host))
             self._running[host] = task
             task.add_done_callback(lambda done: self._forget(host, done))
+        # `wait` rather than `wait_for`: a waiter that leaves or times out must not cancel the others' look-up.
         finished, _ = await asyncio.wait((task,), timeout=self._deadline_s)
         if not finished:
             raise NoAddress(f"the name {host} was not resolved within {self._deadline_s:g} s")
         if task.cancelled():
-            raise NoAddress(f"the look-up of {host} was stopped")
+            raise NoAddress(f"the look-up of {host} was cancelled")
         return task.result()
 
-    async def _ask(self, host: str) -> tuple[IPAddress, ...]:
+    async def _look_up(self, host: str) -> tuple[IPAddress, ...]:
         try:
             answers = await self._lookup(host)
         except (OSError, UnicodeError) as error:
-            raise NoAddress(_why_not_resolved(host, error)) from error
-        found = tuple(dict.fromkeys(_parse(answer) for answer in answers))
-        if not found:
+            raise NoAddress(_resolver_message(host, error)) from error
+        addresses = tuple(dict.fromkeys(_parse(answer) for answer in answers))
+        if not addresses:
             raise NoAddress(f"the name {host} has no address")
         now = self._clock()
-        if len(self._known) >= _MAX_CACHED:
-            self._known = {name: entry for name, entry in self._known.items() if entry[0] > now}
-            while len(self._known) >= _MAX_CACHED:
-                del self._known[next(iter(self._known))]
-        self._known[host] = (now + self._cache_s, found)
-        return found
+        if len(self._cache) >= _MAX_CACHED:
+            self._cache = {name: entry for name, entry in self._cache.items() if entry[0] > now}
+            while len(self._cache) >= _MAX_CACHED:
+                del self._cache[next(iter(self._cache))]
+        self._cache[host] = (now + self._cache_s, addresses)
+        return addresses
 
     def _forget(self, host: str, task: asyncio.Task[tuple[IPAddress, ...]]) -> None:
         del self._running[host]
         if not task.cancelled():
-            task.exception()  # marks it as seen when everybody who waited has left
+            task.exception()  # mark it retrieved: every waiter may have timed out
 
 
 class SystemLookup:
-    """Asks the system's resolver, each look-up in a daemon thread of its own.
+    """Resolves with the system's resolver, each look-up in a daemon thread of its own.
 
-    A shared pool would let a few names whose servers never answer hold up everybody else's, and the interpreter's exit.
+    In a shared pool, a few names whose servers never answer would hold up all other look-ups, and the process's exit.
     """
 
     def __init__(self, *, limit: int = _MAX_LOOKUPS) -> None:
@@ -460,32 +466,32 @@ class SystemLookup:
         loop = asyncio.get_running_loop()
         async with self._slots:
             answer: asyncio.Future[Sequence[str]] = loop.create_future()
-            threading.Thread(target=_look_up, args=(host, loop, answer), name="lookup", daemon=True).start()
+            threading.Thread(target=_getaddrinfo, args=(host, loop, answer), name="lookup", daemon=True).start()
             return await answer
 
 
-def _look_up(host: str, loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Sequence[str]]") -> None:
-    found: Sequence[str] = ()
-    failed: Exception | None = None
+def _getaddrinfo(host: str, loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Sequence[str]]") -> None:
+    addresses: Sequence[str] = ()
+    failure: Exception | None = None
     try:
-        # Without AI_ADDRCONFIG, which would hide an IPv6 answer from being judged.
+        # Without AI_ADDRCONFIG, which would hide an IPv6 address from the check.
         rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        found = [str(row[4][0]) for row in rows]
+        addresses = [str(row[4][0]) for row in rows]
     except (OSError, UnicodeError) as error:
-        failed = error
+        failure = error
 
-    def tell() -> None:
+    def resolve() -> None:
         if answer.done():
             return
-        if failed is not None:
-            answer.set_exception(failed)
+        if failure is not None:
+            answer.set_exception(failure)
         else:
-            answer.set_result(found)
+            answer.set_result(addresses)
 
     try:
-        loop.call_soon_threadsafe(tell)
+        loop.call_soon_threadsafe(resolve)
     except RuntimeError:
-        return  # the loop was closed meanwhile; nobody waits
+        return  # the loop was closed in the meantime
 
 
 class _VettedResolver(AbstractResolver):
@@ -509,14 +515,14 @@ class _VettedResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing to close: the guard is the sender's."""
+        """Nothing to close: the guard belongs to the sender."""
 
 
 def _parse(text: str) -> IPAddress:
     return ip_address(text.partition("%")[0])
 
 
-def _why_not_resolved(host: str, error: Exception) -> str:
+def _resolver_message(host: str, error: Exception) -> str:
     if isinstance(error, socket.gaierror) and error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None)):
         return f"the name {host} has no address"
     if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:

@@ -1,16 +1,17 @@
-"""What came of one attempt, as a value: what happened, in plain words, and whether the subscriber may have acted on it.
+"""What came of one attempt to deliver, as a value.
 
-    Outcome
-    ├── Delivered     2xx: heard
-    ├── Gone          410: the subscriber asks for no more
-    ├── Throttled     429, 503: not now, perhaps with a time
-    ├── Rejected      any other answer; redirects too, which are not followed
-    ├── TimedOut      connected and sent, no answer in time
-    ├── Interrupted   connected, then reset, closed, or answered with what is not HTTP
-    ├── Unreachable   nothing was sent: no address, no connection, no TLS
-    └── Refused       nothing was dialled: the address guard says no
+    AttemptOutcome
+    ├── Delivered        2xx: acknowledged
+    ├── Gone             410: the subscriber wants no more events
+    ├── Throttled        429, 503: not now, perhaps with a Retry-After
+    ├── Rejected         any other status; redirects too, which are not followed
+    ├── TimedOut         the request was sent, no answer came in time
+    ├── Interrupted      the request was sent, then the connection was reset, closed, or answered with no HTTP
+    ├── Unreachable      nothing was sent: no address, no connection, no TLS
+    └── AddressRefused   nothing was dialled: the address guard refused
 
-`known_not_received` is what at-most-once delivery asks: True where the request certainly never left.
+`never_sent` decides whether an at-most-once delivery may be retried: it is True only where the subscriber cannot have
+received the request.
 """
 
 import re
@@ -18,29 +19,30 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 EXCERPT_CHARS: Final = 300
+# Control, zero-width and bidirectional characters: an excerpt is shown in terminals and web pages.
 _UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attempt:
-    """What every attempt has. `duration_ms` runs from the first look-up to the last byte that was read."""
+    """What every attempt has. `duration_ms` runs from the look-up to the last byte that was read."""
 
     kind: ClassVar[str]
-    known_not_received: ClassVar[bool] = False
+    never_sent: ClassVar[bool] = False
     duration_ms: int = 0
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         raise NotImplementedError
 
     @property
-    def trips_breaker(self) -> bool:
-        """Whether the subscriber looks unwell, so that sending it more is no use for now."""
+    def trips_circuit(self) -> bool:
+        """Whether the endpoint looks broken, rather than this one event unacceptable to it."""
         return True
 
     def to_json(self) -> dict[str, Any]:
-        """Write it as the list of attempts keeps it; what is empty is left out."""
-        return {"outcome": self.kind, "duration_ms": self.duration_ms, "words": self.words}
+        """Return the entry of the delivery's list of attempts, without what is empty."""
+        return {"outcome": self.kind, "duration_ms": self.duration_ms, "words": self.message}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +53,13 @@ class _Answered(_Attempt):
     excerpt: str = ""
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         if 300 <= self.status < 400:
             return f"answered {self.status}, a redirect; redirects are not followed"
         return f"answered {self.status}"
 
     @property
-    def trips_breaker(self) -> bool:
+    def trips_circuit(self) -> bool:
         return self.status >= 500
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +67,7 @@ class _Answered(_Attempt):
             "outcome": self.kind,
             "status": self.status,
             "duration_ms": self.duration_ms,
-            "words": self.words,
+            "words": self.message,
         }
         if self.excerpt:
             document["excerpt"] = self.excerpt
@@ -74,7 +76,7 @@ class _Answered(_Attempt):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered(_Answered):
-    """2xx. It holds as soon as the status has come, whatever becomes of the body."""
+    """2xx. The status alone decides, whatever becomes of the body."""
 
     kind: ClassVar[str] = "delivered"
 
@@ -87,22 +89,22 @@ class Gone(_Answered):
     status: int = 410
 
     @property
-    def words(self) -> str:
-        return "answered 410: it asks for nothing more"
+    def message(self) -> str:
+        return "answered 410 Gone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throttled(_Answered):
-    """429 or 503; `retry_after_s` is None when the answer named no believable time."""
+    """429 or 503; `retry_after_s` is None when the answer had no valid Retry-After."""
 
     kind: ClassVar[str] = "throttled"
     retry_after_s: float | None = None
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         if self.retry_after_s is None:
             return f"answered {self.status}"
-        return f"answered {self.status}, asking to wait {self.retry_after_s:.0f} s"
+        return f"answered {self.status} with Retry-After: {self.retry_after_s:.0f} s"
 
     def to_json(self) -> dict[str, Any]:
         document = _Answered.to_json(self)
@@ -113,7 +115,7 @@ class Throttled(_Answered):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected(_Answered):
-    """Any answer that is none of the others."""
+    """Any other status."""
 
     kind: ClassVar[str] = "rejected"
 
@@ -126,7 +128,7 @@ class TimedOut(_Attempt):
     timeout_s: float
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         return f"did not answer within {self.timeout_s:g} s"
 
 
@@ -135,52 +137,52 @@ class Interrupted(_Attempt):
     """The request was sent, at least in part, and the connection gave no HTTP answer."""
 
     kind: ClassVar[str] = "interrupted"
-    how: str
+    reason: str
 
     @property
-    def words(self) -> str:
-        return self.how
+    def message(self) -> str:
+        return self.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreachable(_Attempt):
-    """The request was never sent; `stage` says where it ended."""
+    """The request was never sent; `stage` is where the attempt ended."""
 
     kind: ClassVar[str] = "unreachable"
-    known_not_received: ClassVar[bool] = True
+    never_sent: ClassVar[bool] = True
     stage: Literal["dns", "connect", "tls", "send"]
-    why: str
+    reason: str
 
     @property
-    def words(self) -> str:
-        return self.why
+    def message(self) -> str:
+        return self.reason
 
     def to_json(self) -> dict[str, Any]:
         return {**_Attempt.to_json(self), "stage": self.stage}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused(_Attempt):
-    """The address guard refused; `why` prints the line that would allow it, where one can."""
+class AddressRefused(_Attempt):
+    """The address guard refused; `reason` has the setting that would allow the address, if any would."""
 
     kind: ClassVar[str] = "refused"
-    known_not_received: ClassVar[bool] = True
-    why: str
+    never_sent: ClassVar[bool] = True
+    reason: str
 
     @property
-    def words(self) -> str:
-        return self.why
+    def message(self) -> str:
+        return self.reason
 
     @property
-    def trips_breaker(self) -> bool:
+    def trips_circuit(self) -> bool:
         return False
 
 
-Outcome = Delivered | Gone | Throttled | Rejected | TimedOut | Interrupted | Unreachable | Refused
+AttemptOutcome = Delivered | Gone | Throttled | Rejected | TimedOut | Interrupted | Unreachable | AddressRefused
 
 
-def answered(status: int, *, duration_ms: int, excerpt: str = "", retry_after_s: float | None = None) -> Outcome:
-    """Sort an HTTP answer by its status."""
+def answered(status: int, *, duration_ms: int, excerpt: str = "", retry_after_s: float | None = None) -> AttemptOutcome:
+    """Return the outcome of an HTTP answer."""
     if 200 <= status < 300:
         return Delivered(status=status, duration_ms=duration_ms, excerpt=excerpt)
     if status == 410:
@@ -191,7 +193,7 @@ def answered(status: int, *, duration_ms: int, excerpt: str = "", retry_after_s:
 
 
 def excerpt(body: bytes) -> str:
-    """Make one line of at most 300 characters of the beginning of a body, whatever is in it."""
+    """Return the beginning of a body as one line of at most 300 printable characters, whatever its bytes are."""
     if not body:
         return ""
     text = _UNPRINTABLE.sub(" ", body[: 8 * EXCERPT_CHARS].decode("utf-8", "replace")).strip()

@@ -1,8 +1,8 @@
-"""When to try again: pure, so every schedule question is a table in a test.
+"""When to try again, as a pure function.
 
 The waits after the first attempt are `SCHEDULE`, each lengthened by up to a fifth so that a crowd spreads out. An
-event is tried until 100 hours after it was made, plus the time that its subscription's breaker was open (at most 5
-days). What was held up behind its call's earlier events has at least the one attempt that this decision follows.
+event is retried until 100 hours after it was created, plus the time that its subscription's circuit was open (at most
+5 days). An event that was held up behind its call's earlier events still gets one attempt after that.
 """
 
 import math
@@ -12,11 +12,11 @@ from datetime import datetime, timedelta
 from typing import ClassVar, Final, Literal, Protocol, assert_never
 
 from relay.delivery.outcomes import (
+    AddressRefused,
+    AttemptOutcome,
     Delivered,
     Gone,
     Interrupted,
-    Outcome,
-    Refused,
     Rejected,
     Throttled,
     TimedOut,
@@ -41,92 +41,93 @@ SCHEDULE: Final[tuple[float, ...]] = (
 JITTER: Final = 0.2
 MAX_RETRY_AFTER_S: Final = 12 * _HOUR_S
 LIFETIME_S: Final = 100 * _HOUR_S
-MAX_BREAKER_OPEN_S: Final = 120 * _HOUR_S
+MAX_CIRCUIT_OPEN_S: Final = 120 * _HOUR_S
 
 
-class Chance(Protocol):
-    """What is asked of an rng: a number from 0 up to, not including, 1."""
+class Rng(Protocol):
+    """A source of random numbers from 0 up to, not including, 1."""
 
     def random(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """It was heard."""
+class Complete:
+    """The event is delivered."""
 
-    words: ClassVar[str] = "done"
+    message: ClassVar[str] = "delivered"
 
 
 @dataclass(frozen=True, slots=True)
 class RetryAt:
-    """Try again then."""
+    """Make the next attempt then."""
 
     at: datetime
 
     @property
-    def words(self) -> str:
-        return f"tried again at {iso(self.at)}"
+    def message(self) -> str:
+        return f"retry at {iso(self.at)}"
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
-    """Make no further attempt. `unknown`: it may have been heard, and this delivery may not be made twice."""
+class Fail:
+    """Make no further attempt. `unknown`: an at-most-once delivery may already have been received."""
 
     reason: Literal["exhausted", "unknown"]
-    words: ClassVar[str] = "given up"
+    message: ClassVar[str] = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Disable:
-    """The subscriber asked for no more: stop the whole subscription."""
+    """Disable the subscription: the subscriber answered 410."""
 
-    words: ClassVar[str] = "switched off"
+    message: ClassVar[str] = "subscription disabled"
 
 
-Decision = Done | RetryAt | GiveUp | Disable
+Decision = Complete | RetryAt | Fail | Disable
 
 
 def decide(
-    outcome: Outcome,
+    outcome: AttemptOutcome,
     *,
     attempt: int,
     event_created_at: datetime,
     now: datetime,
-    rng: Chance,
-    breaker_open_s: float = 0.0,
+    rng: Rng,
+    circuit_open_s: float = 0.0,
     at_most_once: bool = False,
     schedule: Sequence[float] = SCHEDULE,
 ) -> Decision:
-    """Decide what follows an attempt. `attempt` counts from 1 and is the one that `outcome` came of."""
+    """Decide what follows an attempt; `attempt` counts from 1 and is the one that `outcome` came of."""
     match outcome:
         case Delivered():
-            return Done()
+            return Complete()
         case Gone():
             return Disable()
-        case Throttled(retry_after_s=hint):
-            asked_s = _bounded(hint)
+        case Throttled(retry_after_s=retry_after_s):
+            at_least_s = _bounded(retry_after_s)
         case Interrupted() | TimedOut() if at_most_once:
-            return GiveUp("unknown")
-        case Rejected() | Interrupted() | TimedOut() | Unreachable() | Refused():
-            asked_s = 0.0
+            return Fail("unknown")
+        case Rejected() | Interrupted() | TimedOut() | Unreachable() | AddressRefused():
+            at_least_s = 0.0
         case _:
             assert_never(outcome)
     if not 1 <= attempt <= len(schedule):
-        return GiveUp("exhausted")
-    left_s = (ends_at(event_created_at, breaker_open_s=breaker_open_s) - now).total_seconds()
-    if left_s <= 0 or asked_s > left_s:
-        return GiveUp("exhausted")
-    wait_s = max(schedule[attempt - 1], asked_s) * (1 + JITTER * rng.random())
+        return Fail("exhausted")
+    left_s = (ends_at(event_created_at, circuit_open_s=circuit_open_s) - now).total_seconds()
+    if left_s <= 0 or at_least_s > left_s:
+        return Fail("exhausted")
+    wait_s = max(schedule[attempt - 1], at_least_s) * (1 + JITTER * rng.random())
+    # The last step is cut short so that one attempt is made at the very end.
     return RetryAt(now + timedelta(seconds=min(wait_s, left_s)))
 
 
-def ends_at(event_created_at: datetime, *, breaker_open_s: float = 0.0) -> datetime:
-    """Say when an event's schedule ends; the last attempt is made then at the latest."""
-    paused_s = min(max(breaker_open_s, 0.0), MAX_BREAKER_OPEN_S)
+def ends_at(event_created_at: datetime, *, circuit_open_s: float = 0.0) -> datetime:
+    """Return when an event's schedule ends; its last attempt is made then at the latest."""
+    paused_s = min(max(circuit_open_s, 0.0), MAX_CIRCUIT_OPEN_S)
     return event_created_at + timedelta(seconds=LIFETIME_S + paused_s)
 
 
-def _bounded(hint_s: float | None) -> float:
-    if hint_s is None or math.isnan(hint_s):
+def _bounded(retry_after_s: float | None) -> float:
+    if retry_after_s is None or math.isnan(retry_after_s):
         return 0.0
-    return min(max(hint_s, 0.0), MAX_RETRY_AFTER_S)
+    return min(max(retry_after_s, 0.0), MAX_RETRY_AFTER_S)

@@ -1,13 +1,12 @@
-"""Make one attempt: one POST, one outcome, and nothing that a peer does gets further than that.
+"""Make one attempt: one POST, one outcome, whatever the peer does.
 
-Redirects are not followed, cookies are not kept, proxies of the environment are not asked. At most 16 KiB of an answer
-is read; a longer one costs its connection. What is compressed is unpacked up to the same size.
+Redirects are not followed, cookies are not stored, proxies of the environment are not used. At most 16 KiB of an answer
+are read; a longer one costs its connection. A compressed answer is decompressed to at most the same size.
 
-Connections are kept for the next delivery, for less than the 5 seconds after which common servers drop idle ones. A
-kept connection may still turn out to be closed. When nothing of the request had been written yet, the attempt goes on
-over a new connection. Once written, a POST whose connection ends without an answer may have been acted on: that is an
-`Interrupted`, and the schedule's first step tries again 5 seconds later. A delivery that may not be made twice asks
-with `reuse=False` and meets no stale connection.
+Connections are reused, for less than the 5 seconds after which common servers drop idle ones. A reused connection may
+still turn out to be closed. If nothing of the request was written yet, the attempt continues on a new connection. If it
+was written, the subscriber may have received it: that is `Interrupted`, and the first retry comes 5 seconds later. An
+at-most-once delivery passes `reuse=False`, so that it never meets a stale connection.
 """
 
 import asyncio
@@ -29,8 +28,16 @@ from aiohttp.payload import BytesPayload
 from cryptography import x509
 
 import relay
-from relay.delivery.guard import Forbidden, Guard, Target
-from relay.delivery.outcomes import Interrupted, Outcome, Refused, TimedOut, Unreachable, answered, excerpt
+from relay.delivery.guard import ForbiddenAddress, Guard, VettedUrl
+from relay.delivery.outcomes import (
+    AddressRefused,
+    AttemptOutcome,
+    Interrupted,
+    TimedOut,
+    Unreachable,
+    answered,
+    excerpt,
+)
 from relay.delivery.retry import MAX_RETRY_AFTER_S
 from relay.domain.retry_after import parse_retry_after
 
@@ -41,8 +48,9 @@ KEEPALIVE_S: Final = 4.0
 USER_AGENT: Final = f"call-relay/{relay.__version__}"
 
 _MAX_TARGETS: Final = 10_000
-_CERTIFICATE_LOOK_S: Final = 2.0
-_CERTIFICATE_KEPT_S: Final = 600.0
+_CERTIFICATE_FETCH_S: Final = 2.0
+_CERTIFICATE_CACHE_S: Final = 600.0
+# OpenSSL verification errors: X509_V_ERR_… in openssl/x509_vfy.h
 _X509_NOT_YET_VALID: Final = 9
 _X509_EXPIRED: Final = 10
 _X509_SELF_SIGNED: Final = (18, 19)
@@ -51,10 +59,10 @@ _X509_OTHER_NAME: Final = (62, 64)
 
 
 class Sender:
-    """Sends what was signed. Open it once per process, as a context manager; `send` may run many times at once.
+    """Sends signed requests. Open it once per process, as a context manager; `send` may run many times at once.
 
-    `limit` bounds the connections in use of each kind (https or http, kept or not): whoever calls never has more in
-    flight, so no attempt waits for one.
+    `limit` bounds the connections of each kind (https or http, reused or not). Callers have no more attempts in flight
+    than that, so no attempt waits for a connection.
     """
 
     def __init__(
@@ -72,12 +80,12 @@ class Sender:
         self._ssl_context = ssl_context
         self._now = now
         self._sessions: dict[tuple[bool, bool], aiohttp.ClientSession] = {}
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[str, VettedUrl] = {}
         self._expiries: dict[tuple[str, int], tuple[float, str]] = {}
 
     @property
     def guard(self) -> Guard:
-        """What judges the addresses that are dialled."""
+        """The guard that checks every address before it is dialled."""
         return self._guard
 
     async def __aenter__(self) -> Self:
@@ -127,15 +135,15 @@ class Sender:
         timeout_s: float = TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         reuse: bool = True,
-    ) -> Outcome:
-        """POST `body` and tell what came of it; raises nothing but CancelledError."""
+    ) -> AttemptOutcome:
+        """POST `body` and return the outcome; raises nothing but CancelledError."""
         started_s = time.monotonic()
         target = self._targets.get(target_url)
         if target is None:
             try:
                 target = self._vet(target_url)
             except ValueError as error:
-                return Refused(why=str(error), duration_ms=_ms_since(started_s))
+                return AddressRefused(reason=str(error), duration_ms=_ms_since(started_s))
         if target.authorization is not None:
             headers = {hdrs.AUTHORIZATION: target.authorization, **headers}
         timeout = _timeout(timeout_s, connect_timeout_s)
@@ -146,24 +154,25 @@ class Sender:
                     target.url, data=request, headers=headers, timeout=timeout, allow_redirects=False
                 )
             except aiohttp.ClientConnectionError as error:
-                if not reuse or request.begun or not _was_kept(error):
+                if not reuse or request.started or not _was_open(error):
                     raise
+                # The idle connection was closed under us before anything was written: no attempt is lost to that.
                 request = _Body(body)
                 response = await self._sessions[target.plain, False].post(
                     target.url, data=request, headers=headers, timeout=timeout, allow_redirects=False
                 )
-        except Exception as error:  # whatever a peer can bring about ends as an outcome
+        except Exception as error:  # whatever a peer causes is an outcome
             return await self._failure(error, target, request, timeout, started_s)
         return await self._answer(response, started_s)
 
-    async def unsubscribe(self, target_url: str, *, timeout_s: float = TIMEOUT_S) -> Outcome:
+    async def unsubscribe(self, target_url: str, *, timeout_s: float = TIMEOUT_S) -> AttemptOutcome:
         """Send DELETE to a hook, once, without a body; raises nothing but CancelledError."""
         started_s = time.monotonic()
         timeout = _timeout(timeout_s, CONNECT_TIMEOUT_S)
         try:
             target = self._vet(target_url)
         except ValueError as error:
-            return Refused(why=str(error), duration_ms=_ms_since(started_s))
+            return AddressRefused(reason=str(error), duration_ms=_ms_since(started_s))
         headers = {} if target.authorization is None else {hdrs.AUTHORIZATION: target.authorization}
         try:
             response = await self._sessions[target.plain, False].delete(
@@ -177,70 +186,69 @@ class Sender:
             return await self._failure(error, target, _Body(b""), timeout, started_s)
         return await self._answer(response, started_s)
 
-    def _vet(self, url: str) -> Target:
+    def _vet(self, url: str) -> VettedUrl:
         target = self._guard.vet_url(url)
         if len(self._targets) >= _MAX_TARGETS:
             self._targets.clear()
         self._targets[url] = target
         return target
 
-    async def _answer(self, response: aiohttp.ClientResponse, started_s: float) -> Outcome:
+    async def _answer(self, response: aiohttp.ClientResponse, started_s: float) -> AttemptOutcome:
         content = response.content
-        kept = b""
+        body = b""
         if not content.at_eof():
             try:
-                kept = await _read(content)
+                body = await _read(content)
             finally:
                 if not content.at_eof():
-                    response.close()
+                    response.close()  # more was to come: the connection cannot be reused
         status = response.status
         retry_after_s: float | None = None
         if status in (429, 503):
             header = response.headers.get(hdrs.RETRY_AFTER)
             retry_after_s = parse_retry_after(header, self._now(), longest_s=MAX_RETRY_AFTER_S)
-        if kept and hdrs.CONTENT_ENCODING in response.headers:
-            kept = _unpack(kept, response.headers[hdrs.CONTENT_ENCODING])
-        return answered(
-            status, duration_ms=_ms_since(started_s), excerpt=excerpt(kept) if kept else "", retry_after_s=retry_after_s
-        )
+        if body and hdrs.CONTENT_ENCODING in response.headers:
+            body = _decompress(body, response.headers[hdrs.CONTENT_ENCODING])
+        return answered(status, duration_ms=_ms_since(started_s), excerpt=excerpt(body), retry_after_s=retry_after_s)
 
     async def _failure(
-        self, error: Exception, target: Target, request: "_Body", timeout: aiohttp.ClientTimeout, started_s: float
-    ) -> Outcome:
-        ms = _ms_since(started_s)
+        self, error: Exception, target: VettedUrl, request: "_Body", timeout: aiohttp.ClientTimeout, started_s: float
+    ) -> AttemptOutcome:
+        duration_ms = _ms_since(started_s)
         match error:
-            case aiohttp.ClientConnectorError(os_error=Forbidden() as forbidden):
-                return Refused(why=str(forbidden), duration_ms=ms)
-            case aiohttp.ClientConnectorDNSError(os_error=why):
-                return Unreachable(stage="dns", why=str(why), duration_ms=ms)
-            case aiohttp.ClientConnectorCertificateError(certificate_error=why):
-                return Unreachable(stage="tls", why=await self._certificate_words(target, why), duration_ms=ms)
-            case aiohttp.ClientConnectorSSLError(os_error=why):
-                return Unreachable(stage="tls", why=_tls_words(why), duration_ms=ms)
-            case aiohttp.ClientConnectorError(os_error=why):
-                return Unreachable(stage="connect", why=_connect_words(why), duration_ms=ms)
-            case TimeoutError() if request.begun:
-                return TimedOut(timeout_s=timeout.total or TIMEOUT_S, duration_ms=ms)
+            case aiohttp.ClientConnectorError(os_error=ForbiddenAddress() as forbidden):
+                return AddressRefused(reason=str(forbidden), duration_ms=duration_ms)
+            case aiohttp.ClientConnectorDNSError(os_error=cause):
+                return Unreachable(stage="dns", reason=str(cause), duration_ms=duration_ms)
+            case aiohttp.ClientConnectorCertificateError(certificate_error=cause):
+                reason = await self._certificate_reason(target, cause)
+                return Unreachable(stage="tls", reason=reason, duration_ms=duration_ms)
+            case aiohttp.ClientConnectorSSLError(os_error=cause):
+                return Unreachable(stage="tls", reason=_tls_reason(cause), duration_ms=duration_ms)
+            case aiohttp.ClientConnectorError(os_error=cause):
+                return Unreachable(stage="connect", reason=_connect_reason(cause), duration_ms=duration_ms)
+            case TimeoutError() if request.started:
+                return TimedOut(timeout_s=timeout.total or TIMEOUT_S, duration_ms=duration_ms)
             case TimeoutError():
                 waited_s = min(timeout.sock_connect or CONNECT_TIMEOUT_S, timeout.total or TIMEOUT_S)
-                why_not = f"did not accept a connection within {waited_s:g} s"
-                return Unreachable(stage="connect", why=why_not, duration_ms=ms)
-        how = _interruption(error)
-        if request.begun:
-            return Interrupted(how=how, duration_ms=ms)
-        return Unreachable(stage="send", why=how, duration_ms=ms)
+                reason = f"did not accept a connection within {waited_s:g} s"
+                return Unreachable(stage="connect", reason=reason, duration_ms=duration_ms)
+        reason = _interruption_reason(error)
+        if request.started:
+            return Interrupted(reason=reason, duration_ms=duration_ms)
+        return Unreachable(stage="send", reason=reason, duration_ms=duration_ms)
 
-    async def _certificate_words(self, target: Target, error: Exception) -> str:
+    async def _certificate_reason(self, target: VettedUrl, error: Exception) -> str:
         code = getattr(error, "verify_code", None)
         if code in (_X509_EXPIRED, _X509_NOT_YET_VALID):
             key = (target.host, code)
-            until_s, words = self._expiries.get(key, (0.0, ""))
+            until_s, reason = self._expiries.get(key, (0.0, ""))
             if until_s < time.monotonic():
-                words = _validity_words(code, await self._look_at_certificate(target))
+                reason = _validity_reason(code, await self._fetch_certificate(target))
                 if len(self._expiries) >= _MAX_TARGETS:
                     self._expiries.clear()
-                self._expiries[key] = (time.monotonic() + _CERTIFICATE_KEPT_S, words)
-            return words
+                self._expiries[key] = (time.monotonic() + _CERTIFICATE_CACHE_S, reason)
+            return reason
         if code in _X509_SELF_SIGNED:
             return "the subscriber's certificate is self-signed, or its root is not a trusted one"
         if code in _X509_UNKNOWN_ISSUER:
@@ -250,12 +258,12 @@ class Sender:
         detail = getattr(error, "verify_message", "") or "no reason given"
         return f"the subscriber's certificate is not accepted: {detail}"
 
-    async def _look_at_certificate(self, target: Target) -> x509.Certificate | None:
-        """Fetch the certificate that was not accepted, only to say its dates: nothing is sent over this connection."""
+    async def _fetch_certificate(self, target: VettedUrl) -> x509.Certificate | None:
+        """Fetch the certificate that was not accepted, to name its dates; nothing is sent over this connection."""
         loop = asyncio.get_running_loop()
         host, port = target.url.raw_host or "", target.url.port or 443
         try:
-            async with asyncio.timeout(_CERTIFICATE_LOOK_S):
+            async with asyncio.timeout(_CERTIFICATE_FETCH_S):
                 ip = target.address or (await self._guard.addresses(host))[0]
                 family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
                 address = (str(ip), port)
@@ -277,36 +285,40 @@ class Sender:
 
 
 class _Body(BytesPayload):
-    """A request body that knows whether any of its request can have left: aiohttp writes both as one piece."""
+    """A request body that knows whether the peer can have received any of the request.
 
-    begun = False
+    aiohttp writes headers and body as one piece, so nothing has left before the body is written.
+    """
+
+    started = False
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         transport = writer.transport
-        self.begun = transport is not None and not transport.is_closing()
+        self.started = transport is not None and not transport.is_closing()
         await writer.write(self._value)
 
 
 async def _read(content: aiohttp.StreamReader) -> bytes:
-    """Read at most 16 KiB; an answer that breaks off or takes too long is cut where it stopped, its status stands."""
+    """Read at most 16 KiB. Of a body that breaks off or takes too long, return what came: the status counts."""
     pieces: list[bytes] = []
-    room = MAX_ANSWER_BYTES
+    left_bytes = MAX_ANSWER_BYTES
     try:
-        while room > 0 and (piece := await content.read(room)):
+        while left_bytes > 0 and (piece := await content.read(left_bytes)):
             pieces.append(piece)
-            room -= len(piece)
+            left_bytes -= len(piece)
     except (aiohttp.ClientError, OSError):
         pass
     return b"".join(pieces)
 
 
-def _unpack(packed: bytes, encoding: str) -> bytes:
-    """Unpack the beginning of a body, never to more than 16 KiB."""
+def _decompress(packed: bytes, encoding: str) -> bytes:
+    """Decompress the beginning of a body, to at most 16 KiB."""
     encoding = encoding.strip().lower()
     if encoding == "identity":
         return packed
     if encoding not in ("gzip", "x-gzip", "deflate"):
         return f"({len(packed)} bytes, compressed as {encoding[:20]})".encode()
+    # With a zlib or gzip header, else raw: servers send both as "deflate".
     for window_bits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
         try:
             return zlib.decompressobj(window_bits).decompress(packed, MAX_ANSWER_BYTES)
@@ -333,12 +345,12 @@ def _ms_since(started_s: float) -> int:
     return round((time.monotonic() - started_s) * 1000)
 
 
-def _was_kept(error: aiohttp.ClientConnectionError) -> bool:
-    """Whether an error belongs to a connection that was there, rather than to making one."""
+def _was_open(error: aiohttp.ClientConnectionError) -> bool:
+    """Whether an error is that of an open connection, rather than of opening one."""
     return not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError)
 
 
-def _validity_words(code: int, certificate: x509.Certificate | None) -> str:
+def _validity_reason(code: int, certificate: x509.Certificate | None) -> str:
     expired = code == _X509_EXPIRED
     if certificate is None:
         return "the subscriber's certificate " + ("has expired" if expired else "is not valid yet")
@@ -347,14 +359,14 @@ def _validity_words(code: int, certificate: x509.Certificate | None) -> str:
     return f"the subscriber's certificate is not valid before {certificate.not_valid_before_utc:%Y-%m-%d}"
 
 
-def _tls_words(error: OSError) -> str:
+def _tls_reason(error: OSError) -> str:
     reason = str(getattr(error, "reason", "") or "").lower().replace("_", " ")
     if reason in ("wrong version number", "record layer failure", "http request", "packet length too long"):
         return "the subscriber does not speak TLS on this port"
     return f"the TLS handshake failed: {reason or type(error).__name__}"
 
 
-def _connect_words(error: OSError) -> str:
+def _connect_reason(error: OSError) -> str:
     match error.errno:
         case errno.ECONNREFUSED:
             return "the connection was refused"
@@ -370,7 +382,7 @@ def _connect_words(error: OSError) -> str:
             return f"no connection could be made: {errno.errorcode.get(code, code)}"
 
 
-def _interruption(error: Exception) -> str:
+def _interruption_reason(error: Exception) -> str:
     match error:
         case aiohttp.ServerDisconnectedError(message=str()):
             return "the subscriber closed the connection without an answer"

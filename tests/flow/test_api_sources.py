@@ -176,7 +176,7 @@ async def test_a_name_that_is_gone_keeps_nobody_from_pausing(desk: Desk, monkeyp
     """What stays as it was is not judged anew; what changes is."""
     await desk.post("/v1/sources", {**OUTSIDE, "id": "new"})
     monkeypatch.delitem(NAMES, "api.webfones.com")
-    desk.relay.runtime.sender.guard._known.clear()
+    desk.relay.runtime.sender.guard.clear_cache()
 
     paused = await desk.post("/v1/sources/new/pause")
 

@@ -1,4 +1,4 @@
-"""Whatever a subscriber does with an attempt, one outcome comes of it: in time, in words, with bounded memory."""
+"""Whatever a subscriber does with an attempt, one outcome comes of it: in time, in message, with bounded memory."""
 
 import asyncio
 import base64
@@ -26,11 +26,11 @@ from cryptography.x509.oid import NameOID
 import relay
 from relay.delivery.guard import Guard, networks
 from relay.delivery.outcomes import (
+    AddressRefused,
+    AttemptOutcome,
     Delivered,
     Gone,
     Interrupted,
-    Outcome,
-    Refused,
     Rejected,
     Throttled,
     TimedOut,
@@ -51,7 +51,7 @@ class Peer:
 
     port: int = 0
     requests: list[bytes] = field(default_factory=list)
-    heard: asyncio.Event = field(default_factory=asyncio.Event)
+    received: asyncio.Event = field(default_factory=asyncio.Event)
     connections: int = 0
 
     def url(self, path: str = "/hook", *, scheme: str = "http", host: str = "127.0.0.1") -> str:
@@ -80,7 +80,7 @@ async def peer(behave: Behaviour, *, tls: ssl.SSLContext | None = None, read: bo
                 await behave(reader, writer)
             while read and not writer.is_closing():
                 here.requests.append(await read_request(reader))
-                here.heard.set()
+                here.received.set()
                 await behave(reader, writer)
         except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):
             pass
@@ -127,7 +127,7 @@ async def sender() -> AsyncIterator[Sender]:
         yield opened
 
 
-async def post(sender: Sender, url: str, *, timeout_s: float = 5.0, **options: Any) -> Outcome:
+async def post(sender: Sender, url: str, *, timeout_s: float = 5.0, **options: Any) -> AttemptOutcome:
     return await sender.send(url, b'{"id":"evt_1"}', {"webhook-id": "evt_1"}, timeout_s=timeout_s, **options)
 
 
@@ -139,7 +139,7 @@ async def test_a_2xx_is_delivered_and_the_request_is_what_was_signed(sender: Sen
         outcome = await post(sender, subscriber.url("/a%2Fb?sig=%2B"))
 
     assert isinstance(outcome, Delivered)
-    assert (outcome.status, outcome.excerpt, outcome.words) == (200, "ok", "answered 200")
+    assert (outcome.status, outcome.excerpt, outcome.message) == (200, "ok", "answered 200")
     assert 0 <= outcome.duration_ms < 5000
     head, _, body = subscriber.requests[0].partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
@@ -158,34 +158,34 @@ async def test_a_2xx_is_delivered_and_the_request_is_what_was_signed(sender: Sen
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind", "words"),
+    ("answer", "kind", "message"),
     [
         (b"HTTP/1.1 204 No Content\r\n\r\n", Delivered, "answered 204"),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n", Delivered, "answered 202"),
         (b"HTTP/1.0 200 OK\r\n\r\nno length", Delivered, "answered 200"),
         (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", Rejected, "answered 400"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", Rejected, "answered 404"),
-        (b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n", Gone, "answered 410: it asks for nothing more"),
+        (b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n", Gone, "answered 410 Gone"),
         (b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", Rejected, "answered 500"),
         (
             b"HTTP/1.1 429 No\r\nRetry-After: 30\r\nContent-Length: 0\r\n\r\n",
             Throttled,
-            "answered 429, asking to wait 30 s",
+            "answered 429 with Retry-After: 30 s",
         ),
         (
             b"HTTP/1.1 503 No\r\nRetry-After: Tue, 01 Jul 2025 12:01:00 GMT\r\nContent-Length: 0\r\n\r\n",
             Throttled,
-            "answered 503, asking to wait 60 s",
+            "answered 503 with Retry-After: 60 s",
         ),
         (b"HTTP/1.1 429 No\r\nRetry-After: -5\r\nContent-Length: 0\r\n\r\n", Throttled, "answered 429"),
     ],
 )
-async def test_an_answer_is_sorted_by_its_status(sender: Sender, answer: bytes, kind: type, words: str) -> None:
+async def test_an_answer_is_sorted_by_its_status(sender: Sender, answer: bytes, kind: type, message: str) -> None:
     async with peer(answers(answer, close=True)) as subscriber:
         outcome = await post(sender, subscriber.url())
 
     assert type(outcome) is kind
-    assert outcome.words == words
+    assert outcome.message == message
 
 
 async def test_a_redirect_to_an_internal_address_is_not_followed(sender: Sender) -> None:
@@ -197,7 +197,7 @@ async def test_a_redirect_to_an_internal_address_is_not_followed(sender: Sender)
             outcome = await post(sender, subscriber.url())
 
     assert isinstance(outcome, Rejected)
-    assert outcome.words == "answered 307, a redirect; redirects are not followed"
+    assert outcome.message == "answered 307, a redirect; redirects are not followed"
     assert len(subscriber.requests) == 1
     assert internal.connections == 0
 
@@ -224,13 +224,13 @@ async def test_credentials_of_the_url_are_sent_as_a_header(sender: Sender) -> No
 # --- connections
 
 
-async def test_deliveries_share_a_connection_and_a_fresh_one_is_made_where_asked(sender: Sender) -> None:
+async def test_deliveries_share_a_connection_and_a_new_one_is_opened_on_request(sender: Sender) -> None:
     async with peer(answers(OK)) as subscriber:
-        kept = [await post(sender, subscriber.url()) for _ in range(5)]
+        reused = [await post(sender, subscriber.url()) for _ in range(5)]
         assert subscriber.connections == 1
         fresh = [await post(sender, subscriber.url(), reuse=False) for _ in range(2)]
 
-    assert all(isinstance(outcome, Delivered) for outcome in kept + fresh)
+    assert all(isinstance(outcome, Delivered) for outcome in reused + fresh)
     assert subscriber.connections == 3
     assert b"Connection: close" in subscriber.requests[-1]
 
@@ -275,8 +275,10 @@ async def test_a_connection_lost_before_anything_was_written_is_replaced_at_once
     assert subscriber.connections == 2
 
 
-async def test_a_kept_connection_that_ends_after_the_request_is_unknown_and_not_repeated(sender: Sender) -> None:
-    """The subscriber may have acted on it: only the schedule tries again."""
+async def test_a_reused_connection_that_ends_after_the_request_is_interrupted_and_not_retried(
+    sender: Sender,
+) -> None:
+    """The subscriber may have received it: only the schedule tries again."""
     first = True
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -292,7 +294,7 @@ async def test_a_kept_connection_that_ends_after_the_request_is_unknown_and_not_
         outcome = await post(sender, subscriber.url())
 
     assert isinstance(outcome, Interrupted)
-    assert not outcome.known_not_received
+    assert not outcome.never_sent
     assert len(subscriber.requests) == 2
 
 
@@ -300,7 +302,7 @@ async def test_a_kept_connection_that_ends_after_the_request_is_unknown_and_not_
 
 
 @pytest.mark.parametrize(
-    ("behave", "how"),
+    ("behave", "reason"),
     [
         (answers(close=True), "closed the connection without an answer"),
         (reset, "reset the connection without an answer"),
@@ -316,15 +318,15 @@ async def test_a_kept_connection_that_ends_after_the_request_is_unknown_and_not_
     ],
     ids=["close", "reset", "half-headers", "ssh", "bad-length", "tls-alert", "long-header", "many-headers"],
 )
-async def test_a_connection_that_gives_no_http_answer_is_interrupted_and_unknown(
-    sender: Sender, behave: Behaviour, how: str
+async def test_a_connection_that_gives_no_http_answer_is_interrupted_and_may_have_been_received(
+    sender: Sender, behave: Behaviour, reason: str
 ) -> None:
     async with peer(behave) as subscriber:
         outcome = await post(sender, subscriber.url())
 
     assert isinstance(outcome, Interrupted), outcome
-    assert how in outcome.words
-    assert not outcome.known_not_received
+    assert reason in outcome.message
+    assert not outcome.never_sent
     assert len(subscriber.requests) == 1
 
 
@@ -333,8 +335,8 @@ async def test_a_subscriber_that_hangs_is_timed_out(sender: Sender) -> None:
         outcome = await post(sender, subscriber.url(), timeout_s=0.2)
 
     assert isinstance(outcome, TimedOut)
-    assert outcome.words == "did not answer within 0.2 s"
-    assert not outcome.known_not_received
+    assert outcome.message == "did not answer within 0.2 s"
+    assert not outcome.never_sent
     assert 190 <= outcome.duration_ms < 2000
 
 
@@ -461,7 +463,7 @@ async def test_an_answer_before_the_request_was_read_is_taken(sender: Sender) ->
         outcome = await sender.send(subscriber.url(), b"x" * 20_000, {}, timeout_s=5)
 
     assert isinstance(outcome, Rejected | Interrupted)
-    assert not outcome.known_not_received
+    assert not outcome.never_sent
 
 
 async def test_a_closed_port_is_unreachable(sender: Sender) -> None:
@@ -470,11 +472,11 @@ async def test_a_closed_port_is_unreachable(sender: Sender) -> None:
         outcome = await post(sender, f"http://127.0.0.1:{held.getsockname()[1]}/")
 
     assert isinstance(outcome, Unreachable)
-    assert (outcome.stage, outcome.words) == ("connect", "the connection was refused")
-    assert outcome.known_not_received
+    assert (outcome.stage, outcome.message) == ("connect", "the connection was refused")
+    assert outcome.never_sent
 
 
-async def test_a_host_that_does_not_accept_is_unreachable_and_known_not_to_have_received(sender: Sender) -> None:
+async def test_a_host_that_does_not_accept_is_unreachable_and_nothing_was_sent(sender: Sender) -> None:
     """Its queue of connections is full: the kernel answers nothing."""
     with contextlib.ExitStack() as held:
         full = held.enter_context(socket.socket())
@@ -487,8 +489,8 @@ async def test_a_host_that_does_not_accept_is_unreachable_and_known_not_to_have_
         outcome = await post(sender, f"http://127.0.0.1:{full.getsockname()[1]}/", connect_timeout_s=0.2)
 
     assert isinstance(outcome, Unreachable), outcome
-    assert outcome.words == "did not accept a connection within 0.2 s"
-    assert outcome.known_not_received
+    assert outcome.message == "did not accept a connection within 0.2 s"
+    assert outcome.never_sent
 
 
 class Stumbling(Guard):
@@ -512,7 +514,7 @@ class Stumbling(Guard):
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "message"),
     [
         (errno.EHOSTUNREACH, "there is no route to the subscriber"),
         (errno.ENETUNREACH, "there is no route to the subscriber"),
@@ -522,14 +524,14 @@ class Stumbling(Guard):
         (None, "no connection could be made"),
     ],
 )
-async def test_a_connection_that_cannot_be_made_is_said_in_words(code: int | None, words: str) -> None:
+async def test_a_connection_that_cannot_be_made_has_a_message(code: int | None, message: str) -> None:
     error = OSError("odd") if code is None else OSError(code, "odd")
     async with Sender(Stumbling(error)) as sender:
         outcome = await post(sender, "http://127.0.0.1:9/")
 
     assert isinstance(outcome, Unreachable)
-    assert (outcome.stage, outcome.words) == ("connect", words)
-    assert outcome.known_not_received
+    assert (outcome.stage, outcome.message) == ("connect", message)
+    assert outcome.never_sent
 
 
 async def test_a_header_with_a_line_break_is_not_sent(sender: Sender) -> None:
@@ -537,15 +539,15 @@ async def test_a_header_with_a_line_break_is_not_sent(sender: Sender) -> None:
         outcome = await sender.send(subscriber.url(), b"{}", {"x-note": "a\r\nx-evil: 1"}, timeout_s=5)
 
     assert isinstance(outcome, Unreachable)
-    assert outcome.words == "the request cannot be written as HTTP: a header has a forbidden character"
+    assert outcome.message == "the request cannot be written as HTTP: a header has a forbidden character"
     assert subscriber.requests == []
 
 
-async def test_cancelling_an_attempt_lets_go_of_its_connection(sender: Sender) -> None:
+async def test_cancelling_an_attempt_closes_its_connection(sender: Sender) -> None:
     for behave in (hang, answers(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx")):
         async with peer(behave) as subscriber:
             attempt = asyncio.create_task(post(sender, subscriber.url(), timeout_s=30))
-            await subscriber.heard.wait()
+            await subscriber.received.wait()
             attempt.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await attempt
@@ -563,7 +565,7 @@ async def no_name(host: str) -> Sequence[str]:
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "message"),
     [
         ("https://127.0.0.1:{port}/", 'to allow it: delivery.allowed_networks: ["127.0.0.1/32"]'),
         ("https://2130706433:{port}/", 'to allow it: delivery.allowed_networks: ["127.0.0.1/32"]'),
@@ -571,16 +573,16 @@ async def no_name(host: str) -> Sequence[str]:
         ("https://inside.example.org:{port}/", "inside.example.org is at 127.0.0.1, the relay's own host"),
         ("https://mixed.example.org:{port}/", "mixed.example.org is at 127.0.0.1, the relay's own host"),
         ("http://inside.example.org:{port}/", "plain http is only for addresses inside delivery.allowed_networks"),
-        ("ftp://inside.example.org:{port}/", "the scheme is https"),
+        ("ftp://inside.example.org:{port}/", "the scheme must be https"),
     ],
 )
-async def test_a_forbidden_address_is_refused_and_nothing_is_dialled(url: str, words: str) -> None:
+async def test_a_forbidden_address_is_refused_and_nothing_is_dialled(url: str, message: str) -> None:
     async with peer(hang, read=False) as internal, Sender(Guard((), zone)) as sender:
         outcome = await post(sender, url.format(port=internal.port))
 
-    assert isinstance(outcome, Refused)
-    assert words in outcome.words
-    assert outcome.known_not_received
+    assert isinstance(outcome, AddressRefused)
+    assert message in outcome.message
+    assert outcome.never_sent
     assert internal.connections == 0
 
 
@@ -594,13 +596,13 @@ async def test_a_name_that_becomes_internal_is_refused_on_its_next_connection() 
 
     async with peer(answers(OK)) as subscriber, Sender(Guard(LOOPBACK, rebinding, cache_s=0)) as sender:
         first = await post(sender, subscriber.url(host="hooks.example.org"))
-        kept = await post(sender, subscriber.url(host="hooks.example.org"))
+        reused = await post(sender, subscriber.url(host="hooks.example.org"))
         second = await post(sender, subscriber.url(host="hooks.example.org"), reuse=False)
 
     assert isinstance(first, Delivered)
-    assert isinstance(kept, Delivered)
-    assert isinstance(second, Refused)
-    assert '["10.0.0.5/32"]' in second.words
+    assert isinstance(reused, Delivered)
+    assert isinstance(second, AddressRefused)
+    assert '["10.0.0.5/32"]' in second.message
     assert len(asked) == 2
 
 
@@ -612,12 +614,12 @@ async def test_every_dialled_address_passes_the_socket_factory() -> None:
         guard.allowed_networks = ()
         outcome = await post(sender, subscriber.url(), reuse=False)
 
-    assert isinstance(outcome, Refused)
-    assert '["127.0.0.1/32"]' in outcome.words
+    assert isinstance(outcome, AddressRefused)
+    assert '["127.0.0.1/32"]' in outcome.message
     assert subscriber.connections == 1
 
 
-async def test_proxies_of_the_environment_are_not_asked(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxies_of_the_environment_are_not_used(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     async with peer(answers(OK)) as proxy, peer(answers(OK)) as subscriber:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "https_proxy"):
             monkeypatch.setenv(name, proxy.url(""))
@@ -632,8 +634,8 @@ async def test_a_name_without_an_address_is_unreachable() -> None:
         outcome = await post(sender, "https://hooks.example.org/secret-path")
 
     assert isinstance(outcome, Unreachable)
-    assert (outcome.stage, outcome.words) == ("dns", "the name hooks.example.org has no address")
-    assert outcome.known_not_received
+    assert (outcome.stage, outcome.message) == ("dns", "the name hooks.example.org has no address")
+    assert outcome.never_sent
 
 
 # --- TLS
@@ -735,9 +737,9 @@ async def test_tls_with_a_trusted_certificate_is_delivered_and_kept(authority: A
 
 
 @pytest.mark.parametrize("case", ["expired", "future", "other-name", "self-signed", "unknown"])
-async def test_a_certificate_that_is_not_accepted_is_said_in_words(authority: Authority, case: str) -> None:
+async def test_a_certificate_that_is_not_accepted_has_a_message(authority: Authority, case: str) -> None:
     ended, begins = TODAY - 30 * DAY, TODAY + 30 * DAY
-    tls, words = {
+    tls, message = {
         "expired": (
             authority.server("127.0.0.1", valid_from=TODAY - 60 * DAY, valid_until=ended),
             f"the subscriber's certificate expired on {ended:%Y-%m-%d}",
@@ -765,13 +767,13 @@ async def test_a_certificate_that_is_not_accepted_is_said_in_words(authority: Au
         again = await post(sender, subscriber.url(scheme="https"))
 
     assert isinstance(outcome, Unreachable)
-    assert (outcome.stage, outcome.words) == ("tls", words)
-    assert outcome.known_not_received
-    assert again.words == words
+    assert (outcome.stage, outcome.message) == ("tls", message)
+    assert outcome.never_sent
+    assert again.message == message
     assert subscriber.requests == []
 
 
-async def test_an_expired_certificate_is_told_without_its_date_when_it_cannot_be_looked_at(
+async def test_an_expired_certificate_is_reported_without_its_date_when_it_cannot_be_fetched(
     authority: Authority,
 ) -> None:
     tls = authority.server("127.0.0.1", valid_from=TODAY - 60 * DAY, valid_until=TODAY - 30 * DAY)
@@ -779,23 +781,23 @@ async def test_an_expired_certificate_is_told_without_its_date_when_it_cannot_be
     async with peer(answers(OK), tls=tls) as subscriber, Sender(guard, ssl_context=authority.client()) as sender:
         outcome = await post(sender, subscriber.url(scheme="https"))
 
-    assert outcome.words == "the subscriber's certificate has expired"
+    assert outcome.message == "the subscriber's certificate has expired"
 
 
-async def test_a_port_that_does_not_speak_tls_is_said_in_words(sender: Sender) -> None:
+async def test_a_port_that_does_not_speak_tls_has_a_message(sender: Sender) -> None:
     async with peer(answers(b"HTTP/1.1 400 Bad Request\r\n\r\n", close=True), read=False) as subscriber:
         outcome = await post(sender, subscriber.url(scheme="https"))
 
     assert isinstance(outcome, Unreachable)
-    assert (outcome.stage, outcome.words) == ("tls", "the subscriber does not speak TLS on this port")
+    assert (outcome.stage, outcome.message) == ("tls", "the subscriber does not speak TLS on this port")
 
 
-async def test_a_tls_handshake_that_hangs_is_known_not_to_have_received(sender: Sender) -> None:
+async def test_a_tls_handshake_that_hangs_has_sent_nothing(sender: Sender) -> None:
     async with peer(hang, read=False) as subscriber:
         outcome = await post(sender, subscriber.url(scheme="https"), connect_timeout_s=0.2)
 
     assert isinstance(outcome, Unreachable)
-    assert outcome.words == "did not accept a connection within 0.2 s"
+    assert outcome.message == "did not accept a connection within 0.2 s"
 
 
 async def test_many_attempts_at_once_all_have_an_outcome(sender: Sender) -> None:

@@ -1,4 +1,4 @@
-"""Every outcome says in plain words what happened, and knows whether the subscriber may have acted."""
+"""Every outcome has a message, and knows whether the subscriber can have received the request."""
 
 import orjson
 import pytest
@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from relay.delivery.outcomes import (
     EXCERPT_CHARS,
+    AddressRefused,
+    AttemptOutcome,
     Delivered,
     Gone,
     Interrupted,
-    Outcome,
-    Refused,
     Rejected,
     Throttled,
     TimedOut,
@@ -22,7 +22,7 @@ from relay.delivery.outcomes import (
 
 
 @pytest.mark.parametrize(
-    ("outcome", "kind", "words", "known_not_received", "trips_breaker"),
+    ("outcome", "kind", "message", "never_sent", "trips_circuit"),
     [
         (answered(200, duration_ms=1), "delivered", "answered 200", False, False),
         (answered(204, duration_ms=1), "delivered", "answered 204", False, False),
@@ -36,30 +36,30 @@ from relay.delivery.outcomes import (
         ),
         (answered(404, duration_ms=1), "rejected", "answered 404", False, False),
         (answered(408, duration_ms=1), "rejected", "answered 408", False, False),
-        (answered(410, duration_ms=1), "gone", "answered 410: it asks for nothing more", False, False),
+        (answered(410, duration_ms=1), "gone", "answered 410 Gone", False, False),
         (answered(429, duration_ms=1), "throttled", "answered 429", False, False),
         (
             answered(429, duration_ms=1, retry_after_s=30.0),
             "throttled",
-            "answered 429, asking to wait 30 s",
+            "answered 429 with Retry-After: 30 s",
             False,
             False,
         ),
         (answered(500, duration_ms=1), "rejected", "answered 500", False, True),
         (answered(503, duration_ms=1), "throttled", "answered 503", False, True),
         (TimedOut(timeout_s=15.0), "timed_out", "did not answer within 15 s", False, True),
-        (Interrupted(how="reset"), "interrupted", "reset", False, True),
-        (Unreachable(stage="dns", why="no address"), "unreachable", "no address", True, True),
-        (Refused(why="private"), "refused", "private", True, False),
+        (Interrupted(reason="reset"), "interrupted", "reset", False, True),
+        (Unreachable(stage="dns", reason="no address"), "unreachable", "no address", True, True),
+        (AddressRefused(reason="private"), "refused", "private", True, False),
     ],
 )
-def test_an_outcome_in_words(
-    outcome: Outcome, kind: str, words: str, known_not_received: bool, trips_breaker: bool
+def test_an_outcome_has_a_message(
+    outcome: AttemptOutcome, kind: str, message: str, never_sent: bool, trips_circuit: bool
 ) -> None:
-    assert (outcome.kind, outcome.words) == (kind, words)
-    assert outcome.known_not_received is known_not_received
-    assert outcome.trips_breaker is trips_breaker
-    assert outcome.to_json()["words"] == words
+    assert (outcome.kind, outcome.message) == (kind, message)
+    assert outcome.never_sent is never_sent
+    assert outcome.trips_circuit is trips_circuit
+    assert outcome.to_json()["words"] == message
 
 
 def test_the_list_of_attempts_keeps_what_there_is_and_no_more() -> None:
@@ -67,7 +67,7 @@ def test_the_list_of_attempts_keeps_what_there_is_and_no_more() -> None:
         "outcome": "throttled",
         "status": 429,
         "duration_ms": 12,
-        "words": "answered 429, asking to wait 30 s",
+        "words": "answered 429 with Retry-After: 30 s",
         "excerpt": "slow down",
         "retry_after_s": 30.0,
     }
@@ -77,7 +77,7 @@ def test_the_list_of_attempts_keeps_what_there_is_and_no_more() -> None:
         "duration_ms": 3,
         "words": "answered 200",
     }
-    assert Unreachable(stage="tls", why="no TLS", duration_ms=4).to_json() == {
+    assert Unreachable(stage="tls", reason="no TLS", duration_ms=4).to_json() == {
         "outcome": "unreachable",
         "duration_ms": 4,
         "words": "no TLS",
@@ -86,7 +86,7 @@ def test_the_list_of_attempts_keeps_what_there_is_and_no_more() -> None:
 
 
 @given(status=st.integers(min_value=100, max_value=999))
-def test_only_2xx_is_heard_and_only_410_is_gone(status: int) -> None:
+def test_only_2xx_is_delivered_and_only_410_is_gone(status: int) -> None:
     outcome = answered(status, duration_ms=0)
 
     assert isinstance(outcome, Delivered) == (status // 100 == 2)
