@@ -1,8 +1,8 @@
 # One image, four commands: up | api | poller | worker. `docker build -t call-relay .`, or podman, or buildah.
 #
-# The base is named by tag and, for a build that is the same tomorrow, by digest:
+# The base image is selected by tag or, for reproducible builds, by digest:
 #   docker build --build-arg PYTHON_DIGEST=@sha256:<64 hex digits> -t call-relay .
-# The digest of a tag: docker buildx imagetools inspect python:3.13-slim-trixie
+# To find the digest of a tag: docker buildx imagetools inspect python:3.13-slim-trixie
 ARG PYTHON_TAG=3.13-slim-trixie
 ARG PYTHON_DIGEST=
 
@@ -10,7 +10,7 @@ FROM python:${PYTHON_TAG}${PYTHON_DIGEST} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 RUN python -m venv /opt/relay
-# Every package comes with its hash from the lock, and as a wheel: nothing is compiled, so no compiler is needed.
+# All packages are wheels with hashes from the lock, so no compiler is needed.
 COPY .ci/runtime.lock .ci/build.lock .ci/
 RUN /opt/relay/bin/python -m pip install --require-hashes --only-binary=:all: -r .ci/runtime.lock \
  && python -m pip install --require-hashes --only-binary=:all: -r .ci/build.lock
@@ -27,7 +27,7 @@ ARG VERSION=unknown
 ARG REVISION=unknown
 ARG CREATED=unknown
 LABEL org.opencontainers.image.title="Call Relay" \
-      org.opencontainers.image.description="Event-driven webhook relay for phone systems" \
+      org.opencontainers.image.description="Polls phone-system call records and delivers signed webhooks" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
@@ -41,9 +41,9 @@ ENV PATH=/opt/relay/bin:/usr/local/bin:/usr/bin:/bin \
     RELAY_API__HOST=0.0.0.0 \
     RELAY_DATA_DIR=/var/lib/relay
 WORKDIR /var/lib/relay
-# The only place that is written to, besides /tmp: everything else may be mounted read-only.
+# Nothing else but /tmp is written to, so the root file system may be read-only.
 VOLUME ["/var/lib/relay"]
-# 8080: the API and the recording links. 9090, inside only: /livez /readyz /metrics.
+# 8080: API and recording links. 9090, internal only: /livez /readyz /metrics.
 EXPOSE 8080 9090
 USER 10001:10001
 STOPSIGNAL SIGTERM

@@ -1,7 +1,7 @@
-"""Write helm/relay/README.md from the comments of values.yaml: `python .ci/chart_readme.py`, `--check` to compare only.
+"""Generate helm/relay/README.md from the comments in values.yaml; `--check` only compares.
 
-The comment right above a key is its description. A map whose children have comments of their own is a section, any
-other value is a line of the table.
+The comment directly above a key is its description. A map whose children have comments is a section; any other value
+is a row of the table.
 """
 
 import json
@@ -16,9 +16,9 @@ import yaml
 CHART = Path(__file__).resolve().parent.parent / "helm" / "relay"
 
 HEAD = """\
-# The chart of Call Relay
+# Helm chart for Call Relay
 
-{description} Three Deployments (api, poller, worker) next to a Redis or Valkey of yours.
+{description} The chart runs three Deployments (api, poller, worker) with your Redis or Valkey.
 
 ```
 kubectl create secret generic relay-secrets \\
@@ -29,33 +29,33 @@ kubectl create secret generic relay-config --from-file=relay.yaml
 helm install relay ./helm/relay -f my-values.yaml
 ```
 
-The least that `my-values.yaml` needs:
+The minimal `my-values.yaml`:
 
 ```yaml
 {minimal}```
 
-The image is built from the `Dockerfile` at the top of the repository. Push it and set `image.repository`, or load it
-into a trial cluster: `kind load docker-image call-relay:{app_version}`, `minikube image load call-relay:{app_version}`.
-To try the chart on one node, without any Secret:
-`helm install relay ./helm/relay -f ./helm/relay/ci/trial-values.yaml`. More examples are in `ci/`.
+Build the image from the `Dockerfile` in the root of the repository. Push it and set `image.repository`, or load it into
+a trial cluster: `kind load docker-image call-relay:{app_version}`, `minikube image load call-relay:{app_version}`.
+To try the chart on a single node, without creating Secrets:
+`helm install relay ./helm/relay -f ./helm/relay/ci/trial-values.yaml`. `ci/` has more examples.
 
-Needs Kubernetes {kube_version} and Helm 3 or 4.
+Requires Kubernetes {kube_version} and Helm 3 or 4.
 
-A misspelt value is refused with its name, and values that do not fit together with a sentence that says what to set;
-what is wrong inside `config` the relay says itself when it starts.
+An unknown value is rejected by name, and a conflict between values with a message that says what to set. `config` is
+validated by the relay when it starts.
 
 ## Values
 
-`python .ci/chart_readme.py` writes this page from the comments in `values.yaml`.
+`python .ci/chart_readme.py` generates this page from the comments in `values.yaml`.
 
-| value | default | what it is |
+| value | default | description |
 |---|---|---|
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One line of the table; `default` is None for a section."""
+    """One row of the table; `default` is None for a section."""
 
     path: str
     default: Any
@@ -64,16 +64,16 @@ class Value:
 
 
 def comment_above(lines: list[str], line: int) -> str:
-    """Join the comment lines that end right above a line (counted from 0)."""
-    found: list[str] = []
+    """Join the comment lines directly above a line (counted from 0)."""
+    comment: list[str] = []
     while line > 0 and lines[line - 1].strip().startswith("#"):
         line -= 1
-        found.insert(0, lines[line].strip().lstrip("#").strip())
-    return " ".join(found)
+        comment.insert(0, lines[line].strip().lstrip("#").strip())
+    return " ".join(comment)
 
 
 def values(text: str) -> Iterator[Value]:
-    """Walk values.yaml in its own order."""
+    """Yield the values in the order of the file."""
     lines = text.splitlines()
 
     def commented(node: yaml.Node) -> bool:
@@ -84,14 +84,14 @@ def values(text: str) -> Iterator[Value]:
     def walk(node: yaml.MappingNode, prefix: str) -> Iterator[Value]:
         for key, child in node.value:
             path = f"{prefix}{key.value}"
-            about = comment_above(lines, key.start_mark.line)
+            description = comment_above(lines, key.start_mark.line)
             block = child.start_mark.line > key.start_mark.line
             if isinstance(child, yaml.MappingNode) and block and commented(child):
-                yield Value(path, None, about, section=True)
+                yield Value(path, None, description, section=True)
                 yield from walk(child, f"{path}.")
             else:
                 default = yaml.safe_load(yaml.serialize(child))
-                yield Value(path, default, about, section=False)
+                yield Value(path, default, description, section=False)
 
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode)  # noqa: S101 - values.yaml is ours
@@ -99,7 +99,6 @@ def values(text: str) -> Iterator[Value]:
 
 
 def page(chart: Path = CHART) -> str:
-    """Build the whole page."""
     meta = yaml.safe_load((chart / "Chart.yaml").read_text(encoding="utf-8"))
     minimal = (chart / "ci" / "minimal-values.yaml").read_text(encoding="utf-8")
     minimal = "".join(line for line in minimal.splitlines(keepends=True) if not line.startswith("#"))
@@ -118,16 +117,16 @@ def page(chart: Path = CHART) -> str:
 
 def main(arguments: list[str]) -> int:
     target = CHART / "README.md"
-    wanted = page()
+    content = page()
     if arguments == ["--check"]:
-        if target.is_file() and target.read_text(encoding="utf-8") == wanted:
+        if target.is_file() and target.read_text(encoding="utf-8") == content:
             return 0
-        sys.stderr.write("helm/relay/README.md is not what values.yaml says: run python .ci/chart_readme.py\n")
+        sys.stderr.write("helm/relay/README.md does not match values.yaml; run python .ci/chart_readme.py\n")
         return 1
     if arguments:
         sys.stderr.write("usage: python .ci/chart_readme.py [--check]\n")
         return 2
-    target.write_text(wanted, encoding="utf-8")
+    target.write_text(content, encoding="utf-8")
     return 0
 
 

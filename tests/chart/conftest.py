@@ -1,4 +1,4 @@
-"""The chart, rendered as Helm would, for every values file in helm/relay/ci and whatever a test adds to them."""
+"""The chart, rendered as Helm would, for every values file in helm/relay/ci plus a test's own values."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ Object = dict[str, Any]
 
 
 def deep_merge(base: Object, extra: Object) -> Object:
-    """Lay one values file over another, as `helm -f a -f b` does."""
+    """Merge two values files, as `helm -f a -f b` does."""
     merged = copy.deepcopy(base)
     for key, value in extra.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -28,13 +28,13 @@ def deep_merge(base: Object, extra: Object) -> Object:
 
 
 def matches(selector: Object, labels: Object) -> bool:
-    """Say whether a `matchLabels` selects these labels."""
+    """Return whether a `matchLabels` selects these labels."""
     return bool(selector) and all(labels.get(key) == value for key, value in selector.items())
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What one set of values becomes."""
+    """The objects rendered from one set of values."""
 
     values: Object
     objects: list[Object]
@@ -54,7 +54,7 @@ class Rendered:
         return found
 
     def pods(self) -> dict[str, Object]:
-        """Every pod that comes of this, by its component: labels, annotations and spec."""
+        """All pods, by component: labels, annotations and spec."""
         templates = [item["spec"]["template"] for item in self.of("Deployment") + self.of("StatefulSet")]
         return {pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod for pod in templates + self.of("Pod")}
 
@@ -84,7 +84,7 @@ def chart(helm: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def render(chart: Any) -> Render:
-    """Render a values file of the matrix, with more values on top."""
+    """Render a values file of the matrix, merged with further values."""
 
     def rendered(values_file: str, extra: Object | None = None, **release: Any) -> Rendered:
         values = deep_merge(yaml.safe_load(MATRIX[values_file].read_text(encoding="utf-8")), extra or {})
@@ -99,5 +99,5 @@ def render(chart: Any) -> Render:
 
 @pytest.fixture(scope="session", params=list(MATRIX))
 def release(request: pytest.FixtureRequest, render: Render) -> Rendered:
-    """Each values file of the matrix in turn."""
+    """Each values file of the matrix."""
     return render(request.param)

@@ -1,4 +1,4 @@
-"""What the chart makes beside pods: valid for the oldest and the newest Kubernetes, and pointing at what it should."""
+"""The chart's objects other than pods are valid for the oldest and newest Kubernetes, and refer to what exists."""
 
 import ast
 import functools
@@ -21,7 +21,7 @@ OLDEST = re.fullmatch(
 
 @pytest.fixture(scope="session")
 def kubernetes() -> Iterator[Any]:
-    """The validator, which would otherwise read its 100 kB definitions again for each object."""
+    """The validator, cached because it would read its 100 kB definitions for each object."""
     validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validator.utils, "schema_contents", functools.cache(validator.utils.schema_contents))
@@ -29,7 +29,7 @@ def kubernetes() -> Iterator[Any]:
 
 
 def test_kubernetes_accepts_every_object(release: Rendered, kubernetes: Any) -> None:
-    """Strictly, unknown fields included, for the oldest version that the chart names and the newest that is known."""
+    """Strictly, unknown fields included, for the oldest supported version and the newest available one."""
     assert OLDEST
     versions = [OLDEST[1], kubernetes.latest_version()]
     assert f"{OLDEST[1]}.0" in kubernetes.utils.all_versions()
@@ -44,7 +44,7 @@ def test_kubernetes_accepts_every_object(release: Rendered, kubernetes: Any) -> 
     assert checked >= 2 * 10
 
 
-def test_the_validator_refuses_a_wrong_object(render: Render, kubernetes: Any) -> None:
+def test_the_validator_rejects_an_invalid_object(render: Render, kubernetes: Any) -> None:
     """The check above can fail: a misspelt field is an error for both versions."""
     deployment = render("minimal").deployment("api")
     deployment["spec"]["replicsa"] = 2
@@ -55,8 +55,8 @@ def test_the_validator_refuses_a_wrong_object(render: Render, kubernetes: Any) -
             kubernetes.validate(deployment, version, strict=True)
 
 
-def test_custom_resources_have_their_shape(render: Render, helm: Any) -> None:
-    """HTTPRoute, PodMonitor, PrometheusRule and ScaledObject, against the part of their definitions that is used."""
+def test_custom_resources_match_their_definitions(render: Render, helm: Any) -> None:
+    """HTTPRoute, PodMonitor, PrometheusRule and ScaledObject, against the parts of their definitions in use."""
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     seen = set()
     for item in render("everything").objects + render("keda").objects + render("production").objects:
@@ -67,8 +67,8 @@ def test_custom_resources_have_their_shape(render: Render, helm: Any) -> None:
     assert seen == set(CRDS)
 
 
-def test_helm_has_no_complaint(helm: Any) -> None:
-    """`helm lint --strict` finds nothing but that there is no picture."""
+def test_helm_lint_reports_nothing(helm: Any) -> None:
+    """`helm lint --strict` reports only the missing icon."""
     for values in sorted((CHART / "ci").glob("*-values.yaml")):
         report = helm.lint(CHART, yaml.safe_load(values.read_text(encoding="utf-8")), strict=True)
 
@@ -76,8 +76,8 @@ def test_helm_has_no_complaint(helm: Any) -> None:
         assert [m["error"] for m in report["messages"] if m["severity"] > 1] == []
 
 
-def test_names_fit_however_long_the_release_is_called(render: Render) -> None:
-    """63 characters for names and label values, also for what controllers append."""
+def test_names_fit_for_any_length_of_the_release_name(render: Render) -> None:
+    """Names and label values have at most 63 characters, including what controllers append."""
     long = "a" * 53
     for name, extra in (("everything", {"nameOverride": "b" * 45}), ("keda", {}), ("trial", {})):
         rendered = render(name, extra, name=long)
@@ -93,7 +93,7 @@ def test_names_fit_however_long_the_release_is_called(render: Render) -> None:
 
 
 def test_everything_is_labelled_and_in_the_releases_namespace(release: Rendered) -> None:
-    """Whoever looks for a release's objects finds all of them."""
+    """Selecting by the labels of a release finds all its objects."""
     for item in release.objects:
         assert item["metadata"]["namespace"] == NAMESPACE
         assert item["metadata"]["labels"]["app.kubernetes.io/instance"] == RELEASE
@@ -102,7 +102,7 @@ def test_everything_is_labelled_and_in_the_releases_namespace(release: Rendered)
 
 
 def test_selectors_find_their_pods_and_no_others(release: Rendered) -> None:
-    """A Service, budget or monitor that selects a neighbour's pods would be found out too late."""
+    """No Service, PodDisruptionBudget or PodMonitor selects another role's or release's pods."""
     labels = {component: pod["metadata"]["labels"] for component, pod in release.pods().items()}
 
     def found(selector: Object) -> set[str]:
@@ -127,7 +127,7 @@ def test_selectors_find_their_pods_and_no_others(release: Rendered) -> None:
 
 
 def test_pods_are_spread(release: Rendered) -> None:
-    """Over zones and nodes, each role for itself."""
+    """Over zones and nodes, separately for each role."""
     for role in ROLES:
         template = release.deployment(role)["spec"]["template"]
         constraints = template["spec"]["topologySpreadConstraints"]
@@ -141,8 +141,8 @@ def test_pods_are_spread(release: Rendered) -> None:
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("cpu", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")])
-def test_a_scaled_worker_leaves_its_number_to_the_scaler(render: Render, mode: str, kind: str) -> None:
-    """An upgrade must not set the number of pods back; never fewer than one, because somebody must notice work."""
+def test_a_scaled_worker_sets_no_replicas(render: Render, mode: str, kind: str) -> None:
+    """An upgrade must not reset the number of pods. The minimum is one, because a worker reports the metric."""
     rendered = render("keda", {"worker": {"autoscaling": {"mode": mode, "minReplicas": 1}}})
     (scaler,) = rendered.of(kind)
 
@@ -158,7 +158,7 @@ def test_a_scaled_worker_leaves_its_number_to_the_scaler(render: Render, mode: s
 
 
 def test_keda_falls_back_when_prometheus_is_gone(render: Render) -> None:
-    """No answer counts as a failure, and failures lead to the fallback's number of pods."""
+    """An empty result counts as a failure, and failures trigger the fallback."""
     (scaled,) = render("keda").of("ScaledObject")
     (trigger,) = scaled["spec"]["triggers"]
 
@@ -171,8 +171,8 @@ def test_keda_falls_back_when_prometheus_is_gone(render: Render) -> None:
     assert trigger["authenticationRef"] == {"name": "prometheus"}
 
 
-def test_without_a_scaler_the_number_is_the_values(render: Render) -> None:
-    """`none` makes no scaler and keeps to replicaCount."""
+def test_without_a_scaler_replicas_come_from_the_values(render: Render) -> None:
+    """`none` creates no scaler and sets replicaCount."""
     rendered = render("production")
 
     assert rendered.deployment("worker")["spec"]["replicas"] == 3
@@ -183,7 +183,7 @@ def test_without_a_scaler_the_number_is_the_values(render: Render) -> None:
 
 
 def may_call(rendered: Rendered, component: str, address: str, port: int, protocol: str = "TCP") -> bool:
-    """Decide as a cluster would whether a pod may open a connection to an address outside the cluster's pods."""
+    """Evaluate the policies: may a pod connect to an address outside the cluster?"""
     labels = rendered.pods()[component]["metadata"]["labels"]
     policies = [
         item["spec"]
@@ -211,7 +211,7 @@ def _address_fits(rule: Object, address: str) -> bool:
 
 
 def may_be_called(rendered: Rendered, component: str, port: int, by: Object) -> bool:
-    """Decide whether a pod of this namespace with the labels `by` may open a connection to a component's port."""
+    """Evaluate the policies: may a pod of this namespace with the labels `by` connect to a component's port?"""
     labels = rendered.pods()[component]["metadata"]["labels"]
     policies = [
         item["spec"]
@@ -254,23 +254,23 @@ PRIVATE = [
 ]
 
 
-def test_network_policies_are_off_until_asked_for(render: Render) -> None:
-    """They can cut a relay off, so nobody gets them by surprise."""
+def test_network_policies_are_off_by_default(render: Render) -> None:
+    """They can cut a relay off from a provider or subscriber."""
     assert render("minimal").of("NetworkPolicy") == []
     assert render("trial").of("NetworkPolicy") == []
 
 
 @pytest.mark.parametrize("address", PRIVATE)
 @pytest.mark.parametrize("role", ROLES)
-def test_private_addresses_are_out_of_reach(render: Render, role: str, address: str) -> None:
-    """With nothing allowed, no special range can be dialled on the ports of the web, metadata services included."""
+def test_private_addresses_are_blocked(render: Render, role: str, address: str) -> None:
+    """With no allowed networks, special-purpose ranges are blocked on web ports, metadata services included."""
     rendered = render("minimal", {"networkPolicy": {"enabled": True}})
 
     assert not any(may_call(rendered, role, address, port) for port in (80, 443, 2343, 8080))
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_what_the_relay_needs_stays_in_reach(render: Render, role: str) -> None:
+def test_what_the_relay_needs_is_reachable(render: Render, role: str) -> None:
     """DNS anywhere, the store on its port, allowed networks on any port, and every public address."""
     rendered = render("production")
 
@@ -287,7 +287,7 @@ def test_what_the_relay_needs_stays_in_reach(render: Render, role: str) -> None:
 
 
 def test_a_store_without_named_peers_is_reachable_on_its_port(render: Render) -> None:
-    """The chart cannot read the store's address from a Secret, so it opens the port and does not cut the relay off."""
+    """The chart cannot read the store's address from a Secret, so it allows its port to any address."""
     rendered = render("minimal", {"networkPolicy": {"enabled": True}})
 
     assert may_call(rendered, "worker", "10.99.1.2", 6379)
@@ -295,7 +295,7 @@ def test_a_store_without_named_peers_is_reachable_on_its_port(render: Render) ->
 
 
 def test_allowed_networks_come_from_both_places(render: Render) -> None:
-    """relay.yaml's list and the chart's own; one's own host needs no policy."""
+    """From relay.yaml and from the chart's own list; loopback needs no policy."""
     rendered = render("everything")
     policy = rendered.one("NetworkPolicy", RELEASE)
     blocks = {p["ipBlock"]["cidr"] for rule in policy["spec"]["egress"] for p in rule.get("to", []) if "ipBlock" in p}
@@ -307,7 +307,7 @@ def test_allowed_networks_come_from_both_places(render: Render) -> None:
 
 
 def test_only_the_relay_reaches_the_store_in_the_chart(render: Render) -> None:
-    """Not the test pod, not a stranger; and the store itself calls nobody, not even DNS."""
+    """Not the test pod or any other pod; the store itself has no egress, not even DNS."""
     rendered = render("everything")
     labels = {component: pod["metadata"]["labels"] for component, pod in rendered.pods().items()}
 
@@ -318,8 +318,8 @@ def test_only_the_relay_reaches_the_store_in_the_chart(render: Render) -> None:
     assert not may_call(rendered, "valkey", "1.1.1.1", 443)
 
 
-def test_the_test_pod_passes_closed_policies(render: Render) -> None:
-    """`helm test` works when only the ingress controller and Prometheus are let in; a stranger is not."""
+def test_the_test_pod_is_allowed_by_strict_policies(render: Render) -> None:
+    """`helm test` works if only the ingress controller and Prometheus are allowed; other pods are blocked."""
     rendered = render("everything")
     test = rendered.pods()["test"]["metadata"]["labels"]
 
@@ -334,7 +334,7 @@ def test_the_test_pod_passes_closed_policies(render: Render) -> None:
 
 
 def queries(render: Render) -> list[str]:
-    """Every PromQL of the chart."""
+    """All PromQL queries of the chart."""
     everything, keda = render("everything"), render("keda")
     (rule,), (scaled,) = everything.of("PrometheusRule"), keda.of("ScaledObject")
     found = [alert["expr"] for group in rule["spec"]["groups"] for alert in group["rules"]]
@@ -349,8 +349,8 @@ def dashboard(rendered: Rendered) -> Object:
     return parsed
 
 
-def test_every_figure_that_is_asked_for_is_measured(render: Render) -> None:
-    """A misspelt name in an alert is an alert that never comes."""
+def test_every_metric_in_a_query_exists(render: Render) -> None:
+    """An alert with a misspelt metric never fires."""
     from prometheus_client.metrics import MetricWrapperBase
 
     from relay import metrics
@@ -364,7 +364,7 @@ def test_every_figure_that_is_asked_for_is_measured(render: Render) -> None:
 
 
 def test_queries_are_well_formed(render: Render) -> None:
-    """Brackets match, and every series of the relay is of this release only."""
+    """Brackets match, and every query selects only this release."""
     for query in queries(render):
         bare = re.sub(r'"[^"]*"', "", query)
         assert [bare.count(c) for c in "([{"] == [bare.count(c) for c in ")]}"], query
@@ -374,8 +374,8 @@ def test_queries_are_well_formed(render: Render) -> None:
                 assert "job=" in braces, query
 
 
-def test_alerts_cover_what_goes_wrong(render: Render) -> None:
-    """Nobody there, late, quiet, given up, failing, budget, quarantine, memory, disk: each with a word for people."""
+def test_alerts_cover_every_failure(render: Render) -> None:
+    """Down, late, quiet, failed, failing, budget, quarantine, memory, disk: each with a summary."""
     (rule,) = render("everything").of("PrometheusRule")
     alerts = {alert["alert"]: alert for group in rule["spec"]["groups"] for alert in group["rules"]}
 
@@ -403,8 +403,8 @@ def test_alerts_cover_what_goes_wrong(render: Render) -> None:
             assert label in alert["expr"], f"{name} speaks of a label that its query does not keep"
 
 
-def test_thresholds_are_the_values(render: Render) -> None:
-    """What an operator sets is what the alerts compare with."""
+def test_thresholds_come_from_the_values(render: Render) -> None:
+    """The alerts compare with what the operator sets."""
     thresholds = {"pollLagSeconds": 77, "oldestDueSeconds": 1000000, "fullRatio": 0.5}
     (rule,) = render("everything", {"prometheusRule": {"thresholds": thresholds}}).of("PrometheusRule")
     alerts = {alert["alert"]: alert["expr"].strip() for group in rule["spec"]["groups"] for alert in group["rules"]}
@@ -415,8 +415,8 @@ def test_thresholds_are_the_values(render: Render) -> None:
     assert alerts["RelayVolumeFull"].endswith("> 0.5")
 
 
-def test_the_monitor_makes_the_labels_that_queries_want(render: Render) -> None:
-    """The job is the release's name, and the role comes along."""
+def test_the_monitor_sets_the_labels_that_queries_select(render: Render) -> None:
+    """The job is the release name, and the role is a label."""
     rendered = render("everything")
     (monitor,) = rendered.of("PodMonitor")
 
@@ -427,8 +427,8 @@ def test_the_monitor_makes_the_labels_that_queries_want(render: Render) -> None:
     assert any('app_kubernetes_io_component="worker"' in query for query in queries(render))
 
 
-def test_the_dashboard_can_be_loaded(render: Render) -> None:
-    """Panels with ids of their own that do not overlap, on the data source that is chosen."""
+def test_the_dashboard_is_valid(render: Render) -> None:
+    """Panels have unique ids, do not overlap, and use the selected data source."""
     board = dashboard(render("everything"))
     panels = board["panels"]
     cells = [
@@ -449,8 +449,8 @@ def test_the_dashboard_can_be_loaded(render: Render) -> None:
 # --- notes and the test pod ------------------------------------------------------------------------------------------
 
 
-def test_the_notes_say_what_to_do_next(release: Rendered) -> None:
-    """Every installation is told how to test it, check it, and reach it."""
+def test_the_notes_list_the_next_steps(release: Rendered) -> None:
+    """How to test, check and reach the installation."""
     assert f"helm test {RELEASE} -n {NAMESPACE}" in release.notes
     assert "relay check --config /etc/relay/relay.yaml" in release.notes
     assert "port-forward" in release.notes
@@ -461,24 +461,24 @@ def test_the_notes_say_what_to_do_next(release: Rendered) -> None:
 @pytest.mark.parametrize(
     ("name", "extra", "words"),
     [
-        ("trial", {}, "Keep a copy"),
+        ("trial", {}, "Back it up"),
         ("trial", {}, "fine for a trial"),
-        ("trial", {}, "No source is configured yet"),
+        ("trial", {}, "No source is configured"),
         ("minimal", {}, "rollout restart"),
         ("minimal", {}, "publicUrl is empty"),
         ("minimal", {"publicUrl": "https://r.example.com"}, "enable ingress or httpRoute"),
-        ("minimal", {"recordings": {"storageUrl": "", "none": True}}, "no marker to recover from"),
+        ("minimal", {"recordings": {"storageUrl": "", "none": True}}, "no markers to recover from"),
         ("minimal", {}, "No metrics are collected"),
     ],
 )
 def test_the_notes_warn(render: Render, name: str, extra: Object, words: str) -> None:
-    """What an installation lacks is said, and not said to the one that has everything."""
+    """What an installation lacks is listed; a complete installation gets no warning."""
     assert words in render(name, extra).notes
     assert words not in render("production").notes
 
 
 def test_the_test_pod_runs_valid_python(release: Rendered) -> None:
-    """It asks the Services that are made, at the ports that they have."""
+    """It requests existing Services at their ports."""
     (container,) = release.pods()["test"]["spec"]["containers"]
     program = container["args"][0]
     ast.parse(program)

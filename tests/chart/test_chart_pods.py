@@ -1,4 +1,4 @@
-"""Every pod that the chart makes is closed, watched, and given the time that it needs to finish."""
+"""Every pod of the chart is restricted, probed, and has enough time to shut down."""
 
 import re
 from typing import Any
@@ -14,7 +14,7 @@ PREFIX = "app.kubernetes.io/"
 
 
 def test_there_are_three_roles_from_one_template(release: Rendered) -> None:
-    """api, poller and worker differ in their command, and the api in what it needs to be reached."""
+    """api, poller and worker differ in their command; only the api is exposed."""
     containers = {role: release.deployment(role)["spec"]["template"]["spec"]["containers"][0] for role in ROLES}
 
     for role, container in containers.items():
@@ -24,7 +24,7 @@ def test_there_are_three_roles_from_one_template(release: Rendered) -> None:
     assert {port["name"] for port in containers["api"]["ports"]} == {"http", "internal"}
 
 
-def test_no_pod_may_more_than_the_restricted_standard(release: Rendered) -> None:
+def test_every_pod_meets_the_restricted_standard(release: Rendered) -> None:
     """Numeric user, no root, no capabilities, nothing writable but volumes, in every pod of every values file."""
     for component, pod in release.pods().items():
         spec = pod["spec"]
@@ -42,8 +42,8 @@ def test_no_pod_may_more_than_the_restricted_standard(release: Rendered) -> None
             assert "hostPort" not in str(container.get("ports", "")), component
 
 
-def test_no_pod_talks_to_kubernetes_or_hears_of_services(release: Rendered) -> None:
-    """No token is mounted, and no service link becomes a RELAY_… variable that the relay would refuse."""
+def test_pods_have_no_api_token_and_no_service_links(release: Rendered) -> None:
+    """No token is mounted, and no service links add RELAY_… variables."""
     for component, pod in release.pods().items():
         assert pod["spec"]["automountServiceAccountToken"] is False, component
         assert pod["spec"]["enableServiceLinks"] is False, component
@@ -51,8 +51,8 @@ def test_no_pod_talks_to_kubernetes_or_hears_of_services(release: Rendered) -> N
         assert account["automountServiceAccountToken"] is False
 
 
-def test_every_container_says_what_it_needs(release: Rendered) -> None:
-    """Requests and a memory limit, so that one process cannot starve its neighbours; no CPU limit, which throttles."""
+def test_every_container_has_requests_and_a_memory_limit(release: Rendered) -> None:
+    """One process cannot starve others on the node. There is no CPU limit, because it would throttle."""
     for component, pod in release.pods().items():
         for container in pod["spec"]["containers"]:
             resources = container["resources"]
@@ -61,8 +61,8 @@ def test_every_container_says_what_it_needs(release: Rendered) -> None:
             assert "cpu" not in resources["limits"], component
 
 
-def test_probes_ask_the_internal_port(release: Rendered) -> None:
-    """Alive is the event loop, ready is the store; both on the port that nobody exposes."""
+def test_probes_use_the_internal_port(release: Rendered) -> None:
+    """Liveness is the event loop, readiness is the store; both on the port that is not exposed."""
     for role in ROLES:
         container = release.deployment(role)["spec"]["template"]["spec"]["containers"][0]
 
@@ -74,7 +74,7 @@ def test_probes_ask_the_internal_port(release: Rendered) -> None:
 
 
 def test_the_internal_port_is_in_no_exposed_service(release: Rendered) -> None:
-    """What leads outside leads to the API's port only."""
+    """Everything exposed leads to the API port only."""
     for service in release.of("Service"):
         ports = [port["targetPort"] for port in service["spec"]["ports"]]
         headless = service["spec"].get("clusterIP") == "None"
@@ -89,8 +89,8 @@ def test_the_internal_port_is_in_no_exposed_service(release: Rendered) -> None:
 
 
 @pytest.mark.parametrize("drain_s", [25, 60, 600])
-def test_one_value_is_the_drain_and_the_grace_period(render: Render, drain_s: int) -> None:
-    """The pod is ended by force only well after the relay had its time, also with the api's pause before it."""
+def test_one_value_sets_the_drain_and_the_grace_period(render: Render, drain_s: int) -> None:
+    """The pod is killed only well after the drain, including the api's preStop delay."""
     rendered = render("minimal", {"drainSeconds": drain_s})
 
     for role in ROLES:
@@ -102,14 +102,14 @@ def test_one_value_is_the_drain_and_the_grace_period(render: Render, drain_s: in
 
 
 def test_a_new_pod_is_ready_before_an_old_one_goes(release: Rendered) -> None:
-    """A rolling restart never leaves a role without its pods."""
+    """A rolling restart never leaves a role without pods."""
     for role in ROLES:
         strategy = release.deployment(role)["spec"]["strategy"]
         assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
 
 
 def test_pods_restart_when_the_settings_change_and_only_then(render: Render) -> None:
-    """The checksum follows relay.yaml and the store's URL, and nothing else."""
+    """The checksum covers relay.yaml and the store's URL, and nothing else."""
 
     def checksums(extra: Object) -> set[str]:
         rendered = render("keda", {"existingConfigSecret": "", **extra})
@@ -124,7 +124,7 @@ def test_pods_restart_when_the_settings_change_and_only_then(render: Render) -> 
 
 
 def test_a_volume_for_one_node_keeps_the_pods_together(render: Render) -> None:
-    """ReadWriteOnce can be mounted on one node only, so all three roles are put there; ReadWriteMany binds nobody."""
+    """ReadWriteOnce can be mounted on one node only, so all three roles are scheduled there."""
     one_node = render("trial")
     many = render("trial", {"recordings": {"persistence": {"accessModes": ["ReadWriteMany"]}}})
 
@@ -138,8 +138,8 @@ def test_a_volume_for_one_node_keeps_the_pods_together(render: Render) -> None:
         assert "affinity" not in many.deployment(role)["spec"]["template"]["spec"]
 
 
-def test_all_roles_share_the_place_of_recordings(release: Rendered) -> None:
-    """The worker writes, the api reads, and the poller keeps its marker there: one place for all three."""
+def test_all_roles_share_the_storage_of_recordings(release: Rendered) -> None:
+    """The worker writes, the api reads, and the poller stores its marker there."""
     places: set[str] = set()
     mounts: set[str] = set()
     for role in ROLES:
@@ -152,8 +152,8 @@ def test_all_roles_share_the_place_of_recordings(release: Rendered) -> None:
     assert "://" in place or place in str(release.deployment("api")["spec"]["template"]["spec"]["containers"])
 
 
-def test_the_relay_understands_what_the_chart_tells_it(render: Render, tmp_path: Any) -> None:
-    """relay.yaml and the variables of each role go through the relay's own reading of settings, without a complaint."""
+def test_the_chart_renders_valid_settings(render: Render, tmp_path: Any) -> None:
+    """The relay loads the relay.yaml and the variables of each role without an error."""
     for name in MATRIX:
         rendered = render(name)
         files = [
@@ -180,8 +180,8 @@ def test_the_relay_understands_what_the_chart_tells_it(render: Render, tmp_path:
             assert bool(settings.api.tokens) == (role == "api")
 
 
-def test_relay_yaml_arrives_as_it_was_given(render: Render) -> None:
-    """Numbers, texts that look like numbers, and words that YAML has opinions about survive the way into the Secret."""
+def test_relay_yaml_is_passed_unchanged(render: Render) -> None:
+    """Numbers, text that looks like numbers, and words such as NO survive rendering into the Secret."""
     config = {
         "log": {"format": "json"},
         "retention": {"calls_days": 3650},
@@ -196,7 +196,7 @@ def test_relay_yaml_arrives_as_it_was_given(render: Render) -> None:
 
 
 def test_secrets_are_in_secrets_only(release: Rendered) -> None:
-    """No key of relay.yaml, no password and no store's URL shows in a Deployment or a ConfigMap."""
+    """No key of relay.yaml, password or store URL is in a Deployment or ConfigMap."""
     secrets = [value for item in release.of("Secret") for value in item["stringData"].values()]
     inner = [word for value in secrets for word in re.findall(r"not-a-real-key|relay_\w+|rediss?://\S+|\w{40,}", value)]
     rest = str([item for item in release.objects if item["kind"] != "Secret"]) + release.notes
@@ -205,8 +205,8 @@ def test_secrets_are_in_secrets_only(release: Rendered) -> None:
     assert not any(value in rest for value in secrets if value.strip() != "{}")
 
 
-def test_everything_that_is_named_exists(release: Rendered) -> None:
-    """Each Secret, claim and account that a pod names is made here, or is named in the values."""
+def test_every_reference_exists(release: Rendered) -> None:
+    """Each Secret, claim and account that a pod refers to is created here or named in the values."""
     made = {(item["kind"], item["metadata"]["name"]) for item in release.objects}
     for pod in release.pods().values():
         spec = pod["spec"]
@@ -234,8 +234,8 @@ def test_everything_that_is_named_exists(release: Rendered) -> None:
             assert (kind, name) in made or f"{name!r}" in str(release.values)
 
 
-def test_the_trial_makes_its_secrets_once(render: Render, helm: Any) -> None:
-    """The first installation makes strong ones and keeps them; an upgrade that cannot see them makes no others."""
+def test_a_trial_generates_its_secrets_once(render: Render, helm: Any) -> None:
+    """The first installation generates strong secrets and keeps them; an upgrade that cannot read them fails."""
     first, second = render("trial"), render("trial")
     made = [item.one("Secret", "calls-relay-generated") for item in (first, second)]
 
@@ -251,13 +251,13 @@ def test_the_trial_makes_its_secrets_once(render: Render, helm: Any) -> None:
 
 
 def test_no_key_is_required_in_values(render: Render) -> None:
-    """The least that is needed names Secrets, and the chart makes none of its own then."""
+    """Minimal values name existing Secrets, and the chart creates none."""
     rendered = render("minimal")
 
     assert rendered.of("Secret") == []
 
 
-def test_the_store_in_the_chart_keeps_what_it_accepts(render: Render) -> None:
+def test_the_store_in_the_chart_is_durable(render: Render) -> None:
     """AOF, no eviction, a volume, a password, and memory left for the process itself."""
     for name in ("trial", "everything"):
         (store,) = render(name).of("StatefulSet")
@@ -275,8 +275,8 @@ def test_the_store_in_the_chart_keeps_what_it_accepts(render: Render) -> None:
         assert options["--dir"] == "/data"
 
 
-def test_a_digest_decides_the_image(render: Render) -> None:
-    """With a digest the pods run exactly that image; without a tag they run the chart's version."""
+def test_a_digest_selects_the_image(render: Render) -> None:
+    """With a digest, the pods run exactly that image; without a tag, the version of the chart."""
     by_digest = render("production").deployment("api")["spec"]["template"]["spec"]["containers"][0]["image"]
     by_version = render("minimal").deployment("api")["spec"]["template"]["spec"]["containers"][0]["image"]
 
@@ -284,15 +284,15 @@ def test_a_digest_decides_the_image(render: Render) -> None:
     assert by_version == f"call-relay:{__version__}"
 
 
-def test_the_chart_is_of_the_relays_version() -> None:
-    """A release is one version, of the program and of its chart."""
+def test_chart_and_relay_have_the_same_version() -> None:
+    """They are released together."""
     meta = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
 
     assert meta["appVersion"] == meta["version"] == __version__
 
 
 def env_of(container: Object) -> dict[str, str]:
-    """The variables of a container, with something plausible for what comes from Secrets."""
+    """The variables of a container, with plausible values for those from Secrets."""
     stand_ins = {
         "RELAY_REDIS_URL": "rediss://:word@valkey.example.com:6379/0",
         "RELAY_SECRET_KEY": "k" * 64,

@@ -1,4 +1,4 @@
-"""Wrong values are refused with their name, and every value is described."""
+"""Invalid values are rejected by name, and every value is described."""
 
 import copy
 import importlib.util
@@ -22,7 +22,7 @@ Path = tuple[str | int, ...]
 
 
 def maps(value: Any, path: Path = ()) -> Iterator[Path]:
-    """Every map in which a name may be misspelt."""
+    """List every map in which a name may be misspelt."""
     if isinstance(value, dict):
         yield path
         for key, inner in value.items():
@@ -34,7 +34,7 @@ def maps(value: Any, path: Path = ()) -> Iterator[Path]:
 
 
 def with_value(values: Object, path: Path, value: Any) -> Object:
-    """Copy values with something else in one place."""
+    """Copy values with one of them replaced."""
     changed = copy.deepcopy(values)
     at: Any = changed
     for step in path[:-1]:
@@ -44,8 +44,8 @@ def with_value(values: Object, path: Path, value: Any) -> Object:
 
 
 @pytest.mark.parametrize("path", sorted(set(maps(DEFAULTS)) | set(maps(EVERYTHING)), key=str), ids=str)
-def test_a_misspelt_name_is_refused_at_every_level(chart: Any, helm: Any, path: Path) -> None:
-    """The error names what is misspelt and where."""
+def test_an_unknown_name_is_rejected_at_every_level(chart: Any, helm: Any, path: Path) -> None:
+    """The error says which name is unknown, and where."""
     values = with_value(EVERYTHING, (*path, "mispselt"), 1)
 
     with pytest.raises(helm.HelmValuesError) as error:
@@ -54,8 +54,8 @@ def test_a_misspelt_name_is_refused_at_every_level(chart: Any, helm: Any, path: 
     assert "/".join(map(str, path)) in str(error.value)
 
 
-def test_the_levels_are_many(chart: Any) -> None:
-    """The list above is not empty by mistake, and what it starts from is accepted."""
+def test_the_list_of_levels_is_complete(chart: Any) -> None:
+    """The list above is not empty by mistake, and the values it starts from are valid."""
     assert len(set(maps(DEFAULTS)) | set(maps(EVERYTHING))) > 50
     for path in MATRIX.values():
         chart.validate_schema(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -93,8 +93,8 @@ def test_the_levels_are_many(chart: Any) -> None:
         ("podLabels", {}),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_name(chart: Any, helm: Any, path: str, value: Any) -> None:
-    """The sentence names the field, so that nobody has to search."""
+def test_an_invalid_value_is_rejected_by_name(chart: Any, helm: Any, path: str, value: Any) -> None:
+    """The message names the field."""
     with pytest.raises(helm.HelmValuesError) as error:
         chart.validate_schema(with_value({}, tuple(path.split(".")), value))
     assert all(step in str(error.value) for step in path.split(".")[:2])
@@ -103,15 +103,15 @@ def test_a_wrong_value_is_refused_with_its_name(chart: Any, helm: Any, path: str
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ({"secrets": {"existingSecret": ""}}, "secrets.existingSecret: name a Secret"),
-        ({"secrets": {"generate": True}}, "secrets.existingSecret and secrets.generate exclude each other"),
+        ({"secrets": {"existingSecret": ""}}, "secrets.existingSecret: set it to a Secret"),
+        ({"secrets": {"generate": True}}, "secrets.existingSecret and secrets.generate are mutually exclusive"),
         ({"redis": {"existingSecret": ""}}, "redis: set exactly one"),
         ({"redis": {"url": "redis://x"}}, "redis: set exactly one"),
         ({"valkey": {"enabled": True}}, "redis: set exactly one"),
-        ({"valkey": {"enabled": True}, "redis": {"existingSecret": ""}}, "valkey.existingSecret: name a Secret"),
+        ({"valkey": {"enabled": True}, "redis": {"existingSecret": ""}}, "valkey.existingSecret: set it to a Secret"),
         ({"recordings": {"storageUrl": ""}}, "recordings: set exactly one"),
         ({"recordings": {"none": True}}, "recordings: set exactly one"),
-        ({"config": {"sources": {}}}, "config and existingConfigSecret exclude each other; config has: sources"),
+        ({"config": {"sources": {}}}, "config and existingConfigSecret are mutually exclusive; config has: sources"),
         (
             {
                 "existingConfigSecret": "",
@@ -120,24 +120,24 @@ def test_a_wrong_value_is_refused_with_its_name(chart: Any, helm: Any, path: str
             },
             "config.sources.main: recordings.none is set",
         ),
-        ({"existingConfigSecret": "", "config": {"data_dir": "/x"}}, "config.data_dir would not be heard"),
+        ({"existingConfigSecret": "", "config": {"data_dir": "/x"}}, "config.data_dir has no effect"),
         ({"existingConfigSecret": "", "config": {"storage_url": "/x"}}, "set recordings.storageUrl"),
         ({"existingConfigSecret": "", "config": {"redis_url": "redis://x"}}, "set redis.existingSecret"),
         ({"existingConfigSecret": "", "config": {"secret_key": "x"}}, "set secrets.existingSecret"),
         ({"existingConfigSecret": "", "config": {"drain_s": 9}}, "set drainSeconds"),
         ({"existingConfigSecret": "", "config": {"public_url": "https://x"}}, "set publicUrl"),
-        ({"existingConfigSecret": "", "config": {"api": {"port": 1}}}, "config.api.port would not be heard"),
-        ({"existingConfigSecret": "", "config": {"internal": {"port": 1}}}, "config.internal would not be heard"),
+        ({"existingConfigSecret": "", "config": {"api": {"port": 1}}}, "config.api.port has no effect"),
+        ({"existingConfigSecret": "", "config": {"internal": {"port": 1}}}, "config.internal has no effect"),
         (
             {"existingConfigSecret": "", "config": {"delivery": {"timeout_s": 20.5}}},
-            "drainSeconds: a delivery may take config.delivery.timeout_s, so at least 26 is needed, not 25",
+            "drainSeconds: must be at least config.delivery.timeout_s + 5, which is 26; it is 25",
         ),
-        ({"drainSeconds": 19}, "at least 20 is needed, not 19"),
+        ({"drainSeconds": 19}, "which is 20; it is 19"),
         ({"existingConfigSecret": "", "config": {"x": "y" * 1_000_001}}, "through the API instead"),
-        ({"ingress": {"enabled": True}}, "ingress.hosts: name at least one"),
-        ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs: name at least one"),
-        ({"worker": {"autoscaling": {"mode": "keda"}}}, "keda.serverAddress: say where"),
-        ({"worker": {"autoscaling": {"minReplicas": 20}}}, "maxReplicas is less than minReplicas"),
+        ({"ingress": {"enabled": True}}, "ingress.hosts: set at least one"),
+        ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs: set at least one"),
+        ({"worker": {"autoscaling": {"mode": "keda"}}}, "keda.serverAddress: set it to"),
+        ({"worker": {"autoscaling": {"minReplicas": 20}}}, "maxReplicas: must be at least minReplicas"),
         (
             {
                 "recordings": {
@@ -146,26 +146,26 @@ def test_a_wrong_value_is_refused_with_its_name(chart: Any, helm: Any, path: str
                 },
                 "topologySpread": {"whenUnsatisfiable": "DoNotSchedule"},
             },
-            "would leave pods waiting",
+            "would leave pods pending",
         ),
     ],
 )
-def test_values_that_do_not_fit_together_are_refused(render: Render, helm: Any, extra: Object, words: str) -> None:
-    """Before anything is installed, with what to set."""
+def test_conflicting_values_are_rejected(render: Render, helm: Any, extra: Object, words: str) -> None:
+    """Rendering fails before anything is installed, and says what to set."""
     with pytest.raises(helm.HelmRenderError) as error:
         render("minimal", extra)
     assert words in str(error.value)
 
 
-def test_everything_that_is_wrong_is_said_at_once(chart: Any, helm: Any) -> None:
-    """Nobody has to find the second mistake after mending the first."""
+def test_all_problems_are_reported_at_once(chart: Any, helm: Any) -> None:
+    """One attempt lists everything to fix."""
     with pytest.raises(helm.HelmRenderError) as error:
         chart.render({"ingress": {"enabled": True}}, name="x", namespace="y")
     assert str(error.value).count("\n  - ") == 4
 
 
-def test_schema_and_values_know_the_same_names() -> None:
-    """A value without a schema could not be set, and one in the schema alone has no default."""
+def test_schema_and_values_have_the_same_names() -> None:
+    """A value without a schema cannot be set, and one in the schema alone has no default."""
 
     def compare(schema: Object, values: Object, path: str) -> None:
         names = set(schema["properties"]) - ({"global"} if not path else set())
@@ -179,7 +179,7 @@ def test_schema_and_values_know_the_same_names() -> None:
 
 
 def test_every_map_of_the_schema_is_closed() -> None:
-    """But for relay.yaml, labels, and what is passed on to Kubernetes word for word."""
+    """Except relay.yaml, labels, and what is passed to Kubernetes verbatim."""
 
     def walk(schema: Any, path: str) -> Iterator[str]:
         if isinstance(schema, dict):
@@ -205,13 +205,13 @@ def chart_readme() -> ModuleType:
     return module
 
 
-def test_the_readme_is_what_the_comments_say() -> None:
+def test_the_readme_matches_the_comments() -> None:
     """`python .ci/chart_readme.py` has been run since values.yaml changed."""
     assert chart_readme().main(["--check"]) == 0
 
 
 def test_every_value_is_described() -> None:
-    """No line of the table is empty, and every default of values.yaml is in it."""
+    """No row of the table is empty, and every default of values.yaml is in it."""
     found = list(chart_readme().values((CHART / "values.yaml").read_text(encoding="utf-8")))
     table = {value.path: value for value in found}
 

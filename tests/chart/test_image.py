@@ -1,4 +1,4 @@
-"""The image is small, closed and made from the lock; the compose file runs it with the store it needs."""
+"""The image is small, restricted and built from the lock; the compose file runs it with a store."""
 
 import json
 import re
@@ -32,7 +32,7 @@ class Instruction:
 
 
 def stages() -> list[list[Instruction]]:
-    """Read the Dockerfile: what is before the first FROM, then stage by stage."""
+    """Parse the Dockerfile: the part before the first FROM, then each stage."""
     found: list[list[Instruction]] = [[]]
     text = DOCKERFILE.read_text(encoding="utf-8")
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
@@ -50,7 +50,7 @@ def of(word: str, stage: list[Instruction]) -> list[Instruction]:
 
 
 def only(word: str) -> Instruction:
-    """The one instruction of its kind in the last stage."""
+    """Return the only instruction of its kind in the last stage."""
     (found,) = of(word, stages()[-1])
     return found
 
@@ -60,8 +60,8 @@ def environment() -> dict[str, str]:
     return dict(pair.split("=", 1) for item in of("ENV", stages()[-1]) for pair in item.rest.split())
 
 
-def test_any_builder_understands_the_dockerfile() -> None:
-    """docker, podman and buildah: no heredoc, no syntax line, and nothing that BuildKit alone has."""
+def test_the_dockerfile_works_with_any_builder() -> None:
+    """docker, podman and buildah: no heredoc, no syntax line, no BuildKit-only features."""
     text = DOCKERFILE.read_text(encoding="utf-8")
 
     assert "<<" not in text
@@ -72,8 +72,8 @@ def test_any_builder_understands_the_dockerfile() -> None:
     )
 
 
-def test_the_base_is_named_by_tag_and_digest() -> None:
-    """A slim Python of a version that the project supports; the digest is an argument, and every stage uses it."""
+def test_the_base_image_is_selected_by_tag_and_digest() -> None:
+    """A slim image of a supported Python; the digest is an argument that every stage uses."""
     head, *built = stages()
     arguments = dict(item.rest.split("=", 1) for item in of("ARG", head))
     tag = re.fullmatch(r"(\d+)\.(\d+)-slim-[a-z]+", arguments["PYTHON_TAG"])
@@ -90,7 +90,7 @@ def test_the_base_is_named_by_tag_and_digest() -> None:
 
 
 def test_packages_come_from_the_lock_with_their_hashes() -> None:
-    """As wheels, so nothing is compiled; what is ours is installed without an index."""
+    """As wheels, so nothing is compiled; our own wheel is installed without an index."""
     installs = [
         command
         for stage in stages()
@@ -109,7 +109,7 @@ def test_packages_come_from_the_lock_with_their_hashes() -> None:
 
 @pytest.mark.parametrize("name", ["runtime", "build", "chart"])
 def test_locks_have_hashes_and_no_addresses(name: str) -> None:
-    """Every line is pinned, every pin has hashes, and where packages come from is the machine's business."""
+    """Every package is pinned with hashes, and no index is named."""
     text = (REPOSITORY / ".ci" / f"{name}.lock").read_text(encoding="utf-8")
     pins = [line for line in text.splitlines() if line and not line.startswith((" ", "#"))]
 
@@ -119,8 +119,8 @@ def test_locks_have_hashes_and_no_addresses(name: str) -> None:
     assert "--index" not in text
 
 
-def test_the_build_lock_makes_our_wheel() -> None:
-    """The build backend of pyproject.toml is in it."""
+def test_the_build_lock_has_the_build_backend() -> None:
+    """Whatever pyproject.toml requires is pinned."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     pins = (REPOSITORY / ".ci" / "build.lock").read_text(encoding="utf-8")
 
@@ -129,8 +129,8 @@ def test_the_build_lock_makes_our_wheel() -> None:
         assert re.search(rf"^{name}==", pins, re.MULTILINE)
 
 
-def test_no_builder_is_left_behind() -> None:
-    """The last stage installs nothing: it copies what the first one made, which has no pip left."""
+def test_the_last_stage_has_no_build_tools() -> None:
+    """It installs nothing and copies the result of the first stage, from which pip was removed."""
     last = stages()[-1]
     runs = " ".join(item.rest for item in of("RUN", last))
     built = " ".join(item.rest for item in of("RUN", stages()[-2]))
@@ -140,8 +140,8 @@ def test_no_builder_is_left_behind() -> None:
     assert [item.rest for item in of("COPY", last)] == ["--from=build /opt/relay /opt/relay"]
 
 
-def test_the_user_is_a_number_and_not_root() -> None:
-    """Kubernetes can only check a number; the same one that the chart uses."""
+def test_the_user_is_numeric_and_not_root() -> None:
+    """Kubernetes can only check a numeric user; it is the one that the chart uses."""
     user = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", only("USER").rest)
     chart = yaml.safe_load((REPOSITORY / "helm/relay/values.yaml").read_text(encoding="utf-8"))["podSecurityContext"]
 
@@ -152,7 +152,7 @@ def test_the_user_is_a_number_and_not_root() -> None:
 
 
 def test_it_starts_without_a_shell() -> None:
-    """Signals reach the relay itself; one image, and the command is the role."""
+    """Signals reach the relay itself, and the command selects the role."""
     assert only("ENTRYPOINT").exec_form() == ["relay"]
     assert only("CMD").exec_form() == ["up", "--config", "/etc/relay/relay.yaml"]
     assert only("STOPSIGNAL").rest == "SIGTERM"
@@ -161,8 +161,8 @@ def test_it_starts_without_a_shell() -> None:
     assert "--start-period=" in health
 
 
-def test_only_one_folder_is_written_to() -> None:
-    """The root may be read-only: data, home and working folder are the volume, and no bytecode is written."""
+def test_only_one_directory_is_written_to() -> None:
+    """The root may be read-only: data, home and working directory are the volume, and no bytecode is written."""
     env = environment()
     (volume,) = only("VOLUME").exec_form()
 
@@ -172,8 +172,8 @@ def test_only_one_folder_is_written_to() -> None:
     assert f"install -d -o {owner[0]} -g {owner[1]} -m 0750 {volume}" in [item.rest for item in of("RUN", stages()[-1])]
 
 
-def test_the_relay_understands_the_images_variables(tmp_path: Path) -> None:
-    """What the image sets goes through the relay's own reading of settings."""
+def test_the_image_sets_valid_settings(tmp_path: Path) -> None:
+    """The relay loads the variables of the image without an error."""
     settings = load(None, environment())
 
     assert settings.api.host == "0.0.0.0"
@@ -181,8 +181,8 @@ def test_the_relay_understands_the_images_variables(tmp_path: Path) -> None:
     assert {settings.api.port, settings.internal.port} == set(map(int, only("EXPOSE").rest.split()))
 
 
-def test_labels_say_what_it_is() -> None:
-    """The OCI labels, with version, revision and date as arguments."""
+def test_the_image_has_oci_labels() -> None:
+    """With version, revision and date as arguments."""
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', only("LABEL").rest))
     arguments = {item.rest.split("=")[0] for item in of("ARG", stages()[-1])}
 
@@ -194,7 +194,7 @@ def test_labels_say_what_it_is() -> None:
 
 
 def sent_to_the_builder(path: str) -> bool:
-    """Decide as .dockerignore does: the last rule that fits wins."""
+    """Apply .dockerignore: the last matching rule wins."""
     sent = True
     for line in (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines():
         rule = line.strip()
@@ -209,8 +209,8 @@ def sent_to_the_builder(path: str) -> bool:
     return sent
 
 
-def test_only_what_is_needed_is_sent_to_the_builder() -> None:
-    """No history, no secrets, no environment; and everything that is copied is there."""
+def test_the_build_context_is_minimal() -> None:
+    """No history, no secrets, no virtual environment; everything that is copied is included."""
     for path in (".git/config", ".venv/bin/python", "relay.yaml", "docs/.env", "tests/conftest.py", "relay-data/x"):
         assert not sent_to_the_builder(path), path
     for path in ("relay/__pycache__/cli.cpython-313.pyc", "relay/prod.env", "workers/relay.yaml"):
@@ -224,7 +224,7 @@ def test_only_what_is_needed_is_sent_to_the_builder() -> None:
         assert sent_to_the_builder(path), path
 
 
-def test_hadolint_has_no_complaint() -> None:
+def test_hadolint_reports_nothing() -> None:
     """The linter of Dockerfiles, where it is installed."""
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
@@ -242,8 +242,8 @@ def services() -> Object:
     return parsed
 
 
-def test_compose_keeps_the_store_and_hides_it() -> None:
-    """AOF on a volume, no eviction, no port outside, and a network without a way out."""
+def test_compose_runs_a_durable_private_store() -> None:
+    """AOF on a volume, no eviction, no published port, and an internal network."""
     whole = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
     store = services()["valkey"]
     options = dict(zip(store["command"][1::2], store["command"][2::2], strict=True))
@@ -257,8 +257,8 @@ def test_compose_keeps_the_store_and_hides_it() -> None:
     assert whole["networks"]["store"] == {"internal": True}
 
 
-def test_compose_closes_its_containers() -> None:
-    """Read-only roots, no capabilities, bounded memory; the API is on loopback until somebody puts a proxy there."""
+def test_compose_restricts_its_containers() -> None:
+    """Read-only roots, no capabilities, limited memory; the API is published on loopback only."""
     for service in services().values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -268,15 +268,15 @@ def test_compose_closes_its_containers() -> None:
     assert services()["relay"]["ports"] == ["127.0.0.1:8080:8080"]
 
 
-def test_compose_gives_the_relay_its_time() -> None:
+def test_compose_waits_for_the_drain() -> None:
     """The grace period is longer than the drain."""
     relay = services()["relay"]
 
     assert int(relay["stop_grace_period"].removesuffix("s")) >= int(relay["environment"]["RELAY_DRAIN_S"]) + 10
 
 
-def test_compose_brings_no_key_and_asks_for_them() -> None:
-    """Both secrets come from .env, and without them compose says what to do."""
+def test_compose_requires_its_secrets() -> None:
+    """Both secrets come from .env; without them, compose fails and says what to do."""
     variables = services()["relay"]["environment"]
 
     for name in ("RELAY_SECRET_KEY", "RELAY_API__TOKENS"):
@@ -284,8 +284,8 @@ def test_compose_brings_no_key_and_asks_for_them() -> None:
         assert f'echo "{name}=' in COMPOSE.read_text(encoding="utf-8")
 
 
-def test_the_relay_understands_compose() -> None:
-    """Its variables go through the relay's own reading of settings, and its command names a file that is mounted."""
+def test_compose_sets_valid_settings() -> None:
+    """The relay loads its variables, and its command names a mounted file."""
     relay = services()["relay"]
     variables = relay["environment"] | {"RELAY_SECRET_KEY": "k" * 44, "RELAY_API__TOKENS": f'["{"t" * 48}"]'}
     settings = load(None, environment() | variables)

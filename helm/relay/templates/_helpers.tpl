@@ -1,4 +1,4 @@
-{{/* Names end early enough that the longest suffix, and what controllers append to it, still fits into 63 characters. */}}
+{{/* Names are short enough that the longest suffix, and what controllers append to it, still fits into 63 characters. */}}
 {{- define "relay.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 45 | trimSuffix "-" -}}
 {{- end -}}
@@ -9,7 +9,7 @@
 {{- $full | trunc 45 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* What selects pods: for a role with (list $ "worker"), for the whole release with (list $ ""). */}}
+{{/* Labels that select pods: for a role with (list $ "worker"), for the whole release with (list $ ""). */}}
 {{- define "relay.selectorLabels" -}}
 {{- $root := index . 0 -}}{{- $component := index . 1 -}}
 app.kubernetes.io/name: {{ include "relay.name" $root }}
@@ -29,7 +29,7 @@ app.kubernetes.io/component: {{ . }}
 {{- merge $own $root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
-{{/* Selects the pods of the three roles and nothing else of this release. */}}
+{{/* Selects the pods of the three roles, and nothing else in this release. */}}
 {{- define "relay.processLabels" -}}
 {{ include "relay.selectorLabels" (list . "") }}
 call-relay/process: relay
@@ -72,13 +72,13 @@ call-relay/process: relay
 {{- default (printf "%s-recordings" (include "relay.fullname" .)) .Values.recordings.persistence.existingClaim -}}
 {{- end -}}
 
-{{/* Selects this release's series; the PodMonitor makes the job label. */}}
+{{/* Selects the metrics of this release; the PodMonitor sets the job label. */}}
 {{- define "relay.series" -}}
 namespace={{ .Release.Namespace | quote }},job={{ .Release.Name | quote }}
 {{- end -}}
 
 {{/*
-What the relay is told by environment: what the chart decides, and secrets. It wins over relay.yaml.
+Environment variables: what the chart sets, and secrets. They take precedence over relay.yaml.
 */}}
 {{- define "relay.env" -}}
 {{- $root := index . 0 -}}{{- $role := index . 1 -}}
@@ -203,7 +203,7 @@ spec:
             failureThreshold: 2
           {{- if eq $role "api" }}
           lifecycle:
-            # Proxies need a moment to hear that this pod is going; until then it goes on answering.
+            # Endpoints and proxies are updated with a delay; serve requests until they are.
             preStop:
               exec: {command: [sleep, "5"]}
           {{- end }}
