@@ -218,13 +218,13 @@ class Runtime:
         self.wake_ups(LaneName.ENRICH)
         self.wake_ups(LaneName.RECORD)
 
-    def advance(self) -> Publisher:
-        """Build the step from what is known to what is said."""
+    def publisher(self) -> Publisher:
+        """Build the publisher of events about calls."""
         return Publisher(
             self.ledger,
             self.subscriptions,
             now_ms=lambda: self.lanes[LaneName.ENRICH].store_now_ms,
-            published=lambda: self.wake_ups(LaneName.DELIVER),
+            on_deliveries=lambda: self.wake_ups(LaneName.DELIVER),
         )
 
     async def arrange(self) -> None:
@@ -294,11 +294,11 @@ class Runtime:
         subscription = self.subscriptions.get(sub)
         if subscription is not None and not gone:
             await self.say_goodbye(subscription)
-        await self.operations.say(
+        await self.operations.publish(
             "subscription.disabled",
             {"subscription": {"id": sub, "reason": why}},
-            of=sub,
-            which=str(self.lanes[LaneName.DELIVER].store_now_ms),
+            about=sub,
+            occurrence=str(self.lanes[LaneName.DELIVER].store_now_ms),
             tenant=subscription.tenant if subscription else None,
         )
 
@@ -328,11 +328,11 @@ class Runtime:
             about = {"id": sub, "reason": why, "disables_at": iso(disables_at)}
             now_ms = self.lanes[LaneName.DELIVER].store_now_ms
             subscription = self.subscriptions.get(sub)
-            await self.operations.say(
+            await self.operations.publish(
                 "subscription.failing",
                 {"subscription": about},
-                of=sub,
-                which=str(now_ms),
+                about=sub,
+                occurrence=str(now_ms),
                 tenant=subscription.tenant if subscription else None,
             )
 

@@ -38,12 +38,12 @@ class Enrich:
         self,
         sources: Callable[[], Mapping[str, Source]],
         book: AddressBook,
-        advance: Publisher,
+        publisher: Publisher,
         states: SourceStore,
     ) -> None:
         self._sources = sources
         self._book = book
-        self._advance = advance
+        self._publisher = publisher
         self._states = states
         self._off_until: dict[str, float] = {}
         self._seen_well: set[str] = set()
@@ -77,7 +77,7 @@ class Enrich:
     async def _look_up(self, source: Source, calls: list[tuple[Claim, StoredCall]], now_ms: int) -> None:
         late = [call for _, call in calls if call.said is None and not self._may_wait(source, call, now_ms)]
         # Their hold is over (or there is none): they are told now, and of the contact when it comes.
-        await asyncio.gather(*(self._advance(call, source.rules, {}, tenant=source.tenant) for call in late))
+        await asyncio.gather(*(self._publisher.publish(call, source.rules, {}, tenant=source.tenant) for call in late))
         holds = [contact_hold_left_ms(call, now_ms=now_ms, rules=source.rules) for _, call in calls]
         patience_s = min([hold / 1000 for hold in holds if hold > 0], default=_CONTACT_PATIENCE_S)
         numbers = {number for _, call in calls if (number := number_to_look_up(call))}
@@ -144,7 +144,7 @@ class Enrich:
                     parts["lookup"] = {"tries": tries + 1, "next_ms": self.runner.lane.store_now_ms + retry_ms}
             elif call.lookup and call.lookup["tries"] < len(LADDER_S):
                 retry_ms = max(call.lookup["next_ms"] - self.runner.lane.store_now_ms, 0)
-        wait_ms = await self._advance(call, source.rules, parts, tenant=source.tenant)
+        wait_ms = await self._publisher.publish(call, source.rules, parts, tenant=source.tenant)
         waits = [wait for wait in (wait_ms, retry_ms) if wait is not None]
         if waits:
             self.runner.settle(claim, "again", wait_ms=max(min(waits), 1))

@@ -17,7 +17,7 @@ DELIVER_AT_ONCE = 200
 
 def add_runners(runtime: Runtime) -> None:
     """Host the enrich, record and deliver lanes in this process."""
-    enrich = Enrich(lambda: runtime.sources, runtime.book, runtime.advance(), runtime.states)
+    enrich = Enrich(lambda: runtime.sources, runtime.book, runtime.publisher(), runtime.states)
     enrich.runner = runtime.add_runner(
         Runner(runtime.lanes[LaneName.ENRICH], enrich.work, at_once=ENRICH_AT_ONCE, needs_s=15, batch=ENRICH_BATCH)
     )

@@ -446,8 +446,13 @@ async def test_subscription(api: Api, caller: Caller, subscription_id: str) -> T
     """Send `webhook.test` to it, whatever it subscribed to."""
     subscription = await _enabled(api, caller, subscription_id)
     data = {"message": "A test from Call Relay.", "subscription": {"id": subscription_id}}
-    eid = await api.runtime.operations.say(
-        "webhook.test", data, of=subscription_id, which=uuid4().hex, to=subscription_id, tenant=subscription.tenant
+    eid = await api.runtime.operations.publish(
+        "webhook.test",
+        data,
+        about=subscription_id,
+        occurrence=uuid4().hex,
+        to=subscription_id,
+        tenant=subscription.tenant,
     )
     api.runtime.wake_ups(LaneName.DELIVER)
     return TestResult(event_id=eid)

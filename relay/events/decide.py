@@ -1,32 +1,33 @@
-"""What to say: pure. From what was said of a call and what is known now, the events that are still owed.
+"""Decide which events are due for a call: a pure function of what was published, what is known, and the time.
 
     decide(call, now_ms, rules) -> Publish | Wait
 
-* Nothing is said of a call that is not finished, or while a hold runs (a contact or the audio may still come).
-* First `call.completed`, with the latest content; whatever changed while it was held is folded in.
-* Then each difference once: `call.updated` (content or contact), `call.recording.completed` / `.failed`,
-  `call.transcript.completed`.
+* Nothing is published while the call is in progress, or while it is held for a contact or a recording.
+* The first event is `call.completed`; it has the latest content, changes during the hold included.
+* After that each difference is published once: `call.updated` (content or contact), `call.recording.completed` and
+  `.failed`, `call.transcript.completed`.
 """
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from relay.domain import ids
+from relay.domain.call import LookupStatus, Outcome, RecordingStatus
 from relay.domain.json import Json
 from relay.domain.time import from_ms, iso
 from relay.events.payload import API_VERSION, CALL_FIELDS, CONTACT_FIELDS, NO_CONTACT, NO_RECORDING, RECORDING_FIELDS
 from relay.store.calls import StoredCall
 
-_LOOKUP = "contact.lookup_status"
-SETTLED_CONTACT = frozenset({"matched", "none", "skipped"})
+_SETTLED: Final = frozenset({LookupStatus.MATCHED, LookupStatus.NONE, LookupStatus.SKIPPED})
+_NOTHING_PUBLISHED: Final[Json] = {"content": None, "revision": 0, "audio": None, "transcript": False}
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRules:
-    """What the call's source wants: whether the extras exist there, and how long they may hold an event, ms."""
+    """What the source of a call offers: contacts, recordings, and for how long they may hold an event, ms."""
 
     provider: str
     timezone: str
@@ -39,7 +40,7 @@ class SourceRules:
 
 @dataclass(frozen=True, slots=True)
 class EventDraft:
-    """An event that is owed: its id and canonical document."""
+    """An event that is due: its id and its document in the full form."""
 
     id: str
     type: str
@@ -48,129 +49,124 @@ class EventDraft:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """What is to be said now, in order (perhaps nothing), and what will have been said then."""
+    """The events that are due now, in order (perhaps none), and what will be published then; None when unchanged."""
 
     events: tuple[EventDraft, ...]
-    said: Json | None
+    published: Json | None
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Not yet: look again in `wait_ms` at the latest."""
+    """The call is held: decide again in `wait_ms` at the latest."""
 
     wait_ms: int
 
 
 def decide(call: StoredCall, *, now_ms: int, rules: SourceRules) -> Publish | Wait:
-    """Decide what is owed for a call as it is known at `now_ms` (the store's clock)."""
+    """Decide what is due for a call at `now_ms`, the store's clock."""
     if not call.finished:
         return Publish((), None)
-    said = call.said
-    if said is None:
-        wait_ms = _hold_left_ms(call, now_ms, rules)
-        if wait_ms > 0:
-            return Wait(wait_ms)
-    return _differences(call, said, now_ms, rules)
+    if call.said is None:
+        hold_ms = _hold_left_ms(call, now_ms, rules)
+        if hold_ms > 0:
+            return Wait(hold_ms)
+    return _publish(call, now_ms, rules)
 
 
 def contact_settled(call: StoredCall) -> bool:
-    """Whether the contact is known for the number that the call has now; a provider may correct the number."""
+    """Whether the contact is final for the number that the call has now; a provider may correct the number later."""
     part = call.contact
-    if part is None or part["lookup_status"] not in SETTLED_CONTACT:
+    if part is None or part["lookup_status"] not in _SETTLED:
         return False
     number = call.record.get("external_number")
     return bool(part.get("number", number) == number)
 
 
 def contact_hold_left_ms(call: StoredCall, *, now_ms: int, rules: SourceRules) -> int:
-    """How long the contact may still hold this call up, ms; 0 when it may not."""
+    """Return for how long the call may still be held for its contact, ms; 0 when it may not."""
     if not rules.contacts or contact_settled(call):
         return 0
     return max(call.ready_ms + rules.hold_for_contact_ms - now_ms, 0)
 
 
 def _hold_left_ms(call: StoredCall, now_ms: int, rules: SourceRules) -> int:
-    left = contact_hold_left_ms(call, now_ms=now_ms, rules=rules)
-    if expects_audio(call, rules) and recording_of(call, rules)["status"] == "pending":
-        left = max(left, call.ready_ms + rules.hold_for_recording_ms - now_ms)
-    return left
+    left_ms = contact_hold_left_ms(call, now_ms=now_ms, rules=rules)
+    if expects_recording(call, rules) and recording_of(call, rules)["status"] == RecordingStatus.PENDING:
+        left_ms = max(left_ms, call.ready_ms + rules.hold_for_recording_ms - now_ms)
+    return left_ms
 
 
-def expects_audio(call: StoredCall, rules: SourceRules) -> bool:
-    """Whether a recording may come for this call: answered, and the source wants and has recordings."""
-    return rules.recordings and call.record["outcome"] == "answered"
+def expects_recording(call: StoredCall, rules: SourceRules) -> bool:
+    """Whether a recording may come: the source has recordings, and the call was answered."""
+    return rules.recordings and bool(call.record["outcome"] == Outcome.ANSWERED)
 
 
 def recording_of(call: StoredCall, rules: SourceRules) -> Json:
-    """The published part of what is known of the recording."""
+    """Return the recording as events have it, from what is known of it so far."""
     if call.recording is not None:
         return {name: call.recording.get(name) for name in RECORDING_FIELDS}
     if not rules.recordings:
         return NO_RECORDING
-    return NO_RECORDING | {"status": "pending" if call.record["outcome"] == "answered" else "none"}
+    status = RecordingStatus.PENDING if expects_recording(call, rules) else RecordingStatus.NONE
+    return NO_RECORDING | {"status": status.value}
 
 
-def _differences(call: StoredCall, said: Json | None, now_ms: int, rules: SourceRules) -> Publish:
-    contact = NO_CONTACT | {"lookup_status": "unavailable" if rules.contacts else "skipped"}
-    if contact_settled(call):
-        contact = {name: (call.contact or {}).get(name) for name in CONTACT_FIELDS}
-    content = {**call.record, "contact": contact}
+def _contact_of(call: StoredCall, rules: SourceRules) -> Json:
+    if call.contact is not None and contact_settled(call):
+        return {name: call.contact.get(name) for name in CONTACT_FIELDS}
+    status = LookupStatus.UNAVAILABLE if rules.contacts else LookupStatus.SKIPPED
+    return NO_CONTACT | {"lookup_status": status.value}
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """An event that is due. `id_parts` tell it from others of its type about the same call."""
+
+    type: str
+    id_parts: tuple[str, ...] = ()
+    changes: Json | None = None
+
+
+def _publish(call: StoredCall, now_ms: int, rules: SourceRules) -> Publish:
+    before = call.said or _NOTHING_PUBLISHED
+    content = {**call.record, "contact": _contact_of(call, rules)}
     recording = recording_of(call, rules)
-    known: Json = said or {"content": None, "revision": 0, "audio": None, "transcript": False}
-    revision = known["revision"]
-    events: list[EventDraft] = []
+    transcript = before["transcript"] or _has_transcript(call.record)
+    revision, audio = before["revision"], before["audio"]
 
-    def draft(event_type: str, *also: str, changes: Json | None = None) -> None:
-        eid = ids.event_id(call.source_id, call.key, event_type, *also)
-        document = _document(call, eid, event_type, revision, content, recording, changes, now_ms, rules)
-        events.append(EventDraft(eid, event_type, document))
-
-    transcript = _has_transcript(call.record)
-    if known["content"] is None:
+    due: list[_Due] = []
+    if before["content"] is None:
         revision = 1
-        draft("call.completed")
-    else:
-        changes = _changes(known["content"], content)
-        if changes.get(_LOOKUP) == ["unavailable", "none"]:
-            del changes[_LOOKUP]  # nobody was named before and nobody is now
-        if transcript and not known["transcript"]:
-            # The transcript has an event of its own; its coming is no update of the call as well.
-            changes = {field: pair for field, pair in changes.items() if not field.startswith("transcription")}
-        if changes:
-            revision += 1
-            draft("call.updated", str(revision), _digest(content), changes=changes)
-    audio = known["audio"]
-    if audio is None and recording["status"] == "available":
+        due.append(_Due("call.completed"))
+    elif changes := _changes_to_publish(before, content):
+        revision += 1
+        due.append(_Due("call.updated", (str(revision), _digest(content)), changes))
+    if recording["status"] == RecordingStatus.AVAILABLE and audio != "completed":
         audio = "completed"
-        draft("call.recording.completed")
-    elif audio is None and recording["status"] == "unavailable":
+        due.append(_Due("call.recording.completed"))
+    elif recording["status"] == RecordingStatus.UNAVAILABLE and audio is None:
         audio = "failed"
-        draft("call.recording.failed")
-    elif audio == "failed" and recording["status"] == "available":
-        audio = "completed"
-        draft("call.recording.completed")
-    if transcript and not known["transcript"]:
-        draft("call.transcript.completed")
-    now_said = {
-        "content": content,
-        "revision": revision,
-        "audio": audio,
-        "transcript": transcript or known["transcript"],
-    }
-    return Publish(tuple(events), None if now_said == said else now_said)
+        due.append(_Due("call.recording.failed"))
+    if transcript and not before["transcript"]:
+        due.append(_Due("call.transcript.completed"))
+
+    after = {"content": content, "revision": revision, "audio": audio, "transcript": transcript}
+    call_payload = _call_payload(call, content, revision, recording, rules) if due else {}
+    events = tuple(_draft(call, event, call_payload, now_ms, rules) for event in due)
+    return Publish(events, None if after == call.said else after)
 
 
-def _document(
-    call: StoredCall,
-    eid: str,
-    event_type: str,
-    revision: int,
-    content: Json,
-    recording: Json,
-    changes: Json | None,
-    now_ms: int,
-    rules: SourceRules,
-) -> Json:
+def _changes_to_publish(before: Json, content: Json) -> Json:
+    changes = _changes(before["content"], content)
+    if changes.get("contact.lookup_status") == [LookupStatus.UNAVAILABLE, LookupStatus.NONE]:
+        del changes["contact.lookup_status"]  # there was no contact before and there is none now: no news
+    if _has_transcript(content) and not before["transcript"]:
+        # A new transcript has an event of its own and is no update of the call as well.
+        changes = {field: pair for field, pair in changes.items() if not field.startswith("transcription")}
+    return changes
+
+
+def _call_payload(call: StoredCall, content: Json, revision: int, recording: Json, rules: SourceRules) -> Json:
     values = {
         **content,
         "id": call.id,
@@ -180,17 +176,19 @@ def _document(
         "revision": revision,
         "recording": recording,
     }
-    # `get`: a record stored by an older version lacks the fields that were added since.
-    data: Json = {"call": {name: values.get(name) for name in CALL_FIELDS}}
-    if changes is not None:
-        data["changes"] = changes
+    # `get`: a record that an older version stored lacks the fields that were added since.
+    return {name: values.get(name) for name in CALL_FIELDS}
+
+
+def _draft(call: StoredCall, event: _Due, call_payload: Json, now_ms: int, rules: SourceRules) -> EventDraft:
+    event_id = ids.event_id(call.source_id, call.key, event.type, *event.id_parts)
     base = rules.public_url
-    return {
-        "id": eid,
-        "type": event_type,
+    document: Json = {
+        "id": event_id,
+        "type": event.type,
         "timestamp": iso(from_ms(now_ms)),
         "api_version": API_VERSION,
-        "data": data,
+        "data": {"call": call_payload} if event.changes is None else {"call": call_payload, "changes": event.changes},
         "context": {
             "via": call.via,
             "observed_at": iso(from_ms(call.first_seen_ms)),
@@ -201,6 +199,7 @@ def _document(
             "recording": f"{base}/v1/calls/{call.id}/recording" if base else None,
         },
     }
+    return EventDraft(event_id, event.type, document)
 
 
 def _has_transcript(record: Json) -> bool:

@@ -1,4 +1,4 @@
-"""Events about the relay itself, for subscriptions that name them."""
+"""Publish events about the relay itself, for the subscriptions whose `events` name them."""
 
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -11,8 +11,8 @@ from relay.events.publisher import Audience
 from relay.store.calls import Ledger, NewEvent
 
 
-class AboutSource(Protocol):
-    """What an operational event says of a source."""
+class SourceIdentity(Protocol):
+    """What an event tells about a source."""
 
     @property
     def id(self) -> str: ...
@@ -25,38 +25,50 @@ class AboutSource(Protocol):
 
 
 class Operations:
-    """Says that something needs a person, and that it does not any more."""
+    """Publishes events about sources and subscriptions."""
 
     def __init__(self, ledger: Ledger, audience: Audience) -> None:
         self._ledger = ledger
         self._audience = audience
 
-    async def source_error(self, source: AboutSource, error: str, *, since_ms: int) -> None:
-        """Say `source.error`: once for each stretch of trouble."""
-        about = {"id": source.id, "provider": source.kind.name, "error": error, "since": _instant(since_ms)}
-        await self.say("source.error", {"source": about}, of=source.id, which=str(since_ms), tenant=source.tenant)
+    async def source_error(self, source: SourceIdentity, error: str, *, since_ms: int) -> None:
+        """Publish `source.error`; repeated calls with one `since_ms` are one event."""
+        await self._publish_source("source.error", source, since_ms, {"error": error})
 
-    async def source_recovered(self, source: AboutSource, *, since_ms: int) -> None:
-        """Say `source.recovered`."""
-        about = {"id": source.id, "provider": source.kind.name, "since": _instant(since_ms)}
-        await self.say("source.recovered", {"source": about}, of=source.id, which=str(since_ms), tenant=source.tenant)
+    async def source_recovered(self, source: SourceIdentity, *, since_ms: int) -> None:
+        """Publish `source.recovered` for the error that began at `since_ms`."""
+        await self._publish_source("source.recovered", source, since_ms, {})
 
-    async def say(
-        self, event_type: str, data: Json, *, of: str, which: str, to: str | None = None, tenant: str | None = None
+    async def _publish_source(self, event_type: str, source: SourceIdentity, since_ms: int, details: Json) -> None:
+        since = iso(datetime.fromtimestamp(since_ms // 1000, UTC))
+        about = {"id": source.id, "provider": source.kind.name, **details, "since": since}
+        await self.publish(
+            event_type, {"source": about}, about=source.id, occurrence=str(since_ms), tenant=source.tenant
+        )
+
+    async def publish(
+        self,
+        event_type: str,
+        data: Json,
+        *,
+        about: str,
+        occurrence: str,
+        to: str | None = None,
+        tenant: str | None = None,
     ) -> str:
-        """Publish an event without a call; `which` tells this one from others of its type. Gives its id."""
-        eid = ids.event_id(of, "", event_type, which)
+        """Publish an event without a call and return its id.
+
+        The id derives from the type, what it is `about` and the `occurrence`, so that a repeated call publishes nothing
+        new. `to` is the only subscription to receive it; by default all whose filters match do.
+        """
+        event_id = ids.event_id(about, "", event_type, occurrence)
         document: Json = {
-            "id": eid,
+            "id": event_id,
             "type": event_type,
             "timestamp": iso(datetime.now(UTC)),
             "api_version": API_VERSION,
             "data": data,
         }
         audience = [to] if to is not None else self._audience.of(document, tenant=tenant)
-        await self._ledger.publish(None, {}, [NewEvent(eid, document, audience)], subject=eid)
-        return eid
-
-
-def _instant(ms: int) -> str | None:
-    return iso(datetime.fromtimestamp(ms // 1000, UTC))
+        await self._ledger.publish(None, {}, [NewEvent(event_id, document, audience)], subject=event_id)
+        return event_id

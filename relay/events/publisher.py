@@ -1,78 +1,86 @@
-"""From what is known to what is said: read the call, build the difference, publish; refused when the call moved on.
+"""Publish the events that are due for a call: decide, write in one step, and start over when the call has changed.
 
-Only the enrich lane does this, under the call's lease; the publish is fenced by the call's version all the same, so
-even a holder whose lease has ended says nothing twice.
+Only the enrich lane publishes, under the call's lease. The write is fenced by the call's version as well, so that a
+worker whose lease has ended publishes nothing twice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 import structlog
 
 from relay import metrics
 from relay.domain.json import Json
-from relay.events.decide import SourceRules, Wait, decide
+from relay.events.decide import Publish, SourceRules, Wait, decide
 from relay.store.calls import Ledger, NewEvent, StoredCall
 
 log = structlog.get_logger(__name__)
 
-_TRIES = 8
+_MAX_ATTEMPTS = 8
+_RETRY_MS = 1000
 
 
 class Audience(Protocol):
-    """Knows who wants to hear an event."""
+    """Knows which subscriptions receive an event."""
 
-    def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
-        """Ids of the subscriptions that want it."""
-        ...
+    def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]: ...
 
 
 class Publisher:
-    """Publishes what is owed for a call."""
+    """Publishes the events that are due for a call. `on_deliveries` runs after each write that created deliveries."""
 
     def __init__(
-        self, ledger: Ledger, audience: Audience, *, now_ms: Callable[[], int], published: Callable[[], None]
+        self, ledger: Ledger, audience: Audience, *, now_ms: Callable[[], int], on_deliveries: Callable[[], None]
     ) -> None:
         self._ledger = ledger
         self._audience = audience
         self._now_ms = now_ms
-        self._published = published
+        self._on_deliveries = on_deliveries
 
-    async def __call__(
+    async def publish(
         self, call: StoredCall, rules: SourceRules, parts: Mapping[str, Any], *, tenant: str | None = None
     ) -> int | None:
-        """Write new parts of a call (`contact`, `lookup`) and say what is owed.
+        """Store new parts of a call (`contact`, `lookup`; None removes one) and publish what is due.
 
-        Returns after how many ms the call must be looked at again, None when nothing is pending.
+        Returns the ms after which to decide again, None when nothing is held.
         """
         current: StoredCall | None = call
-        for _ in range(_TRIES):
+        for _ in range(_MAX_ATTEMPTS):
             if current is None:
-                return None  # forgotten meanwhile
-            known = replace(current, **parts)
-            verdict = decide(known, now_ms=self._now_ms(), rules=rules)
-            if isinstance(verdict, Wait):
-                if not parts or await self._ledger.publish(current, parts, ()) is not None:
-                    return verdict.wait_ms
-            else:
-                events = [
-                    NewEvent(draft.id, draft.document, self._audience.of(draft.document, tenant=tenant))
-                    for draft in verdict.events
-                ]
-                fields = dict(parts)
-                if verdict.said is not None:
-                    fields["said"] = verdict.said
-                if not fields and not events:
-                    return None
-                made = await self._ledger.publish(current, fields, events)
-                if made is not None:
-                    for draft in verdict.events:
-                        metrics.EVENTS.labels(draft.type).inc()
-                        log.info("event_published", type=draft.type, event_id=draft.id, call=call.id)
-                    if made:
-                        self._published()
-                    return None
+                return None  # erased, or trimmed
+            decision = decide(replace(current, **parts), now_ms=self._now_ms(), rules=rules)
+            match decision:
+                case Wait(wait_ms):
+                    if not parts or await self._ledger.publish(current, parts, ()) is not None:
+                        return wait_ms
+                case Publish():
+                    if await self._write(current, parts, decision, tenant):
+                        return None
+                case _:
+                    assert_never(decision)
+            # Another stage has written to the call since it was read, a poll or the recording: decide anew.
             current = await self._ledger.call(call.id)
-        log.warning("call_keeps_changing", call=call.id, tries=_TRIES)
-        return 1000
+        log.warning("call_publish_conflict", call=call.id, attempts=_MAX_ATTEMPTS)
+        return _RETRY_MS
+
+    async def _write(self, call: StoredCall, parts: Mapping[str, Any], decision: Publish, tenant: str | None) -> bool:
+        """Write parts and events in one step; False when the call has changed since it was read."""
+        events = [
+            NewEvent(draft.id, draft.document, self._audience.of(draft.document, tenant=tenant))
+            for draft in decision.events
+        ]
+        fields = dict(parts)
+        if decision.published is not None:
+            fields["said"] = decision.published
+        if not fields and not events:
+            return True
+        deliveries = await self._ledger.publish(call, fields, events)
+        if deliveries is None:
+            return False
+        for draft in decision.events:
+            metrics.EVENTS.labels(draft.type).inc()
+            log.info("event_published", type=draft.type, event_id=draft.id, call=call.id)
+        if deliveries:
+            self._on_deliveries()
+        return True

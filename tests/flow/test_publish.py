@@ -86,12 +86,12 @@ class Everybody:
         return self._subscriptions
 
 
-def advance_of(ledger: Ledger, *subscriptions: str, woken: list[str] | None = None) -> Publisher:
+def publisher_of(ledger: Ledger, *subscriptions: str, woken: list[str] | None = None) -> Publisher:
     return Publisher(
         ledger,
         Everybody(*(subscriptions or ("sub",))),
         now_ms=lambda: int(NOON.timestamp() * 1000),
-        published=lambda: woken.append("deliver") if woken is not None else None,
+        on_deliveries=lambda: woken.append("deliver") if woken is not None else None,
     )
 
 
@@ -346,7 +346,7 @@ async def test_a_call_that_moves_on_while_it_is_said_is_read_again(redis: Redis)
     await bring(redis, outcome=Outcome.BUSY)
     woken: list[str] = []
 
-    assert await advance_of(ledger, woken=woken)(stale, RULES, {}) is None
+    assert await publisher_of(ledger, woken=woken).publish(stale, RULES, {}) is None
 
     [(eid, _)] = await pending(redis, "sub")
     assert eid == ids.event_id("main", "7", "call.completed")
@@ -359,12 +359,12 @@ async def test_saying_a_call_twice_says_it_once(redis: Redis) -> None:
     ledger = ledger_of(redis)
     call = await bring(redis)
     woken: list[str] = []
-    await advance_of(ledger)(call, RULES, {})
+    await publisher_of(ledger).publish(call, RULES, {})
     current = await ledger.call(CALL)
     assert current is not None
     before = await dump(redis)
 
-    assert await advance_of(ledger, woken=woken)(current, RULES, {}) is None
+    assert await publisher_of(ledger, woken=woken).publish(current, RULES, {}) is None
     assert await dump(redis) == before
     assert woken == []
 
@@ -374,9 +374,9 @@ async def test_parts_are_written_while_a_call_is_held(redis: Redis) -> None:
     ledger = ledger_of(redis)
     call = await bring(redis, outcome=Outcome.ANSWERED)
     held = replace(RULES, contacts=True, recordings=True, hold_for_contact_ms=5000, hold_for_recording_ms=30_000)
-    advance = Publisher(ledger, Everybody("sub"), now_ms=lambda: call.ready_ms + 1000, published=lambda: None)
+    publisher = Publisher(ledger, Everybody("sub"), now_ms=lambda: call.ready_ms + 1000, on_deliveries=lambda: None)
 
-    wait_ms = await advance(call, held, {"contact": NO_CONTACT | {"lookup_status": "none"}})
+    wait_ms = await publisher.publish(call, held, {"contact": NO_CONTACT | {"lookup_status": "none"}})
 
     assert wait_ms == 29_000
     kept = await ledger.call(CALL)
@@ -391,7 +391,7 @@ async def test_parts_for_a_call_that_moved_on_go_to_the_call_as_it_is_now(redis:
     stale = await bring(redis, outcome=Outcome.ANSWERED)
     await ledger.publish(stale, {"recording": NO_RECORDING | {"status": "available"}}, ())
 
-    await advance_of(ledger)(stale, replace(RULES, recordings=True), {"contact": NO_CONTACT | {"count": 3}})
+    await publisher_of(ledger).publish(stale, replace(RULES, recordings=True), {"contact": NO_CONTACT | {"count": 3}})
 
     assert len(await pending(redis, "sub")) == 2
     kept = await ledger.call(CALL)
@@ -407,7 +407,7 @@ async def test_a_call_that_was_erased_meanwhile_is_let_go(redis: Redis) -> None:
     call = await bring(redis)
     await redis.delete(keys.call(CALL))
 
-    assert await advance_of(ledger)(call, RULES, {"contact": NO_CONTACT}) is None
+    assert await publisher_of(ledger).publish(call, RULES, {"contact": NO_CONTACT}) is None
     assert await redis.keys("relay:event:*") == []
 
 
@@ -423,6 +423,6 @@ async def test_a_call_that_never_rests_is_looked_at_later(redis: Redis) -> None:
     changes = iter(range(100))
     ledger = Restless(redis, calls_ttl_s=CALL_TTL_S, events_ttl_s=EVENT_TTL_S, keep_raw=lambda: False)
 
-    assert await advance_of(ledger)(call, RULES, {}) == 1000
+    assert await publisher_of(ledger).publish(call, RULES, {}) == 1000
     assert next(changes) < 20
     assert await redis.keys("relay:event:*") == []

@@ -586,10 +586,10 @@ async def test_a_process_clock_that_is_wrong_decides_nothing(
         def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
             return ()
 
-    advance = Publisher(ledger, Nobody(), now_ms=lambda: lane.store_now_ms, published=lambda: None)
+    publisher = Publisher(ledger, Nobody(), now_ms=lambda: lane.store_now_ms, on_deliveries=lambda: None)
 
     async def work(claims: Sequence[Claim]) -> None:
-        wait_ms = await advance(claimed_call(claims[0]), rules, {})
+        wait_ms = await publisher.publish(claimed_call(claims[0]), rules, {})
         waits.append(wait_ms)
         enrich.settle(claims[0], "again", wait_ms=wait_ms or 0)
 

@@ -85,7 +85,7 @@ class Worker:
         self._go = asyncio.Event()
         self._stopped = asyncio.Event()
         ledger = Stepped(bench.redis, self._pause)
-        self._advance = Publisher(ledger, Everybody(), now_ms=lambda: bench.now_ms, published=lambda: None)
+        self._publisher = Publisher(ledger, Everybody(), now_ms=lambda: bench.now_ms, on_deliveries=lambda: None)
         self._parts = {"contact": CONTACTS[contact]} if contact else {}
         self._task = asyncio.create_task(self._work())
 
@@ -99,7 +99,7 @@ class Worker:
         self._go.clear()
 
     async def _work(self) -> None:
-        wait_ms = await self._advance(claimed_call(self._claim), RULES, self._parts)
+        wait_ms = await self._publisher.publish(claimed_call(self._claim), RULES, self._parts)
         await self._pause()
         verb: Any = "done" if wait_ms is None else "again"
         await self._bench.enrich.exchange([Settlement(self._claim, verb, wait_ms=wait_ms or 0)])

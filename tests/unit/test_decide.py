@@ -70,7 +70,7 @@ def types(verdict: Publish) -> list[str]:
 
 def heard(call: StoredCall, *, rules: SourceRules = RULES) -> StoredCall:
     """The call after everything owed was said, as the store gives it back."""
-    said = owed(call, rules=rules).said
+    said = owed(call, rules=rules).published
     return call if said is None else replace(call, said=orjson.loads(orjson.dumps(said)), version=call.version + 1)
 
 
@@ -510,7 +510,7 @@ def test_ids_do_not_depend_on_when_or_how_a_call_was_seen(
             call = replace(call, **parts)
             verdict = owed(call, now_ms=at_ms)
             told += [draft.id for draft in verdict.events]
-            call = call if verdict.said is None else replace(call, said=verdict.said)
+            call = call if verdict.published is None else replace(call, said=verdict.published)
         stories.append(told)
 
     assert stories[0] == stories[1]
