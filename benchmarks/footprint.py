@@ -48,7 +48,7 @@ async def polled(http: aiohttp.ClientSession, url: str, keys: list[str], *, time
     """Wait until each account has been polled so often."""
     async with asyncio.timeout(60):
         while True:
-            async with http.get(f"{url}/_notes") as answer:
+            async with http.get(f"{url}/_observed") as answer:
                 polls = (await answer.json())["polls"]
             if all(len(polls.get(key, ())) >= times for key in keys):
                 return

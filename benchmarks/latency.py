@@ -68,7 +68,7 @@ async def _waits_ms(bench: Bench, *, hold_for_contact_s: int) -> list[float]:
         bench.step(f"{CALLS_PER_S} calls/s for {seconds} s, contact held for {hold_for_contact_s} s")
         async with running("relay", "up", "-c", str(config), log=folder / "relay.log"):
             await asyncio.sleep(seconds)
-            async with http.get(f"{url}/_notes") as answer:
+            async with http.get(f"{url}/_observed") as answer:
                 notes = json.loads(await answer.read())
             await asyncio.sleep(1.5)
             arrivals = await target.arrivals()

@@ -13,18 +13,18 @@ from relay.enrichment.contacts import contact_part
 from relay.events.decide import EventDraft, Publish, SourceRules, decide
 from relay.providers.webfones import wire
 from relay.simulator.timeline import Habits, calls, people
-from relay.simulator.webfones import WebfonesSimulator
+from relay.simulator.webfones import FakeWebFones
 from relay.store.calls import Row, StoredCall
 
 KEY = "office-key"
 RULES = SourceRules("webfones", "UTC", True, True, 0, 0, "https://relay.example.com")
 
 
-def simulator(count: int, *, seed: int = 1, now: datetime | None = None, lines: int = 600) -> WebfonesSimulator:
+def simulator(count: int, *, seed: int = 1, now: datetime | None = None, lines: int = 600) -> FakeWebFones:
     """An account with `count` calls that all are to be seen by `now`, 30 % unanswered, and an address book."""
     now = now or datetime.now(UTC)
     habits = Habits(calls_per_hour=count * 4, late=0.0, talk_max_s=600, recorded=1.0, people=lines)
-    office = WebfonesSimulator(clock=lambda: now)
+    office = FakeWebFones(clock=lambda: now)
     office.add_account(KEY)
     office.put_people(KEY, people(seed, habits=habits))
     endless = calls(now - timedelta(minutes=45), seed=seed, habits=habits)
@@ -32,7 +32,7 @@ def simulator(count: int, *, seed: int = 1, now: datetime | None = None, lines: 
     return office
 
 
-def page(office: WebfonesSimulator) -> bytes:
+def page(office: FakeWebFones) -> bytes:
     """The answer of the call list with all of its calls."""
     now = office.clock()
     answer = office.records(KEY, (now - timedelta(days=1)).strftime("%Y-%m-%d %H:%M:%S"), now)

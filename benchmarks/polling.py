@@ -77,7 +77,7 @@ async def fleet(bench: Bench) -> list[Figure]:
             bench.step(f"{accounts:,} accounts for {seconds} s")
             await asyncio.sleep(seconds)
             busy = cpu_s(poller.pid) / seconds
-            async with http.get(f"{url}/_notes") as answer:
+            async with http.get(f"{url}/_observed") as answer:
                 polls: dict[str, list[float]] = json.loads(await answer.read())["polls"]
     bench.end()
     if len(polls) != accounts:

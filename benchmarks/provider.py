@@ -1,8 +1,8 @@
-"""`python -m benchmarks.provider`: the simulated provider as a process that also notes when it was asked what.
+"""`python -m benchmarks.provider`: a fake WebFones in a process of its own that also records when it was asked.
 
-It makes accounts with the keys `key-0000`, `key-0001`, …; `--calls-per-second` spreads calls over them, each visible
-the moment it ends. `GET /_notes` tells, by the machine's monotonic clock: when each account's list was asked for
-(`polls`), and when an answer began that showed a call for the first time (`shown`, by account and rid).
+It has accounts with the keys `key-0000`, `key-0001`, …; `--calls-per-second` spreads calls over them, each visible the
+moment it ends. `GET /_observed` gives, by the machine's monotonic clock: when each account's list was requested
+(`polls`), and when the response began that listed a call for the first time (`shown`, by account and rid).
 """
 
 import argparse
@@ -11,50 +11,51 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 
 import orjson
 import uvloop
 from aiohttp import web
 
-from relay.simulator.loopback import Line, json_response, listening
-from relay.simulator.switchboard import Answer, Asked, Fault, Mischief
+from relay.simulator.provider import FakeRequest, FakeResponse
+from relay.simulator.server import Listener, json_response
 from relay.simulator.timeline import CallPlan
-from relay.simulator.webfones import Kind, WebfonesSimulator
+from relay.simulator.webfones import WebFonesEndpoint
+from tests.fakes.webfones import FaultyWebFones
 
 
-class NotingProvider(WebfonesSimulator):
-    """A simulator that writes down when it was asked."""
+class ObservedWebFones(FaultyWebFones):
+    """A WebFones that records when its call list was requested, and when each call was first listed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, contacts_delay_s: float) -> None:
         super().__init__(limit=1_000_000)
+        self.contacts_delay_s = contacts_delay_s
         self.polls: dict[str, list[float]] = {}
         self.shown: dict[str, float] = {}
 
-    def answer(self, asked: Asked, now: datetime) -> Answer:
-        """Answer, and note."""
+    def answer(self, request: FakeRequest, now: datetime) -> FakeResponse:
         began = time.monotonic()
-        answer = super().answer(asked, now)
-        if asked.kind == Kind.RECORDS:
-            self.polls.setdefault(asked.key, []).append(began)
-            if isinstance(answer.body, dict):
-                for row in answer.body.get("records", ()):
-                    self.shown.setdefault(f"{asked.key} {row['rid']}", began)
-        return answer
+        response = super().answer(request, now)
+        if request.endpoint == WebFonesEndpoint.RECORDS:
+            self.polls.setdefault(request.key, []).append(began)
+            if isinstance(response.body, dict):
+                for row in response.body.get("records", ()):
+                    self.shown.setdefault(f"{request.key} {row['rid']}", began)
+        return response
 
-    def serve_noting(self) -> AbstractAsyncContextManager[str]:
-        """Listen on loopback."""
-        return listening(self._noting)
+    async def reply(self, http: web.BaseRequest, request: FakeRequest, listener: Listener) -> web.StreamResponse:
+        if request.endpoint in (WebFonesEndpoint.SEARCH, WebFonesEndpoint.CHANGES):
+            await listener.wait(self.contacts_delay_s)
+        return await super().reply(http, request, listener)
 
-    async def _noting(self, request: web.BaseRequest, line: Line) -> web.StreamResponse:
-        if request.path == "/_notes":
+    async def handle(self, http: web.BaseRequest, listener: Listener) -> web.StreamResponse:
+        if http.path == "/_observed":
             return json_response({"polls": self.polls, "shown": self.shown})
-        return await self._handle(request, line)
+        return await super().handle(http, listener)
 
 
 def steady(per_s: float, *, talk_s: float, prefix: int) -> Iterator[CallPlan]:
-    """Calls one after the other, every number another one, that show as soon as they end."""
+    """Calls at an even rate, each from another number and visible as soon as it ends."""
     start = datetime.now(UTC)
     number = 0
     while True:
@@ -72,31 +73,23 @@ def steady(per_s: float, *, talk_s: float, prefix: int) -> Iterator[CallPlan]:
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Listen until told to stop; the URL is the first line of stdout."""
+    """Listen until a signal comes; the URL is the first line of stdout."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    provider = NotingProvider()
+    provider = ObservedWebFones(contacts_delay_s=arguments.contacts_delay_s)
     for index in range(arguments.accounts):
         key = f"key-{index:04d}"
         provider.add_account(key)
         if arguments.calls_per_second:
             provider.feed(key, steady(arguments.calls_per_second / arguments.accounts, talk_s=0, prefix=index))
-    if arguments.contacts_delay_s:
-        provider.misbehave(
-            *(
-                Fault(what=Mischief.SLOW, on=kind, times=None, delay_s=arguments.contacts_delay_s)
-                for kind in (Kind.SEARCH, Kind.CHANGES)
-            )
-        )
-    async with provider.serve_noting() as url:
+    async with provider.serve() as url:
         sys.stdout.write(orjson.dumps({"url": url}).decode() + "\n")
         sys.stdout.flush()
         await stop.wait()
 
 
 def main() -> None:
-    """Read the command line and serve."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.provider")
     parser.add_argument("--accounts", type=int, default=1)
     parser.add_argument("--calls-per-second", type=float, default=0.0)

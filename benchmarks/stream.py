@@ -12,7 +12,8 @@ import time
 from benchmarks.figures import Figure, median, quantile
 from benchmarks.house import Bench, running, sink, subscription, write_config
 from relay.domain import ids
-from relay.simulator.nfon import Kind, NfonSimulator
+from relay.simulator.nfon import NfonEndpoint
+from tests.fakes.nfon import FaultyNfon
 
 CALLS_PER_S = 20
 TOKEN = "nfon-token"
@@ -37,7 +38,7 @@ async def _waits_ms(bench: Bench, *, calls: int) -> list[float]:
     """Run `relay up` against an NFON that streams so many calls."""
     folder = bench.room("stream")
     gaps = random.Random(1)
-    provider = NfonSimulator()
+    provider = FaultyNfon()
     provider.add_account(TOKEN)
     written_s: dict[str, float] = {}
     async with sink(folder) as target, provider.serve() as url:
@@ -64,7 +65,7 @@ async def _waits_ms(bench: Bench, *, calls: int) -> list[float]:
                 await asyncio.sleep(gaps.expovariate(CALLS_PER_S))
             await asyncio.sleep(_SETTLED_S)
             arrivals = await target.arrivals()
-            polls_meanwhile = provider.requests[TOKEN, Kind.RECORDS] - polls
+            polls_meanwhile = provider.requests[TOKEN, NfonEndpoint.RECORDS] - polls
     if polls_meanwhile:
         raise RuntimeError(f"the list was asked for {polls_meanwhile} times: not every call came by the stream")
     waits_ms: list[float] = []
@@ -77,12 +78,12 @@ async def _waits_ms(bench: Bench, *, calls: int) -> list[float]:
     return waits_ms
 
 
-async def _polls_once_listening(provider: NfonSimulator) -> int:
+async def _polls_once_listening(provider: FaultyNfon) -> int:
     """Wait for the stream, and for the poll that its connect asks for; gives the requests for lists until then."""
     before = (0, 0)
     async with asyncio.timeout(30):
         while True:
-            now = provider.streams_open, provider.requests[TOKEN, Kind.RECORDS]
+            now = provider.streams_open, provider.requests[TOKEN, NfonEndpoint.RECORDS]
             if now == before and now[0] == 1:
                 return now[1]
             before = now

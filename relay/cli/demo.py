@@ -37,8 +37,10 @@ from relay.delivery.signature import new_secret
 from relay.domain.json import Json
 from relay.domain.time import format_duration
 from relay.errors import RelayError
-from relay.simulator.offices import Office, open_office
-from relay.simulator.subscriber import Arrival, HookReport, VerifyingSubscriber
+from relay.simulator.accounts import SimulatedAccount, open_account
+from relay.simulator.hook_log import Arrival, HookReport
+from relay.simulator.nfon import FakeNfon
+from relay.simulator.subscriber import VerifyingSubscriber
 from relay.simulator.timeline import CallPlan, Habits, calls, people
 from relay.store.embedded import EmbeddedStore
 
@@ -151,7 +153,7 @@ class EventLine:
 class Board:
     """All that was seen so far, and what is new since the last look."""
 
-    offices: Sequence[Office]
+    offices: Sequence[SimulatedAccount]
     subscriber: VerifyingSubscriber
     calls: dict[str, CallLine] = field(default_factory=dict)
     events: list[EventLine] = field(default_factory=list)
@@ -159,7 +161,7 @@ class Board:
     link: str = ""
     kills: int = 0
     status: str = "starting"
-    _found: dict[str, tuple[Office, int]] = field(default_factory=dict)
+    _found: dict[str, tuple[SimulatedAccount, int]] = field(default_factory=dict)
     _arrivals: int = 0
     _ids: set[str] = field(default_factory=set)
 
@@ -172,11 +174,11 @@ class Board:
         """Take in what happened at both ends."""
         fresh = [(plan, key, office) for office in self.offices for plan, key in self._fresh(office)]
         for plan, key, office in sorted(fresh, key=lambda found: found[0].visible_at):
-            line = _call_line(plan, key, where=office.provider if self.several else "")
+            line = _call_line(plan, key, where=office.name if self.several else "")
             self.calls[key] = line
             self._found[key] = office, plan.rid
-            if office.transcribe is not None and plan.answered:
-                office.transcribe(plan.rid)
+            if isinstance(office.provider, FakeNfon) and plan.answered:
+                office.provider.transcribe(office.key, plan.rid)
             screen.call(line)
         arrivals = self.subscriber.arrivals(_HOOK)
         for arrival in arrivals[self._arrivals :]:
@@ -191,7 +193,7 @@ class Board:
         self.notes.append(text)
         screen.note(text)
 
-    def _fresh(self, office: Office) -> list[tuple[CallPlan, str]]:
+    def _fresh(self, office: SimulatedAccount) -> list[tuple[CallPlan, str]]:
         """The calls that a provider shows and that no look has seen."""
         keyed = [(plan, office.call_id(plan)) for plan in office.visible()]
         return [(plan, key) for plan, key in keyed if key not in self.calls]
@@ -224,7 +226,7 @@ class Board:
         where = " ".join(filter(None, (line.where if line else "", "by stream" if via == "stream" else "")))
         return EventLine(arrival.at, arrival.type, key, after_s, about, url, where, again)
 
-    def latencies_s(self, office: Office | None = None) -> list[float]:
+    def latencies_s(self, office: SimulatedAccount | None = None) -> list[float]:
         """From a call's being shown by the provider (any, or this one) to its being heard."""
         return [
             line.heard_after_s
@@ -234,7 +236,7 @@ class Board:
 
     def all_heard(self) -> bool:
         """Whether every call that was made has been shown and told, with its recording and its transcript."""
-        if any(plan.visible_at > each.simulator.clock() for each in self.offices for plan in each.plans.values()):
+        if any(plan.visible_at > each.provider.clock() for each in self.offices for plan in each.plans.values()):
             return False
         return (
             not self.report().lost(self.calls)
@@ -245,12 +247,12 @@ class Board:
     def _recorded(self) -> set[str]:
         """The calls that have audio."""
         plans = ((key, office, office.plans[rid]) for key, (office, rid) in self._found.items())
-        return {key for key, office, plan in plans if office.recorded and plan.recording_at is not None}
+        return {key for key, office, plan in plans if office.provider.has_recordings and plan.recording_at is not None}
 
     def _transcribed(self) -> set[str]:
         """The calls that have a transcript."""
         plans = ((key, office, office.plans[rid]) for key, (office, rid) in self._found.items())
-        return {key for key, office, plan in plans if office.transcribe is not None and plan.answered}
+        return {key for key, office, plan in plans if isinstance(office.provider, FakeNfon) and plan.answered}
 
     def _keys(self, *types: str) -> set[str]:
         """The calls of which such an event was heard."""
@@ -268,7 +270,7 @@ class Board:
             keys = {office.call_id(plan) for plan in office.visible()}
             shares.append(
                 Share(
-                    provider=office.provider,
+                    provider=office.name,
                     made=len(keys),
                     told=len(keys) - len(report.lost(keys)),
                     by_stream=sum(self.calls[key].via == "stream" for key in keys & self.calls.keys()),
@@ -727,11 +729,11 @@ async def _play(plan: Plan, folder: Path, console: Console) -> Summary:
     for number in _SIGNALS:
         loop.add_signal_handler(number, signals.told, number)
     secret = new_secret()
-    subscriber = VerifyingSubscriber(seed=plan.seed)
+    subscriber = VerifyingSubscriber()
     subscriber.add_hook(_HOOK, secret)
     board = Board([_office(plan, index) for index in range(len(plan.providers))], subscriber)
     async with contextlib.AsyncExitStack() as stack:
-        sources = [each.source(await stack.enter_async_context(each.simulator.serve())) for each in board.offices]
+        sources = [each.source(await stack.enter_async_context(each.provider.serve())) for each in board.offices]
         subscriber_url = await stack.enter_async_context(subscriber.serve())
         config = _config(plan, sources, f"{subscriber_url}/hook/{_HOOK}", secret, _free_ports())
         relay = RelayProcess(folder, config)
@@ -748,9 +750,9 @@ async def _play(plan: Plan, folder: Path, console: Console) -> Summary:
     return board.summary(interrupted=signals.now.is_set())
 
 
-def _office(plan: Plan, index: int) -> Office:
+def _office(plan: Plan, index: int) -> SimulatedAccount:
     """Open the office of one provider; each has its own people."""
-    return open_office(plan.providers[index], _KEY, everyone=people(plan.seed + index, habits=plan.habits()))
+    return open_account(plan.providers[index], _KEY, people=people(plan.seed + index, habits=plan.habits()))
 
 
 async def _until_polled(relay: RelayProcess, board: Board, screen: Screen, signals: _Signals) -> None:
@@ -768,7 +770,7 @@ async def _until_polled(relay: RelayProcess, board: Board, screen: Screen, signa
 async def _make_calls(plan: Plan, relay: RelayProcess, board: Board, screen: Screen, signals: _Signals) -> None:
     """Let the offices make calls until the time is over; with chaos, kill something now and then."""
     for index, office in enumerate(board.offices):
-        office.feed(calls(office.simulator.clock(), seed=plan.seed + index, habits=plan.habits()))
+        office.feed(calls(office.provider.clock(), seed=plan.seed + index, habits=plan.habits()))
     ends_at = math.inf if plan.for_s is None else time.monotonic() + plan.for_s
     board.status = "Ctrl-C ends it" if plan.for_s is None else f"for {format_duration(plan.for_s)}"
     board.note("it has looked once, and now people make calls", screen)

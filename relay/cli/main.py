@@ -169,10 +169,10 @@ def demo(
     """Show the whole relay at work: simulated providers, a subscriber that verifies, all on this machine."""
     from relay.cli.demo import Plan, run
     from relay.domain.time import parse_duration_s
-    from relay.simulator.offices import NAMES
+    from relay.simulator.accounts import PROVIDER_NAMES
 
     for_s = None if duration is None else parse_duration_s(duration, name="--for")
-    providers = NAMES if provider == "all" else (provider,)
+    providers = PROVIDER_NAMES if provider == "all" else (provider,)
     plan = Plan(providers, for_s=for_s, calls_per_minute=calls_per_minute, chaos=chaos, seed=seed)
     if not _run(run(plan)):
         raise typer.Exit(1)

@@ -1,1 +1,1 @@
-"""Providers that can misbehave and a subscriber that verifies: for `relay demo` and the tests."""
+"""Well-behaved fake providers and a verifying subscriber, for `relay demo` and `python -m relay.simulator`."""

@@ -1,4 +1,4 @@
-"""What a simulated recording sounds like: a short melody of its own, the same bytes each time, however long."""
+"""Simulated recordings: the WAV of a call is a melody of its own, the same bytes each time, of any length."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ _WAV_HEADER_BYTES = 44
 
 
 def audio_chunks(rid: int, size_bytes: int) -> Iterator[bytes]:
-    """The WAV of a call: a short melody of its own, the same bytes each time, in pieces of at most a second."""
+    """Yield the WAV of a call in chunks of at most a second."""
     header = _wav_header(size_bytes - _WAV_HEADER_BYTES)
     yield header
     left = size_bytes - len(header)
@@ -25,7 +25,7 @@ def audio_chunks(rid: int, size_bytes: int) -> Iterator[bytes]:
 
 
 def audio_sha256(rid: int, size_bytes: int) -> str:
-    """What the audio of a call must hash to when it has arrived whole."""
+    """The SHA-256 of the whole audio of a call, in hex."""
     digest = hashlib.sha256()
     for chunk in audio_chunks(rid, size_bytes):
         digest.update(chunk)
@@ -45,7 +45,7 @@ def _tone(note: int) -> bytes:
 
 
 def _wav_header(data_bytes: int) -> bytes:
-    """RIFF, PCM, one channel (the canonical 44 bytes)."""
+    """The canonical 44 bytes: RIFF, PCM, one channel."""
     riff = struct.pack("<4sI4s", b"RIFF", 36 + data_bytes, b"WAVE")
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, _SAMPLE_RATE_HZ, 2 * _SAMPLE_RATE_HZ, 2, 16)
     return riff + form + struct.pack("<4sI", b"data", data_bytes)

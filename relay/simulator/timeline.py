@@ -1,6 +1,6 @@
-"""Calls as a busy office makes them, from a seed: the same seed and start always give the same calls.
+"""Timelines of calls from a seed: the same seed, start and habits always give the same calls.
 
-Nothing here reads a clock. Starts are whole seconds, as a provider's rows have them; everything else may be finer.
+Nothing here reads a clock. Starts are whole seconds, as in a provider's rows; everything else may be finer.
 """
 
 import itertools
@@ -34,7 +34,7 @@ class Person:
 
     @property
     def caller_id(self) -> str:
-        """The name as a telephone exchange shows it: `A WHITTAKER`."""
+        """The name as a phone system shows it: `A WHITTAKER`."""
         return f"{self.firstname[0]} {self.lastname}".upper()
 
 
@@ -50,7 +50,7 @@ class Change:
 class CallPlan:
     """One call and when the provider knows what about it; all instants aware.
 
-    `direction` and `disposition` are the provider's words. `recording_at` is when the audio can first be had, None
+    `direction` and `disposition` are in WebFones' words. `recording_at` is when the audio becomes available, None
     for never. `changes` are in order of time. `extra` is added to the row as it is.
     """
 
@@ -116,32 +116,32 @@ class Habits:
     def hurried(self, factor: float) -> "Habits":
         """Shorten every duration by `factor`, so that a demo sees whole calls; the number of calls stays."""
         changes: dict[str, object] = {}
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name.endswith("_s") and not one.name.endswith("_per_s"):
-                changes[one.name] = tuple(x / factor for x in value) if isinstance(value, tuple) else value / factor
+        for setting in fields(self):
+            name, value = setting.name, getattr(self, setting.name)
+            if name.endswith("_s") and not name.endswith("_per_s"):
+                changes[name] = tuple(bound / factor for bound in value) if isinstance(value, tuple) else value / factor
         return replace(self, **changes)  # type: ignore[arg-type]  # each value keeps its field's type
 
 
 def people(seed: int, *, habits: Habits | None = None) -> tuple[Person, ...]:
     """The people that `calls` with the same seed and habits talks to, strangers included."""
     habits = habits or Habits()
-    rng = random.Random(f"people {seed}")  # noqa: S311  # chance for a simulation, nothing secret
+    rng = random.Random(f"people {seed}")  # noqa: S311  # simulation, not cryptography
     lines = len(_AREA_CODES) * 100
     numbers = rng.sample(range(lines), min(habits.people, lines))
     return tuple(_person(rng, number, stranger=rng.random() < habits.strangers) for number in numbers)
 
 
 def calls(start: datetime, *, seed: int, habits: Habits | None = None, first_rid: int = 211_159) -> Iterator[CallPlan]:
-    """Yield calls for ever, in order of their start, the first at or after `start`."""
+    """Yield calls without end, in order of their start, the first at or after `start`."""
     habits = habits or Habits()
-    rng = random.Random(f"calls {seed}")  # noqa: S311  # chance for a simulation, nothing secret
-    known = people(seed, habits=habits)
+    rng = random.Random(f"calls {seed}")  # noqa: S311  # simulation, not cryptography
+    callers = people(seed, habits=habits)
     exact = start
     for rid in itertools.count(first_rid):
         if rid == first_rid or rng.random() >= habits.same_second:
             exact += timedelta(seconds=rng.expovariate((1 - habits.same_second) * habits.calls_per_hour / 3600))
-        yield _call(rng, rid, _whole_second(exact, not_before=start), known, habits)
+        yield _call(rng, rid, _whole_second(exact, not_before=start), callers, habits)
 
 
 def calls_between(
@@ -152,9 +152,9 @@ def calls_between(
     return list(itertools.takewhile(lambda plan: plan.started_at < end, endless))
 
 
-def _call(rng: random.Random, rid: int, started_at: datetime, known: tuple[Person, ...], habits: Habits) -> CallPlan:
+def _call(rng: random.Random, rid: int, started_at: datetime, callers: tuple[Person, ...], habits: Habits) -> CallPlan:
     direction = rng.choices(("INCOMING", "OUTGOING"), (0.55, 0.45))[0]
-    person = rng.choice(known)
+    person = rng.choice(callers)
     extension = rng.choice(_EXTENSIONS)
     answered = rng.random() >= habits.unanswered
     length_s = _talk_s(rng, habits) if answered else rng.uniform(*habits.ring_s)

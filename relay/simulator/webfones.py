@@ -1,45 +1,35 @@
-"""A WebFones that behaves as its two documents say (call log 3.1, contacts 3.0), and misbehaves when told to.
-
-One list of calls in the account's own time, recordings, and an address book. Where the documents are silent, the choice
-is an attribute of `WebfonesSimulator`.
-"""
+"""A WebFones as its documents describe it (call log 3.1, contacts 3.0): one call list, recordings, an address book."""
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from relay.domain.json import Json
-from relay.simulator.switchboard import (
+from relay.simulator.provider import (
     Account,
-    Answer,
-    Asked,
-    Control,
-    Fault,
-    Faults,
-    Mischief,
-    Switchboard,
-    bearer,
+    FakeProvider,
+    FakeRequest,
+    FakeResponse,
+    authorization,
     instant_text,
-    recording_of,
+    recording_response,
 )
 from relay.simulator.timeline import CallPlan, Person
 
-_TIMESTAMP = "%Y-%m-%d %H:%M:%S"
-_EVER = datetime.max.replace(tzinfo=UTC)
-_LONGEST_TURN_BACK = timedelta(hours=3)
-"""No zone turns its clocks back by more: what began longer ago than that never shows a later time."""
+TIMESTAMP_FORMAT = "%Y-%m-%d %H:%M:%S"
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+_ROW_TIME_MARGIN = timedelta(hours=4)
+"""No zone turns its clocks back further: a call that began longer before an instant never shows a later time."""
 
 
-class Kind(StrEnum):
-    """What a request is for."""
-
+class WebFonesEndpoint(StrEnum):
     RECORDS = "records"
     RECORDING = "recording"
     SEARCH = "search"
@@ -49,32 +39,21 @@ class Kind(StrEnum):
 
 
 _PATHS = {
-    ("GET", "/call_log/records_after_timestamp"): Kind.RECORDS,
-    ("POST", "/contacts/contacts/search/phones"): Kind.SEARCH,
-    ("GET", "/health"): Kind.HEALTH,
-    ("GET", "/status"): Kind.STATUS,
+    ("GET", "/call_log/records_after_timestamp"): WebFonesEndpoint.RECORDS,
+    ("POST", "/contacts/contacts/search/phones"): WebFonesEndpoint.SEARCH,
+    ("GET", "/health"): WebFonesEndpoint.HEALTH,
+    ("GET", "/status"): WebFonesEndpoint.STATUS,
 }
 _PATHS_WITH_ARGUMENT = {
-    ("GET", "/call_log/recording"): Kind.RECORDING,
-    ("GET", "/contacts/contactsAfterVersion"): Kind.CHANGES,
+    ("GET", "/call_log/recording"): WebFonesEndpoint.RECORDING,
+    ("GET", "/contacts/contactsAfterVersion"): WebFonesEndpoint.CHANGES,
 }
-_CALL_LOG = (Kind.RECORDS, Kind.RECORDING)
-_TOO_MANY = "Too many requests {}, please try again later."
-_ERRORS: Mapping[int, Json] = {
-    401: {"error": "Missing API key"},
-    403: {"error": "Invalid API key"},
-    429: {"error": _TOO_MANY.format("for this API key")},
-    502: {"error": "Failed to fetch recording"},
-    503: {"error": "Contacts service unavailable", "message": "The contacts service is currently unreachable."},
+_CALL_LOG = (WebFonesEndpoint.RECORDS, WebFonesEndpoint.RECORDING)
+_MISSING_KEY = {
+    "error": "API key is required",
+    "message": "Please provide API key in x-api-key header or Authorization header",
 }
-_CONTACTS_ERRORS: Mapping[int, Json] = {
-    401: {
-        "error": "API key is required",
-        "message": "Please provide API key in x-api-key header or Authorization header",
-    },
-    403: {"error": "Invalid API key", "message": "The provided API key is not valid or has been revoked"},
-}
-_NO_RECORDING = Answer(404, {"error": "No recording available"})
+_INVALID_KEY = {"error": "Invalid API key", "message": "The provided API key is not valid or has been revoked"}
 
 
 class ContactCard(BaseModel):
@@ -101,50 +80,32 @@ class ContactCard(BaseModel):
 
 
 @dataclass(slots=True)
-class Customer(Account):
-    """One customer, with an address book and the zone in which its rows tell the time."""
+class WebFonesAccount(Account):
+    """One customer, with an address book and the zone of its rows' times."""
 
     zone: str = "UTC"
     version: int = 0
     contacts: dict[str, ContactCard] = field(default_factory=dict)
-    deleted: list[Json] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         ZoneInfo(self.zone)
 
 
-class NewContact(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+@dataclass(slots=True)
+class FixedWindow:
+    """A limiter like Express middleware: so many requests from the first one on, then none until the window ends."""
 
-    key: str
-    fields: dict[str, Any]
-
-
-class GoneContact(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    key: str
-    uuid: str
+    opened_at: datetime
+    used: int = 0
 
 
-class WebfonesControl(Control):
-    """What `POST /_control` takes besides."""
+class FakeWebFones(FakeProvider[WebFonesAccount]):
+    """Accounts by API key; `limit` requests per `window_s`."""
 
-    contacts: list[NewContact] = Field(default_factory=list)
-    deleted_contacts: list[GoneContact] = Field(default_factory=list)
-    inclusive: bool | None = None
-    clock_skew_s: float | None = None
-
-
-class WebfonesSimulator(Switchboard[Customer]):
-    """Accounts by API key.
-
-    The attributes may be changed at any time: `inclusive` (whether the list returns rows of the very second that was
-    asked for), `reply_keys` (how the numbers of a contact search come back), `clock_skew_s` (how far the provider's
-    clock is ahead: row times and the `Date` header show it).
-    """
-
-    account_type = Customer
+    name = "webfones"
+    account_type = WebFonesAccount
+    list_endpoint = WebFonesEndpoint.RECORDS
+    has_recordings = True
 
     def __init__(
         self,
@@ -152,248 +113,183 @@ class WebfonesSimulator(Switchboard[Customer]):
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         limit: int = 1_000,
         window_s: float = 900.0,
-        rate_limit_headers: bool = False,
-        inclusive: bool = False,
-        reply_keys: Literal["asked", "normalised"] = "normalised",
     ) -> None:
-        super().__init__(clock=clock, limit=limit, window_s=window_s, rate_limit_headers=rate_limit_headers)
-        self.inclusive = inclusive
-        self.reply_keys = reply_keys
-        self.clock_skew_s = 0.0
+        super().__init__(clock=clock)
+        self.limit = limit
+        self.window_s = window_s
+        self.windows: dict[str, FixedWindow] = {}
 
     def put_contact(self, key: str, **fields: Any) -> ContactCard:
-        """Create a contact, or update the one with the same uuid; the version counts on."""
+        """Create a contact, or update the one with the same uuid; the account's version goes up."""
         account = self.accounts[key]
         account.version += 1
         fields.setdefault("uuid", str(uuid.uuid5(uuid.NAMESPACE_OID, f"{key}/{account.version}")))
-        known = account.contacts.get(fields["uuid"])
-        before = known.model_dump() if known else {}
-        card = ContactCard(**{**before, **fields, "version": account.version})
+        old = account.contacts.get(fields["uuid"])
+        card = ContactCard(**{**(old.model_dump() if old else {}), **fields, "version": account.version})
         account.contacts[card.uuid] = card
         return card
 
-    def put_people(self, key: str, everyone: Iterable[Person]) -> None:
-        """Fill the address book with those of a timeline's people who are not strangers."""
-        for person in everyone:
+    def put_people(self, key: str, people: Iterable[Person]) -> None:
+        """Fill the address book with a timeline's people, except strangers."""
+        for person in people:
             if not person.stranger:
-                self.put_contact(
-                    key,
-                    firstname=person.firstname,
-                    lastname=person.lastname,
-                    organization=person.organization,
-                    mobile_phone=person.number,
-                    email=person.email,
-                    external_id=f"CRM-{person.number[-6:]}",
-                )
+                self.put_contact(key, **card_fields(person))
 
-    def delete_contact(self, key: str, contact_uuid: str, *, now: datetime | None = None) -> None:
-        account = self.accounts[key]
-        del account.contacts[contact_uuid]
-        account.version += 1
-        deleted_at = instant_text(now or self.clock())
-        account.deleted.append({"uuid": contact_uuid, "version": account.version, "deleted_at": deleted_at})
+    def records(self, key: str, timestamp: str, now: datetime) -> FakeResponse:
+        """Answer the call list as it would be at `now`."""
+        return self.respond(FakeRequest(WebFonesEndpoint.RECORDS, key, query={"timestamp": timestamp}), now)
 
-    def records(self, key: str, timestamp: str, now: datetime, *, faults: Sequence[Fault] = ()) -> Answer:
-        """Answer the call list as it would be at `now`, with only the faults that are given."""
-        asked = Asked(Kind.RECORDS, key, query={"timestamp": timestamp})
-        return self.respond(asked, now, {fault.what: fault for fault in faults})
+    def call_id(self, key: str, plan: CallPlan) -> str:
+        return str(plan.rid)
 
-    def kind_of(self, method: str, path: str, headers: Mapping[str, str]) -> str | None:
-        start, _, argument = path.rpartition("/")
-        return _PATHS.get((method, path)) or (_PATHS_WITH_ARGUMENT.get((method, start)) if argument else None)
+    def source_options(self, key: str) -> Json:
+        return {"api_key": key, "timezone": self.accounts[key].zone}
+
+    def endpoint_of(self, method: str, path: str, headers: Mapping[str, str]) -> str | None:
+        prefix, _, argument = path.rpartition("/")
+        return _PATHS.get((method, path)) or (_PATHS_WITH_ARGUMENT.get((method, prefix)) if argument else None)
 
     def token_of(self, headers: Mapping[str, str]) -> str:
-        return headers.get("x-api-key") or bearer(headers, "Bearer")
+        return headers.get("x-api-key") or authorization(headers, "Bearer")
 
-    def refused(self, asked: Asked) -> Answer | None:
-        if asked.kind == Kind.HEALTH:
+    def refuse(self, request: FakeRequest) -> FakeResponse | None:
+        if request.endpoint == WebFonesEndpoint.HEALTH:
             return None
-        errors = _ERRORS if asked.kind in _CALL_LOG else _CONTACTS_ERRORS
-        if not asked.key:
-            return Answer(401, errors[401])
-        account = self.accounts.get(asked.key)
-        return Answer(403, errors[403]) if account is None or account.revoked else None
+        if not request.key:
+            return FakeResponse(401, {"error": "Missing API key"} if request.endpoint in _CALL_LOG else _MISSING_KEY)
+        account = self.accounts.get(request.key)
+        if account is None or account.revoked:
+            return FakeResponse(403, {"error": "Invalid API key"} if request.endpoint in _CALL_LOG else _INVALID_KEY)
+        return None
 
-    def answer(self, asked: Asked, now: datetime) -> Answer:
-        """Answer as the document of this path says."""
-        if asked.kind == Kind.HEALTH:
+    def over_limit(self, request: FakeRequest, now: datetime) -> FakeResponse | None:
+        bucket = self.bucket_of(request)
+        if bucket is None or self.use(bucket, now) <= self.limit:
+            return None
+        scope = "for this API key" if bucket == request.key else "from this IP"
+        return FakeResponse(429, {"error": f"Too many requests {scope}, please try again later."})
+
+    def bucket_of(self, request: FakeRequest) -> str | None:
+        """What a request is counted under: the call log by key, the rest by address, `/health` not at all."""
+        if request.endpoint == WebFonesEndpoint.HEALTH:
+            return None
+        return request.key if request.key and request.endpoint in _CALL_LOG else f"ip:{request.address}"
+
+    def use(self, bucket: str, now: datetime) -> int:
+        """Count a request; how many the window has seen."""
+        window = self.windows.get(bucket)
+        if window is None or (now - window.opened_at).total_seconds() >= self.window_s:
+            window = self.windows[bucket] = FixedWindow(now)
+        window.used += 1
+        return window.used
+
+    def answer(self, request: FakeRequest, now: datetime) -> FakeResponse:
+        if request.endpoint == WebFonesEndpoint.HEALTH:
             services = ["contacts", "sms", "call_logs"]
-            return Answer(200, {"status": "healthy", "timestamp": instant_text(now), "services": services})
-        account, argument = self.accounts[asked.key], asked.path.rpartition("/")[2]
-        match asked.kind:
-            case Kind.RECORDS:
-                return self._records(account, asked.query.get("timestamp"), now)
-            case Kind.RECORDING:
+            return FakeResponse(200, {"status": "healthy", "timestamp": instant_text(now), "services": services})
+        account, argument = self.accounts[request.key], request.path.rpartition("/")[2]
+        match request.endpoint:
+            case WebFonesEndpoint.RECORDS:
+                return self._records(account, request.query.get("timestamp"), now)
+            case WebFonesEndpoint.RECORDING:
                 return _recording(account, argument, now)
-            case Kind.SEARCH:
-                return self._search(account, asked.body)
-            case Kind.CHANGES:
-                return _changes_after(account, argument)
+            case WebFonesEndpoint.SEARCH:
+                return self._search(account, request.body)
+            case WebFonesEndpoint.CHANGES:
+                return self._changes_after(account, argument)
             case _:
                 online = {"contacts": {"status": "online", "endpoint": "control.webfones.net:4044/api"}}
-                return Answer(200, {"status": "ok", "timestamp": instant_text(now), "services": online})
+                return FakeResponse(200, {"status": "ok", "timestamp": instant_text(now), "services": online})
 
-    def too_many(self, asked: Asked) -> Answer:
-        whose = "for this API key" if self.bucket_of(asked) == asked.key else "from this IP"
-        return Answer(429, {"error": _TOO_MANY.format(whose)})
+    def row_time(self, account: WebFonesAccount, instant: datetime) -> str:
+        """Write an instant as the account's rows show it."""
+        return instant.astimezone(ZoneInfo(account.zone)).strftime(TIMESTAMP_FORMAT)
 
-    def error_body(self, status: int, now: datetime) -> Json:
-        """What the documents give for it."""
-        if status == 500:
-            message = "An unexpected error occurred"
-            return {"error": "Internal server error", "message": message, "timestamp": instant_text(now)}
-        return _ERRORS.get(status) or super().error_body(status, now)
-
-    def garbage_rows(self, asked: Asked, at: datetime) -> list[Any]:
-        text = self._text(self.accounts[asked.key], at)
-        since = _told(asked.query["timestamp"]).strftime(_TIMESTAMP)
-        return [*garbage_rows(text), *(odd_rows(text) if text > since else ())]
-
-    def bucket_of(self, asked: Asked) -> str | None:
-        """The call log is limited by key, everything else by address, and `/health` not at all."""
-        if asked.kind == Kind.HEALTH:
-            return None
-        return asked.key if asked.key and asked.kind in _CALL_LOG else f"ip:{asked.address}"
-
-    def spoilt(self, answer: Answer, asked: Asked, faults: Faults, now: datetime) -> Answer:
-        if answer.pieces is not None and Mischief.NO_RECORDING in faults:
-            return _NO_RECORDING
-        if answer.pieces is not None and (truncate := faults.get(Mischief.TRUNCATE)):
-            plan = self.accounts[asked.key].plans[int(asked.path.rpartition("/")[2])]
-            return recording_of(plan, share=truncate.share)
-        spoilt = super().spoilt(answer, asked, faults, now)
-        if spoilt.rows is None or not isinstance(spoilt.body, dict):
-            return spoilt
-        success = Mischief.SUCCESS_FALSE not in faults
-        rows = spoilt.body["records"] if success else []
-        count = len(rows) + (Mischief.WRONG_COUNT in faults)
-        return replace(spoilt, body={"success": success, "count": count, "records": rows})
-
-    def order(self, message: bytes) -> None:
-        wish = WebfonesControl.model_validate_json(message)
-        self.obey(wish)
-        for contact in wish.contacts:
-            self.put_contact(contact.key, **contact.fields)
-        for gone in wish.deleted_contacts:
-            self.delete_contact(gone.key, gone.uuid)
-        for name in ("inclusive", "clock_skew_s"):
-            value = getattr(wish, name)
-            if value is not None:
-                setattr(self, name, value)
+    def is_after(self, row_time: str, timestamp: str) -> bool:
+        """Whether the list shows a row to a client that asks for those after `timestamp`: strictly later ones."""
+        return row_time > timestamp
 
     def state(self) -> Json:
-        """What `GET /_control` shows, with what is in the address books."""
         state = super().state()
         for key, account in self.accounts.items():
-            book = {"zone": account.zone, "contacts": len(account.contacts), "version": account.version}
-            state["accounts"][key] |= book
-        return state | {"clock_skew_s": self.clock_skew_s}
+            state["accounts"][key] |= {"zone": account.zone, "contacts": len(account.contacts)}
+        return state
 
-    def _records(self, account: Customer, timestamp: str | None, now: datetime) -> Answer:
+    def _records(self, account: WebFonesAccount, timestamp: str | None, now: datetime) -> FakeResponse:
         if not timestamp:
-            return Answer(400, {"error": "Missing timestamp in query"})
+            return FakeResponse(400, {"error": "Missing timestamp in query"})
         try:
-            told = _told(timestamp)
-            ahead = timedelta(seconds=self.clock_skew_s)
-            first = told.replace(tzinfo=ZoneInfo(account.zone)) - ahead - _LONGEST_TURN_BACK
+            local = parse_timestamp(timestamp)
+            first = local.replace(tzinfo=ZoneInfo(account.zone)) - _ROW_TIME_MARGIN
         except (ValueError, OverflowError):
-            return Answer(400, {"error": "Invalid timestamp format"})
-        since = told.strftime(_TIMESTAMP)
-        texts = sorted((self._text(account, p.started_at), p.rid) for p in account.between(first, _EVER, now))
-        new = (text for text in texts if text[0] > since or (self.inclusive and text[0] == since))
-        rows = [_row(account.plans[rid], text, now) for text, rid in new]
-        return Answer(200, {"success": True, "count": len(rows), "records": rows}, rows="records")
+            return FakeResponse(400, {"error": "Invalid timestamp format"})
+        since = local.strftime(TIMESTAMP_FORMAT)
+        plans = account.between(first, _END_OF_TIME, now)
+        times = sorted((self.row_time(account, plan.started_at), plan.rid) for plan in plans)
+        rows = [_row(account.plans[rid], text, now) for text, rid in times if self.is_after(text, since)]
+        return FakeResponse(200, {"success": True, "count": len(rows), "records": rows}, rows="records")
 
-    def _search(self, account: Customer, body: bytes) -> Answer:
+    def _search(self, account: WebFonesAccount, body: bytes) -> FakeResponse:
         try:
-            asked = orjson.loads(body)["phone_numbers"]
+            numbers = orjson.loads(body)["phone_numbers"]
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            asked = None
-        if not isinstance(asked, list) or not all(isinstance(number, str) for number in asked):
-            return Answer(400, {"error": "phone_numbers must be an array of strings"})
-        found: Json = {}
-        for number in asked:
-            bare = normalised(number)
-            cards = [card.model_dump(mode="json") for card in account.contacts.values() if bare in card.numbers()]
-            found[bare if self.reply_keys == "normalised" else number] = cards
-        return Answer(200, found)
+            numbers = None
+        if not isinstance(numbers, list) or not all(isinstance(number, str) for number in numbers):
+            return FakeResponse(400, {"error": "phone_numbers must be an array of strings"})
+        wanted = [normalised(number) for number in numbers]
+        cards = account.contacts.values()
+        matches = {
+            number: [card.model_dump(mode="json") for card in cards if number in card.numbers()] for number in wanted
+        }
+        return FakeResponse(200, matches)
 
-    def _text(self, account: Customer, instant: datetime) -> str:
-        """A time as the account's rows show it."""
-        told = instant + timedelta(seconds=self.clock_skew_s)
-        return told.astimezone(ZoneInfo(account.zone)).strftime(_TIMESTAMP)
+    def _changes_after(self, account: WebFonesAccount, version: str) -> FakeResponse:
+        """As in the document, `updated` carries no numbers."""
+        if not (version.isascii() and version.isdigit()):
+            return FakeResponse(400, {"error": "Invalid version"})
+        columns = {"uuid", "firstname", "lastname", "version", "groups"}
+        cards = sorted(account.contacts.values(), key=lambda card: card.version)
+        updated = [card.model_dump(mode="json", include=columns) for card in cards if card.version > int(version)]
+        return FakeResponse(200, {"updated": updated, "deleted": []})
 
-    def told_now(self) -> datetime:
-        return self.clock() + timedelta(seconds=self.clock_skew_s)
+
+def card_fields(person: Person) -> dict[str, str]:
+    """The fields of a person's contact card."""
+    return {
+        "firstname": person.firstname,
+        "lastname": person.lastname,
+        "organization": person.organization,
+        "mobile_phone": person.number,
+        "email": person.email,
+        "external_id": f"CRM-{person.number[-6:]}",
+    }
 
 
 def normalised(number: str) -> str:
-    """What the contact search makes of a number: digits only, a leading 1 gone. The extension 101 becomes 01."""
+    """What the contact search makes of a number: digits only, a leading 1 removed. The extension 101 becomes 01."""
     return "".join(char for char in number if char in "0123456789").removeprefix("1")
 
 
-def garbage_rows(text: str) -> list[Any]:
-    """Rows that no client should believe; `text` is the start of those that have a possible one."""
-    good: Json = {
-        "rid": 900_000_001,
-        "call_timestamp": text,
-        "cidname_outside": "GARBAGE",
-        "cidext_inside": "3299",
-        "direction": "INCOMING",
-        "cidnumber_outside": "(202) 555-0199",
-        "cidnumber_inside": "(202) 555-0100, x3299",
-        "disposition": "NO ANSWER",
-    }
-    without_rid = {name: value for name, value in good.items() if name != "rid"}
-    return [
-        without_rid,
-        {**good, "rid": None},
-        {**good, "rid": "not a number"},
-        {**good, "rid": 900_000_002, "call_timestamp": "2025-02-30 25:61:00"},
-        {**good, "rid": 900_000_003, "call_timestamp": None},
-        {**good, "rid": 900_000_004, "call_timestamp": "0000-00-00 00:00:00"},
-        "a row that is text",
-        None,
-        ["a", "list"],
-    ]
+def parse_timestamp(text: str) -> datetime:
+    """Read a naive time in the account's zone; raises ValueError."""
+    return datetime.strptime(text.strip(), TIMESTAMP_FORMAT)  # noqa: DTZ007 - the zone is the account's
 
 
-def odd_rows(text: str) -> list[Any]:
-    """Rows that are strange but mean something: a client has to normalise them, each with a rid of its own."""
-    good = {"call_timestamp": text, "direction": "INCOMING", "disposition": "NO ANSWER", "cidext_inside": "3298"}
-    return [
-        {**good, "rid": "900000101", "cidname_outside": "RID AS TEXT", "cidnumber_outside": "(202) 555-0101"},
-        {**good, "rid": 900_000_102, "cidname_outside": "N" * 100_000, "cidnumber_outside": "(202) 555-0102"},
-        {**good, "rid": 900_000_103, "cidname_outside": "☎️ Zoë 🦊", "cidnumber_outside": "☎"},
-        {**good, "rid": 900_000_104, "cidname_outside": None, "cidnumber_outside": None, "cidext_inside": None},
-        {**good, "rid": 900_000_105, "cidname_outside": "NUMBER", "cidnumber_outside": 2025550105, "cidext_inside": 7},
-    ]
-
-
-def _recording(account: Customer, rid: str, now: datetime) -> Answer:
+def _recording(account: WebFonesAccount, rid: str, now: datetime) -> FakeResponse:
     if not (rid.isascii() and rid.isdigit()):
-        return Answer(400, {"error": "Invalid record ID"})
+        return FakeResponse(400, {"error": "Invalid record ID"})
     plan = account.plans.get(int(rid))
     if plan is None or plan.visible_at > now:
-        return Answer(404, {"error": "Recording not found"})
-    return _NO_RECORDING if plan.recording_at is None or plan.recording_at > now else recording_of(plan)
+        return FakeResponse(404, {"error": "Recording not found"})
+    if plan.recording_at is None or plan.recording_at > now:
+        return FakeResponse(404, {"error": "No recording available"})
+    return recording_response(plan)
 
 
-def _changes_after(account: Customer, version: str) -> Answer:
-    """As in the document, `updated` carries no numbers."""
-    if not (version.isascii() and version.isdigit()):
-        return Answer(400, {"error": "Invalid version"})
-    shown = {"uuid", "firstname", "lastname", "version", "groups"}
-    cards = sorted(account.contacts.values(), key=lambda card: card.version)
-    updated = [card.model_dump(mode="json", include=shown) for card in cards if card.version > int(version)]
-    deleted = [entry for entry in account.deleted if entry["version"] > int(version)]
-    return Answer(200, {"updated": updated, "deleted": deleted})
-
-
-def _row(plan: CallPlan, text: str, now: datetime) -> Json:
+def _row(plan: CallPlan, row_time: str, now: datetime) -> Json:
     row: Json = {
         "rid": plan.rid,
-        "call_timestamp": text,
+        "call_timestamp": row_time,
         "cidname_outside": plan.outside_name,
         "cidext_inside": plan.extension,
         "direction": plan.direction,
@@ -406,8 +302,3 @@ def _row(plan: CallPlan, text: str, now: datetime) -> Json:
         if change.at <= now:
             row.update(change.fields)
     return row
-
-
-def _told(timestamp: str) -> datetime:
-    """A time in the account's zone; raises ValueError for one that is none."""
-    return datetime.strptime(timestamp.strip(), _TIMESTAMP)  # noqa: DTZ007 - the zone is the account's

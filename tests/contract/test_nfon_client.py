@@ -19,9 +19,10 @@ from relay.providers.nfon import NFON
 from relay.providers.nfon import client as client_module
 from relay.providers.nfon.client import Nfon
 from relay.providers.nfon.options import NfonOptions
-from relay.simulator.nfon import Kind, NfonSimulator
-from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.nfon import NfonEndpoint
 from relay.simulator.timeline import CallPlan
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.nfon import DELETE_ENDPOINT, TOKEN_ENDPOINT, FaultyNfon
 
 TOKEN = "a-users-token"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -65,9 +66,7 @@ class Till:
 class Bench:
     """A simulator on a clock that stands, and clients of it."""
 
-    def __init__(
-        self, base_url: str, simulator: NfonSimulator, clock: ManualClock, http: aiohttp.ClientSession
-    ) -> None:
+    def __init__(self, base_url: str, simulator: FaultyNfon, clock: ManualClock, http: aiohttp.ClientSession) -> None:
         self.base_url = base_url
         self.simulator = simulator
         self.clock = clock
@@ -88,7 +87,7 @@ class Bench:
         times = [NOW - before - timedelta(seconds=count - n) for n in range(count)]
         return [self.simulator.appear(TOKEN, ended_at=at, visible_at=at, **fields) for at in times]
 
-    def asked(self, kind: Kind = Kind.RECORDS) -> int:
+    def asked(self, kind: NfonEndpoint = NfonEndpoint.RECORDS) -> int:
         return self.simulator.requests[TOKEN, kind]
 
     def key(self, plan: CallPlan) -> str:
@@ -98,12 +97,12 @@ class Bench:
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
     clock = ManualClock(NOW)
-    simulator = NfonSimulator(clock=clock.now)
+    simulator = FaultyNfon(clock=clock.now)
     simulator.add_account(TOKEN)
     async with simulator.serve() as base_url, aiohttp.ClientSession() as http:
         bench = Bench(base_url, simulator, clock, http)
         yield bench
-    assert not [kind for _key, kind in simulator.requests if kind is Kind.DELETE], "something was deleted"
+    assert not [kind for _key, kind in simulator.requests if kind is DELETE_ENDPOINT], "something was deleted"
     assert all(agent.startswith("call-relay/") for agent in simulator.agents)
 
 
@@ -123,7 +122,7 @@ async def keys(client: Nfon, window: Window = WINDOW) -> list[str]:
 @pytest.mark.parametrize("count", [0, 1, 2, 6, 7, 20])
 async def test_every_call_comes_once_however_few_rows_a_page_has(bench: Bench, most_rows: int, count: int) -> None:
     """NFON may give fewer rows than were asked for: a short page is not yet the end."""
-    bench.simulator.most_rows = most_rows
+    bench.simulator.max_limit = most_rows
     plans = bench.calls(count)
 
     assert await keys(bench.client()) == [bench.key(plan) for plan in plans]
@@ -196,14 +195,14 @@ async def test_a_server_that_ignores_the_offset_is_an_error(bench: Bench, monkey
 
 async def test_rows_in_no_order_are_all_read(bench: Bench) -> None:
     plans = bench.calls(12)
-    bench.simulator.misbehave(Fault(what=Mischief.SHUFFLE, on=Kind.RECORDS, times=None, seed=7))
+    bench.simulator.inject(Fault(kind=FaultKind.SHUFFLE, on=NfonEndpoint.RECORDS, times=None, seed=7))
 
     assert sorted(await keys(bench.client())) == sorted(bench.key(plan) for plan in plans)
 
 
 async def test_garbage_between_rows_is_put_aside(bench: Bench) -> None:
     plans = bench.calls(3)
-    bench.simulator.misbehave(Fault(what=Mischief.GARBAGE, on=Kind.RECORDS, times=None))
+    bench.simulator.inject(Fault(kind=FaultKind.GARBAGE, on=NfonEndpoint.RECORDS, times=None))
 
     rows = [row for page in await listed(bench.client()) for row in page.rows]
 
@@ -220,7 +219,7 @@ async def test_only_the_asked_extension_is_read(bench: Bench) -> None:
 
 async def test_calls_can_be_ordered_over_http(bench: Bench) -> None:
     """The simulator of a process of its own is told by `/_control`, as every other."""
-    wish = {"calls": [{"key": TOKEN, "rid": 7}], "faults": [{"what": "status", "on": "records", "status": 503}]}
+    wish = {"calls": [{"key": TOKEN, "rid": 7}], "faults": [{"kind": "status", "on": "records", "status": 503}]}
     async with bench.http.post(f"{bench.base_url}/_control", json=wish) as done:
         state = await done.json()
 
@@ -304,25 +303,25 @@ async def test_a_unit_that_is_set_is_not_doubted(bench: Bench, unit: Any) -> Non
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (Fault(what=Mischief.STATUS, status=400), UnexpectedResponse),
-        (Fault(what=Mischief.STATUS, status=401), Unauthorized),
-        (Fault(what=Mischief.STATUS, status=403), Unauthorized),
-        (Fault(what=Mischief.STATUS, status=404), UnexpectedResponse),
-        (Fault(what=Mischief.STATUS, status=429), RateLimited),
-        (Fault(what=Mischief.STATUS, status=500), Unavailable),
-        (Fault(what=Mischief.DROP), Unavailable),
-        (Fault(what=Mischief.NOT_JSON), UnexpectedResponse),
-        (Fault(what=Mischief.PARTIAL), UnexpectedResponse),
-        (Fault(what=Mischief.NOT_A_LIST), UnexpectedResponse),
+        (Fault(kind=FaultKind.STATUS, status=400), UnexpectedResponse),
+        (Fault(kind=FaultKind.STATUS, status=401), Unauthorized),
+        (Fault(kind=FaultKind.STATUS, status=403), Unauthorized),
+        (Fault(kind=FaultKind.STATUS, status=404), UnexpectedResponse),
+        (Fault(kind=FaultKind.STATUS, status=429), RateLimited),
+        (Fault(kind=FaultKind.STATUS, status=500), Unavailable),
+        (Fault(kind=FaultKind.DROP), Unavailable),
+        (Fault(kind=FaultKind.NOT_JSON), UnexpectedResponse),
+        (Fault(kind=FaultKind.PARTIAL), UnexpectedResponse),
+        (Fault(kind=FaultKind.NOT_A_LIST), UnexpectedResponse),
     ],
-    ids=lambda value: f"{value.what}-{value.status}" if isinstance(value, Fault) else value.__name__,
+    ids=lambda value: f"{value.kind}-{value.status}" if isinstance(value, Fault) else value.__name__,
 )
 async def test_every_other_answer_is_a_named_error_without_the_token(
     bench: Bench, fault: Fault, error: type[Exception]
 ) -> None:
     bench.calls(1)
     # twice, since aiohttp asks again by itself when a connection is reset before an answer
-    bench.simulator.misbehave(fault.model_copy(update={"times": 2}))
+    bench.simulator.inject(fault.model_copy(update={"times": 2}))
 
     with pytest.raises(error) as raised:
         await keys(bench.client())
@@ -333,7 +332,7 @@ async def test_every_other_answer_is_a_named_error_without_the_token(
 
 async def test_a_body_over_the_cap_is_not_taken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_module, "LARGEST_BODY_BYTES", 64 * 1024)
-    bench.simulator.misbehave(Fault(what=Mischief.HUGE, on=Kind.RECORDS))
+    bench.simulator.inject(Fault(kind=FaultKind.HUGE, on=NfonEndpoint.RECORDS))
 
     with pytest.raises(UnexpectedResponse, match="more than"):
         await keys(bench.client())
@@ -391,7 +390,7 @@ async def test_a_login_gives_the_token(bench: Bench) -> None:
     plans = bench.calls(2)
 
     assert await keys(bench.with_login()) == [bench.key(plan) for plan in plans]
-    assert bench.simulator.requests["", Kind.TOKEN] == 1
+    assert bench.simulator.requests["", TOKEN_ENDPOINT] == 1
 
 
 async def test_a_token_is_renewed_before_it_ends(bench: Bench) -> None:
@@ -402,8 +401,8 @@ async def test_a_token_is_renewed_before_it_ends(bench: Bench) -> None:
         await keys(client)
         await bench.clock.advance(200)
 
-    assert bench.simulator.requests["", Kind.TOKEN] == 2
-    assert bench.simulator.statuses["", Kind.RECORDS, 401] == 0
+    assert bench.simulator.requests["", TOKEN_ENDPOINT] == 2
+    assert bench.simulator.statuses["", NfonEndpoint.RECORDS, 401] == 0
 
 
 async def test_a_refused_token_is_renewed_once(bench: Bench) -> None:
@@ -414,17 +413,17 @@ async def test_a_refused_token_is_renewed_once(bench: Bench) -> None:
     bench.simulator.expire_tokens()
 
     assert await keys(client) == [bench.key(plan) for plan in plans]
-    assert bench.simulator.requests["", Kind.TOKEN] == 2
+    assert bench.simulator.requests["", TOKEN_ENDPOINT] == 2
 
 
 async def test_a_renewed_token_that_is_refused_too_is_an_error(bench: Bench) -> None:
     bench.simulator.add_login(TOKEN, "first-refresh")
     client = bench.with_login()
-    bench.simulator.misbehave(Fault(what=Mischief.STATUS, on=Kind.RECORDS, status=401, times=None))
+    bench.simulator.inject(Fault(kind=FaultKind.STATUS, on=NfonEndpoint.RECORDS, status=401, times=None))
 
     with pytest.raises(Unauthorized):
         await keys(client)
-    assert bench.simulator.requests["", Kind.TOKEN] == 2
+    assert bench.simulator.requests["", TOKEN_ENDPOINT] == 2
 
 
 async def test_many_at_once_renew_once(bench: Bench) -> None:
@@ -434,7 +433,7 @@ async def test_many_at_once_renew_once(bench: Bench) -> None:
 
     await asyncio.gather(*(keys(client) for client in clients * 5))
 
-    assert bench.simulator.requests["", Kind.TOKEN] == 1
+    assert bench.simulator.requests["", TOKEN_ENDPOINT] == 1
     assert bench.simulator.reused_refresh_tokens == 0
 
 
@@ -458,7 +457,7 @@ async def test_a_new_login_goes_before_what_was_kept(bench: Bench) -> None:
 
     await keys(bench.with_login("second-refresh"))
 
-    assert bench.simulator.requests["", Kind.TOKEN] == 2
+    assert bench.simulator.requests["", TOKEN_ENDPOINT] == 2
 
 
 async def test_without_rotation_the_refresh_token_stays(bench: Bench) -> None:
@@ -469,7 +468,7 @@ async def test_without_rotation_the_refresh_token_stays(bench: Bench) -> None:
         await keys(client)
         await bench.clock.advance(400)
 
-    assert bench.simulator.requests["", Kind.TOKEN] == 3
+    assert bench.simulator.requests["", TOKEN_ENDPOINT] == 3
 
 
 @pytest.mark.parametrize(
@@ -484,7 +483,7 @@ async def test_without_rotation_the_refresh_token_stays(bench: Bench) -> None:
     ],
 )
 async def test_a_login_that_refuses_is_a_named_error(bench: Bench, status: int, error: type[Exception]) -> None:
-    bench.simulator.misbehave(Fault(what=Mischief.STATUS, on=Kind.TOKEN, status=status))
+    bench.simulator.inject(Fault(kind=FaultKind.STATUS, on=TOKEN_ENDPOINT, status=status))
 
     with pytest.raises(error) as raised:
         await keys(bench.with_login())
@@ -494,7 +493,7 @@ async def test_a_login_that_refuses_is_a_named_error(bench: Bench, status: int, 
 
 
 async def test_a_login_that_hangs_up_is_unavailable(bench: Bench) -> None:
-    bench.simulator.misbehave(Fault(what=Mischief.DROP, on=Kind.TOKEN, times=None))
+    bench.simulator.inject(Fault(kind=FaultKind.DROP, on=TOKEN_ENDPOINT, times=None))
 
     with pytest.raises(Unavailable, match="login"):
         await keys(bench.with_login())
@@ -508,7 +507,7 @@ async def test_without_a_safe_no_refresh_token_is_used(bench: Bench) -> None:
     client = NFON.connect(options, bench.http, bench.till.pay)
 
     assert not (await client.health()).ok
-    assert bench.simulator.requests["", Kind.TOKEN] == 0
+    assert bench.simulator.requests["", TOKEN_ENDPOINT] == 0
 
 
 # -- transcripts ------------------------------------------------------------------------------------------------------
@@ -541,7 +540,7 @@ async def test_transcripts_are_fetched_for_the_records_that_have_one(bench: Benc
         "Alice: Hello. Yes."
     }
     assert [each.content_hash() for each in completed[1:]] == [each.content_hash() for each in records]
-    assert bench.asked(Kind.DETAILS) == 12
+    assert bench.asked(NfonEndpoint.DETAILS) == 12
 
 
 async def test_what_needs_no_details_asks_for_none(bench: Bench) -> None:
@@ -550,13 +549,13 @@ async def test_what_needs_no_details_asks_for_none(bench: Bench) -> None:
     rows = [row for page in await listed(client) for row in page.rows if not isinstance(row, InvalidRow)]
 
     assert await client.complete(rows) == rows
-    assert bench.asked(Kind.DETAILS) == 0
+    assert bench.asked(NfonEndpoint.DETAILS) == 0
 
 
 @pytest.mark.parametrize(("status", "later"), [(404, False), (403, False), (401, True), (429, True), (500, True)])
 async def test_details_that_are_refused_for_good_are_not_asked_again(bench: Bench, status: int, later: bool) -> None:
     client, [record] = await transcribed(bench)
-    bench.simulator.misbehave(Fault(what=Mischief.STATUS, on=Kind.DETAILS, status=status, times=None))
+    bench.simulator.inject(Fault(kind=FaultKind.STATUS, on=NfonEndpoint.DETAILS, status=status, times=None))
 
     [found] = await client.complete([record])
 
@@ -569,7 +568,7 @@ async def test_details_that_hang_hold_up_nobody_for_long(bench: Bench, monkeypat
     """After that they are left alone for a while."""
     monkeypatch.setattr(client_module, "_DETAILS_S", 0.1)
     client, records = await transcribed(bench, 20)
-    bench.simulator.misbehave(Fault(what=Mischief.HANG, on=Kind.DETAILS, times=None))
+    bench.simulator.inject(Fault(kind=FaultKind.HANG, on=NfonEndpoint.DETAILS, times=None))
     loop = asyncio.get_running_loop()
     began = loop.time()
 
@@ -578,7 +577,7 @@ async def test_details_that_hang_hold_up_nobody_for_long(bench: Bench, monkeypat
 
     assert loop.time() - began < 2
     assert {record.transcription["available"] for record in [*found, *again] if record.transcription} == {False}
-    assert bench.asked(Kind.DETAILS) <= 5
+    assert bench.asked(NfonEndpoint.DETAILS) <= 5
 
 
 # -- listening --------------------------------------------------------------------------------------------------------
@@ -607,17 +606,17 @@ def live(bench: Bench) -> Bench:
     ("what", "rows_of_one_call"),
     [
         (None, ["record"]),
-        (Mischief.SPLIT, ["record"]),
-        (Mischief.DUPLICATE, ["record", "record"]),
-        (Mischief.BAD_EVENTS, ["bad", "bad", "record"]),
-        (Mischief.HUGE_EVENT, ["bad", "record"]),
+        (FaultKind.SPLIT, ["record"]),
+        (FaultKind.DUPLICATE, ["record", "record"]),
+        (FaultKind.BAD_EVENTS, ["bad", "bad", "record"]),
+        (FaultKind.HUGE_EVENT, ["bad", "record"]),
     ],
 )
 async def test_rows_arrive_however_they_are_sent(
-    live: Bench, what: Mischief | None, rows_of_one_call: list[str]
+    live: Bench, what: FaultKind | None, rows_of_one_call: list[str]
 ) -> None:
     if what:
-        live.simulator.misbehave(Fault(what=what, on=Kind.STREAM, times=None))
+        live.simulator.inject(Fault(kind=what, on=NfonEndpoint.STREAM, times=None))
     plans: list[CallPlan] = []
 
     rows = await heard(live.client(), len(rows_of_one_call), lambda: plans.append(live.simulator.appear(TOKEN)))
@@ -664,23 +663,23 @@ async def test_a_dropped_stream_is_unavailable(live: Bench) -> None:
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (Fault(what=Mischief.NO_STREAM), UnexpectedResponse),
-        (Fault(what=Mischief.STATUS, status=401), Unauthorized),
-        (Fault(what=Mischief.STATUS, status=429), RateLimited),
-        (Fault(what=Mischief.STATUS, status=503), Unavailable),
-        (Fault(what=Mischief.DROP), Unavailable),
+        (Fault(kind=FaultKind.NO_STREAM), UnexpectedResponse),
+        (Fault(kind=FaultKind.STATUS, status=401), Unauthorized),
+        (Fault(kind=FaultKind.STATUS, status=429), RateLimited),
+        (Fault(kind=FaultKind.STATUS, status=503), Unavailable),
+        (Fault(kind=FaultKind.DROP), Unavailable),
     ],
-    ids=lambda value: f"{value.what}-{value.status}" if isinstance(value, Fault) else value.__name__,
+    ids=lambda value: f"{value.kind}-{value.status}" if isinstance(value, Fault) else value.__name__,
 )
 async def test_a_stream_that_is_refused_is_a_named_error(live: Bench, fault: Fault, error: type[Exception]) -> None:
-    live.simulator.misbehave(fault.model_copy(update={"on": Kind.STREAM, "times": 2}))
+    live.simulator.inject(fault.model_copy(update={"on": NfonEndpoint.STREAM, "times": 2}))
 
     with pytest.raises(error):
         await heard(live.client(), 1)
 
 
 async def test_a_stream_that_never_answers_is_unavailable(live: Bench) -> None:
-    live.simulator.misbehave(Fault(what=Mischief.HANG, on=Kind.STREAM))
+    live.simulator.inject(Fault(kind=FaultKind.HANG, on=NfonEndpoint.STREAM))
     client = live.client(stream_idle_s=5)
     object.__setattr__(client._options, "stream_idle_s", 0.2)
 

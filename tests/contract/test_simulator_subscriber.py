@@ -15,21 +15,23 @@ import orjson
 import pytest
 from standardwebhooks import Webhook
 
-from relay.simulator.subscriber import Behaviour, HookReport, VerifyingSubscriber, Way
+from relay.simulator.hook_log import HookReport
+from relay.simulator.subscriber import VerifyingSubscriber
+from tests.fakes.subscriber import ReplyKind, ScriptedReply, ScriptedSubscriber
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of thirty-two bytes ok.").decode()
 OTHER = "whsec_" + base64.b64encode(b"another secret of thirty-two by.").decode()
 
 
 @pytest.fixture
-def subscriber() -> VerifyingSubscriber:
-    subscriber = VerifyingSubscriber(seed=3)
+def subscriber() -> ScriptedSubscriber:
+    subscriber = ScriptedSubscriber(seed=3)
     subscriber.add_hook("a", SECRET)
     return subscriber
 
 
 @pytest.fixture
-async def http(subscriber: VerifyingSubscriber) -> AsyncIterator[aiohttp.ClientSession]:
+async def http(subscriber: ScriptedSubscriber) -> AsyncIterator[aiohttp.ClientSession]:
     async with subscriber.serve() as base_url, aiohttp.ClientSession(base_url) as session:
         yield session
 
@@ -59,7 +61,7 @@ async def _post(http: aiohttp.ClientSession, body: bytes, *, hook: str = "a", **
         return answer.status
 
 
-def _hook(subscriber: VerifyingSubscriber, name: str = "a") -> HookReport:
+def _hook(subscriber: ScriptedSubscriber, name: str = "a") -> HookReport:
     return subscriber.report().hooks[name]
 
 
@@ -67,7 +69,7 @@ def _hook(subscriber: VerifyingSubscriber, name: str = "a") -> HookReport:
 
 
 async def test_a_good_delivery_is_accepted_and_nothing_is_wrong(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     assert await _post(http, _event()) == 204
 
@@ -83,7 +85,7 @@ async def test_a_good_delivery_is_accepted_and_nothing_is_wrong(
 
 
 async def test_a_signature_by_another_secret_is_caught(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     assert await _post(http, _event(), secret=OTHER) == 401
 
@@ -94,7 +96,7 @@ async def test_a_signature_by_another_secret_is_caught(
 
 
 async def test_a_body_that_was_altered_after_signing_is_caught(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     signed = _headers(_event())
 
@@ -106,7 +108,7 @@ async def test_a_body_that_was_altered_after_signing_is_caught(
 
 @pytest.mark.parametrize(("minutes", "reason"), [(-10, "Message timestamp too old"), (10, "Message timestamp too new")])
 async def test_a_timestamp_far_from_now_is_caught(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession, minutes: int, reason: str
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession, minutes: int, reason: str
 ) -> None:
     assert await _post(http, _event(), at=datetime.now(UTC) + timedelta(minutes=minutes)) == 401
 
@@ -115,7 +117,7 @@ async def test_a_timestamp_far_from_now_is_caught(
 
 @pytest.mark.parametrize("signature", ["", "v1", "v1,###", "v1,a,b", "v2,AAAA"])
 async def test_a_malformed_signature_is_caught_and_not_a_crash(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession, signature: str
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession, signature: str
 ) -> None:
     headers = {**_headers(_event()), "webhook-signature": signature}
 
@@ -126,9 +128,49 @@ async def test_a_malformed_signature_is_caught_and_not_a_crash(
 
 
 @pytest.mark.parametrize(
+    ("changes", "secrets", "reason"),
+    [
+        ({}, [SECRET], ""),
+        ({}, [OTHER, SECRET], ""),
+        ({}, [OTHER], "No matching signature found"),
+        ({"webhook-id": "evt_2"}, [SECRET], "No matching signature found"),
+        ({"webhook-timestamp": "1"}, [SECRET], "Message timestamp too old"),
+        ({"webhook-timestamp": "9999999999"}, [SECRET], "Message timestamp too new"),
+        ({"webhook-timestamp": "soon"}, [SECRET], "Missing or invalid timestamp"),
+        ({"webhook-signature": ""}, [SECRET], "No matching signature found"),
+        ({"webhook-signature": "v1,###"}, [SECRET], "No matching signature found"),
+        ({"webhook-signature": "v1,é"}, [SECRET], "No matching signature found"),
+        ({"webhook-signature": "v1,a,b"}, [SECRET], "No matching signature found"),
+    ],
+)
+def test_the_packaged_subscriber_verifies_as_the_independent_library_does(
+    changes: dict[str, str], secrets: list[str], reason: str
+) -> None:
+    """The demo must not call a delivery verified that a receiver's own library refuses."""
+    headers = _headers(_event()) | changes
+
+    ours = VerifyingSubscriber().signature_error(secrets, _event(), headers)
+    theirs = ScriptedSubscriber().signature_error(secrets, _event(), headers)
+
+    assert ours == reason
+    assert bool(theirs) is bool(reason)
+
+
+async def test_the_packaged_subscriber_accepts_and_refuses(http: aiohttp.ClientSession) -> None:
+    packaged = VerifyingSubscriber()
+    packaged.add_hook("a", SECRET)
+
+    async with packaged.serve() as base_url, aiohttp.ClientSession(base_url) as session:
+        statuses = [await _post(session, _event(), secret=secret) for secret in (SECRET, OTHER)]
+
+    assert statuses == [204, 401]
+    assert (packaged.received("a"), packaged.report().hooks["a"].signature_failures) == (1, 1)
+
+
+@pytest.mark.parametrize(
     "secret", ["", "bad!", "whsec_", "whsec_c2hvcnQ=", SECRET.removeprefix("whsec_"), SECRET + "!"]
 )
-def test_a_secret_that_is_none_is_refused(subscriber: VerifyingSubscriber, secret: str) -> None:
+def test_a_secret_that_is_none_is_refused(subscriber: ScriptedSubscriber, secret: str) -> None:
     with pytest.raises(ValueError, match="24 to 64 bytes"):
         subscriber.add_hook("b", secret)
 
@@ -136,7 +178,7 @@ def test_a_secret_that_is_none_is_refused(subscriber: VerifyingSubscriber, secre
 
 
 async def test_during_a_rotation_either_secret_holds(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     subscriber.add_hook("a", OTHER, SECRET)
     assert [await _post(http, _event(), secret=secret) for secret in (SECRET, OTHER)] == [204, 204]
@@ -146,7 +188,7 @@ async def test_during_a_rotation_either_secret_holds(
 
 
 async def test_a_benchmark_may_check_only_some_signatures(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     subscriber.verify_every = 4
 
@@ -157,7 +199,7 @@ async def test_a_benchmark_may_check_only_some_signatures(
 
 
 async def test_an_event_accepted_twice_is_a_duplicate(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     for _ in range(3):
         await _post(http, _event())
@@ -170,9 +212,9 @@ async def test_an_event_accepted_twice_is_a_duplicate(
 
 
 async def test_an_event_sent_again_after_a_refusal_is_a_retry(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
-    subscriber.behave("a", Behaviour(status=503, times=2))
+    subscriber.script("a", ScriptedReply(status=503, times=2))
 
     assert [await _post(http, _event()) for _ in range(3)] == [503, 503, 204]
 
@@ -182,12 +224,12 @@ async def test_an_event_sent_again_after_a_refusal_is_a_retry(
 
 
 async def test_a_call_that_was_never_accepted_is_lost(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     subscriber.add_hook("b", OTHER)
     await _post(http, _event("evt_1", call="1"))
     await _post(http, _event("evt_2", call="2", type_="call.updated"))
-    subscriber.behave("a", Behaviour(status=500))
+    subscriber.script("a", ScriptedReply(status=500))
     await _post(http, _event("evt_3", call="3"))
 
     report = subscriber.report()
@@ -196,7 +238,7 @@ async def test_a_call_that_was_never_accepted_is_lost(
 
 
 async def test_an_event_before_call_completed_breaks_the_order(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     await _post(http, _event("evt_2", type_="call.recording.completed"))
     await _post(http, _event("evt_1"))
@@ -208,7 +250,7 @@ async def test_an_event_before_call_completed_breaks_the_order(
 
 
 async def test_a_revision_that_goes_back_breaks_the_order(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     await _post(http, _event("evt_1"))
     await _post(http, _event("evt_3", type_="call.updated", revision=3))
@@ -219,7 +261,7 @@ async def test_a_revision_that_goes_back_breaks_the_order(
 
 
 async def test_the_right_order_is_no_violation_and_calls_do_not_mix(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     await _post(http, _event("evt_1", call="1", revision=1))
     await _post(http, _event("evt_2", call="1", revision=2, type_="call.updated"))
@@ -234,9 +276,9 @@ async def test_the_right_order_is_no_violation_and_calls_do_not_mix(
 
 
 async def test_two_events_of_a_call_at_once_break_the_order(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
-    subscriber.behave("a", Behaviour(way=Way.ACT_THEN_HANG, times=1))
+    subscriber.script("a", ScriptedReply(kind=ReplyKind.ACT_THEN_HANG, times=1))
     first = asyncio.create_task(_post(http, _event("evt_1")))
     await subscriber.until(lambda: subscriber.accepted("a") == 1)
     await _post(http, _event("evt_2", type_="call.updated", revision=2))
@@ -250,10 +292,10 @@ async def test_two_events_of_a_call_at_once_break_the_order(
 
 
 async def test_an_event_that_overtakes_a_refused_one_is_listed(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     """It is right only when the schedule of the first had ended, which the subscriber cannot know."""
-    subscriber.behave("a", Behaviour(status=500, times=1))
+    subscriber.script("a", ScriptedReply(status=500, times=1))
     await _post(http, _event("evt_1"))
     await _post(http, _event("evt_2", type_="call.updated", revision=2))
 
@@ -263,7 +305,7 @@ async def test_an_event_that_overtakes_a_refused_one_is_listed(
 
 
 async def test_a_second_id_for_the_same_event_is_caught(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     await _post(http, _event("evt_1"))
     await _post(http, _event("evt_x"))
@@ -272,7 +314,7 @@ async def test_a_second_id_for_the_same_event_is_caught(
 
 
 async def test_a_body_that_changes_between_attempts_is_caught(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     await _post(http, _event("evt_1", outcome="answered"))
     await _post(http, _event("evt_1", outcome="busy"))
@@ -281,7 +323,7 @@ async def test_a_body_that_changes_between_attempts_is_caught(
 
 
 async def test_only_the_recording_link_may_change_between_attempts(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     def link(url: str, sha256: str = "s") -> dict[str, Any]:
         return {"recording": {"url": url, "expires_at": url, "sha256": sha256}}
@@ -299,7 +341,7 @@ async def test_only_the_recording_link_may_change_between_attempts(
 
 
 async def test_a_header_id_that_is_not_the_bodys_is_caught(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     await _post(http, _event("evt_1"), event_id="evt_other")
 
@@ -308,7 +350,7 @@ async def test_a_header_id_that_is_not_the_bodys_is_caught(
 
 @pytest.mark.parametrize("body", [b"[1]", b"{", b"null"])
 async def test_a_body_that_is_no_object_is_counted(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession, body: bytes
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession, body: bytes
 ) -> None:
     async with http.post("/hook/a", data=body, headers=_headers(body, event_id="evt_1")) as answer:
         assert answer.status == 400
@@ -317,7 +359,7 @@ async def test_a_body_that_is_no_object_is_counted(
 
 
 async def test_flat_and_operational_events_are_understood(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     flat = {"id": "evt_1", "type": "call.completed", "call_id": "call_1", "provider_call_id": "77", "revision": 1}
     await _post(http, orjson.dumps(flat))
@@ -336,9 +378,9 @@ async def test_unknown_hooks_and_methods_are_refused(http: aiohttp.ClientSession
 
 
 async def test_forgetting_keeps_hooks_and_behaviour(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
-    subscriber.behave("a", Behaviour(status=500, times=2))
+    subscriber.script("a", ScriptedReply(status=500, times=2))
     await _post(http, _event())
 
     subscriber.forget()
@@ -348,13 +390,13 @@ async def test_forgetting_keeps_hooks_and_behaviour(
     assert _hook(subscriber).retries == 1
 
 
-async def test_waiting_for_something_that_never_happens_ends(subscriber: VerifyingSubscriber) -> None:
+async def test_waiting_for_something_that_never_happens_ends(subscriber: ScriptedSubscriber) -> None:
     with pytest.raises(TimeoutError):
         await subscriber.until(lambda: subscriber.received("a") > 0, timeout_s=0.05)
 
 
 async def test_a_lean_subscriber_keeps_counts_only(http: aiohttp.ClientSession) -> None:
-    lean = VerifyingSubscriber(keep_bodies=False, keep_arrivals=False)
+    lean = ScriptedSubscriber(keep_bodies=False, keep_arrivals=False)
     lean.add_hook("a", SECRET)
 
     async with lean.serve() as base_url, aiohttp.ClientSession(base_url) as session:
@@ -368,12 +410,12 @@ async def test_a_lean_subscriber_keeps_counts_only(http: aiohttp.ClientSession) 
 # How it can be rude
 
 
-async def test_it_answers_any_status_with_headers(subscriber: VerifyingSubscriber, http: aiohttp.ClientSession) -> None:
-    subscriber.behave(
+async def test_it_answers_any_status_with_headers(subscriber: ScriptedSubscriber, http: aiohttp.ClientSession) -> None:
+    subscriber.script(
         "a",
-        Behaviour(status=429, headers={"Retry-After": "7"}, body="slow down", times=1),
-        Behaviour(status=410, times=1),
-        Behaviour(status=302, headers={"Location": "http://127.0.0.1:1/"}, times=1),
+        ScriptedReply(status=429, headers={"Retry-After": "7"}, body="slow down", times=1),
+        ScriptedReply(status=410, times=1),
+        ScriptedReply(status=302, headers={"Location": "http://127.0.0.1:1/"}, times=1),
     )
     answers = []
     for _ in range(4):
@@ -387,17 +429,17 @@ async def test_it_answers_any_status_with_headers(subscriber: VerifyingSubscribe
 
 
 async def test_a_lasting_behaviour_lasts_until_it_is_taken_back(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
-    subscriber.behave("a", Behaviour(status=500))
+    subscriber.script("a", ScriptedReply(status=500))
     assert [await _post(http, _event()) for _ in range(3)] == [500, 500, 500]
 
-    subscriber.behave("a")
+    subscriber.script("a")
     assert await _post(http, _event()) == 204
 
 
-async def test_it_can_be_flaky_by_a_seed(subscriber: VerifyingSubscriber, http: aiohttp.ClientSession) -> None:
-    subscriber.behave("a", Behaviour(status=500, probability=0.3))
+async def test_it_can_be_flaky_by_a_seed(subscriber: ScriptedSubscriber, http: aiohttp.ClientSession) -> None:
+    subscriber.script("a", ScriptedReply(status=500, probability=0.3))
     rng = random.Random(3)
     expected = [500 if rng.random() < 0.3 else 204 for _ in range(40)]
 
@@ -405,8 +447,8 @@ async def test_it_can_be_flaky_by_a_seed(subscriber: VerifyingSubscriber, http: 
     assert 0 < expected.count(500) < 40
 
 
-async def test_it_can_take_its_time(subscriber: VerifyingSubscriber, http: aiohttp.ClientSession) -> None:
-    subscriber.behave("a", Behaviour(delay_s=0.1))
+async def test_it_can_take_its_time(subscriber: ScriptedSubscriber, http: aiohttp.ClientSession) -> None:
+    subscriber.script("a", ScriptedReply(delay_s=0.1))
     loop = asyncio.get_running_loop()
 
     started = loop.time()
@@ -416,12 +458,14 @@ async def test_it_can_take_its_time(subscriber: VerifyingSubscriber, http: aioht
     assert _hook(subscriber).accepted == 1
 
 
-@pytest.mark.parametrize(("way", "accepted"), [(Way.HANG, 0), (Way.ACT_THEN_HANG, 1), (Way.DRIP_HEAD, 0)])
+@pytest.mark.parametrize(
+    ("kind", "accepted"), [(ReplyKind.HANG, 0), (ReplyKind.ACT_THEN_HANG, 1), (ReplyKind.DRIP_HEAD, 0)]
+)
 async def test_it_can_keep_a_sender_waiting_for_ever(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession, way: Way, accepted: int
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession, kind: ReplyKind, accepted: int
 ) -> None:
     """Acting and then keeping quiet is how an event comes to be heard twice."""
-    subscriber.behave("a", Behaviour(way=way, times=1, every_s=0.01))
+    subscriber.script("a", ScriptedReply(kind=kind, times=1, every_s=0.01))
     body = _event()
 
     with pytest.raises(TimeoutError):
@@ -436,8 +480,8 @@ async def test_it_can_keep_a_sender_waiting_for_ever(
     assert hook.problems() == ()
 
 
-async def test_it_can_drip(subscriber: VerifyingSubscriber, http: aiohttp.ClientSession) -> None:
-    subscriber.behave("a", Behaviour(way=Way.DRIP, every_s=0.01))
+async def test_it_can_drip(subscriber: ScriptedSubscriber, http: aiohttp.ClientSession) -> None:
+    subscriber.script("a", ScriptedReply(kind=ReplyKind.DRIP, every_s=0.01))
     body = _event()
 
     async with http.post("/hook/a", data=body, headers=_headers(body)) as answer:
@@ -461,8 +505,8 @@ async def _raw_answer(base_url: str, body: bytes) -> bytes:
         writer.close()
 
 
-async def test_it_can_send_half_a_head(subscriber: VerifyingSubscriber) -> None:
-    subscriber.behave("a", Behaviour(way=Way.HALF_HEAD))
+async def test_it_can_send_half_a_head(subscriber: ScriptedSubscriber) -> None:
+    subscriber.script("a", ScriptedReply(kind=ReplyKind.HALF_HEAD))
 
     async with subscriber.serve() as base_url, aiohttp.ClientSession(base_url) as session:
         assert await _raw_answer(base_url, _event()) == b"HTTP/1.1 200 OK\r\nContent-Type: text/pl"
@@ -470,8 +514,8 @@ async def test_it_can_send_half_a_head(subscriber: VerifyingSubscriber) -> None:
             await _post(session, _event())
 
 
-async def test_it_can_reset_the_connection(subscriber: VerifyingSubscriber) -> None:
-    subscriber.behave("a", Behaviour(way=Way.RESET))
+async def test_it_can_reset_the_connection(subscriber: ScriptedSubscriber) -> None:
+    subscriber.script("a", ScriptedReply(kind=ReplyKind.RESET))
 
     async with subscriber.serve() as base_url, aiohttp.ClientSession(base_url) as session:
         with pytest.raises(ConnectionResetError):
@@ -482,8 +526,8 @@ async def test_it_can_reset_the_connection(subscriber: VerifyingSubscriber) -> N
     assert _hook(subscriber).accepted == 0
 
 
-async def test_it_can_send_a_body_without_end(subscriber: VerifyingSubscriber, http: aiohttp.ClientSession) -> None:
-    subscriber.behave("a", Behaviour(way=Way.ENDLESS))
+async def test_it_can_send_a_body_without_end(subscriber: ScriptedSubscriber, http: aiohttp.ClientSession) -> None:
+    subscriber.script("a", ScriptedReply(kind=ReplyKind.ENDLESS))
     body = _event()
 
     async with http.post("/hook/a", data=body, headers=_headers(body)) as answer:
@@ -494,8 +538,10 @@ async def test_it_can_send_a_body_without_end(subscriber: VerifyingSubscriber, h
     assert len(got) == 5_000_000
 
 
-async def test_it_can_send_a_gigabyte(subscriber: VerifyingSubscriber, http: aiohttp.ClientSession) -> None:
-    subscriber.behave("a", Behaviour(way=Way.BIG, times=1), Behaviour(way=Way.BIG, size_bytes=3_000_001))
+async def test_it_can_send_a_gigabyte(subscriber: ScriptedSubscriber, http: aiohttp.ClientSession) -> None:
+    subscriber.script(
+        "a", ScriptedReply(kind=ReplyKind.BIG, times=1), ScriptedReply(kind=ReplyKind.BIG, size_bytes=3_000_001)
+    )
     body = _event()
 
     async with http.post("/hook/a", data=body, headers=_headers(body)) as answer:
@@ -509,9 +555,9 @@ async def test_it_can_send_a_gigabyte(subscriber: VerifyingSubscriber, http: aio
     assert len(all_of_it) == 3_000_001
 
 
-async def test_it_can_send_a_gzip_bomb(subscriber: VerifyingSubscriber) -> None:
+async def test_it_can_send_a_gzip_bomb(subscriber: ScriptedSubscriber) -> None:
     """A few kilobytes that unpack to much more, and are a right gzip file."""
-    subscriber.behave("a", Behaviour(way=Way.GZIP_BOMB, size_bytes=50_000_000))
+    subscriber.script("a", ScriptedReply(kind=ReplyKind.GZIP_BOMB, size_bytes=50_000_000))
     body = _event()
 
     async with (
@@ -528,7 +574,7 @@ async def test_it_can_send_a_gzip_bomb(subscriber: VerifyingSubscriber) -> None:
     assert zlib.crc32(unpacked) == zlib.crc32(bytes(48 << 20))
 
 
-async def test_it_speaks_plain_text_where_tls_is_expected(subscriber: VerifyingSubscriber) -> None:
+async def test_it_speaks_plain_text_where_tls_is_expected(subscriber: ScriptedSubscriber) -> None:
     async with subscriber.serve() as base_url, aiohttp.ClientSession() as session:
         with pytest.raises(aiohttp.ClientConnectorSSLError):
             await session.post(
@@ -536,8 +582,8 @@ async def test_it_speaks_plain_text_where_tls_is_expected(subscriber: VerifyingS
             )
 
 
-async def test_a_waiting_sender_does_not_hold_up_the_end(subscriber: VerifyingSubscriber) -> None:
-    subscriber.behave("a", Behaviour(way=Way.HANG))
+async def test_a_waiting_sender_does_not_hold_up_the_end(subscriber: ScriptedSubscriber) -> None:
+    subscriber.script("a", ScriptedReply(kind=ReplyKind.HANG))
 
     async with aiohttp.ClientSession() as session:
         body = _event()
@@ -551,10 +597,10 @@ async def test_a_waiting_sender_does_not_hold_up_the_end(subscriber: VerifyingSu
 
 
 async def test_a_hook_that_hangs_does_not_slow_another(
-    subscriber: VerifyingSubscriber, http: aiohttp.ClientSession
+    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     subscriber.add_hook("b", OTHER)
-    subscriber.behave("a", Behaviour(way=Way.HANG))
+    subscriber.script("a", ScriptedReply(kind=ReplyKind.HANG))
     bodies = [_event(f"evt_{n}", call=str(n)) for n in range(20)]
     hanging = [asyncio.create_task(_post(http, body)) for body in bodies]
     await subscriber.until(lambda: subscriber.received("a") == 20)
@@ -572,7 +618,7 @@ async def test_a_hook_that_hangs_does_not_slow_another(
 async def test_everything_can_be_ordered_and_read_over_http(http: aiohttp.ClientSession) -> None:
     wish = {
         "hooks": {"c": [OTHER]},
-        "behave": {"c": [{"status": 503, "times": 1, "headers": {"Retry-After": "1"}}, {"status": 202}]},
+        "replies": {"c": [{"status": 503, "times": 1, "headers": {"Retry-After": "1"}}, {"status": 202}]},
         "verify_every": 2,
     }
     async with http.post("/_control", json=wish) as done:
@@ -600,10 +646,10 @@ async def test_everything_can_be_ordered_and_read_over_http(http: aiohttp.Client
     [
         "nonsense",
         {"unknown": 1},
-        {"behave": {"nobody": []}},
-        {"behave": {"a": [{"way": "shout"}]}},
-        {"behave": {"a": [{"status": 700}]}},
-        {"behave": {"a": [{"probability": 2}]}},
+        {"replies": {"unknown": []}},
+        {"replies": {"a": [{"kind": "shout"}]}},
+        {"replies": {"a": [{"status": 700}]}},
+        {"replies": {"a": [{"probability": 2}]}},
         {"hooks": {"d": ["whsec_not base64!"]}},
         {"verify_every": 0},
     ],

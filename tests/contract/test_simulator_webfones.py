@@ -15,9 +15,11 @@ import pytest
 
 from relay.simulator.__main__ import main
 from relay.simulator.audio import audio_chunks, audio_sha256
-from relay.simulator.switchboard import Answer, Asked, Fault, Mischief
+from relay.simulator.provider import FakeRequest, FakeResponse
 from relay.simulator.timeline import CallPlan, Habits, calls, calls_between, people
-from relay.simulator.webfones import Kind, WebfonesSimulator, normalised
+from relay.simulator.webfones import WebFonesEndpoint, normalised
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.webfones import FaultyWebFones
 
 NOW = datetime(2025, 7, 1, 20, 57, tzinfo=UTC)
 LONG_AGO = "2000-01-01 00:00:00"
@@ -44,14 +46,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def simulator(clock: Clock) -> WebfonesSimulator:
-    simulator = WebfonesSimulator(clock=clock)
+def simulator(clock: Clock) -> FaultyWebFones:
+    simulator = FaultyWebFones(clock=clock)
     simulator.add_account("k")
     return simulator
 
 
 @pytest.fixture
-async def http(simulator: WebfonesSimulator) -> AsyncIterator[aiohttp.ClientSession]:
+async def http(simulator: FaultyWebFones) -> AsyncIterator[aiohttp.ClientSession]:
     async with simulator.serve() as base_url, aiohttp.ClientSession(base_url) as session:
         yield session
 
@@ -67,8 +69,8 @@ def _rids(body: dict[str, Any]) -> list[int]:
     return [row["rid"] for row in body["records"]]
 
 
-def _search(simulator: WebfonesSimulator, body: bytes) -> Answer:
-    return simulator.respond(Asked(Kind.SEARCH, "k", body=body), NOW, {})
+def _search(simulator: FaultyWebFones, body: bytes) -> FakeResponse:
+    return simulator.respond(FakeRequest(WebFonesEndpoint.SEARCH, "k", body=body), NOW)
 
 
 def _plan(rid: int, *, start: datetime = NOW, visible_s: float = 0, **fields: Any) -> CallPlan:
@@ -79,7 +81,7 @@ def _plan(rid: int, *, start: datetime = NOW, visible_s: float = 0, **fields: An
 # As documented
 
 
-async def test_a_row_has_the_documented_fields(simulator: WebfonesSimulator, http: aiohttp.ClientSession) -> None:
+async def test_a_row_has_the_documented_fields(simulator: FaultyWebFones, http: aiohttp.ClientSession) -> None:
     plan = _plan(211159, direction="OUTGOING", outside_name="B WHITTAKER", outside_number="(111) 111-1111")
     simulator.add_calls("k", [plan])
 
@@ -150,7 +152,7 @@ async def test_a_missing_or_odd_timestamp_is_refused(http: aiohttp.ClientSession
 
 
 async def test_a_revoked_key_is_refused_until_it_is_given_back(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession
+    simulator: FaultyWebFones, http: aiohttp.ClientSession
 ) -> None:
     simulator.accounts["k"].revoked = True
     assert (await _list(http))[0] == 403
@@ -159,7 +161,7 @@ async def test_a_revoked_key_is_refused_until_it_is_given_back(
     assert (await _list(http))[0] == 200
 
 
-def test_the_list_is_strict_about_the_second_unless_told_otherwise(simulator: WebfonesSimulator) -> None:
+def test_the_list_is_strict_about_the_second_unless_told_otherwise(simulator: FaultyWebFones) -> None:
     simulator.add_calls("k", [_plan(1), _plan(2, start=NOW + timedelta(seconds=1))])
     later = NOW + timedelta(minutes=1)
 
@@ -173,7 +175,7 @@ def test_the_list_is_strict_about_the_second_unless_told_otherwise(simulator: We
     assert _rids(inclusive) == [1, 2]
 
 
-def test_a_call_shows_when_its_time_has_come_and_not_before(simulator: WebfonesSimulator) -> None:
+def test_a_call_shows_when_its_time_has_come_and_not_before(simulator: FaultyWebFones) -> None:
     """A late row of a long call comes up behind the newest start that was seen."""
     long_call = _plan(1, start=NOW, visible_s=3_600)
     short_call = _plan(2, start=NOW + timedelta(minutes=5), visible_s=30)
@@ -189,7 +191,7 @@ def test_a_call_shows_when_its_time_has_come_and_not_before(simulator: WebfonesS
     assert [plan.rid for plan in simulator.visible("k", NOW + timedelta(minutes=10))] == [2]
 
 
-def test_times_are_naive_and_in_the_zone_of_the_account(simulator: WebfonesSimulator) -> None:
+def test_times_are_naive_and_in_the_zone_of_the_account(simulator: FaultyWebFones) -> None:
     """In the autumn an hour comes twice: the rows say the same, whichever it was."""
     simulator.add_account("ny", zone="America/New_York")
     first = datetime(2025, 11, 2, 5, 30, tzinfo=UTC)
@@ -203,7 +205,7 @@ def test_times_are_naive_and_in_the_zone_of_the_account(simulator: WebfonesSimul
     assert simulator.records("ny", "2025-11-02 01:30:00", second).body == {"success": True, "count": 0, "records": []}
 
 
-def test_a_row_changes_when_it_was_planned_to(simulator: WebfonesSimulator) -> None:
+def test_a_row_changes_when_it_was_planned_to(simulator: FaultyWebFones) -> None:
     simulator.add_calls("k", [_plan(1, disposition="NO ANSWER")])
     simulator.change("k", 1, {"disposition": "ANSWERED", "cost": 3}, at=NOW + timedelta(seconds=60))
 
@@ -216,7 +218,7 @@ def test_a_row_changes_when_it_was_planned_to(simulator: WebfonesSimulator) -> N
     assert (after["records"][0]["disposition"], after["records"][0]["cost"]) == ("ANSWERED", 3)
 
 
-def test_a_call_put_again_replaces_the_first(simulator: WebfonesSimulator) -> None:
+def test_a_call_put_again_replaces_the_first(simulator: FaultyWebFones) -> None:
     simulator.add_calls("k", [_plan(1), _plan(1, start=NOW - timedelta(hours=1), outside_name="MOVED")])
 
     body = simulator.records("k", LONG_AGO, NOW).body
@@ -225,7 +227,7 @@ def test_a_call_put_again_replaces_the_first(simulator: WebfonesSimulator) -> No
     assert [row["cidname_outside"] for row in body["records"]] == ["MOVED"]
 
 
-def test_a_fed_timeline_shows_what_the_whole_of_it_would(simulator: WebfonesSimulator) -> None:
+def test_a_fed_timeline_shows_what_the_whole_of_it_would(simulator: FaultyWebFones) -> None:
     """Calls taken from an endless feed as time goes by are the same as those put in beforehand."""
     habits = Habits(calls_per_hour=600)
     end = NOW + timedelta(hours=2)
@@ -241,7 +243,7 @@ def test_a_fed_timeline_shows_what_the_whole_of_it_would(simulator: WebfonesSimu
 
 
 async def test_a_recording_is_a_wav_with_the_documented_headers(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession
+    simulator: FaultyWebFones, http: aiohttp.ClientSession
 ) -> None:
     simulator.add_calls("k", [_plan(7, recording_at=NOW, recording_bytes=300_001)])
 
@@ -279,7 +281,7 @@ def test_audio_of_any_size_comes_in_small_pieces() -> None:
     ],
 )
 async def test_why_there_is_no_recording(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession, rid: str, status: int, error: str
+    simulator: FaultyWebFones, http: aiohttp.ClientSession, rid: str, status: int, error: str
 ) -> None:
     """1 has none, 2 has none yet, 3 is not visible yet; another account's calls are nobody's."""
     later = NOW + timedelta(minutes=1)
@@ -291,7 +293,7 @@ async def test_why_there_is_no_recording(
         assert (answer.status, await answer.json()) == (status, {"error": error})
 
 
-async def test_audio_may_come_later(simulator: WebfonesSimulator, http: aiohttp.ClientSession, clock: Clock) -> None:
+async def test_audio_may_come_later(simulator: FaultyWebFones, http: aiohttp.ClientSession, clock: Clock) -> None:
     simulator.add_calls("k", [_plan(1, recording_at=NOW + timedelta(seconds=30))])
 
     async with http.get("/call_log/recording/1", headers=KEY) as early:
@@ -317,7 +319,7 @@ def test_numbers_are_normalised_as_documented_and_extensions_suffer(number: str,
 
 
 async def test_contacts_are_found_by_any_of_their_numbers(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession
+    simulator: FaultyWebFones, http: aiohttp.ClientSession
 ) -> None:
     simulator.put_contact("k", firstname="John", lastname="Doe", mobile_phone="+1 555-555-9999", external_id="CRM-1")
     simulator.put_contact("k", firstname="Jane", phone_numbers=("(555) 555-1234", "5555559999"))
@@ -332,8 +334,8 @@ async def test_contacts_are_found_by_any_of_their_numbers(
     assert found["5555559999"][0]["external_id"] == "CRM-1"
 
 
-def test_a_search_may_answer_with_the_numbers_as_they_were_asked(simulator: WebfonesSimulator) -> None:
-    simulator.reply_keys = "asked"
+def test_a_search_may_answer_with_the_numbers_as_they_were_asked(simulator: FaultyWebFones) -> None:
+    simulator.reply_keys = "requested"
 
     answer = _search(simulator, b'{"phone_numbers": ["+15555559999"]}')
 
@@ -341,13 +343,11 @@ def test_a_search_may_answer_with_the_numbers_as_they_were_asked(simulator: Webf
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"phone_numbers": "5559999"}', b'{"phone_numbers": [5559999]}'])
-def test_a_search_that_makes_no_sense_is_refused(simulator: WebfonesSimulator, body: bytes) -> None:
+def test_a_search_that_makes_no_sense_is_refused(simulator: FaultyWebFones, body: bytes) -> None:
     assert _search(simulator, body).status == 400
 
 
-async def test_contact_changes_are_counted_by_version(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession
-) -> None:
+async def test_contact_changes_are_counted_by_version(simulator: FaultyWebFones, http: aiohttp.ClientSession) -> None:
     john = simulator.put_contact("k", firstname="John", mobile_phone="5555559999")
     jane = simulator.put_contact("k", firstname="Jane")
     simulator.put_contact("k", uuid=john.uuid, firstname="Johnny")
@@ -367,7 +367,7 @@ async def test_contact_changes_are_counted_by_version(
     assert simulator.accounts["k"].contacts[john.uuid].mobile_phone == "5555559999"
 
 
-async def test_the_people_of_a_timeline_are_in_the_address_book(simulator: WebfonesSimulator) -> None:
+async def test_the_people_of_a_timeline_are_in_the_address_book(simulator: FaultyWebFones) -> None:
     simulator.put_people("k", people(1))
 
     known = {card.mobile_phone for card in simulator.accounts["k"].contacts.values()}
@@ -396,7 +396,7 @@ async def test_other_paths_are_not_found(http: aiohttp.ClientSession, method: st
 
 
 async def test_a_key_has_so_many_requests_in_a_fixed_window(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession, clock: Clock
+    simulator: FaultyWebFones, http: aiohttp.ClientSession, clock: Clock
 ) -> None:
     """Polls and recordings share the key's limit; when the window ends there is room again."""
     simulator.limit, simulator.rate_limit_headers = 3, True
@@ -419,7 +419,7 @@ async def test_a_key_has_so_many_requests_in_a_fixed_window(
 
 
 async def test_contacts_and_requests_without_a_key_are_limited_by_address(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession
+    simulator: FaultyWebFones, http: aiohttp.ClientSession
 ) -> None:
     simulator.limit = 2
     await _list(http, headers={})
@@ -435,9 +435,7 @@ async def test_contacts_and_requests_without_a_key_are_limited_by_address(
     assert (await _list(http))[0] == 200
 
 
-async def test_the_limit_of_the_documents_is_a_thousand(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession
-) -> None:
+async def test_the_limit_of_the_documents_is_a_thousand(simulator: FaultyWebFones, http: aiohttp.ClientSession) -> None:
     simulator.spend("k", 999)
 
     assert [(await _list(http))[0] for _ in range(2)] == [200, 429]
@@ -446,7 +444,7 @@ async def test_the_limit_of_the_documents_is_a_thousand(
 
 
 async def test_the_peak_is_that_of_any_window_not_of_the_limiters(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession, clock: Clock
+    simulator: FaultyWebFones, http: aiohttp.ClientSession, clock: Clock
 ) -> None:
     """Two bursts round the edge of a fixed window are let through, and are seen all the same."""
     simulator.limit = 5
@@ -455,22 +453,22 @@ async def test_the_peak_is_that_of_any_window_not_of_the_limiters(
         assert (await _list(http))[0] == 200
 
     assert simulator.peak("k") == 8
-    assert simulator.requests["k", Kind.RECORDS] == 9
-    assert simulator.peak("nobody") == 0
+    assert simulator.requests["k", WebFonesEndpoint.RECORDS] == 9
+    assert simulator.peak("unknown") == 0
 
 
 # Misbehaviour
 
 
-def _fault(what: Mischief, **fields: Any) -> Fault:
-    return Fault(what=what, **fields)
+def _fault(kind: FaultKind, **fields: Any) -> Fault:
+    return Fault(kind=kind, **fields)
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 502, 503])
 async def test_a_status_comes_as_often_as_ordered_with_its_documented_body(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession, status: int
+    simulator: FaultyWebFones, http: aiohttp.ClientSession, status: int
 ) -> None:
-    simulator.misbehave(_fault(Mischief.STATUS, on=Kind.RECORDS, status=status, times=2))
+    simulator.inject(_fault(FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=status, times=2))
 
     answers = [await _list(http) for _ in range(3)]
 
@@ -479,23 +477,23 @@ async def test_a_status_comes_as_often_as_ordered_with_its_documented_body(
 
 
 async def test_a_fault_of_one_kind_or_key_spares_the_others(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession
+    simulator: FaultyWebFones, http: aiohttp.ClientSession
 ) -> None:
     simulator.add_account("other")
-    simulator.misbehave(_fault(Mischief.STATUS, on=Kind.RECORDS, key="k", times=None))
+    simulator.inject(_fault(FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, key="k", times=None))
 
     async with http.get("/status", headers=KEY) as status:
         assert status.status == 200
     assert (await _list(http, headers={"x-api-key": "other"}))[0] == 200
     assert [(await _list(http))[0] for _ in range(2)] == [500, 500]
-    simulator.behave(Kind.RECORDING)
+    simulator.clear_faults(WebFonesEndpoint.RECORDING)
     assert (await _list(http))[0] == 500
-    simulator.behave(Kind.RECORDS)
+    simulator.clear_faults(WebFonesEndpoint.RECORDS)
     assert (await _list(http))[0] == 200
 
 
-async def test_it_can_accept_and_never_answer(simulator: WebfonesSimulator, http: aiohttp.ClientSession) -> None:
-    simulator.misbehave(_fault(Mischief.HANG))
+async def test_it_can_accept_and_never_answer(simulator: FaultyWebFones, http: aiohttp.ClientSession) -> None:
+    simulator.inject(_fault(FaultKind.HANG))
 
     with pytest.raises(TimeoutError):
         async with http.get("/health", timeout=aiohttp.ClientTimeout(total=0.1)):
@@ -504,8 +502,8 @@ async def test_it_can_accept_and_never_answer(simulator: WebfonesSimulator, http
         assert answer.status == 200
 
 
-async def test_a_hanging_request_does_not_hold_up_the_end(simulator: WebfonesSimulator) -> None:
-    simulator.misbehave(_fault(Mischief.HANG))
+async def test_a_hanging_request_does_not_hold_up_the_end(simulator: FaultyWebFones) -> None:
+    simulator.inject(_fault(FaultKind.HANG))
     arrived = asyncio.Event()
 
     def clock() -> datetime:
@@ -521,8 +519,8 @@ async def test_a_hanging_request_does_not_hold_up_the_end(simulator: WebfonesSim
             await hanging
 
 
-async def test_it_can_be_slow(simulator: WebfonesSimulator, http: aiohttp.ClientSession) -> None:
-    simulator.misbehave(_fault(Mischief.SLOW, delay_s=0.1))
+async def test_it_can_be_slow(simulator: FaultyWebFones, http: aiohttp.ClientSession) -> None:
+    simulator.inject(_fault(FaultKind.SLOW, delay_s=0.1))
     loop = asyncio.get_running_loop()
 
     started = loop.time()
@@ -533,8 +531,8 @@ async def test_it_can_be_slow(simulator: WebfonesSimulator, http: aiohttp.Client
     assert loop.time() - started >= 0.1
 
 
-async def test_it_can_drop_the_connection(simulator: WebfonesSimulator, http: aiohttp.ClientSession) -> None:
-    simulator.misbehave(_fault(Mischief.DROP, on=Kind.SEARCH))
+async def test_it_can_drop_the_connection(simulator: FaultyWebFones, http: aiohttp.ClientSession) -> None:
+    simulator.inject(_fault(FaultKind.DROP, on=WebFonesEndpoint.SEARCH))
 
     with pytest.raises(aiohttp.ClientConnectionError):
         async with http.post("/contacts/contacts/search/phones", json={"phone_numbers": []}, headers=KEY):
@@ -542,10 +540,8 @@ async def test_it_can_drop_the_connection(simulator: WebfonesSimulator, http: ai
     assert (await _list(http))[0] == 200
 
 
-async def test_it_can_answer_something_that_is_not_json(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession
-) -> None:
-    simulator.misbehave(_fault(Mischief.NOT_JSON))
+async def test_it_can_answer_something_that_is_not_json(simulator: FaultyWebFones, http: aiohttp.ClientSession) -> None:
+    simulator.inject(_fault(FaultKind.NOT_JSON))
 
     async with http.get(LIST, params={"timestamp": LONG_AGO}, headers=KEY) as answer:
         text = await answer.text()
@@ -555,23 +551,23 @@ async def test_it_can_answer_something_that_is_not_json(
         json.loads(text)
 
 
-_ODD: list[tuple[Mischief, Callable[[int, dict[str, Any]], bool]]] = [
-    (Mischief.PARTIAL, lambda status, body: status == 206 and "records" not in body),
-    (Mischief.SUCCESS_FALSE, lambda status, body: status == 200 and body["success"] is False),
-    (Mischief.WRONG_COUNT, lambda status, body: status == 200 and body["count"] == len(body["records"]) + 1),
-    (Mischief.SHUFFLE, lambda status, body: _rids(body) != sorted(_rids(body)) and body["count"] == 20),
+_ODD: list[tuple[FaultKind, Callable[[int, dict[str, Any]], bool]]] = [
+    (FaultKind.PARTIAL, lambda status, body: status == 206 and "records" not in body),
+    (FaultKind.SUCCESS_FALSE, lambda status, body: status == 200 and body["success"] is False),
+    (FaultKind.WRONG_COUNT, lambda status, body: status == 200 and body["count"] == len(body["records"]) + 1),
+    (FaultKind.SHUFFLE, lambda status, body: _rids(body) != sorted(_rids(body)) and body["count"] == 20),
 ]
 
 
-@pytest.mark.parametrize(("what", "seen"), _ODD, ids=[what.value for what, _ in _ODD])
+@pytest.mark.parametrize(("kind", "seen"), _ODD, ids=[kind.value for kind, _ in _ODD])
 async def test_it_can_answer_oddly(
-    simulator: WebfonesSimulator,
+    simulator: FaultyWebFones,
     http: aiohttp.ClientSession,
-    what: Mischief,
+    kind: FaultKind,
     seen: Callable[[int, dict[str, Any]], bool],
 ) -> None:
     simulator.add_calls("k", [_plan(rid, start=NOW + timedelta(seconds=rid), visible_s=-30) for rid in range(20)])
-    simulator.misbehave(_fault(what))
+    simulator.inject(_fault(kind))
 
     assert seen(*await _list(http))
     status, body = await _list(http)
@@ -581,11 +577,11 @@ async def test_it_can_answer_oddly(
 
 
 async def test_it_can_mix_garbage_between_good_rows(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession, clock: Clock
+    simulator: FaultyWebFones, http: aiohttp.ClientSession, clock: Clock
 ) -> None:
     """The garbage is the same in each answer, so that a client which copes does so once."""
     simulator.add_calls("k", [_plan(1), _plan(2)])
-    simulator.misbehave(_fault(Mischief.GARBAGE, times=None))
+    simulator.inject(_fault(FaultKind.GARBAGE, times=None))
 
     _, body = await _list(http)
     clock.step(60)
@@ -602,9 +598,9 @@ async def test_it_can_mix_garbage_between_good_rows(
     assert not any(isinstance(row, dict) and row.get("rid") == 900_000_102 for row in recent["records"])
 
 
-async def test_it_can_send_a_huge_body(simulator: WebfonesSimulator, http: aiohttp.ClientSession) -> None:
+async def test_it_can_send_a_huge_body(simulator: FaultyWebFones, http: aiohttp.ClientSession) -> None:
     simulator.add_calls("k", [_plan(1)])
-    simulator.misbehave(_fault(Mischief.HUGE, size_bytes=4 * 1024 * 1024))
+    simulator.inject(_fault(FaultKind.HUGE, size_bytes=4 * 1024 * 1024))
 
     async with http.get(LIST, params={"timestamp": LONG_AGO}, headers=KEY) as answer:
         text = await answer.read()
@@ -613,9 +609,9 @@ async def test_it_can_send_a_huge_body(simulator: WebfonesSimulator, http: aioht
     assert _rids(json.loads(text)) == [1]
 
 
-async def test_it_can_cut_audio_short(simulator: WebfonesSimulator, http: aiohttp.ClientSession) -> None:
+async def test_it_can_cut_audio_short(simulator: FaultyWebFones, http: aiohttp.ClientSession) -> None:
     simulator.add_calls("k", [_plan(1, recording_at=NOW, recording_bytes=200_000)])
-    simulator.misbehave(_fault(Mischief.TRUNCATE, share=0.25))
+    simulator.inject(_fault(FaultKind.TRUNCATE, share=0.25))
     got = bytearray()
 
     async def read_on(answer: aiohttp.ClientResponse) -> None:
@@ -634,10 +630,10 @@ async def test_it_can_cut_audio_short(simulator: WebfonesSimulator, http: aiohtt
 
 
 async def test_it_can_have_no_recording_now_and_one_later(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession
+    simulator: FaultyWebFones, http: aiohttp.ClientSession
 ) -> None:
     simulator.add_calls("k", [_plan(1, recording_at=NOW)])
-    simulator.misbehave(_fault(Mischief.NO_RECORDING, times=2))
+    simulator.inject(_fault(FaultKind.NO_RECORDING, times=2))
 
     statuses = []
     for _ in range(3):
@@ -647,7 +643,7 @@ async def test_it_can_have_no_recording_now_and_one_later(
     assert statuses == [404, 404, 200]
 
 
-async def test_its_clock_can_be_wrong(simulator: WebfonesSimulator, http: aiohttp.ClientSession) -> None:
+async def test_its_clock_can_be_wrong(simulator: FaultyWebFones, http: aiohttp.ClientSession) -> None:
     simulator.add_calls("k", [_plan(1)])
     simulator.clock_skew_s = 300
     simulator.add_calls("k", [_plan(2)])
@@ -659,12 +655,12 @@ async def test_its_clock_can_be_wrong(simulator: WebfonesSimulator, http: aiohtt
     assert answer.headers["Date"] == "Tue, 01 Jul 2025 21:02:00 GMT"
 
 
-def test_the_pure_answers_have_only_the_faults_they_are_given(simulator: WebfonesSimulator) -> None:
+def test_the_pure_answers_have_only_the_faults_they_are_given(simulator: FaultyWebFones) -> None:
     """A test on a virtual clock decides itself when something goes wrong."""
-    simulator.misbehave(_fault(Mischief.SUCCESS_FALSE, times=None))
+    simulator.inject(_fault(FaultKind.SUCCESS_FALSE, times=None))
 
     good = simulator.records("k", LONG_AGO, NOW)
-    bad = simulator.records("k", LONG_AGO, NOW, faults=[_fault(Mischief.SUCCESS_FALSE)])
+    bad = simulator.records("k", LONG_AGO, NOW, faults=[_fault(FaultKind.SUCCESS_FALSE)])
 
     assert good.body == {"success": True, "count": 0, "records": []}
     assert json.loads(bad.encoded())["success"] is False
@@ -675,7 +671,7 @@ def test_the_pure_answers_have_only_the_faults_they_are_given(simulator: Webfone
 
 
 async def test_everything_can_be_ordered_over_http(
-    simulator: WebfonesSimulator, http: aiohttp.ClientSession, clock: Clock
+    simulator: FaultyWebFones, http: aiohttp.ClientSession, clock: Clock
 ) -> None:
     wish = {
         "accounts": [{"key": "ny", "zone": "America/New_York"}],
@@ -685,7 +681,7 @@ async def test_everything_can_be_ordered_over_http(
         ],
         "changes": [{"key": "ny", "rid": 5, "fields": {"cidname_outside": "RENAMED"}}],
         "contacts": [{"key": "ny", "fields": {"firstname": "John", "mobile_phone": "2025550147"}}],
-        "faults": [{"what": "status", "on": "records", "key": "k", "status": 503}],
+        "faults": [{"kind": "status", "on": "records", "key": "k", "status": 503}],
         "limit": 10,
         "spend": {"ny": 8},
     }
@@ -706,7 +702,7 @@ async def test_everything_can_be_ordered_over_http(
     assert state["accounts"]["ny"]["contacts"] == 1
     assert state["faults"][0]["status"] == 503
     assert [(await _list(http, headers={"x-api-key": "ny"}))[0] for _ in range(2)] == [200, 429]
-    async with http.post("/_control", json={"behave": True, "reset_limits": True}) as done:
+    async with http.post("/_control", json={"clear_faults": True, "reset_limits": True}) as done:
         assert (await done.json())["faults"] == []
 
 
@@ -716,13 +712,13 @@ async def test_everything_can_be_ordered_over_http(
         "nonsense",
         {"unknown": 1},
         {"accounts": [{"key": "x", "zone": "Mars/Olympus"}]},
-        {"calls": [{"key": "nobody"}]},
+        {"calls": [{"key": "unknown"}]},
         {"calls": [{"key": "k", "started_at": "2025-07-01T20:58:00"}]},
         {"calls": [{"key": "k", "recording_bytes": 3}]},
         {"changes": [{"key": "k", "rid": 404, "fields": {}}]},
         {"contacts": [{"key": "k", "fields": {"hat": "red"}}]},
-        {"faults": [{"what": "explode"}]},
-        {"faults": [{"what": "status", "times": 0}]},
+        {"faults": [{"kind": "explode"}]},
+        {"faults": [{"kind": "status", "times": 0}]},
     ],
 )
 async def test_an_order_that_makes_no_sense_is_refused_with_a_reason(http: aiohttp.ClientSession, wish: object) -> None:
@@ -734,7 +730,7 @@ async def test_an_order_that_makes_no_sense_is_refused_with_a_reason(http: aioht
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        (["--zone", "Mars/Olympus"], "is no time zone"),
+        (["--zone", "Mars/Olympus"], "is not a valid time zone"),
         (["--secret", "whsec_c2hvcnQ="], "24 to 64 bytes"),
         (["--hurry", "0"], "--hurry must be above 0"),
         (["--port", "http"], "invalid int value"),

@@ -45,6 +45,7 @@ _UNTOUCHED_S = 4.0
 Json = dict[str, Any]
 T = TypeVar("T")
 _CLOCK = Path(__file__).parent / "clock"
+_ROOT = Path(__file__).parent.parent.parent
 
 
 def until(happened: Callable[[], T], what: str, *, within_s: float = PATIENCE_S) -> T:
@@ -297,8 +298,8 @@ class Simulator:
         found: list[Json] = _control(f"{self.subscriber_url}", {}, query="?arrivals")["hooks"][name]["arrivals"]
         return found
 
-    def behave(self, *behaviours: Json, hooks: Sequence[str] = ("a",)) -> None:
-        self.subscriber(behave={name: list(behaviours) for name in hooks})
+    def script(self, *replies: Json, hooks: Sequence[str] = ("a",)) -> None:
+        self.subscriber(replies={name: list(replies) for name in hooks})
 
     def answered(self, kind: str) -> int:
         """How many requests of a kind the provider has answered well."""
@@ -418,10 +419,10 @@ class Lab:
         """Start a provider and a subscriber with these hooks."""
         self.hooks = hooks or ("a",)
         name = f"simulator-{len(self._simulators)}"
-        command = [sys.executable, "-m", "relay.simulator", "--key", KEY, "--secret", SECRET]
+        command = [sys.executable, "-m", "tests.fakes", "--key", KEY, "--secret", SECRET]
         command += ["--hooks", ",".join(self.hooks), "--seed", str(self.seed)]
         command += ["--subscriber-port", str(subscriber_port)]
-        process = Process(name, command, self.folder / f"{name}.log", environ=_environ(environ), cwd=self.folder)
+        process = Process(name, command, self.folder / f"{name}.log", environ=_environ(environ), cwd=_ROOT)
         ready = until(lambda: _json_lines(process), "the simulator starts")
         self._simulators.append(Simulator(process, ready[0]))
         return self.simulator

@@ -45,14 +45,14 @@ def test_the_embedded_store_killed_under_load_comes_back_with_everything(
     lab: Lab, up: Process, embedded: Ledger, count: int
 ) -> None:
     """`kill -9` of the store: the relay starts it again and goes on; outcomes that it had in hand are not lost."""
-    lab.simulator.behave({"delay_s": 0.05}, hooks=["a", "b"])
+    lab.simulator.script({"delay_s": 0.05}, hooks=["a", "b"])
     for killed in (1, 2):
         heard = lab.heard()
         lab.call(count)
         until(lambda: lab.heard() > heard, "some are told")  # noqa: B023
         os.kill(store_pid(lab), signal.SIGKILL)
         until(lambda: len(up.lines("store_restarted")) == killed, "the store is started again")  # noqa: B023
-    lab.simulator.behave(hooks=["a", "b"])
+    lab.simulator.script(hooks=["a", "b"])
     lab.outlive_dead_claims(embedded)
 
     figures = lab.finish("embedded store killed under load", ledger=embedded, within_s=150)
@@ -67,7 +67,7 @@ def test_a_killed_relay_is_started_again_on_the_same_directory(
     lab: Lab, up: Process, embedded: Ledger, count: int
 ) -> None:
     """`kill -9` of `relay up` leaves its store running; the next one takes it over and tells the rest."""
-    lab.simulator.behave({"way": "act_then_hang", "times": 4}, hooks=["b"])
+    lab.simulator.script({"kind": "act_then_hang", "times": 4}, hooks=["b"])
     lab.call(count)
     until(lambda: lab.simulator.in_flight() >= 4, "four are acted upon and not answered")
     orphan = store_pid(lab)
@@ -98,7 +98,7 @@ def test_a_second_start_on_a_directory_is_refused(lab: Lab, up: Process, embedde
 
 def test_control_c_drains_and_leaves_nothing_running(lab: Lab, up: Process, embedded: Ledger) -> None:
     """SIGINT: what is in flight is answered and settled, the store is shut down, the exit code is 0."""
-    lab.simulator.behave({"delay_s": 1.0}, hooks=["a"])
+    lab.simulator.script({"delay_s": 1.0}, hooks=["a"])
     lab.call(20)
     until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
     store = store_pid(lab)
@@ -108,7 +108,7 @@ def test_control_c_drains_and_leaves_nothing_running(lab: Lab, up: Process, embe
     with pytest.raises(ProcessLookupError):
         os.kill(store, 0)
     assert "Traceback" not in up.written()
-    lab.simulator.behave(hooks=["a"])
+    lab.simulator.script(hooks=["a"])
     lab.start("up")
     figures = lab.finish("relay up stopped and started", ledger=embedded)
     assert figures.duplicates == 0

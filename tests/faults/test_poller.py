@@ -13,7 +13,7 @@ NO_CONTACTS = {"contacts": False}
 def test_a_poller_killed_between_fetch_and_admit_loses_no_call(lab: Lab) -> None:
     """The provider has answered, the store has not been told: the next poller asks again."""
     poller, _ = lab.start_all("a", source=NO_CONTACTS)
-    lab.phones.provider(faults=[{"what": "slow", "on": "records", "delay_s": 1.5}])
+    lab.phones.provider(faults=[{"kind": "slow", "on": "records", "delay_s": 1.5}])
     lab.call(120)
     until(lambda: not lab.phones.provider()["faults"], "the slow request has come in")
     answered = lab.phones.answered("records")
@@ -34,7 +34,7 @@ def test_a_poller_killed_between_fetch_and_admit_loses_no_call(lab: Lab) -> None
 def test_a_poller_killed_while_the_provider_answers_is_replaced(lab: Lab) -> None:
     """The provider takes its time, the poller dies meanwhile: the next one has the source."""
     poller, _ = lab.start_all("a")
-    lab.phones.provider(faults=[{"what": "hang", "on": "records"}])
+    lab.phones.provider(faults=[{"kind": "hang", "on": "records"}])
     lab.call(10)
     until(lambda: not lab.phones.provider()["faults"], "the provider hangs on a request")
     poller.kill()
@@ -49,7 +49,7 @@ def test_a_poller_killed_while_the_provider_answers_is_replaced(lab: Lab) -> Non
 def test_a_poller_that_was_thought_dead_admits_nothing(lab: Lab) -> None:
     """Two pollers, one paused past its lease with an answer in its hands: its token is old, the other's holds."""
     first, _ = lab.start_all("a", source=NO_CONTACTS)
-    lab.phones.provider(faults=[{"what": "slow", "on": "records", "delay_s": 1.5}])
+    lab.phones.provider(faults=[{"kind": "slow", "on": "records", "delay_s": 1.5}])
     lab.call(30)
     until(lambda: not lab.phones.provider()["faults"], "the slow request has come in")
     first.pause()

@@ -26,7 +26,7 @@ def test_kills_at_random_moments_lose_nothing(seed: int, count: int, rounds: int
 def play_round(lab: Lab, count: int) -> list[str]:
     """Let calls come in four portions; kill somebody at a random moment of each of the first three."""
     poller, worker = lab.start_all("a", "b", "c", timeout_s=1)
-    lab.simulator.behave({"delay_s": 0.05}, hooks=["c"])
+    lab.simulator.script({"delay_s": 0.05}, hooks=["c"])
     kills = [lab.rng.choice(("worker", "poller", "store")) for _ in range(3)]
     recorded_share = 6 / count
     for victim in kills:
@@ -64,7 +64,7 @@ def test_a_rolling_restart_under_load_loses_and_repeats_nothing(lab: Lab, count:
     lab.configure(timeout_s=2)
     roles = {role: lab.start(role) for role in ("poller", "worker", "api")}
     lab.await_first_poll()
-    lab.simulator.behave({"delay_s": 0.1}, hooks=["b"])
+    lab.simulator.script({"delay_s": 0.1}, hooks=["b"])
     for _ in range(rounds):
         for role, old in list(roles.items()):
             heard = lab.heard(hooks=["a"])

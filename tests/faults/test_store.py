@@ -13,7 +13,7 @@ pytestmark = pytest.mark.faults
 def test_the_store_restarts_while_a_worker_drains(lab: Lab) -> None:
     """A worker was told to stop and the store goes away meanwhile: outcomes wait for it, and the exit code is 0."""
     _, worker = lab.start_all("a", timeout_s=6)
-    lab.simulator.behave({"delay_s": 2, "times": 10})
+    lab.simulator.script({"delay_s": 2, "times": 10})
     lab.call(20)
     until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
     worker.terminate()
@@ -32,7 +32,7 @@ def test_the_store_restarts_while_a_worker_drains(lab: Lab) -> None:
 def test_the_store_restarts_in_the_middle_of_a_backlog(lab: Lab) -> None:
     """Poller and worker live through restarts of the store, kind and unkind; nothing is told twice."""
     lab.start_all("a", "b", timeout_s=1)
-    lab.simulator.behave({"delay_s": 0.1}, hooks=["a", "b"])
+    lab.simulator.script({"delay_s": 0.1}, hooks=["a", "b"])
     for rude in (False, True):
         heard = lab.heard()
         lab.call(60)
@@ -52,7 +52,7 @@ def test_the_store_restarts_in_the_middle_of_a_backlog(lab: Lab) -> None:
 def test_a_store_copy_one_second_old_repeats_only_what_it_forgot(lab: Lab) -> None:
     """A backup is put back: calls it does not know are found again, with the same ids; what it forgot is repeated."""
     lab.start_all("a", "b", timeout_s=1)
-    lab.simulator.behave({"delay_s": 0.1}, hooks=["a", "b"])
+    lab.simulator.script({"delay_s": 0.1}, hooks=["a", "b"])
     lab.call(60)
     until(lambda: lab.heard() > 10, "the first are told")
     before = lab.accepted()
@@ -76,7 +76,7 @@ def test_a_store_copy_one_second_old_repeats_only_what_it_forgot(lab: Lab) -> No
 def test_a_full_store_keeps_outcomes_and_goes_on_when_there_is_room(lab: Lab) -> None:
     """Memory is full: what is in flight is settled all the same; new calls wait and are told when there is room."""
     poller, _ = lab.start_all("a", source={"contacts": False})
-    lab.simulator.behave({"delay_s": 1.0, "times": 10})
+    lab.simulator.script({"delay_s": 1.0, "times": 10})
     lab.call(10)
     until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
     lab.store.client.config_set("maxmemory", 1)
@@ -100,7 +100,7 @@ def test_a_full_disk_stops_the_store_not_the_truth(lab: Lab) -> None:
     lab.configure(timeout_s=10)
     poller, _ = lab.start("poller"), lab.start("worker")
     lab.await_first_poll()
-    lab.simulator.behave({"delay_s": 1.5, "times": 10})
+    lab.simulator.script({"delay_s": 1.5, "times": 10})
     lab.call(10)
     until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
     pid = lab.store.running.pid
@@ -131,7 +131,7 @@ PAUSES = [
 def test_a_store_that_stands_still_loses_and_repeats_nothing(lab: Lab, pause_s: float) -> None:
     """SIGSTOP under load: attempts end meanwhile, and their outcomes are written when the store is back."""
     lab.start_all("a", "b", timeout_s=15)
-    lab.simulator.behave({"delay_s": 0.1}, hooks=["a", "b"])
+    lab.simulator.script({"delay_s": 0.1}, hooks=["a", "b"])
     lab.call(80)
     until(lambda: lab.heard() > 10, "the backlog is being told")
     paused = lab.store.running

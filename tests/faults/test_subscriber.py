@@ -7,21 +7,21 @@ from tests.faults.harness import Json, Lab, deaf_port, until
 pytestmark = pytest.mark.faults
 
 HOSTILE: dict[str, Json] = {
-    "hang": {"way": "hang"},
-    "drip_head": {"way": "drip_head", "every_s": 0.2},
-    "drip": {"way": "drip", "status": 500, "every_s": 0.2},
-    "reset": {"way": "reset"},
-    "half_head": {"way": "half_head", "acts": False},
-    "endless": {"way": "endless", "status": 500},
-    "gzip_bomb": {"way": "gzip_bomb", "status": 500, "size_bytes": 4_000_000_000},
-    "gigabyte": {"way": "big", "status": 500},
+    "hang": {"kind": "hang"},
+    "drip_head": {"kind": "drip_head", "every_s": 0.2},
+    "drip": {"kind": "drip", "status": 500, "every_s": 0.2},
+    "reset": {"kind": "reset"},
+    "half_head": {"kind": "half_head"},
+    "endless": {"kind": "endless", "status": 500},
+    "gzip_bomb": {"kind": "gzip_bomb", "status": 500, "size_bytes": 4_000_000_000},
+    "gigabyte": {"kind": "big", "status": 500},
     "redirect": {"status": 302, "headers": {"Location": "http://169.254.169.254/latest/meta-data"}},
     "fail": {"status": 500},
 }
 RUDE_BUT_HEARD: dict[str, Json] = {
-    "endless": {"way": "endless"},
-    "gigabyte": {"way": "big"},
-    "gzip_bomb": {"way": "gzip_bomb", "size_bytes": 4_000_000_000},
+    "endless": {"kind": "endless"},
+    "gigabyte": {"kind": "big"},
+    "gzip_bomb": {"kind": "gzip_bomb", "size_bytes": 4_000_000_000},
 }
 MOST_GROWTH_MB = 80
 
@@ -33,7 +33,7 @@ def test_hostile_answers_cost_one_attempt_each(lab: Lab) -> None:
     until(lambda: lab.heard() == 2, "all is warm")
     before_mb = worker.resident_mb()
     for name, way in HOSTILE.items():
-        lab.simulator.behave({**way, "times": 2}, hooks=[name])
+        lab.simulator.script({**way, "times": 2}, hooks=[name])
     lab.call(4)
     until(lambda: lab.heard(hooks=["kind"]) == 6, "the kind subscriber hears all", within_s=10)
     until(lambda: not lab.store.leased("deliver") and not lab.store.due("deliver"), "each has failed twice")
@@ -53,7 +53,7 @@ def test_a_rude_thank_you_is_a_thank_you(lab: Lab) -> None:
     lab.call(3)
     until(lambda: lab.heard() == 3, "all is warm")
     before_mb = worker.resident_mb()
-    lab.simulator.behave(*({**way, "times": 2} for way in RUDE_BUT_HEARD.values()))
+    lab.simulator.script(*({**way, "times": 2} for way in RUDE_BUT_HEARD.values()))
     lab.call(2 * len(RUDE_BUT_HEARD))
 
     figures = lab.finish("rude thanks")
@@ -72,7 +72,7 @@ STORMS = [
 def test_a_storm_of_429_is_waited_out(lab: Lab, count: int, wait_s: int) -> None:
     """Nothing is sent again before the time that `Retry-After` names, and then everything is told."""
     lab.start_all("a", "b")
-    lab.simulator.behave({"status": 429, "headers": {"Retry-After": str(wait_s)}, "times": count}, hooks=["a"])
+    lab.simulator.script({"status": 429, "headers": {"Retry-After": str(wait_s)}, "times": count}, hooks=["a"])
     lab.call(count)
     until(lambda: lab.heard(hooks=["b"]) == count, "the other subscriber hears all")
 
@@ -95,7 +95,7 @@ BACKLOGS = [pytest.param(40, id="short"), pytest.param(1_000, id="long", marks=p
 def test_a_410_in_the_middle_of_a_backlog_stops_that_subscriber_only(lab: Lab, count: int) -> None:
     """It gets no more than was in flight, what was not told stays listed for it, and the others hear all."""
     poller, worker = lab.start_all("a", "b")
-    lab.simulator.behave({"delay_s": 0.02, "times": count // 4}, {"status": 410}, hooks=["a"])
+    lab.simulator.script({"delay_s": 0.02, "times": count // 4}, {"status": 410}, hooks=["a"])
     lab.call(count)
     until(lambda: lab.heard(hooks=["b"]) == count, "the other subscriber hears all")
     until(lambda: worker.lines("subscription_disabled"), "the subscription is disabled")
@@ -129,7 +129,7 @@ def test_a_slow_subscriber_with_a_backlog_hears_nothing_twice(
 ) -> None:
     """Answers take almost as long as they may, hundreds wait, and no lease ends before its answer is settled."""
     lab.start_all("a", "b", timeout_s=timeout_s, subscription={"max_in_flight": at_once})
-    lab.simulator.behave({"delay_s": delay_s}, hooks=["a"])
+    lab.simulator.script({"delay_s": delay_s}, hooks=["a"])
     lab.call(count)
     until(lambda: lab.heard(hooks=["b"]) == count, "the fast subscriber hears all")
     assert lab.heard(hooks=["a"]) < count, "long before the slow one"

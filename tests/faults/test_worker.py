@@ -36,7 +36,7 @@ def test_a_worker_killed_before_it_settles_repeats_only_what_was_in_flight(lab: 
     _, worker = lab.start_all("a", "b")
     lab.call(5)
     until(lambda: lab.heard() == 5, "the first are told")
-    lab.simulator.behave({"way": "act_then_hang", "times": 6}, hooks=["a"])
+    lab.simulator.script({"kind": "act_then_hang", "times": 6}, hooks=["a"])
     lab.call(6)
     until(lambda: lab.simulator.in_flight() == 6, "six are acted upon and not answered")
     until(lambda: lab.store.leased("deliver") == 6, "all the others are settled")
@@ -52,7 +52,7 @@ def test_a_worker_killed_before_it_settles_repeats_only_what_was_in_flight(lab: 
 def test_a_worker_killed_while_it_asks_for_contacts_loses_no_call(lab: Lab) -> None:
     """Calls that are being looked up when the worker dies are told by the next one."""
     _, worker = lab.start_all("a", source={"hold_for_contact_s": 60})
-    lab.phones.provider(faults=[{"what": "hang", "on": "search", "times": 1}])
+    lab.phones.provider(faults=[{"kind": "hang", "on": "search", "times": 1}])
     lab.call(5)
     until(lambda: lab.store.leased("enrich") == 5 and lab.phones.asked("search"), "the calls are being looked up")
     lab.kill_worker(worker)
@@ -66,7 +66,7 @@ def test_a_worker_killed_while_it_asks_for_contacts_loses_no_call(lab: Lab) -> N
 def test_a_worker_killed_while_it_fetches_audio_tells_of_the_recording_once(lab: Lab) -> None:
     """A transfer that dies with the worker is made again, and told once."""
     _, worker = lab.start_all("a", source={"contacts": False})
-    lab.phones.provider(faults=[{"what": "slow", "on": "recording", "delay_s": 20, "times": 3}])
+    lab.phones.provider(faults=[{"kind": "slow", "on": "recording", "delay_s": 20, "times": 3}])
     lab.call(3, recorded_share=1)
     until(lambda: lab.phones.asked("recording") == 3 and lab.heard() == 3, "three recordings are being fetched")
     lab.kill_worker(worker)
@@ -83,7 +83,7 @@ def test_a_worker_killed_while_it_fetches_audio_tells_of_the_recording_once(lab:
 def test_the_leases_of_a_killed_worker_end_by_themselves(lab: Lab) -> None:
     """Nobody helps: what a killed worker held is claimed again when its lease ends, on the real clock."""
     _, worker = lab.start_all("a", timeout_s=1)
-    lab.simulator.behave({"way": "act_then_hang", "times": 4})
+    lab.simulator.script({"kind": "act_then_hang", "times": 4})
     lab.call(4)
     until(lambda: lab.store.leased("deliver") == 4 and lab.simulator.in_flight() == 4, "four are in flight")
     lab.freeze_and_count(worker)
@@ -104,7 +104,7 @@ def test_a_worker_told_to_stop_finishes_what_it_holds(lab: Lab, started_as: str)
     lab.start("poller")
     worker = lab.start(started_as)
     lab.await_first_poll()
-    lab.simulator.behave({**SLOW, "times": 10})
+    lab.simulator.script({**SLOW, "times": 10})
     lab.call(25)
     until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
 
@@ -122,7 +122,7 @@ def test_a_worker_told_to_stop_finishes_what_it_holds(lab: Lab, started_as: str)
 def test_a_second_signal_ends_a_worker_at_once(lab: Lab) -> None:
     """Who presses Ctrl-C twice does not want to wait; what was in flight is told again by the next worker."""
     _, worker = lab.start_all("a", timeout_s=15)
-    lab.simulator.behave({"way": "act_then_hang", "times": 3})
+    lab.simulator.script({"kind": "act_then_hang", "times": 3})
     lab.call(3)
     until(lambda: lab.simulator.in_flight() == 3, "three are in flight")
     lab.in_flight += 3

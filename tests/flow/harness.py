@@ -18,11 +18,12 @@ from relay.domain.call import Direction, Outcome, Party, Record
 from relay.queue import keys as queue_keys
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings
-from relay.simulator.subscriber import HookReport, VerifyingSubscriber
+from relay.simulator.hook_log import HookReport
 from relay.store import keys
 from relay.store.calls import Row
 from relay.store.deliveries import DeliveryState
 from relay.store.lanes import LaneName
+from tests.fakes.subscriber import ScriptedSubscriber
 from workers.runners import add_runners
 
 SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
@@ -35,7 +36,7 @@ class RelayHarness:
     """A running worker and its subscriber."""
 
     runtime: Runtime
-    subscriber: VerifyingSubscriber
+    subscriber: ScriptedSubscriber
     redis: Redis
     _made: int = field(default=0)
 
@@ -103,7 +104,7 @@ async def relay_harness(
 ) -> AsyncIterator[RelayHarness]:
     """Run a worker whose subscriptions, one hook each, are named by `subscriptions` (default: one, `a`)."""
     subscriptions = subscriptions if subscriptions is not None else {"a": {}}
-    subscriber = VerifyingSubscriber()
+    subscriber = ScriptedSubscriber()
     for name in subscriptions:
         subscriber.add_hook(name, SECRET)
     keeps_every_write = any(each.get("delivery") == "at_most_once" for each in subscriptions.values())

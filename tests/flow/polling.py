@@ -29,12 +29,12 @@ from relay.providers.webfones import wire
 from relay.providers.webfones.options import WebfonesOptions
 from relay.queue.lane import Claim, Lane, Settlement, Verb
 from relay.recordings.markers import Markers
-from relay.simulator.switchboard import Fault, Mischief
-from relay.simulator.webfones import WebfonesSimulator
 from relay.store import keys
 from relay.store.budget import Budget
 from relay.store.calls import CursorUpdate, Ledger, Row, StoredCall
 from relay.store.sources import SourceState, SourceStore
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.webfones import FaultyWebFones
 
 SID = "office"
 KEY = "the-key"
@@ -67,13 +67,13 @@ class Mishap(StrEnum):
 
 
 FAULTS = {
-    Mishap.DOWN: Fault(what=Mischief.STATUS, status=500),
-    Mishap.REFUSED: Fault(what=Mischief.STATUS, status=403),
-    Mishap.TOO_MANY: Fault(what=Mischief.STATUS, status=429),
-    Mishap.NOT_JSON: Fault(what=Mischief.NOT_JSON),
-    Mishap.SUCCESS_FALSE: Fault(what=Mischief.SUCCESS_FALSE),
-    Mishap.WRONG_COUNT: Fault(what=Mischief.WRONG_COUNT),
-    Mishap.PARTIAL: Fault(what=Mischief.PARTIAL),
+    Mishap.DOWN: Fault(kind=FaultKind.STATUS, status=500),
+    Mishap.REFUSED: Fault(kind=FaultKind.STATUS, status=403),
+    Mishap.TOO_MANY: Fault(kind=FaultKind.STATUS, status=429),
+    Mishap.NOT_JSON: Fault(kind=FaultKind.NOT_JSON),
+    Mishap.SUCCESS_FALSE: Fault(kind=FaultKind.SUCCESS_FALSE),
+    Mishap.WRONG_COUNT: Fault(kind=FaultKind.WRONG_COUNT),
+    Mishap.PARTIAL: Fault(kind=FaultKind.PARTIAL),
 }
 KILLS = (Mishap.KILLED, Mishap.KILLED_HALF_WAY, Mishap.KILLED_AT_THE_END)
 
@@ -82,7 +82,7 @@ KILLS = (Mishap.KILLED, Mishap.KILLED_HALF_WAY, Mishap.KILLED_AT_THE_END)
 class SimulatedCalls:
     """The call list of a WebFones account, as the client gives it, without a connection in between."""
 
-    simulator: WebfonesSimulator
+    simulator: FaultyWebFones
     clock: ManualClock
     options: WebfonesOptions
     rows_per_page: int = 60
@@ -106,7 +106,7 @@ class SimulatedCalls:
             raise wire.refusal(answer.status, body, answer.headers, what="the call list", host="test", now=now)
         rows = wire.read_call_list(parsing.load_json(body, name=wire.NAME))
         parsed = wire.parse_rows(rows, zone=zone, region="US", seen_at=now)
-        server_time = parsing.server_time(self.simulator._date())
+        server_time = parsing.server_time(self.simulator.date_header())
         starts = list(range(0, max(len(parsed), 1), self.rows_per_page))
         for number, start in enumerate(starts):
             if self.mishap is Mishap.KILLED_HALF_WAY and number == len(starts) // 2:
@@ -188,7 +188,7 @@ class Office:
     def __init__(self, redis: Redis, clock: ManualClock, *, zone: str = "UTC", **options: Any) -> None:
         self.redis = redis
         self.clock = clock
-        self.simulator = WebfonesSimulator(clock=clock.now)
+        self.simulator = FaultyWebFones(clock=clock.now)
         self.simulator.add_account(KEY, zone=zone)
         self.notes = Notes()
         self.woken = 0

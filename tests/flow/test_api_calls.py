@@ -21,9 +21,9 @@ from relay.providers.source import Source
 from relay.queue.lane import Claim
 from relay.queue.runner import Runner
 from relay.recordings.storage import Stored, object_paths
-from relay.simulator.subscriber import Behaviour
 from relay.store import keys
 from relay.store.lanes import LaneName
+from tests.fakes.subscriber import ScriptedReply
 from tests.flow.api_desk import SOURCE, Desk
 from tests.flow.harness import eventually
 from workers.record import RecordWorker
@@ -218,7 +218,7 @@ async def test_a_person_is_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch
     if by_job:
         monkeypatch.setattr(calls_module, "INLINE_KEYS", 0)
     redis = desk.relay.redis
-    desk.relay.subscriber.behave("a", Behaviour(status=500))
+    desk.relay.subscriber.script("a", ScriptedReply(status=500))
     waiting = await desk.told("main", "1", caller=JO, external=JO, raw={"caller": "1-202-555-0123"})
     as_text = await desk.told("main", "2", caller=Party(raw="sip:12025550123@pbx.example.com"), external=None)
     other = await desk.told("main", "3", caller=KIM, external=KIM)
@@ -312,7 +312,7 @@ async def test_only_a_number_can_be_forgotten(desk: Desk) -> None:
 async def test_deliveries_are_listed_and_read(desk: Desk) -> None:
     """By subscription, by status and by event; a failed one with its attempts."""
     await desk.subscribe("crm")
-    desk.relay.subscriber.behave("crm", Behaviour(status=500, body="out of order"))
+    desk.relay.subscriber.script("crm", ScriptedReply(status=500, body="out of order"))
     eid = await desk.told("main", "1")
     await desk.relay.until_attempts(eid, 1, sub="crm")
     await desk.relay.until_state(eid, "delivered")
@@ -337,7 +337,7 @@ async def test_deliveries_are_listed_and_read(desk: Desk) -> None:
 
 async def test_a_given_up_delivery_is_found_and_tried_again(desk: Desk) -> None:
     """It is in the list of those given up; a retry begins its schedule anew."""
-    desk.relay.subscriber.behave("a", Behaviour(status=500, times=1))
+    desk.relay.subscriber.script("a", ScriptedReply(status=500, times=1))
     eid = await desk.told("main", "1")
     await desk.relay.until_attempts(eid, 1)
     call_id = (await desk.get(f"/v1/events/{eid}"))["data"]["call"]["id"]

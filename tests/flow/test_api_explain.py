@@ -8,9 +8,9 @@ import pytest
 from relay.domain import ids
 from relay.domain.call import Party, Record
 from relay.providers.base import InvalidRow
-from relay.simulator.subscriber import Behaviour
 from relay.store import keys
 from relay.store.calls import Row
+from tests.fakes.subscriber import ScriptedReply
 from tests.flow.api_desk import SOURCE, Desk
 
 
@@ -63,7 +63,7 @@ async def test_a_call_that_has_not_ended_is_not_told_yet(desk: Desk) -> None:
 
 async def test_what_is_not_heard_says_what_the_subscriber_answers(desk: Desk) -> None:
     """The delivery, its attempts, and when it is tried again; a subscription that was made later is told apart."""
-    desk.relay.subscriber.behave("a", Behaviour(status=500))
+    desk.relay.subscriber.script("a", ScriptedReply(status=500))
     eid = await desk.told("main", "1")
     await desk.relay.until_attempts(eid, 1)
     await desk.subscribe("later")

@@ -14,9 +14,9 @@ from relay.errors import ProviderError
 from relay.providers.base import InvalidRow, Purpose, Window
 from relay.providers.source import Source
 from relay.queue import keys as queue_keys
-from relay.simulator.webfones import WebfonesSimulator
 from relay.store import keys
 from relay.store.calls import LeaseLost
+from tests.fakes.webfones import FaultyWebFones
 from tests.flow.api_desk import NAMES, SOURCE, Desk
 from tests.flow.harness import eventually
 
@@ -25,15 +25,15 @@ OUTSIDE = {**SOURCE, "base_url": "https://api.webfones.com:2343"}
 
 
 @pytest.fixture
-async def provider() -> AsyncIterator[tuple[WebfonesSimulator, str]]:
+async def provider() -> AsyncIterator[tuple[FaultyWebFones, str]]:
     """A simulated WebFones with one account."""
-    simulator = WebfonesSimulator()
+    simulator = FaultyWebFones()
     simulator.add_account(KEY)
     async with simulator.serve() as base_url:
         yield simulator, base_url
 
 
-async def test_a_source_is_made_and_polled(desk: Desk, provider: tuple[WebfonesSimulator, str]) -> None:
+async def test_a_source_is_made_and_polled(desk: Desk, provider: tuple[FaultyWebFones, str]) -> None:
     """POST, and calls that come from then on are told."""
     simulator, base_url = provider
     desk.relay.runtime.add_poller()
@@ -120,7 +120,7 @@ async def _read(source: Source) -> None:
 
 
 async def test_an_address_is_judged_again_when_it_is_dialled(
-    desk: Desk, provider: tuple[WebfonesSimulator, str], monkeypatch: pytest.MonkeyPatch
+    desk: Desk, provider: tuple[FaultyWebFones, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was allowed when it was saved may point inside later: then no connection is made."""
     _, base_url = provider
@@ -138,7 +138,7 @@ async def test_an_address_is_judged_again_when_it_is_dialled(
     assert (refused["ok"], allowed["ok"]) == (False, True)
 
 
-async def test_checking_says_what_is_wrong(desk: Desk, provider: tuple[WebfonesSimulator, str]) -> None:
+async def test_checking_says_what_is_wrong(desk: Desk, provider: tuple[FaultyWebFones, str]) -> None:
     """A wrong key is an answer, not an error."""
     _, base_url = provider
     await desk.post("/v1/sources", {**SOURCE, "id": "right", "base_url": base_url, "api_key": KEY})
@@ -214,7 +214,7 @@ async def test_patch_and_pages(desk: Desk) -> None:
     assert await desk.code("GET", "/v1/sources?cursor=nonsense") == (422, "invalid")
 
 
-async def test_backfill_is_followed_and_cancelled(desk: Desk, provider: tuple[WebfonesSimulator, str]) -> None:
+async def test_backfill_is_followed_and_cancelled(desk: Desk, provider: tuple[FaultyWebFones, str]) -> None:
     """A job is answered at once; its progress is read, and it ends when a person says so."""
     _, base_url = provider
     await desk.post("/v1/sources", {**SOURCE, "id": "new", "base_url": base_url, "api_key": KEY})

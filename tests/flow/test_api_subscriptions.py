@@ -11,8 +11,8 @@ from aiohttp import web
 from relay.api.options import MASK
 from relay.events.payload import FLAT_FIELDS
 from relay.queue import keys as queue_keys
-from relay.simulator.subscriber import Behaviour
 from relay.store import keys
+from tests.fakes.subscriber import ScriptedReply
 from tests.flow.api_desk import NAMES, OUTSIDE, Desk
 from tests.flow.harness import SECRET, eventually
 
@@ -190,7 +190,7 @@ async def test_an_id_is_given_once(desk: Desk) -> None:
 async def test_unsubscribing_ends_as_often_as_one_likes(desk: Desk) -> None:
     """DELETE is 204 again and again, nothing more is heard, and nothing of it stays in the store."""
     await desk.subscribe("crm")
-    desk.relay.subscriber.behave("crm", Behaviour(status=500))
+    desk.relay.subscriber.script("crm", ScriptedReply(status=500))
     eid = await desk.told("main", "1")
     await desk.relay.until_attempts(eid, 1, sub="crm")
 

@@ -25,11 +25,12 @@ from relay.errors import SettingsError
 from relay.queue import keys as queue_keys
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, load
-from relay.simulator.subscriber import VerifyingSubscriber
-from relay.simulator.switchboard import Fault, Mischief
-from relay.simulator.webfones import Kind, WebfonesSimulator
+from relay.simulator.webfones import WebFonesEndpoint
 from relay.store import keys
 from relay.store.sources import Progress
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.subscriber import ScriptedSubscriber
+from tests.fakes.webfones import FaultyWebFones
 from workers.jobs import backfill
 from workers.runners import add_runners
 from workers.settings import host
@@ -45,8 +46,8 @@ class House:
 
     settings: Settings
     runtime: Runtime
-    provider: WebfonesSimulator
-    subscriber: VerifyingSubscriber
+    provider: FaultyWebFones
+    subscriber: ScriptedSubscriber
     waits_s: list[float]
 
     async def backfill(
@@ -118,8 +119,8 @@ async def _until(happened: Callable[[], Awaitable[bool]], *, timeout_s: float = 
 
 
 @contextlib.asynccontextmanager
-async def _both_ends() -> AsyncIterator[tuple[WebfonesSimulator, VerifyingSubscriber, str, str]]:
-    provider, subscriber = WebfonesSimulator(), VerifyingSubscriber()
+async def _both_ends() -> AsyncIterator[tuple[FaultyWebFones, ScriptedSubscriber, str, str]]:
+    provider, subscriber = FaultyWebFones(), ScriptedSubscriber()
     provider.add_account(KEY)
     subscriber.add_hook("a", SECRET)
     async with provider.serve() as provider_url, subscriber.serve() as subscriber_url:
@@ -211,7 +212,7 @@ async def test_a_run_that_was_cut_short_is_taken_up(house: House) -> None:
     """The relay stops in the middle: the next run of the same job finishes it, and one after that does nothing."""
     await house.polled()
     rid = house.call(hours_ago=5)
-    house.provider.misbehave(Fault(what=Mischief.HANG, on=Kind.RECORDS, times=None))
+    house.provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.RECORDS, times=None))
     cut_short = asyncio.create_task(house.backfill(6))
 
     async def begun() -> bool:
@@ -221,16 +222,16 @@ async def test_a_run_that_was_cut_short_is_taken_up(house: House) -> None:
     cut_short.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await cut_short
-    house.provider.behave()
+    house.provider.clear_faults()
 
     taken_up = await house.backfill(6)
     await house.heard(rid)
-    asked = house.provider.requests[KEY, Kind.RECORDS]
+    asked = house.provider.requests[KEY, WebFonesEndpoint.RECORDS]
     await house.backfill(6)
 
     assert cut_short.cancelled()
     assert taken_up["state"] == "done"
-    assert house.provider.requests[KEY, Kind.RECORDS] == asked
+    assert house.provider.requests[KEY, WebFonesEndpoint.RECORDS] == asked
 
 
 async def test_a_killed_workers_job_is_free_again_soon(house: House) -> None:
@@ -238,7 +239,7 @@ async def test_a_killed_workers_job_is_free_again_soon(house: House) -> None:
     await house.polled()
     mark = in_progress_key_prefix + "arq-job"
     await house.runtime.redis.psetex(mark, 7_200_000, b"1")
-    house.provider.misbehave(Fault(what=Mischief.HANG, on=Kind.RECORDS, times=None))
+    house.provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.RECORDS, times=None))
     running = asyncio.create_task(house.backfill(6))
 
     async def shortened() -> bool:
@@ -258,7 +259,7 @@ async def test_a_killed_workers_job_is_free_again_soon(house: House) -> None:
 async def test_a_provider_that_is_away_for_a_while_is_waited_for(house: House) -> None:
     await house.polled()
     rid = house.call(hours_ago=5)
-    house.provider.misbehave(Fault(what=Mischief.STATUS, on=Kind.RECORDS, status=503, times=2))
+    house.provider.inject(Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=503, times=2))
 
     progress = await house.backfill(6)
 
@@ -271,16 +272,16 @@ async def test_a_provider_that_is_away_for_a_while_is_waited_for(house: House) -
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        (Fault(what=Mischief.STATUS, on=Kind.RECORDS, status=403, times=None), "refuses the key"),
-        (Fault(what=Mischief.STATUS, on=Kind.RECORDS, status=500, times=None), "failed to answer"),
-        (Fault(what=Mischief.NOT_JSON, on=Kind.RECORDS, times=None), "WebFones"),
+        (Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=403, times=None), "refuses the key"),
+        (Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=500, times=None), "failed to answer"),
+        (Fault(kind=FaultKind.NOT_JSON, on=WebFonesEndpoint.RECORDS, times=None), "WebFones"),
     ],
 )
 async def test_a_provider_that_does_not_answer_ends_it_with_its_sentence(
     house: House, fault: Fault, sentence: str
 ) -> None:
     await house.polled()
-    house.provider.misbehave(fault)
+    house.provider.inject(fault)
 
     progress = await house.backfill(6)
 
@@ -316,7 +317,7 @@ async def test_a_used_up_budget_is_waited_for(house: House) -> None:
 
 async def test_a_source_that_was_never_polled_is_left_to_its_first_poll(house: House) -> None:
     """Before the first poll everything would be new, and all of last week would be told."""
-    house.provider.misbehave(Fault(what=Mischief.STATUS, on=Kind.RECORDS, status=500, times=None))
+    house.provider.inject(Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=500, times=None))
     await house.runtime.redis.delete(keys.source("main"))
     house.call(hours_ago=5)
 
@@ -398,7 +399,7 @@ async def test_the_command_works_beside_a_relay_of_one_process(tmp_path: Path, f
 
         async def polled_twice() -> bool:
             assert relay.returncode is None
-            return provider.statuses[KEY, Kind.RECORDS, 200] > 1
+            return provider.statuses[KEY, WebFonesEndpoint.RECORDS, 200] > 1
 
         try:
             await _until(polled_twice, timeout_s=30)

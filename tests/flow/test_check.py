@@ -20,12 +20,13 @@ from relay.providers.base import InvalidRow
 from relay.queue import keys as queue_keys
 from relay.secrets import SecretBox, load_or_create
 from relay.settings import Settings, load
-from relay.simulator.subscriber import VerifyingSubscriber
-from relay.simulator.switchboard import Fault, Mischief
-from relay.simulator.webfones import Kind, WebfonesSimulator
+from relay.simulator.webfones import WebFonesEndpoint
 from relay.store import keys
 from relay.store.embedded import EmbeddedStore
 from relay.store.sources import SourceStore
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.subscriber import ScriptedSubscriber
+from tests.fakes.webfones import FaultyWebFones
 
 KEY = "simulated-key"
 SECRET = "whsec_c2ltdWxhdG9yLXNlY3JldC0wMTIzNDU2Nzg5"
@@ -38,8 +39,8 @@ class Place:
     """A configuration whose both ends are simulated."""
 
     folder: Path
-    provider: WebfonesSimulator
-    subscriber: VerifyingSubscriber
+    provider: FaultyWebFones
+    subscriber: ScriptedSubscriber
     config: dict[str, Any]
     environ: dict[str, str]
 
@@ -64,7 +65,7 @@ class Place:
 @pytest.fixture
 async def place(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[Place]:
     """Everything is well here; each test breaks one thing."""
-    provider, subscriber = WebfonesSimulator(), VerifyingSubscriber()
+    provider, subscriber = FaultyWebFones(), ScriptedSubscriber()
     provider.add_account(KEY)
     provider.appear(KEY, talk_s=180)
     subscriber.add_hook("a", SECRET)
@@ -149,7 +150,7 @@ async def test_rows_that_nobody_could_believe_are_shown_with_their_reasons(place
     states = SourceStore(redis)
     bad = [InvalidRow("the row has no rid", None, "{}"), InvalidRow("call_timestamp is no time", "7", "{}")]
     await states.quarantine("main", bad)
-    place.provider.misbehave(Fault(what=Mischief.GARBAGE, on=Kind.RECORDS))
+    place.provider.inject(Fault(kind=FaultKind.GARBAGE, on=WebFonesEndpoint.RECORDS))
 
     findings = [finding for finding in await place.findings() if finding.what == "source main rows"]
 

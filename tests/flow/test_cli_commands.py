@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from relay.domain import ids
 from relay.domain.call import Direction, Outcome, Party
-from relay.simulator.subscriber import Behaviour
+from tests.fakes.subscriber import ScriptedReply
 from tests.flow.api_desk import SOURCE, TOKEN, Desk, open_desk
 from tests.flow.cli import environ_for, relay, run
 
@@ -63,7 +63,7 @@ async def test_a_subscription_is_made_tested_and_switched(desk: Desk) -> None:
     secret = made.out.split("secret: ")[1].split()[0]
     desk.relay.subscriber.add_hook("b", secret)
     heard = await relay(desk, "subscriptions", "test", "b")
-    desk.relay.subscriber.behave("b", Behaviour(status=500))
+    desk.relay.subscriber.script("b", ScriptedReply(status=500))
     refused = await relay(desk, "subscriptions", "test", "b")
     rotated = await relay(desk, "subscriptions", "rotate-secret", "b", "--json")
     disabled = await relay(desk, "subscriptions", "disable", "b", "--reason", "moving house", "--json")
@@ -192,10 +192,10 @@ async def test_explain_says_why_nothing_is_known(desk: Desk) -> None:
 
 async def test_what_failed_is_found_and_sent_again(desk: Desk) -> None:
     """The list of deliveries, a retry, and a replay of one event."""
-    desk.relay.subscriber.behave("a", Behaviour(status=500))
+    desk.relay.subscriber.script("a", ScriptedReply(status=500))
     eid = await desk.told("main", "5")
     await desk.relay.until_attempts(eid, 1)
-    desk.relay.subscriber.behave("a", Behaviour())
+    desk.relay.subscriber.script("a", ScriptedReply())
     delivery = f"{eid}.a"
 
     waiting = await relay(desk, "deliveries", "list", "--status", "waiting", "--json")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from relay.settings import load
-from relay.simulator.webfones import WebfonesSimulator
+from tests.fakes.webfones import FaultyWebFones
 from tests.flow.cli import environ_for, run, start
 from tests.flow.test_cli_stream import heard
 
@@ -77,7 +77,7 @@ async def test_with_nobody_to_ask_all_that_is_missing_is_said(tmp_path: Path) ->
 
 @contextlib.asynccontextmanager
 async def phone_system() -> AsyncIterator[str]:
-    provider = WebfonesSimulator()
+    provider = FaultyWebFones()
     provider.add_account(KEY)
     async with provider.serve() as url:
         yield url

@@ -14,11 +14,11 @@ from relay.delivery.subscriptions import Subscription
 from relay.domain import ids
 from relay.domain.call import Outcome
 from relay.queue import keys as queue_keys
-from relay.simulator.subscriber import Behaviour, Way
 from relay.store import keys
 from relay.store.calls import ClaimedEvent, NewEvent
 from relay.store.health import read_health
 from relay.store.lanes import LaneName
+from tests.fakes.subscriber import ReplyKind, ScriptedReply
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 
 Start = Callable[..., AbstractAsyncContextManager[RelayHarness]]
@@ -49,7 +49,7 @@ async def test_an_event_is_heard_once_signed_and_with_its_id(start: Start) -> No
 async def test_a_failed_attempt_is_retried_and_kept_with_its_words(start: Start) -> None:
     """A 500 is tried again after the first step; the attempts say what happened."""
     async with start() as relay:
-        relay.subscriber.behave("a", Behaviour(status=500, times=1))
+        relay.subscriber.script("a", ScriptedReply(status=500, times=1))
         cid = await relay.call("1")
         state = await relay.until_attempts(relay.event_of("1"), 1)
         waits_ms = state.next_ms - state.at_ms
@@ -66,7 +66,7 @@ async def test_a_failed_attempt_is_retried_and_kept_with_its_words(start: Start)
 async def test_events_of_one_call_keep_their_order_and_others_go_on(start: Start) -> None:
     """While the first event of a call waits for its retry, its update waits behind it; another call is heard."""
     async with start() as relay:
-        relay.subscriber.behave("a", Behaviour(status=500, times=1))
+        relay.subscriber.script("a", ScriptedReply(status=500, times=1))
         cid = await relay.call("1")
         await relay.until_attempts(relay.event_of("1"), 1)
         await relay.call("1", outcome=Outcome.ANSWERED)
@@ -85,7 +85,7 @@ async def test_events_of_one_call_keep_their_order_and_others_go_on(start: Start
 async def test_410_switches_the_subscription_off_and_loses_nothing_that_is_listed(start: Start) -> None:
     """Zapier's "off": nothing more is posted, what was queued stays, what comes later is written down as missing."""
     async with start() as relay:
-        relay.subscriber.behave("a", Behaviour(status=410, times=1))
+        relay.subscriber.script("a", ScriptedReply(status=410, times=1))
         await relay.call("1")
         await eventually(lambda: read_health(relay.redis, "a"), lambda health: bool(health.off))
         health = await read_health(relay.redis, "a")
@@ -109,7 +109,7 @@ async def test_410_switches_the_subscription_off_and_loses_nothing_that_is_liste
 async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> None:
     """`call.completed` was given up and `call.updated` waits: the replayed one goes first."""
     async with start() as relay:
-        relay.subscriber.behave("a", Behaviour(status=500))
+        relay.subscriber.script("a", ScriptedReply(status=500))
         cid = await relay.call("1")
         first = relay.event_of("1")
         await relay.until_attempts(first, 1)
@@ -122,7 +122,7 @@ async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> No
         update_pending = keys.pending("a", cid)
         await eventually(lambda: relay.redis.zcard(update_pending), bool)
 
-        relay.subscriber.behave("a")
+        relay.subscriber.script("a")
         letters = await relay.runtime.ledger.replay(
             first, cid, ["a"], at_ms=relay.runtime.lanes[LaneName.DELIVER].store_now_ms, force=False
         )
@@ -155,12 +155,12 @@ async def test_replay_repeats_nothing_that_was_heard_unless_forced(start: Start)
 async def test_the_breaker_opens_spends_no_attempts_and_one_probe_closes_it(start: Start) -> None:
     """Five failures in a row hold everything back; then one call is tried, and when it is heard all of them are."""
     async with start() as relay:
-        relay.subscriber.behave("a", Behaviour(status=500))
+        relay.subscriber.script("a", ScriptedReply(status=500))
         for key in range(8):
             await relay.call(str(key))
         await eventually(lambda: read_health(relay.redis, "a"), lambda health: health.breaker_open)
         received = relay.report().received
-        relay.subscriber.behave("a")
+        relay.subscriber.script("a")
         await relay.call("late")
         index = await relay.redis.zscore(queue_keys.lane("deliver"), "a")
         now_ms = relay.runtime.lanes[LaneName.DELIVER].store_now_ms
@@ -178,7 +178,7 @@ async def test_the_breaker_opens_spends_no_attempts_and_one_probe_closes_it(star
 async def test_a_hung_subscriber_delays_nobody_else(start: Start) -> None:
     """One hook accepts and never answers; the other hears its calls at once."""
     async with start({"hung": {}, "well": {}}, timeout_s=3) as relay:
-        relay.subscriber.behave("hung", Behaviour(way=Way.HANG))
+        relay.subscriber.script("hung", ScriptedReply(kind=ReplyKind.HANG))
         for key in range(30):
             await relay.call(str(key))
         await relay.until_heard("well", 30, timeout_s=2.5)
@@ -190,7 +190,7 @@ async def test_a_hung_subscriber_delays_nobody_else(start: Start) -> None:
 async def test_at_most_once_is_not_repeated_after_a_time_out(start: Start) -> None:
     """The subscriber acted and did not answer: the outcome is unknown, and the event is not sent again."""
     async with start({"a": {"delivery": "at_most_once"}}, timeout_s=1) as relay:
-        relay.subscriber.behave("a", Behaviour(way=Way.ACT_THEN_HANG, times=1))
+        relay.subscriber.script("a", ScriptedReply(kind=ReplyKind.ACT_THEN_HANG, times=1))
         await relay.call("1")
         state = await relay.until_state(relay.event_of("1"), "unknown")
         await relay.call("2")
@@ -260,7 +260,7 @@ async def test_a_refused_connection_under_at_most_once_is_tried_again(start: Sta
 async def test_a_failing_subscription_is_announced_well_before_it_is_switched_off(start: Start) -> None:
     """From the 4th failed attempt those who asked are told the date; after 5 days without one success it is off."""
     async with start({"a": {}, "ops": {"events": ["subscription.*"]}}) as relay:
-        relay.subscriber.behave("a", Behaviour(status=404))
+        relay.subscriber.script("a", ScriptedReply(status=404))
         cid = await relay.call("1")
         eid = relay.event_of("1")
         for attempt in range(1, 5):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from relay.cli.main import main
-from relay.simulator.offices import NAMES
+from relay.simulator.accounts import PROVIDER_NAMES
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -108,7 +108,7 @@ async def test_one_relay_reads_every_provider(tmp_path: Path) -> None:
 
     output = stdout.decode()
     assert demo.returncode == 0, output
-    for name in NAMES:
+    for name in PROVIDER_NAMES:
         made, told = map(int, re.findall(rf"^  {name} +(\d+) made, (\d+) told", output, re.M)[0])
         assert made == told > 0, output
     assert re.search(r"call\.completed +\d+\.\d\d s  \S.*  nfon by stream$", output, re.M)

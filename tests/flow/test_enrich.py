@@ -11,20 +11,21 @@ import pytest
 from redis.asyncio import Redis
 
 from relay.queue import keys as queue_keys
-from relay.simulator.switchboard import Fault, Mischief
-from relay.simulator.webfones import Kind, WebfonesSimulator
+from relay.simulator.webfones import WebFonesEndpoint
 from relay.store import keys
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.webfones import FaultyWebFones
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 
 NUMBER = "+15551230001"
-Start = Callable[..., AbstractAsyncContextManager[tuple[RelayHarness, WebfonesSimulator]]]
+Start = Callable[..., AbstractAsyncContextManager[tuple[RelayHarness, FaultyWebFones]]]
 
 
 @pytest.fixture
 def start(redis: Redis, valkey_url: str, tmp_path: Path) -> Start:
     @contextlib.asynccontextmanager
-    async def run(**source: Any) -> AsyncIterator[tuple[RelayHarness, WebfonesSimulator]]:
-        provider = WebfonesSimulator()
+    async def run(**source: Any) -> AsyncIterator[tuple[RelayHarness, FaultyWebFones]]:
+        provider = FaultyWebFones()
         provider.add_account("key")
         provider.put_contact("key", firstname="Jo", lastname="Doe", phone_numbers=["5551230001"])
         async with provider.serve() as base:
@@ -62,13 +63,13 @@ async def test_calls_that_come_together_cost_one_request(start: Start) -> None:
         await relay.calls(str(key) for key in range(20))
         await relay.until_heard("a", 20)
 
-        assert provider.requests["key", Kind.SEARCH] <= 2
+        assert provider.requests["key", WebFonesEndpoint.SEARCH] <= 2
 
 
 async def test_an_address_book_that_hangs_holds_an_event_as_long_as_told(start: Start) -> None:
     """After the hold the event goes out without the contact, which follows as an update when it comes."""
     async with start(hold_for_contact_s=0.3) as (relay, provider):
-        provider.misbehave(Fault(what=Mischief.HANG, on=Kind.SEARCH, times=1))
+        provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.SEARCH, times=1))
         began = asyncio.get_running_loop().time()
         cid = await relay.call("1")
         await relay.until_heard("a", 1)
@@ -85,7 +86,7 @@ async def test_an_address_book_that_hangs_holds_an_event_as_long_as_told(start: 
 async def test_without_a_hold_nothing_waits(start: Start) -> None:
     """`hold_for_contact_s: 0`: told at once; the contact comes as an update."""
     async with start(hold_for_contact_s=0) as (relay, provider):
-        provider.misbehave(Fault(what=Mischief.HANG, on=Kind.SEARCH, times=1))
+        provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.SEARCH, times=1))
         await relay.call("1")
         await relay.until_heard("a", 1, timeout_s=2)
 
@@ -95,7 +96,7 @@ async def test_without_a_hold_nothing_waits(start: Start) -> None:
 async def test_a_refused_address_book_is_switched_off_and_calls_go_on(start: Start) -> None:
     """401 on contacts: said once, calls are told without."""
     async with start(hold_for_contact_s=1) as (relay, provider):
-        provider.misbehave(Fault(what=Mischief.STATUS, status=403, on=Kind.SEARCH, times=None))
+        provider.inject(Fault(kind=FaultKind.STATUS, status=403, on=WebFonesEndpoint.SEARCH, times=None))
         await relay.call("1")
         await relay.until_heard("a", 1)
         await relay.call("2")
@@ -103,7 +104,7 @@ async def test_a_refused_address_book_is_switched_off_and_calls_go_on(start: Sta
 
         off = await eventually(lambda: relay.redis.hget(keys.source("main"), "contacts_off"), bool)
         assert off
-        assert provider.requests["key", Kind.SEARCH] == 1
+        assert provider.requests["key", WebFonesEndpoint.SEARCH] == 1
         assert {each["data"]["call"]["contact"]["lookup_status"] for each in relay.subscriber.events("a")} == {
             "unavailable"
         }
@@ -116,7 +117,7 @@ async def test_extensions_and_hidden_numbers_are_not_looked_up(start: Start) -> 
         await relay.until_heard("a", 1)
 
         assert contact(relay)["lookup_status"] == "skipped"
-        assert provider.requests["key", Kind.SEARCH] == 0
+        assert provider.requests["key", WebFonesEndpoint.SEARCH] == 0
 
 
 async def test_a_kept_answer_is_used_until_the_address_book_changes(start: Start) -> None:
@@ -127,7 +128,7 @@ async def test_a_kept_answer_is_used_until_the_address_book_changes(start: Start
         await relay.redis.hset(keys.contacts("main"), mapping={"checked_at": "9999999999"})  # type: ignore[misc]
         await relay.call("2")
         await relay.until_heard("a", 2)
-        kept = provider.requests["key", Kind.SEARCH]
+        kept = provider.requests["key", WebFonesEndpoint.SEARCH]
 
         provider.put_contact("key", firstname="Jo", lastname="Smith", phone_numbers=["5551230001"])
         await relay.redis.hset(keys.contacts("main"), mapping={"checked_at": "0", "version": "1"})  # type: ignore[misc]
@@ -135,5 +136,5 @@ async def test_a_kept_answer_is_used_until_the_address_book_changes(start: Start
         await relay.until_heard("a", 3)
 
         assert kept == 1
-        assert provider.requests["key", Kind.SEARCH] == 2
+        assert provider.requests["key", WebFonesEndpoint.SEARCH] == 2
         assert contact(relay, 2)["count"] == 2

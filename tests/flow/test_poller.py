@@ -18,9 +18,9 @@ from relay.domain.time import from_iso
 from relay.errors import OverBudget
 from relay.polling.poller import PAUSE_S
 from relay.providers.base import Page, Window
-from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.timeline import CallPlan, Change
 from relay.store import keys
+from tests.fakes.faults import Fault, FaultKind
 from tests.flow.polling import KEY, SID, Mishap, Office
 
 START = datetime(2025, 7, 1, 12, tzinfo=UTC)
@@ -145,7 +145,7 @@ async def test_a_providers_clock_that_is_off(office: Office, skew_s: int) -> Non
             assert state.poll_state.cursor <= office.now
             await office.clock.advance(60, turns=0)
         office.simulator.clock_skew_s = 0
-        office.simulator._date = lambda: {"Date": office.now.strftime("%a, %d %b %Y %H:%M:%S GMT")}  # type: ignore[method-assign]
+        office.simulator.date_header = lambda: {"Date": office.now.strftime("%a, %d %b %Y %H:%M:%S GMT")}  # type: ignore[method-assign]
         await office.poll()
 
     assert office.told() == {str(rid): 1 for rid in range(1, 60)}
@@ -279,7 +279,7 @@ async def test_a_bad_row_does_not_hide_its_neighbours(office: Office) -> None:
     await begun(office)
     office.simulator.add_calls(KEY, [call(rid, office.now) for rid in range(1, 5)])
     await office.clock.advance(60, turns=0)
-    garbage = Fault(what=Mischief.GARBAGE, at=office.now)
+    garbage = Fault(kind=FaultKind.GARBAGE, at=office.now)
 
     with capture_logs() as logs:
         await office.poll(Mishap.NONE, garbage)
@@ -546,7 +546,7 @@ async def test_trouble_is_asked_again_after_longer_and_longer_waits(
 
 async def test_a_hint_of_the_provider_is_heeded(office: Office) -> None:
     """`Retry-After: 77` is 77 seconds."""
-    refusal = Fault(what=Mischief.STATUS, status=429)
+    refusal = Fault(kind=FaultKind.STATUS, status=429)
     answer = office.simulator.records
 
     def hinting(*args: Any, **faults: Any) -> Any:

@@ -19,12 +19,13 @@ from relay.polling.stream import oldest, pause_s
 from relay.polling.window import PollState
 from relay.runtime import Runtime, open_runtime
 from relay.secrets import SecretBox
-from relay.simulator.nfon import Kind, NfonSimulator
-from relay.simulator.subscriber import VerifyingSubscriber
-from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.nfon import NfonEndpoint
 from relay.store import keys
 from relay.store.credentials import StoredCredentials
 from relay.store.lanes import LaneName
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.nfon import DELETE_ENDPOINT, TOKEN_ENDPOINT, FaultyNfon
+from tests.fakes.subscriber import ScriptedSubscriber
 from tests.flow.harness import KEY, SECRET, eventually, read_settings
 from workers.runners import add_runners
 
@@ -37,8 +38,8 @@ class House:
     """A relay with one NFON account and one subscriber."""
 
     runtime: Runtime
-    provider: NfonSimulator
-    subscriber: VerifyingSubscriber
+    provider: FaultyNfon
+    subscriber: ScriptedSubscriber
     redis: Redis
     document: Json
 
@@ -65,7 +66,7 @@ class House:
 
     def polls(self) -> int:
         """Requests for lists that the provider has had."""
-        return self.provider.requests[TOKEN, Kind.RECORDS]
+        return self.provider.requests[TOKEN, NfonEndpoint.RECORDS]
 
 
 async def until(holds: Callable[[], bool], *, timeout_s: float = 10) -> None:
@@ -79,12 +80,12 @@ async def until(holds: Callable[[], bool], *, timeout_s: float = 10) -> None:
 
 @contextlib.asynccontextmanager
 async def house(
-    valkey_url: str, redis: Redis, tmp_path: Path, provider: NfonSimulator | None = None, **source: Any
+    valkey_url: str, redis: Redis, tmp_path: Path, provider: FaultyNfon | None = None, **source: Any
 ) -> AsyncIterator[House]:
     """Run a relay whose polls are too rare to help a stream, unless `source` says otherwise."""
-    provider = provider or NfonSimulator()
+    provider = provider or FaultyNfon()
     provider.add_account(TOKEN)
-    subscriber = VerifyingSubscriber()
+    subscriber = ScriptedSubscriber()
     subscriber.add_hook("a", SECRET)
     async with provider.serve() as base, subscriber.serve() as hooks:
         document: Json = {
@@ -124,7 +125,7 @@ HouseOf = Callable[..., contextlib.AbstractAsyncContextManager[House]]
 
 @pytest.fixture
 def house_of(valkey_url: str, redis: Redis, tmp_path: Path) -> HouseOf:
-    def make(provider: NfonSimulator | None = None, **source: Any) -> contextlib.AbstractAsyncContextManager[House]:
+    def make(provider: FaultyNfon | None = None, **source: Any) -> contextlib.AbstractAsyncContextManager[House]:
         return house(valkey_url, redis, tmp_path, provider, **source)
 
     return make
@@ -140,7 +141,7 @@ async def test_a_streamed_call_is_delivered_at_once(house_of: HouseOf) -> None:
 
         assert call["id"] == relay.call_id(plan.rid)
         assert relay.via() == ["stream"]
-        assert relay.provider.requests[TOKEN, Kind.DELETE] == 0
+        assert relay.provider.requests[TOKEN, DELETE_ENDPOINT] == 0
 
 
 async def test_what_stream_and_poll_both_bring_is_told_once(house_of: HouseOf) -> None:
@@ -161,7 +162,7 @@ async def test_each_connect_lets_a_poll_catch_up(house_of: HouseOf) -> None:
     """A call that appeared while the stream was down comes with the poll that the reconnect asks for."""
     async with house_of() as relay:
         await relay.until_listening()
-        relay.provider.misbehave(Fault(what=Mischief.STATUS, on=Kind.STREAM, status=503))
+        relay.provider.inject(Fault(kind=FaultKind.STATUS, on=NfonEndpoint.STREAM, status=503))
         relay.provider.drop_streams()
         await relay.until_listening(0)
         missed = relay.provider.appear(TOKEN)
@@ -172,11 +173,11 @@ async def test_each_connect_lets_a_poll_catch_up(house_of: HouseOf) -> None:
         assert relay.via() == ["poll"]
 
 
-@pytest.mark.parametrize("how", [Mischief.SPLIT, Mischief.DUPLICATE, Mischief.BAD_EVENTS, Mischief.HUGE_EVENT])
-async def test_a_stream_may_be_cut_doubled_or_dirty(house_of: HouseOf, how: Mischief) -> None:
+@pytest.mark.parametrize("how", [FaultKind.SPLIT, FaultKind.DUPLICATE, FaultKind.BAD_EVENTS, FaultKind.HUGE_EVENT])
+async def test_a_stream_may_be_cut_doubled_or_dirty(house_of: HouseOf, how: FaultKind) -> None:
     """Pieces of seven bytes, each event twice, garbage between them, an event of more than a megabyte."""
-    provider = NfonSimulator()
-    provider.misbehave(Fault(what=how, on=Kind.STREAM, times=None))
+    provider = FaultyNfon()
+    provider.inject(Fault(kind=how, on=NfonEndpoint.STREAM, times=None))
     async with house_of(provider) as relay:
         await relay.until_listening()
         rids = [provider.appear(TOKEN).rid for _ in range(3)]
@@ -185,13 +186,13 @@ async def test_a_stream_may_be_cut_doubled_or_dirty(house_of: HouseOf, how: Misc
 
         assert sorted(call["id"] for call in calls) == sorted(relay.call_id(rid) for rid in rids)
         bad = await relay.runtime.states.quarantined("office")
-        assert bool(bad) is (how in (Mischief.BAD_EVENTS, Mischief.HUGE_EVENT))
+        assert bool(bad) is (how in (FaultKind.BAD_EVENTS, FaultKind.HUGE_EVENT))
 
 
 async def test_a_stream_that_keeps_breaking_loses_nothing(house_of: HouseOf) -> None:
     """It is cut after its first event, each time; polls bring the rest."""
-    provider = NfonSimulator()
-    provider.misbehave(Fault(what=Mischief.CUT, on=Kind.STREAM, times=None))
+    provider = FaultyNfon()
+    provider.inject(Fault(kind=FaultKind.CUT, on=NfonEndpoint.STREAM, times=None))
     async with house_of(provider, poll_interval_s=1) as relay:
         await relay.until_listening()
         rids = [provider.appear(TOKEN).rid for _ in range(6)]
@@ -204,20 +205,20 @@ async def test_a_stream_that_keeps_breaking_loses_nothing(house_of: HouseOf) -> 
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault(what=Mischief.STATUS, on=Kind.STREAM, status=500, times=None),
-        Fault(what=Mischief.STATUS, on=Kind.STREAM, status=403, times=None),
-        Fault(what=Mischief.HANG, on=Kind.STREAM, times=None),
-        Fault(what=Mischief.DROP, on=Kind.STREAM, times=None),
-        Fault(what=Mischief.NO_STREAM, on=Kind.STREAM, times=None),
+        Fault(kind=FaultKind.STATUS, on=NfonEndpoint.STREAM, status=500, times=None),
+        Fault(kind=FaultKind.STATUS, on=NfonEndpoint.STREAM, status=403, times=None),
+        Fault(kind=FaultKind.HANG, on=NfonEndpoint.STREAM, times=None),
+        Fault(kind=FaultKind.DROP, on=NfonEndpoint.STREAM, times=None),
+        Fault(kind=FaultKind.NO_STREAM, on=NfonEndpoint.STREAM, times=None),
     ],
-    ids=lambda fault: f"{fault.what}-{fault.status}",
+    ids=lambda fault: f"{fault.kind}-{fault.status}",
 )
 async def test_trouble_with_the_stream_never_stops_polling(house_of: HouseOf, fault: Fault) -> None:
     """No stream to be had; calls come with the polls, and the source is well."""
-    provider = NfonSimulator()
-    provider.misbehave(fault)
+    provider = FaultyNfon()
+    provider.inject(fault)
     async with house_of(provider, poll_interval_s=1) as relay:
-        await until(lambda: provider.requests[TOKEN, Kind.STREAM] >= 1)
+        await until(lambda: provider.requests[TOKEN, NfonEndpoint.STREAM] >= 1)
         plan = provider.appear(TOKEN)
 
         [call] = await relay.until_heard("call.completed", 1)
@@ -228,7 +229,7 @@ async def test_trouble_with_the_stream_never_stops_polling(house_of: HouseOf, fa
 
 async def test_history_that_a_stream_begins_with_is_not_told(house_of: HouseOf) -> None:
     """Whether NFON sends history on connect is unknown: what was there before the relay stays untold."""
-    provider = NfonSimulator(replay=100)
+    provider = FaultyNfon(replay=100)
     provider.add_account(TOKEN)
     now = datetime.now(UTC)
     for hours in (1, 5, 70, 77, 90, 24 * 30):
@@ -257,7 +258,7 @@ async def test_a_transcript_that_becomes_ready_is_told_with_its_text(house_of: H
         assert transcribed["transcription"]["summary"] == "They agreed."
         assert transcribed["transcription"]["transcript"] == "Alice: Hello."
         assert relay.heard("call.updated") == []
-        assert relay.provider.requests[TOKEN, Kind.DETAILS] == 1
+        assert relay.provider.requests[TOKEN, NfonEndpoint.DETAILS] == 1
 
 
 async def test_a_transcript_that_cannot_be_had_now_comes_later(house_of: HouseOf, monkeypatch: Any) -> None:
@@ -265,7 +266,7 @@ async def test_a_transcript_that_cannot_be_had_now_comes_later(house_of: HouseOf
     monkeypatch.setattr("relay.providers.nfon.client._DETAILS_REST_S", 0.0)
     async with house_of(poll_interval_s=1) as relay:
         await relay.until_listening()
-        relay.provider.misbehave(Fault(what=Mischief.STATUS, on=Kind.DETAILS, status=503, times=2))
+        relay.provider.inject(Fault(kind=FaultKind.STATUS, on=NfonEndpoint.DETAILS, status=503, times=2))
         plan = relay.provider.appear(TOKEN)
         relay.provider.transcribe(TOKEN, plan.rid)
 
@@ -290,7 +291,7 @@ async def test_one_process_listens_to_a_source(house_of: HouseOf, valkey_url: st
             relay.provider.appear(TOKEN)
             await relay.until_heard("call.completed", 1)
 
-            assert relay.provider.streams_most == 1
+            assert relay.provider.streams_peak == 1
             assert (first.listening_to, second.listening_to) == (["office"], [])
 
 
@@ -336,20 +337,20 @@ async def test_a_silent_stream_is_opened_again(house_of: HouseOf) -> None:
     async with house_of(stream_idle_s=5) as relay:
         source = relay.runtime.sources["office"]
         object.__setattr__(source.options, "stream_idle_s", 0.2)
-        await until(lambda: relay.provider.requests[TOKEN, Kind.STREAM] >= 3)
+        await until(lambda: relay.provider.requests[TOKEN, NfonEndpoint.STREAM] >= 3)
 
         assert relay.polls() >= 3
-        assert relay.provider.streams_most == 1
+        assert relay.provider.streams_peak == 1
 
 
 async def test_a_login_is_renewed_by_one_process_and_survives_a_restart(house_of: HouseOf, valkey_url: str) -> None:
     """The refresh token is good once; two processes and a restart never use one twice."""
-    provider = NfonSimulator(access_ttl_s=2)
+    provider = FaultyNfon(access_ttl_s=2)
     provider.add_login(TOKEN, "first-refresh-token")
     oauth = {"client_id": "relay", "refresh_token": "first-refresh-token"}
     async with house_of(provider, poll_interval_s=1, oauth=oauth) as relay:
         async with running(relay.document, valkey_url, workers=False):
-            await until(lambda: provider.requests["", Kind.TOKEN] >= 3, timeout_s=15)
+            await until(lambda: provider.requests["", TOKEN_ENDPOINT] >= 3, timeout_s=15)
         plan = provider.appear(TOKEN)
         await relay.until_heard("call.completed", 1)
         sealed = await relay.redis.get(keys.safe("office"))
@@ -369,16 +370,16 @@ async def test_a_login_is_renewed_by_one_process_and_survives_a_restart(house_of
 
 async def test_a_stream_is_renewed_before_its_token_ends(house_of: HouseOf) -> None:
     """NFON never has to cut it: the relay reconnects with a fresh token in time."""
-    provider = NfonSimulator(access_ttl_s=1.5)
+    provider = FaultyNfon(access_ttl_s=1.5)
     provider.add_login(TOKEN, "first-refresh-token")
     async with house_of(provider, oauth={"client_id": "relay", "refresh_token": "first-refresh-token"}) as relay:
-        await until(lambda: provider.requests[TOKEN, Kind.STREAM] >= 3)
+        await until(lambda: provider.requests[TOKEN, NfonEndpoint.STREAM] >= 3)
         plan = provider.appear(TOKEN)
 
         [call] = await relay.until_heard("call.completed", 1)
 
         assert call["id"] == relay.call_id(plan.rid)
-        assert (provider.streams_expired, provider.statuses["", Kind.STREAM, 401]) == (0, 0)
+        assert (provider.streams_expired, provider.statuses["", NfonEndpoint.STREAM, 401]) == (0, 0)
 
 
 async def test_a_safe_is_read_again_and_by_nobody_else(redis: Redis) -> None:

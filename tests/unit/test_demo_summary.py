@@ -13,8 +13,9 @@ from rich.live import Live
 from relay.cli.demo import Board, EventLine, Lines, Plan, Share, Tables, percentile, screen_for, summarise
 from relay.cli.main import Shown
 from relay.providers import PROVIDERS
-from relay.simulator.offices import NAMES, open_office
-from relay.simulator.subscriber import Arrival, HookReport, VerifyingSubscriber
+from relay.simulator.accounts import PROVIDER_NAMES, open_account
+from relay.simulator.hook_log import Arrival, HookReport
+from relay.simulator.subscriber import VerifyingSubscriber
 
 GOOD = HookReport(
     name="crm",
@@ -126,9 +127,9 @@ def board(*providers: str) -> Board:
     """A board with a call that each provider shows, and a recording that was heard."""
     subscriber = VerifyingSubscriber()
     subscriber.add_hook("crm")
-    offices = [open_office(provider, "demo-key") for provider in providers]
+    offices = [open_account(provider, "demo-key") for provider in providers]
     for office in offices:
-        office.simulator.appear("demo-key", rid=7, disposition="NO ANSWER")
+        office.provider.appear("demo-key", rid=7, disposition="NO ANSWER")
     board = Board(offices, subscriber)
     board.link = "http://127.0.0.1:8080/recordings/call_x?expires=1"
     board.events.append(EventLine(datetime.now(UTC), "call.recording.completed", "7", 0.5, "", board.link))
@@ -136,19 +137,21 @@ def board(*providers: str) -> Board:
 
 
 def test_every_provider_can_be_shown() -> None:
-    assert set(NAMES) == set(PROVIDERS)
-    assert set(get_args(Shown)) == {*NAMES, "all"}
+    assert set(PROVIDER_NAMES) == set(PROVIDERS)
+    assert set(get_args(Shown)) == {*PROVIDER_NAMES, "all"}
 
 
 def test_one_subscriber_keeps_the_calls_of_all_providers_apart() -> None:
     """The same number of a call names another call at each provider, and each line says whose it is."""
     out = io.StringIO()
-    seen = board(*NAMES)
+    seen = board(*PROVIDER_NAMES)
     seen.look(Lines(Console(file=out, width=80)))
 
-    assert len(seen.calls) == len(NAMES)
-    assert [line.split()[-1] for line in out.getvalue().splitlines()] == list(NAMES)
-    assert {share.provider: (share.made, share.told) for share in seen.shares()} == {name: (1, 0) for name in NAMES}
+    assert len(seen.calls) == len(PROVIDER_NAMES)
+    assert [line.split()[-1] for line in out.getvalue().splitlines()] == list(PROVIDER_NAMES)
+    assert {share.provider: (share.made, share.told) for share in seen.shares()} == {
+        name: (1, 0) for name in PROVIDER_NAMES
+    }
 
 
 def test_lines_show_each_call_once() -> None:

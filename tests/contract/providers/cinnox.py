@@ -9,10 +9,11 @@ from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedRespo
 from relay.providers.base import SourceOptions
 from relay.providers.cinnox import CINNOX
 from relay.providers.cinnox.options import CinnoxOptions
-from relay.simulator.cinnox import DETAIL, CinnoxSimulator, hid
-from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.cinnox import DETAIL, hid
 from relay.simulator.timeline import CallPlan
 from tests.contract.providers.subject import Now, Refusal, Trouble
+from tests.fakes.cinnox import FaultyCinnox
+from tests.fakes.faults import Fault, FaultKind
 
 _TOKEN = "the-suite"
 _APP = "app-1"
@@ -38,7 +39,7 @@ class CinnoxSubject:
     )
 
     def __init__(self, now: Now, zone: str) -> None:
-        self.simulator = CinnoxSimulator(clock=now)
+        self.simulator = FaultyCinnox(clock=now)
         self.simulator.add_account(_TOKEN, handle=_APP)
 
     def serve(self) -> AbstractAsyncContextManager[str]:
@@ -64,14 +65,14 @@ class CinnoxSubject:
         return hid(plan)
 
     def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
-        self.simulator.misbehave(Fault(what=Mischief(what), on=DETAIL, times=times))
+        self.simulator.inject(Fault(kind=FaultKind(what), on=DETAIL, times=times))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
-        fault = Fault(what=Mischief.STATUS, on=DETAIL, times=times, status=refusal.status, body=refusal.body)
-        self.simulator.misbehave(fault)
+        fault = Fault(kind=FaultKind.STATUS, on=DETAIL, times=times, status=refusal.status, body=refusal.body)
+        self.simulator.inject(fault)
 
     def behave(self) -> None:
-        self.simulator.behave()
+        self.simulator.clear_faults()
 
     @property
     def requests(self) -> int:

@@ -9,10 +9,11 @@ from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedRespo
 from relay.providers.base import SourceOptions
 from relay.providers.nfon import NFON
 from relay.providers.nfon.options import NfonOptions
-from relay.simulator.nfon import Kind, NfonSimulator
-from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.nfon import NfonEndpoint
 from relay.simulator.timeline import CallPlan
 from tests.contract.providers.subject import Now, Refusal, Trouble
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.nfon import FaultyNfon
 
 _TOKEN = "the-suite"
 
@@ -31,7 +32,7 @@ class NfonSubject:
     )
 
     def __init__(self, now: Now, zone: str) -> None:
-        self.simulator = NfonSimulator(clock=now)
+        self.simulator = FaultyNfon(clock=now)
         self.simulator.add_account(_TOKEN)
 
     def serve(self) -> AbstractAsyncContextManager[str]:
@@ -56,14 +57,16 @@ class NfonSubject:
         return self.simulator.uuid_of(_TOKEN, plan.rid)
 
     def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
-        self.simulator.misbehave(Fault(what=Mischief(what), on=Kind.RECORDS, times=times))
+        self.simulator.inject(Fault(kind=FaultKind(what), on=NfonEndpoint.RECORDS, times=times))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
-        fault = Fault(what=Mischief.STATUS, on=Kind.RECORDS, times=times, status=refusal.status, body=refusal.body)
-        self.simulator.misbehave(fault)
+        fault = Fault(
+            kind=FaultKind.STATUS, on=NfonEndpoint.RECORDS, times=times, status=refusal.status, body=refusal.body
+        )
+        self.simulator.inject(fault)
 
     def behave(self) -> None:
-        self.simulator.behave()
+        self.simulator.clear_faults()
 
     @property
     def requests(self) -> int:

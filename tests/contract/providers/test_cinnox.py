@@ -13,11 +13,12 @@ from relay.domain.call import Record
 from relay.errors import RateLimited, UnexpectedResponse
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose, Window
 from relay.simulator.audio import audio_chunks
-from relay.simulator.cinnox import CONFERENCES, DETAIL, LOG, RECORDING, RECORDING_PATH, CinnoxSimulator, call_id
-from relay.simulator.switchboard import Fault, Mischief
+from relay.simulator.cinnox import CONFERENCES, DETAIL, LOG, RECORDING, RECORDING_PATH, call_id
 from relay.simulator.timeline import CallPlan
 from tests.contract.providers.cinnox import CinnoxSubject
 from tests.contract.providers.desk import Desk, open_desk
+from tests.fakes.cinnox import FaultyCinnox
+from tests.fakes.faults import Fault, FaultKind
 
 KEY = "the-suite"
 
@@ -30,7 +31,7 @@ async def cinnox(redis: Redis, http: aiohttp.ClientSession) -> AsyncIterator[Des
         yield desk
 
 
-def simulator(desk: Desk) -> CinnoxSimulator:
+def simulator(desk: Desk) -> FaultyCinnox:
     assert isinstance(desk.subject, CinnoxSubject)
     return desk.subject.simulator
 
@@ -78,7 +79,7 @@ async def test_a_list_that_fails_moves_nothing(cinnox: Desk) -> None:
     await cinnox.poll()
     cinnox.pass_(seconds=90)
     call = cinnox.call(1)
-    simulator(cinnox).misbehave(Fault(what=Mischief.STATUS, on=LOG, status=500))
+    simulator(cinnox).inject(Fault(kind=FaultKind.STATUS, on=LOG, status=500))
     await cinnox.poll()
     assert not cinnox.told_keys
     await cinnox.poll()
@@ -135,8 +136,8 @@ async def test_a_server_that_does_not_heed_the_offset_is_noticed(cinnox: Desk) -
     for rid in range(1, 24):
         cinnox.call(rid, start_s=-rid * 60)
     answer = made.answer
-    made.answer = lambda asked, now: answer(  # type: ignore[method-assign]
-        replace(asked, query={**asked.query, "offset": "0"}), now
+    made.answer = lambda request, now: answer(  # type: ignore[method-assign]
+        replace(request, query={**request.query, "offset": "0"}), now
     )
 
     with pytest.raises(UnexpectedResponse, match="same page"):
@@ -186,12 +187,12 @@ async def test_a_recording_that_is_not_there(cinnox: Desk) -> None:
         assert answer == NoRecordingYet()
     async with recordings.recording("call\n1") as answer:
         assert answer == NoSuchCall()
-    simulator(cinnox).misbehave(Fault(what=Mischief.NOT_JSON, on=RECORDING))
+    simulator(cinnox).inject(Fault(kind=FaultKind.NOT_JSON, on=RECORDING))
     with pytest.raises(UnexpectedResponse, match="recording_path"):
         async with recordings.recording(call_id(plan)):
             pass
     body = '{"code":6451010,"message":"Too many requests"}'
-    simulator(cinnox).misbehave(Fault(what=Mischief.STATUS, on=RECORDING, status=400, body=body))
+    simulator(cinnox).inject(Fault(kind=FaultKind.STATUS, on=RECORDING, status=400, body=body))
     with pytest.raises(RateLimited):
         async with recordings.recording(call_id(plan)):
             pass

@@ -12,10 +12,11 @@ from redis.asyncio import Redis
 from relay.domain.call import Record
 from relay.errors import UnexpectedResponse
 from relay.providers.base import Window
-from relay.simulator.switchboard import Fault, Mischief
-from relay.simulator.unpod import LIST, UnpodSimulator
+from relay.simulator.unpod import LIST
 from tests.contract.providers.desk import Desk, open_desk
 from tests.contract.providers.unpod import UnpodSubject
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.unpod import FaultyUnpod
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ async def unpod(redis: Redis, http: aiohttp.ClientSession) -> AsyncIterator[Desk
         yield desk
 
 
-def simulator(desk: Desk) -> UnpodSimulator:
+def simulator(desk: Desk) -> FaultyUnpod:
     assert isinstance(desk.subject, UnpodSubject)
     return desk.subject.simulator
 
@@ -38,7 +39,7 @@ async def pages(desk: Desk, *, hours: float = 24) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("with_next", "with_count", "most_rows"),
+    ("with_next", "with_count", "max_page_size"),
     [
         (True, True, 100),
         (True, False, 100),
@@ -51,11 +52,11 @@ async def pages(desk: Desk, *, hours: float = 24) -> list[list[str]]:
 )
 @pytest.mark.parametrize("calls", [0, 1, 4, 5, 6, 10, 13])
 async def test_every_page_is_read_whatever_the_answer_says_of_others(
-    unpod: Desk, with_next: bool, with_count: bool, most_rows: int, calls: int
+    unpod: Desk, with_next: bool, with_count: bool, max_page_size: int, calls: int
 ) -> None:
     """`next` may be there or not, the count too, and the server may give fewer rows than it is asked for."""
     made = simulator(unpod)
-    made.with_next, made.with_count, made.most_rows = with_next, with_count, most_rows
+    made.with_next, made.with_count, made.max_page_size = with_next, with_count, max_page_size
     plans = [unpod.call(rid, start_s=-rid * 60) for rid in range(1, calls + 1)]
 
     found = [key for page in await pages(unpod) for key in page]
@@ -76,7 +77,7 @@ async def test_reading_ends_where_the_rows_are_older_than_the_window(unpod: Desk
 
 async def test_a_list_in_no_order_is_read_to_its_end(unpod: Desk) -> None:
     plans = [unpod.call(rid, start_s=-rid * 1200) for rid in range(1, 31)]
-    simulator(unpod).misbehave(Fault(what=Mischief.SHUFFLE, on=LIST, times=None, seed=3))
+    simulator(unpod).inject(Fault(kind=FaultKind.SHUFFLE, on=LIST, times=None, seed=3))
 
     found = {key for page in await pages(unpod, hours=1) for key in page}
 
@@ -100,7 +101,7 @@ async def test_an_end_before_what_was_announced_is_an_error(unpod: Desk) -> None
 
     def fail(paid: int) -> None:
         if paid == 3:
-            simulator(unpod).misbehave(Fault(what=Mischief.STATUS, on=LIST, status=400, body='{"message":"Failed"}'))
+            simulator(unpod).inject(Fault(kind=FaultKind.STATUS, on=LIST, status=400, body='{"message":"Failed"}'))
 
     unpod.till.before = fail
 
@@ -127,8 +128,8 @@ async def test_rows_without_an_id_are_told_once(unpod: Desk, durations: Literal[
 
 @pytest.mark.parametrize("status", [206, 400])
 async def test_a_missing_handle_is_named(unpod: Desk, status: Any) -> None:
-    simulator(unpod).refused = (  # type: ignore[method-assign]
-        lambda asked: UnpodSimulator.refused(simulator(unpod), replace(asked, headers={}))
+    simulator(unpod).refuse = (  # type: ignore[method-assign]
+        lambda request: FaultyUnpod.refuse(simulator(unpod), replace(request, headers={}))
     )
     simulator(unpod).no_org_status = status
 

@@ -9,10 +9,11 @@ from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedRespo
 from relay.providers.base import SourceOptions
 from relay.providers.unpod import UNPOD
 from relay.providers.unpod.options import UnpodOptions
-from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.timeline import CallPlan
-from relay.simulator.unpod import BASE_PATH, LIST, UnpodSimulator, call_id
+from relay.simulator.unpod import BASE_PATH, LIST, call_id
 from tests.contract.providers.subject import Now, Refusal, Trouble
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.unpod import FaultyUnpod
 
 _TOKEN = "the-suite"
 _ORG = "acme"
@@ -38,7 +39,7 @@ class UnpodSubject:
     )
 
     def __init__(self, now: Now, zone: str) -> None:
-        self.simulator = UnpodSimulator(clock=now)
+        self.simulator = FaultyUnpod(clock=now)
         self.simulator.add_account(_TOKEN, handle=_ORG)
 
     @asynccontextmanager
@@ -68,14 +69,14 @@ class UnpodSubject:
         return call_id(plan)
 
     def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
-        self.simulator.misbehave(Fault(what=Mischief(what), on=LIST, times=times))
+        self.simulator.inject(Fault(kind=FaultKind(what), on=LIST, times=times))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
-        fault = Fault(what=Mischief.STATUS, on=LIST, times=times, status=refusal.status, body=refusal.body)
-        self.simulator.misbehave(fault)
+        fault = Fault(kind=FaultKind.STATUS, on=LIST, times=times, status=refusal.status, body=refusal.body)
+        self.simulator.inject(fault)
 
     def behave(self) -> None:
-        self.simulator.behave()
+        self.simulator.clear_faults()
 
     @property
     def requests(self) -> int:

@@ -9,10 +9,11 @@ from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedRespo
 from relay.providers.base import SourceOptions
 from relay.providers.webfones import WEBFONES
 from relay.providers.webfones.options import WebfonesOptions
-from relay.simulator.switchboard import Fault, Mischief
 from relay.simulator.timeline import CallPlan
-from relay.simulator.webfones import Kind, WebfonesSimulator
+from relay.simulator.webfones import WebFonesEndpoint
 from tests.contract.providers.subject import Now, Refusal, Trouble
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.webfones import FaultyWebFones
 
 _KEY = "the-suite"
 
@@ -32,7 +33,7 @@ class WebfonesSubject:
     )
 
     def __init__(self, now: Now, zone: str) -> None:
-        self.simulator = WebfonesSimulator(clock=now, limit=1_000_000)
+        self.simulator = FaultyWebFones(clock=now, limit=1_000_000)
         self.simulator.add_account(_KEY, zone=zone)
         self._zone = zone
 
@@ -59,14 +60,16 @@ class WebfonesSubject:
         return str(plan.rid)
 
     def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
-        self.simulator.misbehave(Fault(what=Mischief(what), on=Kind.RECORDS, times=times))
+        self.simulator.inject(Fault(kind=FaultKind(what), on=WebFonesEndpoint.RECORDS, times=times))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
-        fault = Fault(what=Mischief.STATUS, on=Kind.RECORDS, times=times, status=refusal.status, body=refusal.body)
-        self.simulator.misbehave(fault)
+        fault = Fault(
+            kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, times=times, status=refusal.status, body=refusal.body
+        )
+        self.simulator.inject(fault)
 
     def behave(self) -> None:
-        self.simulator.behave()
+        self.simulator.clear_faults()
 
     @property
     def requests(self) -> int:
