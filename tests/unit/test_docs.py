@@ -1,4 +1,4 @@
-"""What the documents say exists, and what exists is said."""
+"""Everything the documents name exists, and everything that exists is documented."""
 
 import importlib.util
 import re
@@ -33,7 +33,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-def test_the_settings_page_is_written_from_the_settings() -> None:
+def test_the_settings_page_is_generated_from_the_settings() -> None:
     """docs/settings.md is what .ci/settings_reference.py writes."""
     page: str = script("settings_reference").page()
 
@@ -41,7 +41,7 @@ def test_the_settings_page_is_written_from_the_settings() -> None:
     assert all(f"`{doc.path}`" in page for doc in describe())
 
 
-def test_the_tables_of_the_events_page_are_written_from_the_payload_model() -> None:
+def test_the_tables_of_the_events_page_are_generated_from_the_payload_model() -> None:
     """docs/events.md is what .ci/events_reference.py writes: every event type, field, flat name and value."""
     page: str = script("events_reference").page()
 
@@ -50,8 +50,8 @@ def test_the_tables_of_the_events_page_are_written_from_the_payload_model() -> N
     assert [word for word in {*EVENT_TYPES, *FLAT_FIELDS, *values} if f"`{word}`" not in page] == []
 
 
-def test_event_types_that_the_events_page_names_exist() -> None:
-    """Its prose too."""
+def test_event_types_named_in_the_events_page_exist() -> None:
+    """In its prose as well as its tables."""
     named = re.findall(r"`((?:call|source|subscription|webhook)\.[a-z.]+)`", text("docs/events.md"))
 
     assert set(named) <= set(EVENT_TYPES)
@@ -67,7 +67,7 @@ def test_commands_in_the_documents_exist() -> None:
     assert set(re.findall(r"`relay ([a-z]+)\b", pages)) <= commands
 
 
-def test_every_metric_is_documented_and_none_else() -> None:
+def test_exactly_the_existing_metrics_are_documented() -> None:
     """docs/operations.md lists exactly what /metrics has."""
     ours = {metric.name for metric in REGISTRY.collect() if metric.name.startswith("relay_")}
     named = {
@@ -80,8 +80,8 @@ def test_every_metric_is_documented_and_none_else() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_documents_lead_somewhere(page: Path) -> None:
-    """A relative link names a file that is there."""
+def test_links_between_documents_have_a_target(page: Path) -> None:
+    """A relative link names an existing file."""
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
 
     assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -300,7 +300,7 @@ def test_a_variable_that_matches_two_ids_is_rejected(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
+    ("name", "value", "message"),
     [
         ("RELAY_PUBLIC_ULR", "x", "RELAY_PUBLIC_ULR: is not a setting; did you mean RELAY_PUBLIC_URL?"),
         ("RELAY_POL__TIERS", "x", "RELAY_POL__TIERS: is not a setting; did you mean RELAY_POLL?"),
@@ -322,8 +322,8 @@ def test_a_variable_that_matches_two_ids_is_rejected(write: Write) -> None:
         ("RELAY_API__PORT", "x", "api.port: must be a whole number (from RELAY_API__PORT)"),
     ],
 )
-def test_a_wrong_variable_is_named(name: str, value: str, sentence: str) -> None:
-    assert problems(None, {name: value}) == [sentence]
+def test_a_wrong_variable_is_named(name: str, value: str, message: str) -> None:
+    assert problems(None, {name: value}) == [message]
 
 
 def test_an_unknown_variable_without_a_close_match_lists_all_names() -> None:
@@ -414,7 +414,7 @@ def test_an_option_of_pydantic_settings_is_not_a_setting(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("public_url: 12", "public_url: must be text; put it in quotes"),
         ("public_url: ftp://x", "public_url: must start with https:// (or http:// inside delivery.allowed_networks)"),
@@ -464,8 +464,8 @@ def test_an_option_of_pydantic_settings_is_not_a_setting(write: Write) -> None:
         ("sources: {a: {provider: webfones, api_key: k, api_key_file: f}}", "sources.a: has both api_key and api_key_file; keep one of them"),  # noqa: E501
     ],
 )  # fmt: skip
-def test_an_invalid_value_is_reported_with_its_name(write: Write, text: str, sentence: str) -> None:
-    assert problems(write(text)) == [sentence]
+def test_an_invalid_value_is_reported_with_its_name(write: Write, text: str, message: str) -> None:
+    assert problems(write(text)) == [message]
 
 
 def test_every_problem_is_reported_at_once(write: Write) -> None:
@@ -523,7 +523,7 @@ LOOK_ALIKE = "has a host with a non-ASCII dot, an IPv6 zone or a percent sign"
 
 
 @pytest.mark.parametrize(
-    ("url", "sentence"),
+    ("url", "message"),
     [
         ("", BAD_SCHEME),
         ("example.test/hook", BAD_SCHEME),
@@ -552,8 +552,8 @@ LOOK_ALIKE = "has a host with a non-ASCII dot, an IPv6 zone or a percent sign"
         ("https://example.test/" + "c" * 2048, "must have at most 2048 characters"),
     ],
 )
-def test_an_invalid_url_is_rejected_without_being_repeated(write: Write, url: str, sentence: str) -> None:
-    assert subscription_problems(write, url=url) == [f"subscriptions.crm.url: {sentence}"]
+def test_an_invalid_url_is_rejected_without_being_repeated(write: Write, url: str, message: str) -> None:
+    assert subscription_problems(write, url=url) == [f"subscriptions.crm.url: {message}"]
 
 
 @pytest.mark.parametrize(
@@ -573,7 +573,7 @@ def test_a_valid_url_is_kept_unchanged(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("secret", "sentence"),
+    ("secret", "message"),
     [
         ("confidential", "it does not begin with whsec_"),
         ("whsec_confidential!", "what follows is not base64 (A–Z a–z 0–9 + / and = at the end)"),
@@ -582,16 +582,16 @@ def test_a_valid_url_is_kept_unchanged(url: str) -> None:
         ("whsec_é", "what follows is not base64 (A–Z a–z 0–9 + / and = at the end)"),
     ],
 )
-def test_a_malformed_secret_is_rejected(write: Write, secret: str, sentence: str) -> None:
+def test_a_malformed_secret_is_rejected(write: Write, secret: str, message: str) -> None:
     wanted = "must be whsec_ followed by the standard base64 of 24 to 64 bytes"
-    assert subscription_problems(write, secret=secret) == [f"subscriptions.crm.secret: {wanted}; {sentence}"]
+    assert subscription_problems(write, secret=secret) == [f"subscriptions.crm.secret: {wanted}; {message}"]
 
 
 EVENTS = ", ".join(EVENT_TYPES)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
+    ("name", "value", "message"),
     [
         ("events", ["call.complete"], f"events[0]: 'call.complete' matches no event type; they are {EVENTS}; * is a wildcard"),  # noqa: E501
         ("events", ["sms.*"], f"events[0]: 'sms.*' matches no event type; they are {EVENTS}; * is a wildcard"),
@@ -628,10 +628,10 @@ EVENTS = ", ".join(EVENT_TYPES)
         ("url_fil", "x", "url_fil: is not recognized; did you mean url_file?"),
     ],
 )  # fmt: skip
-def test_an_invalid_subscription_option_is_reported(write: Write, name: str, value: object, sentence: str) -> None:
+def test_an_invalid_subscription_option_is_reported(write: Write, name: str, value: object, message: str) -> None:
     messages = subscription_problems(write, **{name: value})
 
-    assert sentence in [line.removeprefix("subscriptions.crm.") for line in messages]
+    assert message in [line.removeprefix("subscriptions.crm.") for line in messages]
     assert "confidential" not in "\n".join(messages)
 
 
