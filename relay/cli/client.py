@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp
 import orjson
@@ -16,6 +16,7 @@ from yarl import URL
 import relay
 from relay.domain.json import Json
 from relay.domain.retry_after import parse_retry_after
+from relay.domain.url import check_base_url
 from relay.errors import RelayError, SettingsError
 
 PAGE: Final = 200
@@ -99,14 +100,10 @@ def _own_token(data_dir: Path) -> str:
 
 def checked_url(text: str) -> str:
     """Check the address of a relay; a path before /v1 is kept."""
-    parts = urlsplit(text)
     try:
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or parts.query or parts.fragment or parts.username is not None:
-        raise SettingsError("the address of the relay must look like https://relay.example.com (RELAY_URL, --url)")
-    return text.rstrip("/").removesuffix("/v1")
+        return check_base_url(text, example="https://relay.example.com").removesuffix("/v1")
+    except ValueError as error:
+        raise SettingsError(f"the address of the relay (RELAY_URL, --url) {error}") from None
 
 
 def checked_token(text: str) -> str:

@@ -233,9 +233,9 @@ def _known_zone(text: str) -> None:
 
 
 def _dialled(text: str) -> None:
-    from relay.settings import check_url
+    from relay.domain.url import parse_url
 
-    check_url(text)
+    parse_url(text)
 
 
 @dataclass(slots=True)

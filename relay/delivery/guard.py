@@ -1,6 +1,6 @@
 """Prevent server-side request forgery: no forbidden address is dialled, whatever a URL or the DNS says.
 
-There are three checks. `vet_url` parses a URL strictly and checks an address written in it, in any spelling.
+There are three checks. `vet_url` checks an address written in a URL, in any spelling.
 `Guard.addresses` resolves a name once, within a deadline, and refuses it when any of its addresses is forbidden; the
 connector dials exactly those addresses, with no look-up in between. `Guard.socket_factory` checks every address again
 when a socket for it is created.
@@ -13,31 +13,23 @@ https://www.iana.org/assignments/iana-ipv6-special-registry/
 """
 
 import asyncio
-import base64
-import re
 import socket
 import threading
 import time
-import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
-from urllib.parse import quote, unquote
 
-import idna
-import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from relay import metrics
+from relay.domain.url import IPAddress, ParsedUrl, parse_url
 
-IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
 """Resolves a name to addresses; raises OSError when it has none."""
 
-MAX_URL_CHARS: Final = 2048
 LOOKUP_DEADLINE_S: Final = 2.0
 CACHE_S: Final = 10.0
 _MAX_CACHED: Final = 10_000
@@ -201,137 +193,17 @@ def _in_url(ip: IPAddress) -> str:
 
 # --- URLs ------------------------------------------------------------------------------------------------------------
 
-_SHAPE: Final = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<query>[^#]*)"
-)
-_NAME: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
-_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
-_DOTS: Final = str.maketrans({"\u3002": ".", "\uff0e": ".", "\uff61": "."})
-_KEEP: Final = "".join(chr(code) for code in range(0x21, 0x7F))
 
-
-@dataclass(frozen=True, slots=True)
-class VettedUrl:
-    """A URL whose text allows it to be dialled. `url` has no credentials; `host` is what logs may show."""
-
-    url: yarl.URL = field(repr=False)
-    host: str
-    plain: bool
-    address: IPAddress | None = None
-    authorization: str | None = field(default=None, repr=False)
-
-
-def vet_url(text: str, allowed_networks: Sequence[IPNetwork] = ()) -> VettedUrl:
-    """Parse a subscriber's URL; a ValueError says what is wrong with it and repeats no more of it than the host.
-
-    Path and query stay byte for byte as they are, because a receiver may have signed them. Credentials become a Basic
-    `authorization`; a fragment is dropped.
-    """
-    if len(text) > MAX_URL_CHARS:
-        raise ValueError(f"a URL must have at most {MAX_URL_CHARS} characters; this one has {len(text)}")
-    if any(char.isspace() or char == "\\" or unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in text):
-        raise ValueError("a URL must not contain spaces, line breaks, backslashes or control characters")
-    shape = _SHAPE.match(text)
-    if shape is None:
-        raise ValueError("a URL must look like https://host/path")
-    scheme = shape["scheme"].lower()
-    if scheme not in ("http", "https"):
-        raise ValueError(f"the scheme must be https, or http inside delivery.allowed_networks, not {scheme[:20]}")
-    userinfo, at, hostport = shape["authority"].rpartition("@")
-    if "@" in userinfo:
-        raise ValueError("more than one @ before the path; write it as %40 in a name or password")
-    host, port = _host_and_port(hostport)
-    name, address = _canonical(host)
-    plain = scheme == "http"
-    if address is not None and (why := refusal(name, address, allowed_networks, plain=plain)) is not None:
-        raise ValueError(why)
-    if plain and not allowed_networks:
-        raise ValueError(f"{name}: plain http is only for addresses inside delivery.allowed_networks; use https")
-    authority = name if port in (None, 80 if plain else 443) else f"{name}:{port}"
-    path_and_query = quote(f"{shape['path'] or '/'}{shape['query']}", safe=_KEEP)
-    return VettedUrl(
-        url=yarl.URL(f"{scheme}://{authority}{path_and_query}", encoded=True),
-        host=name,
-        plain=plain,
-        address=address,
-        authorization=_basic(userinfo) if at and userinfo else None,
-    )
-
-
-def _basic(userinfo: str) -> str:
-    login, _, password = userinfo.partition(":")
-    credentials = f"{unquote(login)}:{unquote(password)}"
-    return "Basic " + base64.b64encode(credentials.encode()).decode()
-
-
-def _host_and_port(text: str) -> tuple[str, int | None]:
-    if text.startswith("["):
-        host, bracket, rest = text.partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError("an IPv6 address must be in brackets: https://[2001:db8::1]:8443/path")
-        host, port_text = host + "]", rest[1:]
-    else:
-        host, _, port_text = text.partition(":")
-        if ":" in port_text:
-            raise ValueError("an IPv6 address must be in brackets: https://[2001:db8::1]:8443/path")
-    if not host or host == "[]":
-        raise ValueError("the URL has no host")
-    if not port_text:
-        return host, None
-    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 1 <= int(port_text) <= 65_535):
-        raise ValueError("the port must be a number from 1 to 65535")
-    return host, int(port_text)
-
-
-def _canonical(host: str) -> tuple[str, IPAddress | None]:
-    """Normalise a host: a lower-case ASCII name, or an address in its canonical spelling."""
-    if host.startswith("["):
-        if "%" in host:
-            raise ValueError("an IPv6 address in a URL must not have a zone (%…)")
-        try:
-            address = IPv6Address(host[1:-1])
-        except ValueError:
-            raise ValueError(f"{host[:60]} is not a valid IPv6 address") from None
-        return f"[{address}]", address
-    if "%" in host:
-        raise ValueError("the host must not be percent-encoded")
-    name = unicodedata.normalize("NFKC", host.translate(_DOTS)).translate(_DOTS).lower()
-    if not name.isascii():
-        try:
-            name = idna.encode(name, uts46=True).decode("ascii")
-        except (idna.IDNAError, UnicodeError):
-            raise ValueError("the host is not a valid international domain name") from None
-    name = name.removesuffix(".")
-    labels = name.split(".")
-    if _NUMBER.fullmatch(labels[-1]):
-        ip = _ipv4(labels)
-        if ip is None:
-            raise ValueError(f"{name[:60]} ends in a number but is not a valid IPv4 address")
-        return str(ip), ip
-    if len(name) > 253 or not all(_NAME.fullmatch(label) for label in labels):
-        raise ValueError("the host is not a valid domain name")
-    return name, None
-
-
-def _ipv4(parts: Sequence[str]) -> IPv4Address | None:
-    """Parse an IPv4 address as inet_aton does: one to four numbers, decimal, 0octal or 0xhex (WHATWG URL §3.5)."""
-    if not 1 <= len(parts) <= 4:
-        return None
-    numbers: list[int] = []
-    for part in parts:
-        if not _NUMBER.fullmatch(part) or len(part) > 20:
-            return None
-        try:
-            if part.startswith("0x"):
-                numbers.append(int(part[2:] or "0", 16))
-            else:
-                numbers.append(int(part, 8 if len(part) > 1 and part.startswith("0") else 10))
-        except ValueError:
-            return None
-    *first, last = numbers
-    if any(number > 255 for number in first) or last >= 256 ** (5 - len(numbers)):
-        return None
-    return IPv4Address(sum(number << 8 * (3 - place) for place, number in enumerate(first)) + last)
+def vet_url(text: str, allowed_networks: Sequence[IPNetwork] = ()) -> ParsedUrl:
+    """Parse a subscriber's URL and refuse it when its text alone forbids dialling it; raises ValueError."""
+    target = parse_url(text)
+    if target.address is not None:
+        reason = refusal(target.host, target.address, allowed_networks, plain=target.plain)
+        if reason is not None:
+            raise ValueError(reason)
+    if target.plain and not allowed_networks:
+        raise ValueError(f"{target.host}: plain http is only for addresses inside delivery.allowed_networks; use https")
+    return target
 
 
 # --- dialling --------------------------------------------------------------------------------------------------------
@@ -369,7 +241,7 @@ class Guard:
         self._cache: dict[str, tuple[float, tuple[IPAddress, ...]]] = {}
         self._running: dict[str, asyncio.Task[tuple[IPAddress, ...]]] = {}
 
-    def vet_url(self, text: str) -> VettedUrl:
+    def vet_url(self, text: str) -> ParsedUrl:
         """Parse a URL, with this guard's allowed networks; raises ValueError."""
         return vet_url(text, self.allowed_networks)
 

@@ -28,7 +28,7 @@ from aiohttp.payload import BytesPayload
 from cryptography import x509
 
 import relay
-from relay.delivery.guard import ForbiddenAddress, Guard, VettedUrl
+from relay.delivery.guard import ForbiddenAddress, Guard
 from relay.delivery.outcomes import (
     AddressRefused,
     AttemptOutcome,
@@ -40,6 +40,7 @@ from relay.delivery.outcomes import (
 )
 from relay.delivery.retry import MAX_RETRY_AFTER_S
 from relay.domain.retry_after import parse_retry_after
+from relay.domain.url import ParsedUrl
 
 TIMEOUT_S: Final = 15.0
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -80,7 +81,7 @@ class Sender:
         self._ssl_context = ssl_context
         self._now = now
         self._sessions: dict[tuple[bool, bool], aiohttp.ClientSession] = {}
-        self._targets: dict[str, VettedUrl] = {}
+        self._targets: dict[str, ParsedUrl] = {}
         self._expiries: dict[tuple[str, int], tuple[float, str]] = {}
 
     @property
@@ -186,7 +187,7 @@ class Sender:
             return await self._failure(error, target, _Body(b""), timeout, started_s)
         return await self._answer(response, started_s)
 
-    def _vet(self, url: str) -> VettedUrl:
+    def _vet(self, url: str) -> ParsedUrl:
         target = self._guard.vet_url(url)
         if len(self._targets) >= _MAX_TARGETS:
             self._targets.clear()
@@ -212,7 +213,7 @@ class Sender:
         return answered(status, duration_ms=_ms_since(started_s), excerpt=excerpt(body), retry_after_s=retry_after_s)
 
     async def _failure(
-        self, error: Exception, target: VettedUrl, request: "_Body", timeout: aiohttp.ClientTimeout, started_s: float
+        self, error: Exception, target: ParsedUrl, request: "_Body", timeout: aiohttp.ClientTimeout, started_s: float
     ) -> AttemptOutcome:
         duration_ms = _ms_since(started_s)
         match error:
@@ -238,7 +239,7 @@ class Sender:
             return Interrupted(reason=reason, duration_ms=duration_ms)
         return Unreachable(stage="send", reason=reason, duration_ms=duration_ms)
 
-    async def _certificate_reason(self, target: VettedUrl, error: Exception) -> str:
+    async def _certificate_reason(self, target: ParsedUrl, error: Exception) -> str:
         code = getattr(error, "verify_code", None)
         if code in (_X509_EXPIRED, _X509_NOT_YET_VALID):
             key = (target.host, code)
@@ -258,7 +259,7 @@ class Sender:
         detail = getattr(error, "verify_message", "") or "no reason given"
         return f"the subscriber's certificate is not accepted: {detail}"
 
-    async def _fetch_certificate(self, target: VettedUrl) -> x509.Certificate | None:
+    async def _fetch_certificate(self, target: ParsedUrl) -> x509.Certificate | None:
         """Fetch the certificate that was not accepted, to name its dates; nothing is sent over this connection."""
         loop = asyncio.get_running_loop()
         host, port = target.url.raw_host or "", target.url.port or 443

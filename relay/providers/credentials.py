@@ -2,28 +2,19 @@
 
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
+from relay.domain.url import check_base_url
 from relay.errors import SettingsError
 
 
 def checked_url(text: str, *, example: str, hint: str) -> str:
-    """Take the address of an API; `example` is what it looks like, `hint` where its credential belongs."""
-    wanted = f"base_url must look like {example}"
+    """Check the address of an API; `example` is a valid one, `hint` says where its credential belongs."""
     try:
-        parts = urlsplit(text)
-        port_is_possible = parts.port != 0
-    except ValueError:
-        raise ValueError(wanted) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_possible:
-        raise ValueError(wanted)
-    if parts.username is not None or parts.password is not None:
-        raise ValueError(f"base_url must not hold a user name or password; the {hint}")
-    if parts.query or parts.fragment or not text.isprintable() or " " in text:
-        raise ValueError(f"{wanted}, with nothing after the path")
-    return text.rstrip("/")
+        return check_base_url(text, example=example, credentials=f"the {hint}")
+    except ValueError as error:
+        raise ValueError(f"base_url {error}") from None
 
 
 def one_word(text: str) -> bool:

@@ -25,7 +25,6 @@ from relay.settings.options import (
     changed_outside_maps,
     reveal,
 )
-from relay.settings.values import check_url
 
 __all__ = [
     "ID_PATTERN",
@@ -41,7 +40,6 @@ __all__ = [
     "SubscriptionOptions",
     "TierOptions",
     "changed_outside_maps",
-    "check_url",
     "describe",
     "error_messages",
     "load",

@@ -573,7 +573,7 @@ async def no_name(host: str) -> Sequence[str]:
         ("https://inside.example.org:{port}/", "inside.example.org is at 127.0.0.1, the relay's own host"),
         ("https://mixed.example.org:{port}/", "mixed.example.org is at 127.0.0.1, the relay's own host"),
         ("http://inside.example.org:{port}/", "plain http is only for addresses inside delivery.allowed_networks"),
-        ("ftp://inside.example.org:{port}/", "the scheme must be https"),
+        ("ftp://inside.example.org:{port}/", "the scheme must be https or http, not ftp"),
     ],
 )
 async def test_a_forbidden_address_is_refused_and_nothing_is_dialled(url: str, message: str) -> None:
