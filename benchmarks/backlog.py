@@ -9,7 +9,7 @@ from benchmarks import office
 from benchmarks.figures import Figure, median
 from benchmarks.house import Bench, embedded, runtime_on, subscriptions, write_config
 from benchmarks.throughput import publish
-from relay.queue.lane import Settlement
+from relay.queue.settlement import Retry
 from relay.runtime import Runtime
 from relay.store.lanes import LaneName
 
@@ -24,7 +24,7 @@ async def _claim_ms(runtime: Runtime) -> float:
     took_ms = (time.perf_counter() - began) * 1000
     if len(reply.claims) != CLAIM:
         raise RuntimeError(f"{len(reply.claims)} claims came, not {CLAIM}")
-    await lane.exchange([Settlement(claim, "again") for claim in reply.claims])
+    await lane.exchange([(claim, Retry()) for claim in reply.claims])
     return took_ms
 
 

@@ -28,7 +28,7 @@ from benchmarks.house import (
 from relay.events.decide import EventDraft
 from relay.runtime import Runtime
 from relay.store.calls import NewEvent
-from workers.runners import DELIVER_AT_ONCE
+from workers.runners import DELIVER_CONCURRENCY
 
 SUBSCRIBERS = tuple(f"s{index:02d}" for index in range(50))
 """Fifty with the usual ten posts in flight each: more than the 200 that one worker has in flight."""
@@ -106,7 +106,7 @@ class Drain:
             "--urls",
             urls,
             "--at-once",
-            str(DELIVER_AT_ONCE),
+            str(DELIVER_CONCURRENCY),
             log=self._folder / "bare.log",
         ):
             return await _rate(self._target, calls * len(SUBSCRIBERS))

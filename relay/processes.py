@@ -12,6 +12,7 @@ from relay import secrets
 from relay.api.server import serve_api, serve_internal
 from relay.domain.time import from_ms, iso
 from relay.errors import SettingsError
+from relay.queue.changes import ExpireLeases
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, changed_outside_maps
 from relay.store.embedded import EmbeddedStore
@@ -19,6 +20,8 @@ from relay.tasks import end
 
 log = structlog.get_logger(__name__)
 
+AddRunners = Callable[[Runtime], object]
+"""Adds the runners of a role to a runtime."""
 Host = Callable[[Runtime], Awaitable[None]]
 """Keeps an arq worker running over a runtime."""
 
@@ -73,7 +76,7 @@ def stop_on_signals() -> asyncio.Event:
 
 async def up(
     settings: Settings,
-    add_runners: Callable[[Runtime], None],
+    add_runners: AddRunners,
     host: Host,
     stop: asyncio.Event,
     *,
@@ -84,8 +87,7 @@ async def up(
         if settings.redis_url is None:
             # The lock on the directory is ours, so a former process is dead: what it held need not wait for its leases.
             for lane in runtime.lanes.values():
-                await lane.lapse()
-        runtime.add_poller()
+                await lane.apply(ExpireLeases())
         add_runners(runtime)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(serve_api(runtime))
@@ -103,7 +105,7 @@ async def role(
     name: str,
     stop: asyncio.Event,
     *,
-    add_runners: Callable[[Runtime], None] | None = None,
+    add_runners: AddRunners | None = None,
     host: Host | None = None,
     read: Callable[[], Settings],
 ) -> None:
@@ -111,8 +113,6 @@ async def role(
     url, keys = needs_of_a_role(settings)
     async with open_runtime(settings, redis_url=url, secret_keys=keys) as runtime, AsyncExitStack() as stack:
         runtime.wake_ups.send_through(runtime.arq)
-        if name == "poller":
-            runtime.add_poller()
         if add_runners is not None:
             add_runners(runtime)
         if name == "api":

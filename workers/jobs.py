@@ -46,7 +46,7 @@ async def wake(ctx: dict[str, Any], lane: str) -> None:
     """Have this process look at a lane now."""
     for known in LaneName:
         if known == lane:
-            ctx["runtime"].wake_ups.hear(known)
+            ctx["runtime"].wake_ups.wake_here(known)
 
 
 async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job: str, force: bool = False) -> None:

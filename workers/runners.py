@@ -1,53 +1,128 @@
-"""The three runners of a worker, built over a runtime."""
+"""Hosts the lanes in a process: how many attempts run at once, and how long one may take."""
 
 from relay.delivery.attempt import Attempts
+from relay.events.publisher import Publisher
+from relay.polling.poller import Poller, Reader
+from relay.polling.stream import Streams
+from relay.polling.window import Tier
 from relay.queue.runner import Runner
 from relay.runtime import Runtime
-from relay.store.health import read_health
 from relay.store.lanes import LaneName
-from workers.deliver import Deliver
-from workers.enrich import Enrich
+from workers.deliver import DeliverWorker
+from workers.enrich import EnrichWorker
+from workers.poll import PollWorker
 from workers.record import RecordWorker
 
-ENRICH_AT_ONCE = 20
+POLL_CONCURRENCY = 100
+ENRICH_CONCURRENCY = 20
 ENRICH_BATCH = 50
-RECORD_AT_ONCE = 8
-DELIVER_AT_ONCE = 200
+RECORD_CONCURRENCY = 8
+DELIVER_CONCURRENCY = 200
 
 
-def add_runners(runtime: Runtime) -> None:
-    """Host the enrich, record and deliver lanes in this process."""
-    enrich = Enrich(lambda: runtime.sources, runtime.book, runtime.publisher(), runtime.states)
-    enrich.runner = runtime.add_runner(
-        Runner(runtime.lanes[LaneName.ENRICH], enrich.work, at_once=ENRICH_AT_ONCE, needs_s=15, batch=ENRICH_BATCH)
+def add_poller(runtime: Runtime) -> Streams:
+    """Host the poll lane, and the streams of sources that have one."""
+
+    def wake() -> None:
+        runtime.wake_ups(LaneName.ENRICH)
+        runtime.wake_ups(LaneName.RECORD)
+
+    async def poll_now(sid: str) -> None:
+        await lane.put("", sid)
+        runtime.wake_ups.wake_here(LaneName.POLL)
+
+    lane = runtime.lanes[LaneName.POLL]
+    poller = Poller(
+        runtime.ledger,
+        runtime.states,
+        runtime.operations,
+        runtime.markers,
+        tiers=[Tier(int(tier.every_s), int(tier.depth_s)) for tier in runtime.settings.poll.tiers],
+        wake=wake,
+        now=runtime.store_now,
     )
-    record = RecordWorker(
+    worker = PollWorker(lambda: runtime.sources, poller)
+    runtime.add_runner(Runner(lane, worker.work, concurrency=POLL_CONCURRENCY, min_lease_s=70))
+    streams = Streams(
+        runtime.redis,
+        Reader(runtime.ledger, runtime.states),
+        runtime.states,
+        lambda: runtime.sources,
+        now=runtime.store_now,
+        catch_up=poll_now,
+        fresh_calls=wake,
+    )
+    runtime.add_service("streams", streams.run)
+    return streams
+
+
+def add_workers(runtime: Runtime) -> None:
+    """Host the enrich, record and deliver lanes."""
+    _add_enrich(runtime)
+    _add_record(runtime)
+    _add_deliver(runtime)
+
+
+def add_poller_and_workers(runtime: Runtime) -> None:
+    """Host every lane."""
+    add_poller(runtime)
+    add_workers(runtime)
+
+
+def _add_enrich(runtime: Runtime) -> None:
+    lane = runtime.lanes[LaneName.ENRICH]
+    publisher = Publisher(
+        runtime.ledger,
+        runtime.subscriptions,
+        now_ms=lambda: lane.store_now_ms,
+        on_deliveries=lambda: runtime.wake_ups(LaneName.DELIVER),
+    )
+    worker = EnrichWorker(lane, lambda: runtime.sources, runtime.book, publisher, runtime.states)
+    runtime.add_runner(Runner(lane, worker.work, concurrency=ENRICH_CONCURRENCY, min_lease_s=15, batch=ENRICH_BATCH))
+
+
+def _add_record(runtime: Runtime) -> None:
+    lane = runtime.lanes[LaneName.RECORD]
+    worker = RecordWorker(
+        lane,
         lambda: runtime.sources,
         runtime.storage,
         runtime.states,
         wake_enrich=lambda: runtime.wake_ups(LaneName.ENRICH),
         find_call=runtime.ledger.call,
     )
-    record.runner = runtime.add_runner(
-        Runner(runtime.lanes[LaneName.RECORD], record.work, at_once=RECORD_AT_ONCE, needs_s=30, settled=record.settled)
+    runtime.add_runner(
+        Runner(
+            lane,
+            worker.work,
+            concurrency=RECORD_CONCURRENCY,
+            min_lease_s=30,
+            renews=True,
+            on_settled=worker.on_settled,
+        )
     )
+
+
+def _add_deliver(runtime: Runtime) -> None:
+    lane = runtime.lanes[LaneName.DELIVER]
     timeout_s = runtime.settings.delivery.timeout_s
     attempts = Attempts(
         runtime.sender, link=runtime.links.for_event, find_call=runtime.ledger.call, timeout_s=timeout_s
     )
-    deliver = Deliver(
+    worker = DeliverWorker(
+        lane,
         runtime.subscriptions,
         attempts,
-        health=lambda sub: read_health(runtime.redis, sub),
-        disable=runtime.disable,
-        failing=runtime.failing,
+        health=runtime.store.subscriptions.health,
+        disable=runtime.lifecycle.disable_unhealthy,
+        warn_failing=runtime.lifecycle.warn_failing,
     )
-    deliver.runner = runtime.add_runner(
+    runtime.add_runner(
         Runner(
-            runtime.lanes[LaneName.DELIVER],
-            deliver.work,
-            at_once=DELIVER_AT_ONCE,
-            needs_s=timeout_s + 5,
-            doubtful=deliver.doubtful,
+            lane,
+            worker.work,
+            concurrency=DELIVER_CONCURRENCY,
+            min_lease_s=timeout_s + 5,
+            unproven=worker.unproven,
         )
     )

@@ -27,7 +27,7 @@ from relay.runtime import QUEUE, Runtime, open_runtime
 from relay.settings import Settings, load
 from relay.tasks import end
 from workers import jobs, sweep
-from workers.runners import add_runners
+from workers.runners import add_workers
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +95,7 @@ async def _startup(ctx: dict[str, Any]) -> None:
     configure(settings.log.level, settings.log.format)
     stack = AsyncExitStack()
     runtime = await stack.enter_async_context(open_runtime(settings, redis_url=redis_url, secret_keys=secret_keys))
-    add_runners(runtime)
+    add_workers(runtime)
     runtime.wake_ups.send_through(runtime.arq)
     await stack.enter_async_context(serve_internal(runtime))
     stop = stop_on_signals()

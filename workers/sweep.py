@@ -14,6 +14,7 @@ from relay.errors import SettingsError, StorageError
 from relay.polling.silence import same_stretches, too_quiet
 from relay.providers.source import Source
 from relay.queue import keys as queue_keys
+from relay.queue.changes import Put
 from relay.runtime import DAY_S, Runtime
 from relay.store import keys
 from relay.store.lanes import LaneName
@@ -30,7 +31,7 @@ _QUIET_HINT = "polls go well and bring no call, as never before at this time: do
 async def sweep(runtime: Runtime) -> None:
     """Put right what can drift."""
     await _time_went_back(runtime)
-    await runtime.arrange()
+    await runtime.reconciler.everything()
     await _credentials_changed(runtime)
     if await runtime.redis.set(keys.LISTENED, 1, nx=True, ex=_LISTEN_EVERY_S):
         await listen_for_silence(runtime)
@@ -49,7 +50,7 @@ async def _time_went_back(runtime: Runtime) -> None:
     if before - now_ms > _STEP_BACK_MS:
         log.warning("store_clock_stepped_back", by_s=(before - now_ms) / 1000)
         polled = [sid for sid, each in runtime.sources.items() if not each.paused]
-        await runtime.lanes[LaneName.POLL].change([("put", "", sid, 0) for sid in polled])
+        await runtime.lanes[LaneName.POLL].apply(*(Put("", sid) for sid in polled))
 
 
 async def _credentials_changed(runtime: Runtime) -> None:

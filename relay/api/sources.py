@@ -371,7 +371,7 @@ async def _create(api: Api, sid: str, document: Json, tenant: str | None) -> Sou
     if made is None:
         return None
     await runtime.registry.take("source", made)
-    await runtime.arrange_source(sid)
+    await runtime.reconciler.source(sid)
     return (await views(api, [runtime.sources[sid]]))[0]
 
 
@@ -381,7 +381,7 @@ async def _replace(api: Api, stands: Declaration, document: Json) -> bool:
     if made is None:
         return False
     await runtime.registry.take("source", made)
-    await runtime.arrange_source(stands.id)
+    await runtime.reconciler.source(stands.id)
     return True
 
 

@@ -36,10 +36,11 @@ from relay.domain.time import from_iso, iso
 from relay.events import payload
 from relay.events.render import check_map, render_json
 from relay.queue import keys as queue_keys
-from relay.runtime import keeps_every_write
+from relay.queue.changes import DisablePartition
 from relay.settings import SubscriptionOptions, reveal
 from relay.settings.values import SigningSecret
 from relay.store import keys
+from relay.store.database import is_durable
 from relay.store.declarations import Declaration
 from relay.store.lanes import LaneName
 
@@ -171,7 +172,7 @@ class ListSubscriptions(PageQuery):
 
 async def views(api: Api, found: Sequence[Subscription]) -> list[SubscriptionView]:
     """Show subscriptions, with their health in one round trip."""
-    names = ["off", "failing_since", "opened", "heard"]
+    names = ["disabled", "failing_since", "circuit_opened_at", "succeeded_at"]
     async with api.runtime.redis.pipeline(transaction=False) as pipe:
         for each in found:
             pipe.hmget(queue_keys.partition(LaneName.DELIVER, each.id), names)
@@ -306,18 +307,15 @@ async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> Sub
     """Make a subscription; None when somebody has just made one with this id."""
     runtime = api.runtime
     check_id(sub)
-    tombstone = await runtime.redis.hmget(queue_keys.partition(LaneName.DELIVER, sub), ["off", "tenant"])  # type: ignore[misc]
-    if tombstone[0] == DELETED.encode():
-        if (tombstone[1] or b"").decode() != (tenant or ""):
-            raise taken()  # somebody else's until every process has heard that it is gone
-        await runtime.redis.delete(queue_keys.partition(LaneName.DELIVER, sub))
+    if not await runtime.store.subscriptions.reuse(sub, tenant=tenant):
+        raise taken()  # another tenant's until every process knows of the removal
     if runtime.registry.configured("subscription", sub):
         raise taken()
     made = await runtime.registry.declarations.create("subscription", sub, document, tenant=tenant)
     if made is None:
         return None
     await runtime.registry.take("subscription", made)
-    await runtime.arrange_subscription(sub)
+    await runtime.reconciler.subscription(sub)
     view = (await views(api, [runtime.subscriptions[sub]]))[0]
     return SubscriptionWithSecret(**dict(view), secret=document["secret"])
 
@@ -336,7 +334,7 @@ async def _replace(api: Api, caller: Caller, stands: Declaration, document: Json
     if made is None:
         return False
     await runtime.registry.take("subscription", made)
-    await runtime.arrange_subscription(stands.id)
+    await runtime.reconciler.subscription(stands.id)
     return True
 
 
@@ -374,7 +372,7 @@ async def _vet(api: Api, caller: Caller, document: Json, *, before: Json | None 
         problems = check_map(wanted["map"], payload.sample("call.completed", now=api.now()))
         if problems:
             raise invalid("payload.map", "; ".join(problems[:10]))
-    if changed.get("delivery") == "at_most_once" and not await keeps_every_write(api.runtime.redis):
+    if changed.get("delivery") == "at_most_once" and not await is_durable(api.runtime.redis):
         raise invalid(
             "delivery",
             "at_most_once needs a store that keeps every answered write (appendonly yes, appendfsync always)",
@@ -400,30 +398,23 @@ async def delete_subscription(
     stands = await runtime.registry.declarations.get("subscription", subscription_id)
     if stands is None or not caller.sees(stands.tenant):
         return
-    lane = runtime.lanes[LaneName.DELIVER]
-    await lane.off(subscription_id, DELETED)
+    await runtime.lanes[LaneName.DELIVER].apply(DisablePartition(subscription_id, DELETED))
     subscription = runtime.subscriptions.get(subscription_id)
     by_hook = query.unsubscribed_by == "hook" or request.headers.get("User-Agent", "").startswith("Zapier")
     if subscription is not None and not by_hook:
-        await runtime.say_goodbye(subscription)
+        await runtime.lifecycle.unsubscribe_hook(subscription)
     await api.eraser.subscription(subscription_id)
     await runtime.registry.declarations.remove("subscription", subscription_id)
     await runtime.registry.drop("subscription", subscription_id)
-    partition = queue_keys.partition(LaneName.DELIVER, subscription_id)
-    async with runtime.redis.pipeline(transaction=True) as pipe:
-        pipe.delete(partition, queue_keys.leases(LaneName.DELIVER, subscription_id), keys.told(subscription_id))
-        pipe.hset(partition, mapping={"off": DELETED, "gate": "inf", "tenant": stands.tenant or ""})
-        pipe.expire(partition, _TOMBSTONE_S)
-        await pipe.execute()
+    await runtime.store.subscriptions.mark_removed(subscription_id, tenant=stands.tenant)
 
 
 async def disable_subscription(
     api: Api, caller: Caller, subscription_id: str, body: DisableRequest
 ) -> SubscriptionView:
     """Switch a subscription off: what waits is kept; what happens meanwhile is listed as missing, to be replayed."""
-    subscription = await api.subscription(caller, subscription_id)
-    await api.runtime.lanes[LaneName.DELIVER].off(subscription_id, body.reason or DISABLED_BY_HAND)
-    await api.runtime.say_goodbye(subscription)
+    await api.subscription(caller, subscription_id)
+    await api.runtime.lifecycle.disable(subscription_id, body.reason or DISABLED_BY_HAND)
     return await read_subscription(api, caller, subscription_id)
 
 
@@ -432,9 +423,7 @@ async def enable_subscription(api: Api, caller: Caller, subscription_id: str) ->
     subscription = await api.subscription(caller, subscription_id)
     if not subscription.options.enabled:
         await patch_subscription(api, caller, subscription_id, {"enabled": True})
-    await api.runtime.lanes[LaneName.DELIVER].off(subscription_id, None)
-    await api.runtime.redis.hdel(queue_keys.partition(LaneName.DELIVER, subscription_id), "goodbye")  # type: ignore[misc]
-    await api.runtime.redis.delete(keys.told(subscription_id))
+    await api.runtime.lifecycle.enable(subscription_id)
     api.runtime.wake_ups(LaneName.DELIVER)
     return await read_subscription(api, caller, subscription_id)
 
@@ -549,7 +538,7 @@ async def _as_sent(api: Api, subscription: Subscription, document: Json) -> Json
 
 async def _enabled(api: Api, caller: Caller, sub: str) -> Subscription:
     subscription = await api.subscription(caller, sub)
-    off = await api.runtime.redis.hget(queue_keys.partition(LaneName.DELIVER, sub), "off")  # type: ignore[misc]
+    off = await api.runtime.redis.hget(queue_keys.partition(LaneName.DELIVER, sub), "disabled")  # type: ignore[misc]
     if off or not subscription.options.enabled:
         raise _disabled()
     return subscription

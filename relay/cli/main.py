@@ -81,7 +81,7 @@ def _options(
 def up(config: Config = None) -> None:
     """Run everything in one process; without RELAY_REDIS_URL on an embedded store in data_dir."""
     from relay import processes
-    from workers.runners import add_runners
+    from workers.runners import add_poller_and_workers
     from workers.settings import host
 
     settings = _settings(config)
@@ -90,7 +90,7 @@ def up(config: Config = None) -> None:
         stop = processes.stop_on_signals()
         await processes.up(
             settings,
-            add_runners,
+            add_poller_and_workers,
             lambda runtime: host(runtime, poll_delay_s=0.5),
             stop,
             read=lambda: _read(config),
@@ -119,7 +119,7 @@ def api(config: Config = None) -> None:
 
 def _role(config: Path | None, name: str) -> None:
     from relay import processes
-    from workers.runners import add_runners
+    from workers.runners import add_poller, add_workers
     from workers.settings import host
 
     settings = _settings(config)
@@ -127,10 +127,14 @@ def _role(config: Path | None, name: str) -> None:
 
     async def run() -> None:
         stop = processes.stop_on_signals()
-        if name == "worker":
-            await processes.role(settings, name, stop, add_runners=add_runners, host=host, read=lambda: _read(config))
-        else:
-            await processes.role(settings, name, stop, read=lambda: _read(config))
+        await processes.role(
+            settings,
+            name,
+            stop,
+            add_runners={"poller": add_poller, "worker": add_workers}.get(name),
+            host=host if name == "worker" else None,
+            read=lambda: _read(config),
+        )
 
     _run(run())
 

@@ -8,6 +8,7 @@ from yarl import URL
 from relay.delivery import filters, signature
 from relay.domain.json import Json
 from relay.events.render import Payload
+from relay.queue.changes import LimitInFlight, LimitRate
 from relay.settings import FieldMap, SubscriptionOptions
 
 ZAPIER_HOSTS = frozenset({"hooks.zapier.com"})
@@ -59,16 +60,13 @@ class Subscription:
             return self.keys
         return (*self.keys, *(key for key, until_s in self.former_keys if until_s > now_s))
 
-    def rules(self) -> list[tuple[str, str, str | float, float]]:
-        """Give the changes that make the deliver lane keep to this subscription's cap and pace."""
+    def limits(self) -> tuple[LimitInFlight, LimitRate]:
+        """The changes by which the deliver lane keeps to this subscription's limits."""
         rate = self.options.rate_per_s
         if rate is None and self.host in ZAPIER_HOSTS:
             rate = ZAPIER_RATE_PER_S
-        pace: tuple[str, str, str | float, float] = ("pace", self.id, "", 0)
-        if rate is not None:
-            interval_ms, slack_ms = pacing(rate)
-            pace = ("pace", self.id, interval_ms, slack_ms)
-        return [("cap", self.id, self.options.max_in_flight, 0), pace]
+        interval_ms, slack_ms = (None, 0.0) if rate is None else pacing(rate)
+        return LimitInFlight(self.id, self.options.max_in_flight), LimitRate(self.id, interval_ms, slack_ms)
 
 
 def pacing(rate_per_s: float) -> tuple[float, float]:

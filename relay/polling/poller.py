@@ -5,7 +5,7 @@ what it took in is known next time, the rest is asked for again.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -20,10 +20,8 @@ from relay.polling.clock_skew import NOTED_S, ahead_s, rows_look_like
 from relay.polling.window import FUTURE, Plan, PollState, Tier, days_to_forget, floor, heavy_after, next_cursor, plan
 from relay.providers.base import InvalidRow, Window, excerpt
 from relay.providers.source import Source
-from relay.queue.lane import Claim
-from relay.queue.runner import Runner
 from relay.recordings.markers import Marker, Markers
-from relay.store.calls import CHUNK, CursorUpdate, LeaseLost, Ledger, Row
+from relay.store.calls import CHUNK, CursorUpdate, Ledger, Row
 from relay.store.sources import SourceState, SourceStore
 
 log = structlog.get_logger(__name__)
@@ -224,15 +222,12 @@ class Reader:
 
 
 class Poller:
-    """Does the work of the poll lane: one claim is one poll of one source. `now` is the store's time."""
-
-    runner: Runner
+    """Polls a source under a lease of the poll lane. `now` is the store's time."""
 
     def __init__(
         self,
         ledger: Ledger,
         states: SourceStore,
-        sources: Callable[[], Mapping[str, Source]],
         operations: Operations,
         markers: Markers,
         *,
@@ -241,7 +236,6 @@ class Poller:
         now: Now,
     ) -> None:
         self._states = states
-        self._sources = sources
         self._operations = operations
         self._markers = markers
         self._tiers = tiers
@@ -249,31 +243,16 @@ class Poller:
         self._now = now
         self._reader = Reader(ledger, states, clock=now)
 
-    async def work(self, claims: Sequence[Claim]) -> None:
-        """Poll the claimed source and say when it is due again."""
-        claim = claims[0]
-        source = self._sources().get(claim.item)
-        if source is None or source.paused:
-            self.runner.settle(claim, "done")
-            return
-        try:
-            outcome, wait_s = await self._attempt(source, claim)
-        except LeaseLost:
-            log.warning("poll_overtaken", source=source.id, why="its lease ended and another poller has the source")
-            outcome, wait_s = "overtaken", source.options.poll_interval_s
-        metrics.POLLS.labels(outcome).inc()
-        self.runner.settle(claim, "again", wait_ms=int(wait_s * 1000) + 1)
-
-    async def _attempt(self, source: Source, claim: Claim) -> tuple[str, float]:
-        """Poll; how that ended, and seconds until the next one."""
+    async def poll(self, source: Source, *, token: bytes, renew_lease: Callable[[], None]) -> tuple[str, float]:
+        """Poll once; returns how that ended, and seconds until the next poll. Raises LeaseLost."""
         began = time.monotonic()
         state = await self._states.read(source.id)
         try:
-            await self._poll(source, claim, state)
+            await self._poll(source, state, token, renew_lease)
         except OverBudget as error:
             return "over_budget", error.wait_s
         except RelayError as error:
-            return _outcome(error), await self._failed(source, claim, error)
+            return _outcome(error), await self._failed(source, token, error)
         if state.error:
             log.info("source_recovered", source=source.id)
         if state.error_told:
@@ -281,7 +260,7 @@ class Poller:
             await self._states.note(source.id, error_told=0)
         return "ok", max(source.options.poll_interval_s - (time.monotonic() - began), 0.05)
 
-    async def _poll(self, source: Source, claim: Claim, state: SourceState) -> None:
+    async def _poll(self, source: Source, state: SourceState, token: bytes, renew_lease: Callable[[], None]) -> None:
         now = self._now()
         poll_state = state.poll_state
         if poll_state.started_at is None:
@@ -299,11 +278,11 @@ class Poller:
             source,
             Window(planned.since, now),
             now=now,
-            token=claim.token,
+            token=token,
             floor=floor(poll_state, now=now),
             seed_before=poll_state.started_at if planned.first or planned.recovery else None,
             cursor_update=cursor_update,
-            on_page=lambda _: self.runner.settle(claim, "renew"),
+            on_page=lambda _: renew_lease(),
         )
         if stats.new or stats.changed:
             self._wake()
@@ -372,9 +351,9 @@ class Poller:
             log.info("zone_fits", source=source.id)
         return {"delay_calls": 0, "delay_least_s": "inf", "zone_off_s": off_s}
 
-    async def _failed(self, source: Source, claim: Claim, error: RelayError) -> float:
+    async def _failed(self, source: Source, token: bytes, error: RelayError) -> float:
         """Write down what is wrong, tell those who asked to be told, and say when to try again."""
-        failing = await self._states.failed(source.id, str(error), token=claim.token)
+        failing = await self._states.failed(source.id, str(error), token=token)
         wait_s = _wait_s(error, failing.failures, source.options.poll_interval_s)
         if not failing.known:
             log.error("source_error", source=source.id, error=str(error), next_try_s=round(wait_s))

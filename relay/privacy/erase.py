@@ -17,10 +17,10 @@ from redis.asyncio import Redis
 from relay.domain.time import from_ms
 from relay.errors import StoreError
 from relay.queue import keys as queue_keys
-from relay.queue.scripts import load_script
 from relay.recordings.storage import object_paths
 from relay.store import keys
 from relay.store.calls import Ledger, StoredCall, read_call
+from relay.store.scripts import load_script
 
 FORGOTTEN_TTL_S: Final = 7 * 86_400
 REMEMBERED_S: Final = 5
@@ -100,8 +100,8 @@ class Eraser:
         self._ledger = ledger
         self._redis: Redis = ledger.redis
         self._storage = storage
-        self._erase = load_script(ledger.redis, "relay.store", "erase")
-        self._forget = load_script(ledger.redis, "relay.store", "remove_subscription")
+        self._erase = load_script(ledger.redis, "erase")
+        self._forget = load_script(ledger.redis, "remove_subscription")
 
     async def number(
         self, number: str, *, sources: Collection[str] | None, books: Collection[str], step: Step

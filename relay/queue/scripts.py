@@ -6,15 +6,19 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 
-def load_script(redis: Redis, package: str, name: str) -> AsyncScript:
-    """Register `<package>/<name>.lua` with the helpers of `lane.lua` in front of it.
+def read_lua(package: str, *names: str) -> str:
+    """Read Lua files of a package, one after the other."""
+    return "\n".join(resources.files(package).joinpath(f"{name}.lua").read_text() for name in names)
 
-    The shebang of a script (`#!lua flags=…`) must stay its first line, so it moves in front of the helpers.
+
+def load_script(redis: Redis, package: str, name: str, *, prelude: str = "") -> AsyncScript:
+    """Register `<package>/<name>.lua` with `lane.lua`, then `prelude`, in front of it.
+
+    The shebang of a script (`#!lua flags=…`) must stay its first line, so it moves to the front.
     """
-    helpers = resources.files("relay.queue").joinpath("lane.lua").read_text()
-    own = resources.files(package).joinpath(f"{name}.lua").read_text()
+    script = read_lua(package, name)
     shebang = ""
-    if own.startswith("#!"):
-        first, own = own.split("\n", 1)
-        shebang = first + "\n"
-    return redis.register_script(shebang + helpers + own)
+    if script.startswith("#!"):
+        shebang, script = script.split("\n", 1)
+        shebang += "\n"
+    return redis.register_script(f"{shebang}{read_lua('relay.queue', 'lane')}\n{prelude}\n{script}")

@@ -4,7 +4,7 @@
 --        (HASH tat: theoretical arrival time, ms; closed: no request before, ms; all: every purpose counts in it)
 -- ARGV   emission interval ms (float; 0: no limit is known, only what is closed is closed), tolerance ms of this
 --        purpose, TTL s, 1 when it counts by way out in any case, the largest tolerance of all ms, longest closing ms
--- ANSWER 0 when the request may go, else ms to wait
+-- REPLY  0 when the request may go, else ms to wait
 --
 -- GCRA: a bucket lets a request go when its arrival time is at most `tolerance` ahead of now. With interval W/(N-B) and
 -- tolerance B times that, no window of W holds more than N requests, wherever it starts.

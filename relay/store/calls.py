@@ -10,13 +10,13 @@ from redis.asyncio import Redis
 from relay.domain import ids
 from relay.domain.call import Record
 from relay.domain.json import Json
-from relay.queue.lane import Claim
-from relay.queue.scripts import load_script
+from relay.queue.claim import Claim
 from relay.store import keys
 from relay.store.codes import SeenMark
 from relay.store.deliveries import DeliveryState
 from relay.store.documents import pack, unpack, unpack_bytes
 from relay.store.listings import Listing
+from relay.store.scripts import load_script
 
 CHUNK = 50
 """Rows in one admission: 50 new ones hold the store for about 1 ms, 1,000 for about 90."""
@@ -179,9 +179,9 @@ class Ledger:
         self.calls_ttl_s = calls_ttl_s
         self.events_ttl_s = events_ttl_s
         self.keep_raw = keep_raw
-        self._ingest = load_script(redis, "relay.store", "ingest")
-        self._publish = load_script(redis, "relay.store", "publish")
-        self._replay = load_script(redis, "relay.store", "replay")
+        self._ingest = load_script(redis, "ingest")
+        self._publish = load_script(redis, "publish")
+        self._replay = load_script(redis, "replay")
 
     async def unknown(self, sid: str, rows: Sequence[Row], *, mapping: int, untold_too: bool = False) -> list[Row]:
         """Leave out the rows that `seen` has exactly as they are: with deep overlap more than 99 % are repeats.
@@ -296,7 +296,7 @@ class Ledger:
 
 def claimed_call(claim: Claim) -> StoredCall:
     """Read the call that comes with a claim of the enrich and record lanes."""
-    return read_call(claim.item, claim.work[0])
+    return read_call(claim.item, claim.payload[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +311,7 @@ class ClaimedEvent:
 
 def claimed_event(claim: Claim) -> ClaimedEvent:
     """Read it."""
-    eid, packed, state = claim.work
+    eid, packed, state = claim.payload
     return ClaimedEvent(eid.decode(), unpack_bytes(packed) if packed else None, state)
 
 

@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 
 from relay.domain.json import Json
 from relay.errors import RelayError
-from relay.queue.scripts import load_script
 from relay.secrets import SecretBox
 from relay.store import keys
+from relay.store.scripts import load_script
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class Declarations:
     def __init__(self, redis: Redis, box: SecretBox) -> None:
         self._redis = redis
         self._box = box
-        self._declare = load_script(redis, "relay.store", "declare")
+        self._declare = load_script(redis, "declare")
         self._opened: dict[Kind, dict[str, Declaration]] = {}
 
     async def version(self) -> int:

@@ -2,7 +2,7 @@
 --
 -- KEYS   none
 -- ARGV   kind, id, expected ('*' whatever stands, '' nothing, else the very value), new value ('' to remove)
--- ANSWER 1 done · 0 something else stands, nothing was done
+-- REPLY  1 done · 0 something else stands, nothing was done
 --
 -- Races closed here:
 -- * two tenants make the same id at the same time: one of them is first, the other is told that it is taken.

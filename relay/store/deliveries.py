@@ -8,11 +8,11 @@ import orjson
 from redis.asyncio import Redis
 
 from relay.domain.json import Json
-from relay.queue.scripts import load_script
 from relay.store import keys
 from relay.store.codes import ReplayOutcome
 from relay.store.documents import unpack
 from relay.store.listings import Entry, Listing
+from relay.store.scripts import load_script
 
 Status = Literal["waiting", "intent", "delivered", "exhausted", "unknown", "expired", "missing", "poison", "dropped"]
 
@@ -92,8 +92,8 @@ class DeliveryStore:
     def __init__(self, redis: Redis, *, events_ttl_s: int) -> None:
         self._redis = redis
         self._events_ttl_s = events_ttl_s
-        self._replay = load_script(redis, "relay.store", "replay")
-        self._remove_subscription = load_script(redis, "relay.store", "remove_subscription")
+        self._replay = load_script(redis, "replay")
+        self._remove_subscription = load_script(redis, "remove_subscription")
 
     async def get(self, event_id: str, subscription: str) -> Delivery | None:
         return (await self.get_many([(event_id, subscription)]))[0]

@@ -3,7 +3,7 @@
 -- KEYS   none
 -- ARGV   call id ('' for events whose call is gone already), version as it was read ('' for no call), subject,
 --        source id ('' when unknown), n, then n event ids
--- ANSWER -1 when the call changed since it was read (nothing was done), else { events erased, deliveries ended }
+-- REPLY  -1 when the call changed since it was read (nothing was done), else { events erased, deliveries ended }
 --
 -- Races closed here:
 -- * an event is published, a contact or a recording arrives while a call is being erased: the version is another one,

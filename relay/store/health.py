@@ -25,6 +25,6 @@ class Health:
 
 async def read_health(redis: Redis, sub: str) -> Health:
     """Read it."""
-    names = ["off", "failing_since", "opened", "heard"]
+    names = ["disabled", "failing_since", "circuit_opened_at", "succeeded_at"]
     off, failing, opened, heard = await redis.hmget(queue_keys.partition(LaneName.DELIVER, sub), names)  # type: ignore[misc]
     return Health((off or b"").decode(), int(failing or 0), int(opened or 0), int(heard or 0))

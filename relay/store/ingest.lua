@@ -5,7 +5,7 @@
 --        n, then n × (record key, day, day before, day after, call id, content hash, seed 1|0, finished 1|0,
 --                     audio 1|0, started ms, packed record, packed raw row or ''),
 --        last chunk 1|0, m, then m × (field, value) of the source, k, then k days of `seen` to forget
--- ANSWER false when the lease is not ours any more or the source is being removed (nothing was done), else one letter a
+-- REPLY  false when the lease is not ours any more or the source is being removed (nothing was done), else one letter a
 --        row:
 --        n new, or seeded once and asked for by a backfill · c changed · k known · s seeded (known, not told) · r re-hashed after an upgrade
 --

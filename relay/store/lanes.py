@@ -1,6 +1,16 @@
-"""The lanes of the relay: which kinds of work there are."""
+"""The lanes of the relay: which kinds of work there are, what their items carry, and what settling them writes."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
+
+from redis.asyncio import Redis
+
+from relay.domain.json import Json
+from relay.queue.lane import Lane
+from relay.store.deliveries import DeliveryState
+from relay.store.documents import pack
+from relay.store.scripts import lane_hooks
 
 
 class LaneName(StrEnum):
@@ -10,3 +20,62 @@ class LaneName(StrEnum):
     ENRICH = "enrich"
     RECORD = "record"
     DELIVER = "deliver"
+
+
+Lanes = Mapping[LaneName, Lane]
+
+
+def open_lane(redis: Redis, name: LaneName, *, lease_s: float, most: int = 50, events_ttl_s: int = 0) -> Lane:
+    """Open a lane; `events_ttl_s` is how long a settled delivery keeps its event."""
+    hooks = {LaneName.POLL: "", LaneName.DELIVER: lane_hooks("deliver_lane")}.get(name, lane_hooks("call_lanes"))
+    return Lane(redis, name, lease_s=lease_s, most=most, hooks=hooks, hook_argument=events_ttl_s)
+
+
+def open_lanes(redis: Redis, *, attempt_timeout_s: float, events_ttl_s: int) -> Lanes:
+    """Open every lane. A lease outlasts one attempt; those of polls and recordings are renewed while they go on."""
+    return {
+        LaneName.POLL: open_lane(redis, LaneName.POLL, lease_s=120),
+        LaneName.ENRICH: open_lane(redis, LaneName.ENRICH, lease_s=45),
+        LaneName.RECORD: open_lane(redis, LaneName.RECORD, lease_s=120, most=8),
+        LaneName.DELIVER: open_lane(
+            redis, LaneName.DELIVER, lease_s=2 * attempt_timeout_s + 15, events_ttl_s=events_ttl_s
+        ),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryUpdate:
+    """What a settlement of the deliver lane writes: the event that was attempted and how its delivery stands (None:
+    as before). A dead letter is attempted no more."""
+
+    event_id: str
+    state: DeliveryState | None = None
+    dead_letter: bool = False
+
+    def fields(self) -> dict[str, str | bytes]:
+        fields: dict[str, str | bytes] = {"event": self.event_id}
+        if self.state is not None:
+            fields["state"] = self.state.write()
+        if self.dead_letter:
+            fields["dead_letter"] = "1"
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingStored:
+    """The final recording part of a call, audio or not; the call is then due in the enrich lane."""
+
+    recording: Json
+
+    def fields(self) -> dict[str, str | bytes]:
+        return {"recording": pack(self.recording)}
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """How far the attempts to fetch a recording have come."""
+
+    fetch: Json
+
+    def fields(self) -> dict[str, str | bytes]:
+        return {"fetch": pack(self.fetch)}

@@ -2,7 +2,7 @@
 --
 -- KEYS   none
 -- ARGV   source id, poll lease token, what is wrong
--- ANSWER false when the lease is not ours any more (nothing was done), else
+-- REPLY  false when the lease is not ours any more (nothing was done), else
 --        { failures in a row, since when (ms), 1 when it was told, was there an error before 1|0 }
 --
 -- Race closed here: a poller that was thought dead wakes up and calls a source broken that another one polls with

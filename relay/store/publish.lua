@@ -4,7 +4,7 @@
 -- ARGV   call id ('' for an event without a call), version as it was read, subject, call TTL s, event TTL s,
 --        n, then n × (field, value) of the call, or value '' to remove the field,
 --        m, then m × (event id, packed event, k, then k subscriptions)
--- ANSWER -1 when the call changed since it was read (nothing was done), else the number of new deliveries
+-- REPLY  -1 when the call changed since it was read (nothing was done), else the number of new deliveries
 --
 -- Races closed here:
 -- * the record, the contact or the recording changes between reading the call and publishing: every write raises
@@ -64,7 +64,7 @@ for _ = 1, events do
   for s = 1, subs do
     local sub = ARGV[i]
     i = i + 1
-    local off = redis.call('HGET', k_partition('deliver', sub), 'off')
+    local off = redis.call('HGET', k_partition('deliver', sub), 'disabled')
     if off ~= 'deleted' and redis.call('HEXISTS', k_event, sub) == 0 then
       redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
       if off then

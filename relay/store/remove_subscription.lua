@@ -2,7 +2,7 @@
 --
 -- KEYS   none
 -- ARGV   subscription, most of each kind in this step
--- ANSWER how much is left; call again until 0
+-- REPLY  how much is left; call again until 0
 --
 -- Races closed here:
 -- * events are published meanwhile: the subscription is switched off as `deleted` before, and publish.lua leaves it out.

@@ -24,7 +24,7 @@ for n = 1, tonumber(ARGV[6]) do
   local answer = 'queued'
   if not exists then
     answer = 'gone'
-  elseif redis.call('HGET', k_partition(lane, sub), 'off') then
+  elseif redis.call('HGET', k_partition(lane, sub), 'disabled') then
     answer = 'disabled'
   elseif redis.call('ZSCORE', k_pending(sub, subject), eid) then
     answer = 'waiting'

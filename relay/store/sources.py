@@ -13,10 +13,10 @@ from relay.polling.clock_skew import Delays
 from relay.polling.window import PollState
 from relay.providers.base import InvalidRow
 from relay.queue import keys as queue_keys
-from relay.queue.scripts import load_script
 from relay.store import keys
 from relay.store.calls import LeaseLost
 from relay.store.lanes import LaneName
+from relay.store.scripts import load_script
 
 _QUARANTINE_TTL_S = 7 * 86_400
 _QUARANTINE_MOST = 100
@@ -68,7 +68,7 @@ class SourceStore:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._fail = load_script(redis, "relay.store", "poll_failed")
+        self._fail = load_script(redis, "poll_failed")
 
     async def read(self, sid: str) -> SourceState:
         """Read the state of one; an unknown source has none."""

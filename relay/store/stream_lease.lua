@@ -2,7 +2,7 @@
 --
 -- KEYS   one a source (STR: who listens; its TTL is how long that holds)
 -- ARGV   who asks, lease ms (0: give up what is ours)
--- ANSWER 1 or 0 a key: ours from now on, or somebody else's
+-- REPLY  1 or 0 a key: ours from now on, or somebody else's
 --
 -- Race closed here: two pollers find a source without a listener; one of them gets it. One whose lease has ended keeps
 -- nothing: the key is gone, or it is another's.

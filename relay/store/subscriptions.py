@@ -45,7 +45,8 @@ class SubscriptionStore:
         async with self._redis.pipeline(transaction=False) as pipe:
             for subscription in subscriptions:
                 pipe.hmget(
-                    queue_keys.partition(LaneName.DELIVER, subscription), ["off", "failing_since", "opened", "heard"]
+                    queue_keys.partition(LaneName.DELIVER, subscription),
+                    ["disabled", "failing_since", "circuit_opened_at", "succeeded_at"],
                 )
             rows = await pipe.execute()
         return [
@@ -60,11 +61,11 @@ class SubscriptionStore:
     async def claim_unsubscribe_notice(self, subscription: str) -> bool:
         """Whether the subscriber is to be notified now that it was disabled: once, by one process."""
         name = queue_keys.partition(LaneName.DELIVER, subscription)
-        return bool(await self._redis.hsetnx(name, "goodbye", "1"))  # type: ignore[misc]  # both clients
+        return bool(await self._redis.hsetnx(name, "unsubscribe_sent", "1"))  # type: ignore[misc]  # both clients
 
     async def reset_notices(self, subscription: str) -> None:
         """Allow both notices again, after the subscription was enabled."""
-        await self._redis.hdel(queue_keys.partition(LaneName.DELIVER, subscription), "goodbye")  # type: ignore[misc]
+        await self._redis.hdel(queue_keys.partition(LaneName.DELIVER, subscription), "unsubscribe_sent")  # type: ignore[misc]
         await self._redis.delete(keys.failing_notice(subscription))
 
     async def mark_removed(self, subscription: str, *, tenant: str | None) -> None:
@@ -72,14 +73,14 @@ class SubscriptionStore:
         partition = queue_keys.partition(LaneName.DELIVER, subscription)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(partition, queue_keys.leases(LaneName.DELIVER, subscription), keys.failing_notice(subscription))
-            pipe.hset(partition, mapping={"off": REMOVED, "gate": "inf", "tenant": tenant or ""})
+            pipe.hset(partition, mapping={"disabled": REMOVED, "paused_until": "inf", "tenant": tenant or ""})
             pipe.expire(partition, _TOMBSTONE_TTL_S)
             await pipe.execute()
 
     async def reuse(self, subscription: str, *, tenant: str | None) -> bool:
         """Clear the tombstone so that a new subscription can have this id; False when it was another tenant's."""
         name = queue_keys.partition(LaneName.DELIVER, subscription)
-        reason, owner = await self._redis.hmget(name, ["off", "tenant"])  # type: ignore[misc]  # both clients
+        reason, owner = await self._redis.hmget(name, ["disabled", "tenant"])  # type: ignore[misc]  # both clients
         if reason != REMOVED.encode():
             return True
         if (owner or b"").decode() != (tenant or ""):

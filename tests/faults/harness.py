@@ -211,7 +211,7 @@ class Ledger:
             self._offer(lane, part)
 
     def _offer(self, lane: str, part: str) -> None:
-        if self.client.hget(queue_keys.partition(lane, part), "gate") is None:
+        if self.client.hget(queue_keys.partition(lane, part), "paused_until") is None:
             self.client.zadd(queue_keys.lane(lane), {part: 1})
 
     def states(self, subscription: str) -> dict[str, str]:

@@ -21,13 +21,13 @@ def test_two_of_each_with_expired_leases_and_a_clock_that_is_wrong(lab: Lab, off
     lab.store.end_leases()
     until(lambda: lab.heard() == 40, "the second worker tells all")
     first.resume()
-    until(lambda: first.lines("settle_refused"), "the first learns that its leases had ended")
+    until(lambda: first.lines("settlement_refused"), "the first learns that its leases had ended")
     lab.call(20, recorded_share=0.2)
 
     figures = lab.finish(f"two of each, one past its leases, clocks off by {offset_s:g} s")
 
     assert figures.duplicates == 10, "the ten that the sleeper had under way, and no other"
-    assert not second.lines("settle_refused")
+    assert not second.lines("settlement_refused")
     assert second_poller.runs
 
 

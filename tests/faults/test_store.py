@@ -82,7 +82,7 @@ def test_a_full_store_keeps_outcomes_and_goes_on_when_there_is_room(lab: Lab) ->
     lab.store.client.config_set("maxmemory", 1)
     until(lambda: lab.store.leased("deliver") == 0 and not lab.store.waiting("deliver"), "their outcomes are kept")
     lab.call(15)
-    until(lambda: poller.lines("work_met_store_trouble"), "the poller meets a full store")
+    until(lambda: poller.lines("work_interrupted"), "the poller meets a full store")
     assert lab.store.count("calls") == 10, "nothing was half admitted"
     lab.store.client.config_set("maxmemory", 0)
 
@@ -109,7 +109,7 @@ def test_a_full_disk_stops_the_store_not_the_truth(lab: Lab) -> None:
     until(lambda: lab.simulator.in_flight() == 0, "all are answered")
     lab.call(15)
     until(lambda: refuses_writes(lab.store), "the store refuses to write")
-    until(lambda: poller.lines("work_met_store_trouble") or poller.lines("store_is_away"), "the poller meets it")
+    until(lambda: poller.lines("work_interrupted") or poller.lines("store_unavailable"), "the poller meets it")
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     figures = lab.finish("disk full and freed")

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from relay.domain import ids
 from relay.domain.call import Direction, Outcome, Party, Record
 from relay.queue import keys as queue_keys
+from relay.queue.changes import LimitInFlight, Pause
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings
 from relay.simulator.hook_log import HookReport
@@ -24,7 +25,7 @@ from relay.store.calls import Row
 from relay.store.deliveries import DeliveryState
 from relay.store.lanes import LaneName
 from tests.fakes.subscriber import ScriptedSubscriber
-from workers.runners import add_runners
+from workers.runners import add_workers
 
 SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
 KEY = "k" * 40
@@ -89,12 +90,12 @@ class RelayHarness:
     async def due_now(self, sub: str, subject: str) -> None:
         """Let a waiting attempt be due: the schedule's waits are not sat out in tests."""
         await self.redis.zadd(queue_keys.waiting("deliver", sub), {subject: 1})
-        await self.runtime.lanes[LaneName.DELIVER].change([("cap", sub, 10, 0)])  # rescores the partition
+        await self.runtime.lanes[LaneName.DELIVER].apply(LimitInFlight(sub, 10))  # rescores the partition
         self.runtime.wake_ups(LaneName.DELIVER)
 
     async def open_gate(self, sub: str) -> None:
         """Let a breaker's pause be over."""
-        await self.runtime.lanes[LaneName.DELIVER].gate(sub, 1)
+        await self.runtime.lanes[LaneName.DELIVER].apply(Pause(sub, 1))
         self.runtime.wake_ups(LaneName.DELIVER)
 
 
@@ -131,7 +132,7 @@ async def relay_harness(
         }
         settings = read_settings(document)
         async with open_runtime(settings, redis_url=valkey_url, secret_keys=[KEY]) as runtime:
-            add_runners(runtime)
+            add_workers(runtime)
             stop = asyncio.Event()
             running = asyncio.create_task(runtime.run(stop, drain_s=5))
             try:

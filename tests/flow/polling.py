@@ -27,7 +27,9 @@ from relay.providers.base import InvalidRow, Page, Window
 from relay.providers.source import Source, connect_source
 from relay.providers.webfones import wire
 from relay.providers.webfones.options import WebfonesOptions
-from relay.queue.lane import Claim, Lane, Settlement, Verb
+from relay.queue.claim import Claim
+from relay.queue.lane import Lane
+from relay.queue.settlement import Settlement
 from relay.recordings.markers import Markers
 from relay.store import keys
 from relay.store.budget import Budget
@@ -35,6 +37,7 @@ from relay.store.calls import CursorUpdate, Ledger, Row, StoredCall
 from relay.store.sources import SourceState, SourceStore
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.webfones import FaultyWebFones
+from workers.poll import PollWorker
 
 SID = "office"
 KEY = "the-key"
@@ -171,17 +174,6 @@ class WatchedLedger(Ledger):
         return answer
 
 
-class Desk:
-    """A runner's desk: takes what the work on one claim comes to."""
-
-    def __init__(self, lane: Lane) -> None:
-        self.lane = lane
-        self.settlements: list[Settlement] = []
-
-    def settle(self, claim: Claim, verb: Verb, *, wait_ms: int = 0, a: str = "", b: bytes = b"", c: str = "") -> None:
-        self.settlements.append(Settlement(claim, verb, wait_ms, a, b, c))
-
-
 class Office:
     """One source, its provider and its poller."""
 
@@ -204,16 +196,16 @@ class Office:
         self.ledger = WatchedLedger(redis, calls_ttl_s=30 * 86_400, events_ttl_s=14 * 86_400, keep_raw=lambda: False)
         self.ledger.letters = []
         self.states = SourceStore(redis)
-        self.poller = Poller(
+        poller = Poller(
             self.ledger,
             self.states,
-            lambda: {SID: self.source},
             Operations(self.ledger, Everybody()),
             Markers(self.notes),  # type: ignore[arg-type]  # only the small notes are used
             tiers=TIERS,
             wake=self._wake,
             now=clock.now,
         )
+        self.worker = PollWorker(lambda: {SID: self.source}, poller)
 
     def _wake(self) -> None:
         self.woken += 1
@@ -230,12 +222,10 @@ class Office:
 
     async def work(self, claim: Claim) -> Settlement | None:
         """Do the poll that was claimed and settle it; None when the store refused that, since the lease had ended."""
-        desk = Desk(self.lane)
-        self.poller.runner = desk  # type: ignore[assignment]
-        await self.poller.work([claim])
-        exchange = await self.lane.exchange(desk.settlements)
-        last = desk.settlements[-1]
-        return None if last in exchange.refused else last
+        settlements: list[tuple[Claim, Settlement]] = []
+        await self.worker.work([claim], lambda *settled: settlements.append(settled))
+        exchange = await self.lane.exchange(settlements)
+        return None if settlements[-1] in exchange.refused else settlements[-1][1]
 
     async def poll(self, mishap: Mishap = Mishap.NONE, *faults: Fault) -> Settlement | None:
         """Poll once, now; what comes of a mishap is that the poll's lease is over."""
@@ -249,11 +239,10 @@ class Office:
             return None
 
     async def _overtake(self) -> None:
-        held_up, self.calls.mishap = self.poller.runner, Mishap.NONE
+        self.calls.mishap = Mishap.NONE
         await self.end_lease()
         await self.clock.advance(600, turns=0)
         await self.work(await self.claim())
-        self.poller.runner = held_up
 
     async def end_lease(self) -> None:
         """Let the lease be over, and the source be anybody's."""

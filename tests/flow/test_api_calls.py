@@ -18,8 +18,7 @@ from relay.events.payload import FLAT_FIELDS
 from relay.events.types import EVENT_TYPES
 from relay.providers.base import Audio, Purpose
 from relay.providers.source import Source
-from relay.queue.lane import Claim
-from relay.queue.runner import Runner
+from relay.queue.claim import Claim
 from relay.recordings.storage import Stored, object_paths
 from relay.store import keys
 from relay.store.lanes import LaneName
@@ -388,16 +387,16 @@ async def test_audio_that_arrives_after_the_erasure_is_dropped(desk: Desk) -> No
     stored = await desk.relay.redis.hgetall(keys.call(call_id))  # type: ignore[misc]
     source = _Talking(desk, runtime.sources["main"])
     record = RecordWorker(
+        runtime.lanes[LaneName.RECORD],
         lambda: {"main": source},  # type: ignore[dict-item]  # what a fetch needs of a source
         runtime.storage,
         runtime.states,
         wake_enrich=lambda: None,
         find_call=runtime.ledger.call,
     )
-    record.runner = Runner(runtime.lanes[LaneName.RECORD], record.work, at_once=1, needs_s=0)
     flat = [each for pair in stored.items() for each in pair]
 
-    await record.work([Claim("main", call_id, b"1", 0, float("inf"), [flat])])
+    await record.work([Claim("main", call_id, b"1", 0, float("inf"), [flat])], lambda *_: None)
 
     assert source.erased["calls"] == 1
     started_on = datetime(2026, 11, 20, tzinfo=UTC).date()

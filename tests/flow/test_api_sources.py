@@ -19,6 +19,7 @@ from relay.store.calls import LeaseLost
 from tests.fakes.webfones import FaultyWebFones
 from tests.flow.api_desk import NAMES, SOURCE, Desk
 from tests.flow.harness import eventually
+from workers.runners import add_poller
 
 KEY = "simulated-key"
 OUTSIDE = {**SOURCE, "base_url": "https://api.webfones.com:2343"}
@@ -36,7 +37,7 @@ async def provider() -> AsyncIterator[tuple[FaultyWebFones, str]]:
 async def test_a_source_is_made_and_polled(desk: Desk, provider: tuple[FaultyWebFones, str]) -> None:
     """POST, and calls that come from then on are told."""
     simulator, base_url = provider
-    desk.relay.runtime.add_poller()
+    add_poller(desk.relay.runtime)
     poller = asyncio.create_task(desk.relay.runtime.runners[-1].run())
     wish = {**SOURCE, "id": "new", "base_url": base_url, "api_key": KEY, "poll_interval_s": 1}
 

@@ -331,7 +331,7 @@ async def test_news_of_a_tenants_subscription_stay_with_the_tenant(houses: House
     for name, token in (("acme-ops", houses.acme), ("other-ops", houses.other)):
         await desk.subscribe(name, token=token, events=["subscription.*"])
 
-    await desk.relay.runtime.disable("acme-crm", "not heard")
+    await desk.relay.runtime.lifecycle.disable_unhealthy("acme-crm", "no successful delivery")
     desk.relay.runtime.wake_ups(LaneName.DELIVER)
     await desk.relay.until_heard("acme-ops", 1)
 

@@ -32,7 +32,7 @@ from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.subscriber import ScriptedSubscriber
 from tests.fakes.webfones import FaultyWebFones
 from workers.jobs import backfill
-from workers.runners import add_runners
+from workers.runners import add_poller, add_workers
 from workers.settings import host
 
 KEY = "simulated-key"
@@ -133,8 +133,8 @@ async def house(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[
     async with _both_ends() as (provider, subscriber, provider_url, subscriber_url):
         settings = load(_write_config(tmp_path, provider_url, subscriber_url), {})
         async with open_runtime(settings, redis_url=valkey_url, secret_keys=[OWN_KEY]) as runtime:
-            runtime.add_poller()
-            add_runners(runtime)
+            add_poller(runtime)
+            add_workers(runtime)
             stop = asyncio.Event()
             running = asyncio.create_task(runtime.run(stop, drain_s=5))
             try:

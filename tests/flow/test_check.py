@@ -208,7 +208,7 @@ async def test_a_subscriber_whose_name_nobody_knows_is_said(place: Place) -> Non
 
 
 async def test_a_subscription_that_was_switched_off_is_said(place: Place, redis: Redis) -> None:
-    await redis.hset(queue_keys.partition("deliver", "crm"), mapping={"off": "it answered 410"})  # type: ignore[misc]
+    await redis.hset(queue_keys.partition("deliver", "crm"), mapping={"disabled": "it answered 410"})  # type: ignore[misc]
 
     finding = await place.of("subscription crm")
 

@@ -14,6 +14,7 @@ from relay.delivery.subscriptions import Subscription
 from relay.domain import ids
 from relay.domain.call import Outcome
 from relay.queue import keys as queue_keys
+from relay.queue.changes import EnablePartition
 from relay.store import keys
 from relay.store.calls import ClaimedEvent, NewEvent
 from relay.store.health import read_health
@@ -94,7 +95,7 @@ async def test_410_switches_the_subscription_off_and_loses_nothing_that_is_liste
         assert relay.report().received == 1
         assert "410" in health.off
 
-        await relay.runtime.lanes[LaneName.DELIVER].off("a", None)
+        await relay.runtime.lanes[LaneName.DELIVER].apply(EnablePartition("a"))
         relay.runtime.wake_ups(LaneName.DELIVER)
         await relay.until_heard("a", 1)
         letters = await relay.runtime.ledger.replay(
@@ -207,7 +208,7 @@ async def test_at_most_once_finds_the_intent_of_a_worker_that_died(start: Start)
         await relay.call("1")
         eid = relay.event_of("1")
         await relay.until_state(eid, "missing")
-        await relay.runtime.lanes[LaneName.DELIVER].off("a", None)
+        await relay.runtime.lanes[LaneName.DELIVER].apply(EnablePartition("a"))
         cid = ids.call_id("main", "1")
         await relay.runtime.ledger.replay(eid, cid, ["a"], at_ms=1, force=False)
         await relay.redis.hset(keys.event(eid), "a", '{"s":"intent","n":1}')  # type: ignore[misc]

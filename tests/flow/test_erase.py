@@ -1,7 +1,6 @@
 """What is erased stays erased, whatever is under way, and holds nothing up; against a real Valkey."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 from redis.asyncio import Redis
@@ -11,10 +10,12 @@ from relay.domain.call import Record
 from relay.domain.json import Json
 from relay.domain.time import from_iso
 from relay.privacy.erase import Erased, Eraser
-from relay.queue.lane import Lane, Settlement
+from relay.queue.lane import Lane
+from relay.queue.settlement import Done, Intent, PartitionHealth, Retry, Settlement
 from relay.store import keys
 from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_event
 from relay.store.deliveries import DeliveryState
+from relay.store.lanes import DeliveryUpdate, LaneName, open_lane
 
 JO, OTHER = "+12025550123", "+12025550199"
 CALL = ids.call_id("main", "7")
@@ -36,7 +37,7 @@ def ledger_of(redis: Redis) -> Ledger:
 
 
 def lane_of(redis: Redis) -> Lane:
-    return Lane(redis, "deliver", lease_s=60, event_ttl_s=1000)
+    return open_lane(redis, LaneName.DELIVER, lease_s=60, events_ttl_s=1000)
 
 
 async def bring(redis: Redis) -> StoredCall:
@@ -81,24 +82,24 @@ async def refuse_head(lane: Lane) -> None:
     """Claim the event that is due, and put it off for hours."""
     [claim] = (await lane.exchange(want=1)).claims
     eid = claimed_event(claim).id
-    await lane.exchange([Settlement(claim, "again", wait_ms=36_000_000, a=eid, b=failed(), c="n")])
+    await lane.exchange([(claim, Retry(36_000_000, DeliveryUpdate(eid, failed()), PartitionHealth.FAILING))])
 
 
-def failed() -> bytes:
-    return DeliveryState().attempted("waiting", QUOTED, at_ms=1, next_ms=10**13).write()
+def failed() -> DeliveryState:
+    return DeliveryState().attempted("waiting", QUOTED, at_ms=1, next_ms=10**13)
 
 
 @pytest.mark.parametrize(
-    ("verb", "also"),
+    "settlement",
     [
-        ("again", {"wait_ms": 36_000_000, "b": failed(), "c": "f"}),
-        ("done", {"b": DeliveryState().attempted("delivered", None, at_ms=5).write(), "c": "s"}),
-        ("done", {"b": b'{"s":"exhausted","n":10,"t":5}', "c": "x"}),
-        ("intent", {"b": b'{"s":"intent","n":1}'}),
+        lambda eid: Retry(36_000_000, DeliveryUpdate(eid, failed()), PartitionHealth.UNHEALTHY),
+        lambda eid: Done(DeliveryUpdate(eid, DeliveryState("delivered", 1, 5)), PartitionHealth.HEALTHY),
+        lambda eid: Done(DeliveryUpdate(eid, DeliveryState("exhausted", 10, 5), dead_letter=True)),
+        lambda eid: Intent(DeliveryUpdate(eid, DeliveryState("intent", 1))),
     ],
 )
 async def test_what_comes_of_an_attempt_that_was_under_way_is_not_written_down(
-    redis: Redis, verb: Any, also: dict[str, Any]
+    redis: Redis, settlement: Callable[[str], Settlement]
 ) -> None:
     """It may quote what was erased; the delivery has ended, and the next event of the call goes on at once."""
     first, second = await tell(redis, JO, OTHER)
@@ -107,15 +108,15 @@ async def test_what_comes_of_an_attempt_that_was_under_way_is_not_written_down(
     assert claimed_event(claim).id == first
 
     done = await erase(redis)
-    answer = await lane.exchange([Settlement(claim, verb, a=first, **also)])
+    answer = await lane.exchange([(claim, settlement(first))])
 
     assert (done.events, done.deliveries) == (1, 1)
     state = await state_of(redis, first)
     assert (state.status, state.log) == ("expired", ())
     assert await redis.zrange(keys.DEAD, 0, -1) == [f"sub\x1f{first}".encode()]
-    if verb == "intent":
+    if isinstance(settlement(first), Intent):
         assert answer.refused
-        await lane.exchange([Settlement(claim, "again", a=first)])
+        await lane.exchange([(claim, Retry(detail=DeliveryUpdate(first)))])
     assert await heads(lane) == [second]
 
 
@@ -148,8 +149,8 @@ async def test_what_a_subscriber_answered_is_erased_with_the_event(redis: Redis)
     first, _ = await tell(redis, JO, OTHER)
     lane = lane_of(redis)
     [claim] = (await lane.exchange(want=1)).claims
-    given_up = DeliveryState().attempted("exhausted", QUOTED, at_ms=7).write()
-    await lane.exchange([Settlement(claim, "done", a=first, b=given_up, c="x")])
+    given_up = DeliveryState().attempted("exhausted", QUOTED, at_ms=7)
+    await lane.exchange([(claim, Done(DeliveryUpdate(first, given_up, dead_letter=True), PartitionHealth.FAILING))])
 
     await erase(redis)
 

@@ -12,11 +12,12 @@ from redis.asyncio import Redis
 from relay.domain import ids
 from relay.domain.call import Outcome, Record
 from relay.queue import keys as queue_keys
-from relay.queue.lane import Lane, Settlement
+from relay.queue.lane import Lane
+from relay.queue.settlement import Done, Retry, Settlement
 from relay.store import keys
 from relay.store.calls import CHUNK, CursorUpdate, LeaseLost, Ledger, Row, StoredCall
 from relay.store.documents import pack
-from relay.store.lanes import LaneName
+from relay.store.lanes import FetchProgress, LaneName, RecordingStored, open_lane
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 CALL_TTL_S = 30 * 86_400
@@ -137,25 +138,29 @@ async def test_audio_is_wanted_when_a_call_turns_out_answered(redis: Redis) -> N
 async def test_audio_that_is_wanted_while_the_holder_lets_go_is_fetched(redis: Redis) -> None:
     """The holder saw `busy` and will settle `done`; meanwhile the row turned back to `answered`."""
     await admitted(redis, row(a_record(outcome=Outcome.ANSWERED, audio=True)))
-    record = Lane(redis, "record", lease_s=60)
+    record = open_lane(redis, LaneName.RECORD, lease_s=60)
     await admitted(redis, row(a_record(outcome=Outcome.BUSY)))
     [claim] = (await record.exchange(want=1)).claims
     await admitted(redis, row(a_record(outcome=Outcome.ANSWERED, audio=True)))
 
-    reply = await record.exchange([Settlement(claim, "done")], want=1)
+    reply = await record.exchange([(claim, Done())], want=1)
 
     assert [each.item for each in reply.claims] == [claim.item]
 
 
-@pytest.mark.parametrize("verb", ["part", "again"])
-async def test_a_change_while_audio_is_fetched_neither_repeats_nor_hastens_it(redis: Redis, verb: Any) -> None:
+@pytest.mark.parametrize(
+    "settlement", [Done(RecordingStored({"status": "none"})), Retry(60_000, FetchProgress({"status": "none"}))]
+)
+async def test_a_change_while_audio_is_fetched_neither_repeats_nor_hastens_it(
+    redis: Redis, settlement: Settlement
+) -> None:
     """The fetch goes its own way: stored audio stays stored, a wait stays a wait."""
     await admitted(redis, row(a_record(outcome=Outcome.ANSWERED, audio=True)))
-    record = Lane(redis, "record", lease_s=60)
+    record = open_lane(redis, LaneName.RECORD, lease_s=60)
     [claim] = (await record.exchange(want=1)).claims
     await admitted(redis, row(a_record(outcome=Outcome.ANSWERED, audio=True, status_raw="x")))
 
-    reply = await record.exchange([Settlement(claim, verb, wait_ms=60_000, b=pack({"status": "none"}))], want=1)
+    reply = await record.exchange([(claim, settlement)], want=1)
 
     assert reply.claims == []
 

@@ -18,6 +18,7 @@ from relay.domain.time import from_iso
 from relay.errors import OverBudget
 from relay.polling.poller import PAUSE_S
 from relay.providers.base import Page, Window
+from relay.queue.settlement import Done, Retry
 from relay.simulator.timeline import CallPlan, Change
 from relay.store import keys
 from tests.fakes.faults import Fault, FaultKind
@@ -536,12 +537,12 @@ async def test_trouble_is_asked_again_after_longer_and_longer_waits(
     office: Office, mishap: Mishap, waits_s: Sequence[float]
 ) -> None:
     """A provider that is down is not hammered; a refused key waits a quarter of an hour; success goes on as before."""
-    found = [settlement.wait_ms for _ in waits_s if (settlement := await office.poll(mishap))]
+    found = [settlement.after_ms for _ in waits_s if (settlement := await office.poll(mishap))]
     last = await office.poll()
 
     assert found == pytest.approx([wait_s * 1000 for wait_s in waits_s], abs=1)
     assert last is not None
-    assert 29_000 < last.wait_ms <= 30_001
+    assert 29_000 < last.after_ms <= 30_001
 
 
 async def test_a_hint_of_the_provider_is_heeded(office: Office) -> None:
@@ -556,7 +557,7 @@ async def test_a_hint_of_the_provider_is_heeded(office: Office) -> None:
     settlement = await office.poll(Mishap.NONE, refusal)
 
     assert settlement is not None
-    assert settlement.wait_ms == pytest.approx(77_000, abs=1)
+    assert settlement.after_ms == pytest.approx(77_000, abs=1)
 
 
 async def test_a_refused_key_is_told_at_once_and_trouble_that_passes_is_not_told(office: Office) -> None:
@@ -607,7 +608,7 @@ async def test_a_used_up_budget_waits_and_is_no_error(office: Office) -> None:
     settlement = await office.poll()
 
     assert settlement is not None
-    assert settlement.wait_ms == 12_001
+    assert settlement.after_ms == 12_001
     assert not (await office.state()).error
     assert metric("relay_polls_total", outcome="over_budget") == before + 1
 
@@ -667,7 +668,7 @@ async def test_a_key_file_that_cannot_be_read_is_an_error_and_no_crash(
     await office.poll()
 
     assert settlement is not None
-    assert settlement.verb == "again"
+    assert isinstance(settlement, Retry)
     assert "api_key_file" in state.error
     assert (await office.state()).last_poll is not None
 
@@ -679,7 +680,7 @@ async def test_a_source_that_is_paused_or_gone_leaves_the_lane(office: Office) -
     settlement = await office.poll()
 
     assert settlement is not None
-    assert settlement.verb == "done"
+    assert settlement == Done()
     assert not office.calls.asked
 
 

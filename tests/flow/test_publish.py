@@ -15,11 +15,13 @@ from relay.events.decide import SourceRules
 from relay.events.payload import NO_CONTACT, NO_RECORDING
 from relay.events.publisher import Publisher
 from relay.queue import keys as queue_keys
-from relay.queue.lane import Lane, Settlement
+from relay.queue.changes import DisablePartition, EnablePartition
+from relay.queue.settlement import Done, Retry
 from relay.store import keys
 from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_event
-from relay.store.deliveries import DeliveryState
+from relay.store.deliveries import DeliveryState, Status
 from relay.store.documents import unpack
+from relay.store.lanes import DeliveryUpdate, LaneName, open_lane
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 CALL_TTL_S, EVENT_TTL_S = 3000, 1000
@@ -63,12 +65,12 @@ async def delivery(redis: Redis, eid: str, sub: str) -> bytes | None:
     return state
 
 
-async def deliver_one(redis: Redis, status: bytes = b'{"s":"delivered"}') -> str:
+async def deliver_one(redis: Redis, status: Status = "delivered") -> str:
     """Claim the one delivery that is due and settle it; gives its event."""
-    lane = Lane(redis, "deliver", lease_s=60, event_ttl_s=EVENT_TTL_S)
+    lane = open_lane(redis, LaneName.DELIVER, lease_s=60, events_ttl_s=EVENT_TTL_S)
     [claim] = (await lane.exchange(want=1)).claims
     eid = claimed_event(claim).id
-    await lane.exchange([Settlement(claim, "done", a=eid, b=status)])
+    await lane.exchange([(claim, Done(DeliveryUpdate(eid, DeliveryState(status))))])
     return eid
 
 
@@ -277,15 +279,15 @@ async def test_what_is_new_comes_after_what_exists_already(redis: Redis) -> None
 async def test_nothing_is_queued_for_a_subscription_that_is_off(redis: Redis) -> None:
     """That it is missing is written down, so that it can be sent later; the others hear it."""
     call = await bring(redis)
-    lane = Lane(redis, "deliver", lease_s=60)
-    await lane.off("off", "410")
+    lane = open_lane(redis, LaneName.DELIVER, lease_s=60)
+    await lane.apply(DisablePartition("off", "410"))
 
     assert await ledger_of(redis).publish(call, {}, [said("evt_1", "off", "on")]) == 1
 
     assert DeliveryState.read(await delivery(redis, "evt_1", "off") or b"").status == "missing"
     assert await pending(redis, "off") == []
     assert await pending(redis, "on") == [("evt_1", 1)]
-    await lane.off("off", None)
+    await lane.apply(EnablePartition("off"))
     call = await bring(redis, status_raw="x")
     assert await ledger_of(redis).publish(call, {}, [said("evt_2", "off")]) == 1
 
@@ -309,11 +311,11 @@ async def test_the_events_of_a_call_are_numbered_in_the_order_they_were_said(red
 async def test_a_stuck_call_holds_up_no_other_call(redis: Redis) -> None:
     """Each call is a subject of its own in the lane."""
     ledger = ledger_of(redis)
-    lane = Lane(redis, "deliver", lease_s=60, event_ttl_s=EVENT_TTL_S)
+    lane = open_lane(redis, LaneName.DELIVER, lease_s=60, events_ttl_s=EVENT_TTL_S)
     call = await bring(redis)
     await ledger.publish(call, {}, [said("evt_stuck", "sub")])
     [claim] = (await lane.exchange(want=1)).claims
-    retry = Settlement(claim, "again", wait_ms=10**6, a="evt_stuck", b=b'{"s":"waiting"}')
+    retry = (claim, Retry(10**6, DeliveryUpdate("evt_stuck", DeliveryState("waiting"))))
     await lane.exchange([retry])
     await ledger.publish(None, {}, [said("evt_other", "sub")], subject="other")
 
@@ -325,7 +327,7 @@ async def test_a_replayed_event_goes_back_to_its_place(redis: Redis) -> None:
     ledger = ledger_of(redis)
     call = await bring(redis)
     await ledger.publish(call, {}, [said("evt_1", "sub"), said("evt_2", "sub")])
-    assert await deliver_one(redis, b'{"s":"exhausted"}') == "evt_1"
+    assert await deliver_one(redis, "exhausted") == "evt_1"
 
     await redis.expire(keys.event("evt_1"), 5)
     assert await ledger.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == "q"

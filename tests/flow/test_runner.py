@@ -19,9 +19,13 @@ from relay.events.decide import SourceRules
 from relay.events.publisher import Publisher
 from relay.queue import keys as queue_keys
 from relay.queue import runner
-from relay.queue.lane import Claim, Exchange, Lane, Settlement
-from relay.queue.runner import Runner
+from relay.queue.changes import LimitInFlight, Put
+from relay.queue.claim import Claim
+from relay.queue.lane import Exchange, Lane
+from relay.queue.runner import Runner, Settle
+from relay.queue.settlement import Done, Renew, Retry, Settlement
 from relay.store.calls import Ledger, Row, claimed_call
+from relay.store.lanes import LaneName, open_lane
 
 LONG_S = 60.0
 
@@ -39,9 +43,9 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
 class Phone:
     """Work that notes who ran when, and ends when it is told to."""
 
-    def __init__(self, lane: Lane, *, at_once: int = 10, needs_s: float = 0, **options: Any) -> None:
+    def __init__(self, lane: Lane, *, concurrency: int = 10, min_lease_s: float = 0, **options: Any) -> None:
         self.lane = lane
-        self.runner = Runner(lane, self.work, at_once=at_once, needs_s=needs_s, **options)
+        self.runner = Runner(lane, self.work, concurrency=concurrency, min_lease_s=min_lease_s, **options)
         self.attempts: Counter[str] = Counter()
         self.company: dict[str, set[str]] = {}
         self.running: set[str] = set()
@@ -52,7 +56,7 @@ class Phone:
         self.batches: list[list[str]] = []
         self.least_left_s = float("inf")
 
-    async def work(self, claims: Sequence[Claim]) -> None:
+    async def work(self, claims: Sequence[Claim], settle: Settle) -> None:
         names = [claim.item for claim in claims]
         self.batches.append(names)
         self.attempts.update(names)
@@ -74,7 +78,7 @@ class Phone:
         finally:
             self.running -= set(names)
         for claim in claims:
-            self.runner.settle(claim, "done")
+            settle(claim, Done())
 
     @contextlib.asynccontextmanager
     async def at_work(self) -> AsyncIterator["asyncio.Task[None]"]:
@@ -97,7 +101,7 @@ class Flaky(Lane):
     asked_in_vain = 0
     lost: Sequence[Claim] = ()
 
-    async def exchange(self, settlements: Sequence[Settlement] = (), *, want: int = 0) -> Exchange:
+    async def exchange(self, settlements: Sequence[tuple[Claim, Settlement]] = (), *, want: int = 0) -> Exchange:
         if self.away:
             self.asked_in_vain += 1
             raise StoreGone("the store is away")
@@ -110,7 +114,7 @@ class Flaky(Lane):
 
 
 async def fill(lane: Lane, *items: str, partition: str = "p") -> None:
-    await lane.change([("put", partition, item, 0) for item in items])
+    await lane.apply(*(Put(partition, item) for item in items))
 
 
 async def held_in_store(redis: Redis, partition: str = "p") -> list[str]:
@@ -144,7 +148,7 @@ async def make_suspect(redis: Redis, lane: Lane, item: str) -> None:
 
 async def test_a_slow_item_delays_no_other(redis: Redis) -> None:
     """One subscriber hangs; hundreds of other deliveries come and go meanwhile, each settled when it ends."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), at_once=4)
+    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), concurrency=4)
     await fill(phone.lane, "slow", *(f"quick{n}" for n in range(200)))
 
     async with phone.at_work():
@@ -161,8 +165,8 @@ async def test_a_slow_item_delays_no_other(redis: Redis) -> None:
 async def test_400_waiting_for_a_slow_subscriber_are_each_attempted_once(redis: Redis) -> None:
     """All of them together take longer than a lease; none of them is held for longer than one."""
     lane = Lane(redis, "poll", lease_s=1.0)
-    await lane.cap("p", 10)
-    phones = [Phone(Lane(redis, "poll", lease_s=1.0), at_once=10, needs_s=0.3) for _ in range(2)]
+    await lane.apply(LimitInFlight("p", 10))
+    phones = [Phone(Lane(redis, "poll", lease_s=1.0), concurrency=10, min_lease_s=0.3) for _ in range(2)]
     await fill(lane, *(f"event{n}" for n in range(400)))
     began = time.monotonic()
     for phone in phones:
@@ -179,7 +183,7 @@ async def test_400_waiting_for_a_slow_subscriber_are_each_attempted_once(redis: 
 
 async def test_a_runner_holds_at_most_twice_what_it_can_start(redis: Redis) -> None:
     """What it cannot start soon is left for others."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), at_once=3)
+    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), concurrency=3)
     names = [f"slow{n}" for n in range(20)]
     phone.hung = {name: asyncio.Event() for name in names}
     await fill(phone.lane, *names)
@@ -211,7 +215,7 @@ async def test_a_runner_sleeps_no_longer_than_until_the_next_due(redis: Redis, m
     """An item that is due soon is done then, without a wake-up."""
     monkeypatch.setattr(runner, "_SLEEP_S", 3600.0)
     phone = Phone(Lane(redis, "poll", lease_s=LONG_S))
-    await phone.lane.put("p", "soon", wait_ms=40)
+    await phone.lane.put("p", "soon", after_ms=40)
 
     async with phone.at_work():
         await until(lambda: phone.runner.settled == 1)
@@ -219,7 +223,7 @@ async def test_a_runner_sleeps_no_longer_than_until_the_next_due(redis: Redis, m
 
 async def test_an_item_whose_lease_grew_old_in_the_queue_is_given_back(redis: Redis) -> None:
     """Nothing is started with less lease left than an attempt may take; it comes again with a fresh one."""
-    phone = Phone(Lane(redis, "poll", lease_s=2.0), at_once=1, needs_s=1.9)
+    phone = Phone(Lane(redis, "poll", lease_s=2.0), concurrency=1, min_lease_s=1.9)
     phone.duration_s = 0.15
     await fill(phone.lane, *(f"item{n}" for n in range(4)))
 
@@ -233,7 +237,7 @@ async def test_an_item_whose_lease_grew_old_in_the_queue_is_given_back(redis: Re
 async def test_a_batch_has_claims_of_one_partition_only(redis: Redis) -> None:
     """One look-up serves the calls of one source; sources are never mixed."""
     lane = Lane(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane, at_once=4, batch=5)
+    phone = Phone(lane, concurrency=4, batch=5)
     for source in ("a", "b"):
         await fill(lane, *(f"{source}{n}" for n in range(12)), partition=source)
 
@@ -244,10 +248,10 @@ async def test_a_batch_has_claims_of_one_partition_only(redis: Redis) -> None:
     assert all(len({name[0] for name in batch}) == 1 for batch in phone.batches)
 
 
-async def test_doubtful_partitions_share_a_fifth_of_the_room(redis: Redis) -> None:
+async def test_unproven_partitions_share_a_fifth_of_the_room(redis: Redis) -> None:
     """A crowd of subscribers that hang leaves four fifths to those who answer."""
     lane = Lane(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane, at_once=10, doubtful=lambda partition: partition == "dead")
+    phone = Phone(lane, concurrency=10, unproven=lambda partition: partition == "dead")
     names = [f"dead{n}" for n in range(60)]
     phone.hung = {name: asyncio.Event() for name in names}
     await fill(lane, *names, partition="dead")
@@ -264,7 +268,7 @@ async def test_doubtful_partitions_share_a_fifth_of_the_room(redis: Redis) -> No
 async def test_outcomes_wait_for_a_store_that_is_away(redis: Redis) -> None:
     """Longer than the leases, even: nothing that was done is done again."""
     lane = Flaky(redis, "poll", lease_s=0.05)
-    phone = Phone(lane, at_once=10)
+    phone = Phone(lane, concurrency=10)
     phone.hung = {f"item{n}": asyncio.Event() for n in range(8)}
     await fill(lane, *phone.hung)
 
@@ -287,7 +291,7 @@ async def test_outcomes_wait_for_a_store_that_is_away(redis: Redis) -> None:
 async def test_work_goes_on_while_the_store_is_away(redis: Redis) -> None:
     """An attempt is never cancelled for the store's sake, and what is held is begun."""
     lane = Flaky(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane, at_once=2)
+    phone = Phone(lane, concurrency=2)
     phone.hung = {f"item{n}": asyncio.Event() for n in range(4)}
     await fill(lane, *phone.hung)
 
@@ -306,7 +310,7 @@ async def test_work_goes_on_while_the_store_is_away(redis: Redis) -> None:
 async def test_an_answer_that_got_lost_loses_nothing_and_repeats_nothing(redis: Redis) -> None:
     """The store had settled; offered again it refuses, and that is all. What it had handed out comes again."""
     lane = Flaky(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane, at_once=2)
+    phone = Phone(lane, concurrency=2)
     lane.lose_answers = 1
     await fill(lane, *(f"item{n}" for n in range(12)))
 
@@ -323,7 +327,7 @@ async def test_an_answer_that_got_lost_loses_nothing_and_repeats_nothing(redis: 
 
 async def test_work_that_raises_leaves_its_lease_to_end(redis: Redis) -> None:
     """It counts against the item, and only against it: the runner goes on, and keeps no place for it."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), at_once=2)
+    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), concurrency=2)
     phone.failures["bad"] = KeyError("surprise")
     await fill(phone.lane, "bad", "good")
 
@@ -378,16 +382,16 @@ async def test_a_renewal_keeps_the_item_and_one_that_comes_too_late_is_nothing(r
     renewing = asyncio.Event()
     claims: list[Claim] = []
 
-    async def work(batch: Sequence[Claim]) -> None:
+    async def work(batch: Sequence[Claim], settle: Settle) -> None:
         claims.extend(batch)
         await renewing.wait()
-        long.settle(batch[0], "renew")
+        settle(batch[0], Renew())
         await until(lambda: long.settled == 1)
-        long.settle(batch[0], "done")
-        long.settle(batch[0], "renew")
-        long.settle(batch[0], "again")
+        settle(batch[0], Done())
+        settle(batch[0], Renew())
+        settle(batch[0], Retry())
 
-    long = Runner(lane, work, at_once=1, needs_s=0)
+    long = Runner(lane, work, concurrency=1, min_lease_s=0)
     await fill(lane, "item")
     task = asyncio.create_task(long.run())
     await until(lambda: bool(claims))
@@ -409,7 +413,7 @@ async def test_a_suspect_runs_alone(redis: Redis) -> None:
     """An item that was held at three crashes may kill the process: then it takes nobody with it."""
     lane = Lane(redis, "poll", lease_s=LONG_S)
     await make_suspect(redis, lane, "suspect")
-    phone = Phone(lane, at_once=10)
+    phone = Phone(lane, concurrency=10)
     phone.duration_s = 0.002
     phone.hung["suspect"] = asyncio.Event()
     await fill(lane, *(f"item{n}" for n in range(30)), partition="q")
@@ -430,7 +434,7 @@ async def test_a_suspect_runs_alone(redis: Redis) -> None:
 async def test_a_suspect_does_not_wait_for_ever_to_be_alone(redis: Redis) -> None:
     """An audio transfer of an hour runs beside it: before its lease ends untried, it is tried in company."""
     lane = Lane(redis, "poll", lease_s=5.0)
-    phone = Phone(lane, at_once=10, needs_s=4.5)
+    phone = Phone(lane, concurrency=10, min_lease_s=4.5)
     await fill(lane, "slow", partition="q")
 
     async with phone.at_work():
@@ -449,7 +453,7 @@ async def test_a_suspect_does_not_wait_for_ever_to_be_alone(redis: Redis) -> Non
 async def test_a_suspect_that_waits_is_given_back_when_the_runner_stops(redis: Redis) -> None:
     """It is not begun during the drain."""
     lane = Lane(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane, at_once=10)
+    phone = Phone(lane, concurrency=10)
     await fill(lane, "slow", partition="q")
 
     async with phone.at_work() as task:
@@ -471,7 +475,7 @@ async def test_a_suspect_that_waits_is_given_back_when_the_runner_stops(redis: R
 
 async def test_a_stopping_runner_ends_what_runs_and_gives_back_what_waits(redis: Redis) -> None:
     """SIGTERM: nothing is claimed any more, attempts end and are settled, others get the rest at once."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), at_once=2)
+    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), concurrency=2)
     names = [f"slow{n}" for n in range(8)]
     phone.hung = {name: asyncio.Event() for name in names}
     await fill(phone.lane, *names)
@@ -504,7 +508,7 @@ async def test_a_runner_with_nothing_to_do_stops_at_once(redis: Redis, monkeypat
 
 async def test_the_deadline_ends_a_drain(redis: Redis) -> None:
     """An attempt that does not end is left behind under its lease: nobody knows whether it was heard."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), at_once=2)
+    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), concurrency=2)
     await fill(phone.lane, "slow", "quick")
     task = asyncio.create_task(phone.runner.run())
     await until(lambda: phone.runner.settled == 1)
@@ -542,7 +546,7 @@ async def test_a_runner_that_is_cancelled_while_it_asks_the_store_keeps_its_outc
     class Hanging(Lane):
         hang = False
 
-        async def exchange(self, settlements: Sequence[Settlement] = (), *, want: int = 0) -> Exchange:
+        async def exchange(self, settlements: Sequence[tuple[Claim, Settlement]] = (), *, want: int = 0) -> Exchange:
             if self.hang and settlements:
                 self.hang = False
                 asking.set()
@@ -574,7 +578,7 @@ async def test_a_process_clock_that_is_wrong_decides_nothing(
 ) -> None:
     """Two workers, one of them 40 s off: dues, leases, holds and the times in events are those of the store."""
     true_time = time.time
-    lane = Lane(redis, "enrich", lease_s=LONG_S)
+    lane = open_lane(redis, LaneName.ENRICH, lease_s=LONG_S)
     monkeypatch.setattr(time, "time", lambda: true_time() + wrong_by_s)
     ledger = Ledger(redis, calls_ttl_s=1000, events_ttl_s=1000, keep_raw=lambda: False)
     record = Record(key="7", started_at=datetime(2025, 7, 1, tzinfo=UTC), local_date="2025-07-01")
@@ -588,13 +592,13 @@ async def test_a_process_clock_that_is_wrong_decides_nothing(
 
     publisher = Publisher(ledger, Nobody(), now_ms=lambda: lane.store_now_ms, on_deliveries=lambda: None)
 
-    async def work(claims: Sequence[Claim]) -> None:
-        wait_ms = await publisher.publish(claimed_call(claims[0]), rules, {})
+    async def work(batch: Sequence[Claim], settle: Settle) -> None:
+        wait_ms = await publisher.publish(claimed_call(batch[0]), rules, {})
         waits.append(wait_ms)
-        enrich.settle(claims[0], "again", wait_ms=wait_ms or 0)
+        settle(batch[0], Retry(wait_ms or 0))
 
-    enrich = Runner(lane, work, at_once=1, needs_s=0)
-    await lane.change([])
+    enrich = Runner(lane, work, concurrency=1, min_lease_s=0)
+    await lane.apply()
     assert abs(lane.store_now_ms - true_time() * 1000) < 5000
     task = asyncio.create_task(enrich.run())
     await until(lambda: enrich.settled == 1)

@@ -31,11 +31,12 @@ from relay.events.decide import SourceRules
 from relay.events.payload import NO_CONTACT, NO_RECORDING
 from relay.events.publisher import Publisher
 from relay.queue import keys as queue_keys
-from relay.queue.lane import Claim, Lane, Settlement
+from relay.queue.claim import Claim
+from relay.queue.lane import Lane
+from relay.queue.settlement import Done, Retry
 from relay.store import keys
 from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_call
-from relay.store.documents import pack
-from relay.store.lanes import LaneName
+from relay.store.lanes import LaneName, RecordingStored, open_lane
 
 T = TypeVar("T")
 CALL = ids.call_id("main", "7")
@@ -101,8 +102,8 @@ class Worker:
     async def _work(self) -> None:
         wait_ms = await self._publisher.publish(claimed_call(self._claim), RULES, self._parts)
         await self._pause()
-        verb: Any = "done" if wait_ms is None else "again"
-        await self._bench.enrich.exchange([Settlement(self._claim, verb, wait_ms=wait_ms or 0)])
+        settlement = Done() if wait_ms is None else Retry(wait_ms)
+        await self._bench.enrich.exchange([(self._claim, settlement)])
 
     async def step(self) -> None:
         """Let it make one round trip."""
@@ -128,8 +129,8 @@ class Bench:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.ledger = Ledger(redis, calls_ttl_s=1000, events_ttl_s=1000, keep_raw=lambda: False)
-        self.enrich = Lane(redis, "enrich", lease_s=600)
-        self.record = Lane(redis, "record", lease_s=600)
+        self.enrich = open_lane(redis, LaneName.ENRICH, lease_s=600)
+        self.record = open_lane(redis, LaneName.RECORD, lease_s=600)
         self.now_ms = 0
         self.told_before: list[str] = []
 
@@ -163,7 +164,7 @@ class Bench:
     async def fetched(self, claim: Claim, status: str) -> None:
         """The audio is there, or not, or lost."""
         part = NO_RECORDING | {"status": status}
-        await self.record.exchange([Settlement(claim, "part", b=pack(part))])
+        await self.record.exchange([(claim, Done(RecordingStored(part)))])
 
     async def audio(self, status: str) -> bool:
         """Claim the fetch and end it; False when there is none to be had."""

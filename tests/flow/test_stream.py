@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from relay.domain import ids
 from relay.domain.json import Json
 from relay.errors import OverBudget, RateLimited, Unauthorized, Unavailable, UnexpectedResponse
-from relay.polling.stream import oldest, pause_s
+from relay.polling.stream import Streams, oldest, pause_s
 from relay.polling.window import PollState
 from relay.runtime import Runtime, open_runtime
 from relay.secrets import SecretBox
@@ -27,7 +27,7 @@ from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.nfon import DELETE_ENDPOINT, TOKEN_ENDPOINT, FaultyNfon
 from tests.fakes.subscriber import ScriptedSubscriber
 from tests.flow.harness import KEY, SECRET, eventually, read_settings
-from workers.runners import add_runners
+from workers.runners import add_poller, add_workers
 
 TOKEN = "nfon-token"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -38,6 +38,7 @@ class House:
     """A relay with one NFON account and one subscriber."""
 
     runtime: Runtime
+    streams: Streams
     provider: FaultyNfon
     subscriber: ScriptedSubscriber
     redis: Redis
@@ -100,21 +101,21 @@ async def house(
             office = document["sources"]["office"]
             del office["token"]
             office["oauth"] = {"token_url": f"{base}/token", **source["oauth"]}
-        async with running(document, valkey_url) as runtime:
-            yield House(runtime, provider, subscriber, redis, document)
+        async with running(document, valkey_url) as (runtime, streams):
+            yield House(runtime, streams, provider, subscriber, redis, document)
 
 
 @contextlib.asynccontextmanager
-async def running(document: Json, valkey_url: str, *, workers: bool = True) -> AsyncIterator[Runtime]:
+async def running(document: Json, valkey_url: str, *, workers: bool = True) -> AsyncIterator[tuple[Runtime, Streams]]:
     """Run one process with a poller."""
     async with open_runtime(read_settings(document), redis_url=valkey_url, secret_keys=[KEY]) as runtime:
-        runtime.add_poller()
+        streams = add_poller(runtime)
         if workers:
-            add_runners(runtime)
+            add_workers(runtime)
         stop = asyncio.Event()
         task = asyncio.create_task(runtime.run(stop, drain_s=5))
         try:
-            yield runtime
+            yield runtime, streams
         finally:
             stop.set()
             await task
@@ -282,11 +283,8 @@ async def test_one_process_listens_to_a_source(house_of: HouseOf, valkey_url: st
     """Two pollers run; there is one stream."""
     async with house_of() as relay:
         await relay.until_listening()
-        async with running(relay.document, valkey_url, workers=False) as other:
-            second = other.streams
-            first = relay.runtime.streams
-            assert first is not None
-            assert second is not None
+        async with running(relay.document, valkey_url, workers=False) as (_, second):
+            first = relay.streams
             await second._share_out()
             relay.provider.appear(TOKEN)
             await relay.until_heard("call.completed", 1)
@@ -299,8 +297,7 @@ async def test_a_listener_that_dies_is_replaced(house_of: HouseOf, valkey_url: s
     """Its lease ends by itself; whoever looks next has the stream."""
     await redis.set(keys.listener("office"), "a process that was killed", px=700)
     async with house_of() as relay:
-        streams = relay.runtime.streams
-        assert streams is not None
+        streams = relay.streams
         streams._lease_s = 0.4
 
         await relay.until_listening()
@@ -311,8 +308,7 @@ async def test_a_listener_that_dies_is_replaced(house_of: HouseOf, valkey_url: s
 async def test_who_lost_the_lease_ends_its_stream(house_of: HouseOf, redis: Redis) -> None:
     """Fenced by expiry: another holder means that ours is over."""
     async with house_of() as relay:
-        streams = relay.runtime.streams
-        assert streams is not None
+        streams = relay.streams
         await relay.until_listening()
         await redis.set(keys.listener("office"), "another process", px=60_000)
         await streams._share_out()
@@ -356,7 +352,7 @@ async def test_a_login_is_renewed_by_one_process_and_survives_a_restart(house_of
         sealed = await relay.redis.get(keys.safe("office"))
         document = relay.document
 
-        async with running(document, valkey_url) as again:
+        async with running(document, valkey_url) as (again, _):
             provider.expire_tokens()
             asked = relay.polls()
             await again.lanes[LaneName.POLL].put("", "office")

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from relay.gauges import measure
 from relay.processes import say_what_is_wrong
 from relay.queue import keys as queue_keys
-from relay.queue.lane import Settlement
+from relay.queue.settlement import Done
 from relay.runtime import Runtime, open_runtime
 from relay.store import keys
 from relay.store.lanes import LaneName
@@ -65,7 +65,7 @@ async def due_in_s(redis: Redis, sid: str) -> float | None:
 async def postpone(redis: Redis, runtime: Runtime, sid: str, seconds: int) -> None:
     """Let a source be due only then, as after a poll."""
     await runtime.lanes[LaneName.POLL].drop("", sid)
-    await runtime.lanes[LaneName.POLL].put("", sid, wait_ms=seconds * 1000)
+    await runtime.lanes[LaneName.POLL].put("", sid, after_ms=seconds * 1000)
     assert await due_in_s(redis, sid) == pytest.approx(seconds, abs=2)
 
 
@@ -101,7 +101,7 @@ async def test_a_poll_that_runs_is_left_alone(relays: Relays) -> None:
     await sweep(runtime)
 
     assert (await lane.exchange(want=5)).claims == []
-    assert not (await lane.exchange([Settlement(claim, "done")])).refused
+    assert not (await lane.exchange([(claim, Done())])).refused
 
 
 async def test_a_paused_source_is_not_polled(relays: Relays, redis: Redis) -> None:

@@ -2,6 +2,7 @@
 
 from redis.asyncio import Redis
 
+from relay.queue.changes import Put
 from relay.queue.lane import Lane
 
 
@@ -9,7 +10,7 @@ async def test_a_new_item_does_not_wait_for_the_flood_of_others(redis: Redis) ->
     """Four have backlogs that take all the room there is; what comes for a fifth is claimed when each had one turn."""
     lane = Lane(redis, "poll", lease_s=60, most=10)
     for partition in range(4):
-        await lane.change([("put", f"flood{partition}", f"item{number}", 0) for number in range(100)])
+        await lane.apply(*(Put(f"flood{partition}", f"item{number}") for number in range(100)))
     await lane.exchange(want=20)
     await lane.put("idle", "first")
 
@@ -23,8 +24,8 @@ async def test_a_new_item_does_not_wait_for_the_flood_of_others(redis: Redis) ->
 async def test_a_long_backlog_is_served_in_turns(redis: Redis) -> None:
     """Two floods, one a second older than the other: claims alternate instead of draining the older one first."""
     lane = Lane(redis, "poll", lease_s=60, most=5)
-    await lane.change([("put", "older", f"item{number}", -1000) for number in range(50)])
-    await lane.change([("put", "younger", f"item{number}", 0) for number in range(50)])
+    await lane.apply(*(Put("older", f"item{number}", -1000) for number in range(50)))
+    await lane.apply(*(Put("younger", f"item{number}") for number in range(50)))
 
     served = [(await lane.exchange(want=5)).claims[0].partition for _ in range(6)]
 

@@ -19,13 +19,14 @@ from relay.polling.poller import Poller
 from relay.polling.window import Tier
 from relay.providers.base import Pay, Purpose
 from relay.providers.source import Source, connect_source
-from relay.queue.lane import Claim, Lane, Settlement
-from relay.queue.runner import Runner
+from relay.queue.lane import Lane
+from relay.queue.settlement import Done, Renew, Retry, Settlement
 from relay.recordings.markers import Marker
 from relay.simulator.timeline import CallPlan
 from relay.store.calls import Ledger, Row
 from relay.store.sources import SourceStore
 from tests.contract.providers.subject import MakeSubject, Subject
+from workers.poll import PollWorker
 
 START = datetime(2025, 7, 1, 12, tzinfo=UTC)
 TIERS = (Tier(0, 7_200), Tier(900, 93_600), Tier(21_600, 280_800))
@@ -92,18 +93,6 @@ class NoMarkers:
         return None
 
 
-@dataclass
-class OneShot:
-    """Stands for the runner: takes how the work ended."""
-
-    lane: Lane
-    settled: list[tuple[str, int]] = field(default_factory=list)
-
-    def settle(self, _claim: Claim, verb: str, *, wait_ms: int = 0) -> None:
-        if verb != "renew":
-            self.settled.append((verb, wait_ms))
-
-
 class Desk:
     """A poller, a source, and the provider behind it."""
 
@@ -117,16 +106,16 @@ class Desk:
         self.told = Told()
         self.lane = Lane(redis, "poll", lease_s=60)
         self.source: Source
-        self.poller = Poller(
+        poller = Poller(
             self.ledger,
             self.states,
-            lambda: {SID: self.source},
             cast(Any, self.told),
             cast(Any, NoMarkers()),
             tiers=TIERS,
             wake=lambda: None,
             now=now,
         )
+        self.worker = PollWorker(lambda: {SID: self.source}, poller)
 
     @property
     def now(self) -> datetime:
@@ -154,14 +143,13 @@ class Desk:
         """Let the source be polled once; gives how long the poller wants to wait, in ms."""
         await self.lane.put("", SID)
         [claim] = (await self.lane.exchange(want=1)).claims
-        runner = OneShot(self.lane)
-        self.poller.runner = cast(Runner, runner)
-        await self.poller.work([claim])
-        [(verb, wait_ms)] = runner.settled
-        assert verb == "again"
-        exchanged = await self.lane.exchange([Settlement(claim, "done")])
+        settlements: list[Settlement] = []
+        await self.worker.work([claim], lambda _, settlement: settlements.append(settlement))
+        [retry] = [settlement for settlement in settlements if settlement != Renew()]
+        assert isinstance(retry, Retry)
+        exchanged = await self.lane.exchange([(claim, Done())])
         assert not exchanged.refused
-        return wait_ms
+        return retry.after_ms
 
     def letters(self, letter: str) -> Counter[str]:
         """How often each key was answered with this letter."""

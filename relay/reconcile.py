@@ -1,0 +1,79 @@
+"""Makes the lanes match the sources and subscriptions in force: what is polled, what limits hold, what is disabled."""
+
+from collections.abc import Callable
+
+from relay.delivery.lifecycle import Lifecycle
+from relay.polling.window import first_offset_s
+from relay.providers.source import Source
+from relay.queue.changes import Drop, LimitInFlight, Put
+from relay.registry import Registry
+from relay.store.lanes import LaneName, Lanes
+from relay.store.subscriptions import SubscriptionStore
+
+_BATCH = 500
+_ENRICH_IN_FLIGHT = 500
+_RECORD_IN_FLIGHT = 4
+_FEW_SOURCES = 20
+
+
+class Reconciler:
+    """Writes into the lanes what follows from the configuration. Doing it twice, or in two processes, does no harm."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        registry: Registry,
+        store: SubscriptionStore,
+        lifecycle: Lifecycle,
+        *,
+        wake_poll: Callable[[], None],
+    ) -> None:
+        self._lanes = lanes
+        self._registry = registry
+        self._store = store
+        self._lifecycle = lifecycle
+        self._wake_poll = wake_poll
+
+    async def everything(self) -> None:
+        """Reconcile all sources and subscriptions."""
+        sources = self._registry.sources
+        await self._lanes[LaneName.POLL].apply(
+            *(
+                Put("", sid, self._first_poll_ms(source), keep_due=True)
+                for sid, source in sources.items()
+                if not source.paused
+            )
+        )
+        await self._limit(*sources)
+        subscriptions = list(self._registry.subscriptions.values())
+        for at in range(0, len(subscriptions), _BATCH):
+            batch = subscriptions[at : at + _BATCH]
+            limits = [limit for subscription in batch for limit in subscription.limits()]
+            await self._lanes[LaneName.DELIVER].apply(*limits)
+            healths = await self._store.healths([subscription.id for subscription in batch])
+            for subscription, health in zip(batch, healths, strict=True):
+                await self._lifecycle.follow_configuration(subscription, health.disabled_reason)
+
+    async def source(self, sid: str) -> None:
+        """Reconcile one source, and poll it at once unless it is paused."""
+        paused = self._registry.sources[sid].paused
+        await self._lanes[LaneName.POLL].apply(Drop("", sid) if paused else Put("", sid, keep_due=True))
+        await self._limit(sid)
+        self._wake_poll()
+
+    async def subscription(self, sub: str) -> None:
+        """Reconcile one subscription."""
+        subscription = self._registry.subscriptions[sub]
+        await self._lanes[LaneName.DELIVER].apply(*subscription.limits())
+        await self._lifecycle.follow_configuration(subscription, (await self._store.health(sub)).disabled_reason)
+
+    async def _limit(self, *sids: str) -> None:
+        await self._lanes[LaneName.ENRICH].apply(*(LimitInFlight(sid, _ENRICH_IN_FLIGHT) for sid in sids))
+        await self._lanes[LaneName.RECORD].apply(*(LimitInFlight(sid, _RECORD_IN_FLIGHT) for sid in sids))
+
+    def _first_poll_ms(self, source: Source) -> int:
+        """Spread the first polls of many sources over their interval."""
+        if len(self._registry.sources) <= _FEW_SOURCES:
+            return 0
+        spread = int.from_bytes(source.id.encode()[-6:], "big") * 2654435761 % 10_000
+        return int(first_offset_s(spread, source.options.poll_interval_s) * 1000)

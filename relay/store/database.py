@@ -1,0 +1,84 @@
+"""The database that a relay runs on: reachable, ours, of a layout that we understand, and durable where needed."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from relay.errors import StoreError, StoreInUse, StoreTooNew
+from relay.store import keys
+
+log = structlog.get_logger(__name__)
+
+_PING_EVERY_S = 0.5
+
+
+async def wait_until_reachable(redis: Redis, *, timeout_s: float = 30) -> None:
+    """Wait for the store, which may be starting too. Raises StoreError when it does not answer in time."""
+    deadline = time.monotonic() + timeout_s
+    waiting = False
+    while True:
+        try:
+            await redis.ping()
+        except (AuthenticationError, BusyLoadingError, RedisConnectionError, RedisTimeoutError, OSError) as error:
+            address = redis.connection_pool.connection_kwargs
+            place = address.get("path") or f"{address.get('host')}:{address.get('port')}"
+            if isinstance(error, AuthenticationError) or time.monotonic() >= deadline:
+                raise StoreError(f"the store at {place} cannot be used: {error}. Check RELAY_REDIS_URL.") from None
+            if not waiting:
+                waiting = True
+                log.warning("store_unreachable", at=place, reason=str(error), waiting_s=timeout_s)
+            await asyncio.sleep(_PING_EVERY_S)
+        else:
+            return
+
+
+async def claim_database(redis: Redis, fingerprints: Sequence[str]) -> None:
+    """Make sure that the database is ours and that we understand its layout. `fingerprints` are those of our keys,
+    newest first. Raises StoreInUse and StoreTooNew: two relays in one database would each lose the other's calls."""
+    owner = await redis.get(keys.IDENTITY)
+    if owner is None:
+        await redis.set(keys.IDENTITY, fingerprints[0], nx=True)
+        owner = await redis.get(keys.IDENTITY)
+    if owner.decode() not in fingerprints:
+        raise StoreInUse(
+            "this Redis database belongs to another relay (it was started with another RELAY_SECRET_KEY). "
+            "Give this relay a database of its own, or the same key; after a rotation keep the old key as the second."
+        )
+    if owner.decode() != fingerprints[0]:
+        await redis.set(keys.IDENTITY, fingerprints[0])
+    schema = int(await redis.get(keys.SCHEMA) or 0)
+    if schema > keys.SCHEMA_VERSION:
+        raise StoreTooNew(
+            f"this Redis database was written by a newer release (layout {schema}; this release supports "
+            f"{keys.SCHEMA_VERSION}). Start that release, or give this one a database of its own."
+        )
+    if schema < keys.SCHEMA_VERSION:
+        await redis.set(keys.SCHEMA, keys.SCHEMA_VERSION)
+
+
+async def is_durable(redis: Redis) -> bool:
+    """Whether the store has each write on disk before it answers. A store that hides its configuration passes."""
+    try:
+        config = await redis.config_get("append*")
+    except ResponseError:
+        log.warning("store_durability_unknown", reason="it does not show its configuration; at_most_once relies on it")
+        return True
+    return bool(config.get("appendonly") == "yes" and config.get("appendfsync") == "always")
+
+
+@contextlib.contextmanager
+def explain_start_failure() -> Iterator[None]:
+    """Raise StoreError, which can be shown, when the store becomes unavailable while a process starts."""
+    try:
+        yield
+    except RedisError as error:
+        raise StoreError(
+            f"the store stopped answering while the relay was starting ({error}). Check the store's log."
+        ) from error

@@ -1,0 +1,53 @@
+-- The hooks of the deliver lane (see exchange.lua): an item is an ordering key; its pending events go out in their order.
+--
+-- ARGV   [5] event TTL s
+-- FIELDS event        the event that was attempted
+--        state        what is known of its delivery from now on
+--        dead_letter  there when no further attempt is made
+--
+-- Races closed here:
+-- * an event is published while the one before it is attempted: the settle finds it pending and makes the item due again.
+-- * an event is erased while it is attempted: nothing of the attempt is written, and the events after it go on.
+
+local event_ttl = tonumber(ARGV[5])
+
+local function write_state(sub, eid, state)
+  redis.call('HSET', 'relay:event:' .. eid, sub, state)
+  redis.call('EXPIRE', 'relay:event:' .. eid, event_ttl)
+end
+
+function hooks.load(sub, ordering_key)
+  local eid = redis.call('ZRANGE', k_pending(sub, ordering_key), 0, 0)[1]
+  if not eid then return nil end
+  local event = redis.call('HMGET', 'relay:event:' .. eid, '=', sub)
+  return { eid, event[1] or '', event[2] or '' }
+end
+
+function hooks.on_intent(sub, ordering_key, fields)
+  if not redis.call('ZSCORE', k_pending(sub, ordering_key), fields.event) then return false end
+  write_state(sub, fields.event, fields.state)
+  return true
+end
+
+function hooks.on_settle(sub, ordering_key, fields, retry_at, put_again, now)
+  if not fields.event then return earliest(retry_at, put_again) end
+  local pending = redis.call('ZSCORE', k_pending(sub, ordering_key), fields.event)
+  if pending and fields.state then
+    write_state(sub, fields.event, fields.state)
+    if fields.dead_letter then redis.call('ZADD', 'relay:dead', now, sub .. '\31' .. fields.event) end
+  end
+  if pending and retry_at then return earliest(retry_at, put_again) end
+  redis.call('ZREM', k_pending(sub, ordering_key), fields.event)
+  return redis.call('EXISTS', k_pending(sub, ordering_key)) == 1 and now or nil
+end
+
+function hooks.on_quarantine(sub, ordering_key, put_again, now)
+  local eid = redis.call('ZRANGE', k_pending(sub, ordering_key), 0, 0)[1]
+  if not eid then return put_again end
+  local state = redis.call('HGET', 'relay:event:' .. eid, sub)
+  if not state or state == '' then state = '{"s":"waiting","t":' .. string.format('%.0f', now) .. '}' end
+  write_state(sub, eid, (string.gsub(state, '"s":"%a+"', '"s":"poison"', 1)))
+  redis.call('ZADD', 'relay:dead', now, sub .. '\31' .. eid)
+  redis.call('ZREM', k_pending(sub, ordering_key), eid)
+  return redis.call('EXISTS', k_pending(sub, ordering_key)) == 1 and now or put_again
+end

@@ -1,0 +1,40 @@
+"""The poll lane: one claim is one poll of one source."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from relay import metrics
+from relay.polling.poller import Poller
+from relay.providers.source import Source
+from relay.queue.claim import Claim
+from relay.queue.runner import Settle
+from relay.queue.settlement import Done, Renew, Retry
+from relay.store.calls import LeaseLost
+
+log = structlog.get_logger(__name__)
+
+
+class PollWorker:
+    """Polls sources, each when its turn comes."""
+
+    def __init__(self, sources: Callable[[], Mapping[str, Source]], poller: Poller) -> None:
+        self._sources = sources
+        self._poller = poller
+
+    async def work(self, batch: Sequence[Claim], settle: Settle) -> None:
+        """Poll the claimed source and make it due again."""
+        [claim] = batch
+        source = self._sources().get(claim.item)
+        if source is None or source.paused:
+            settle(claim, Done())
+            return
+        try:
+            outcome, wait_s = await self._poller.poll(
+                source, token=claim.token, renew_lease=lambda: settle(claim, Renew())
+            )
+        except LeaseLost:
+            log.warning("poll_overtaken", source=source.id, reason="its lease ended and another process polls it")
+            outcome, wait_s = "overtaken", source.options.poll_interval_s
+        metrics.POLLS.labels(outcome).inc()
+        settle(claim, Retry(int(wait_s * 1000) + 1))
