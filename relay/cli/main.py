@@ -160,25 +160,25 @@ def healthcheck(config: Config = None) -> None:
 @app.command()
 def demo(
     duration: Annotated[
-        str | None, typer.Option("--for", help="end after so long, such as 20s; absent: Ctrl-C")
+        str | None, typer.Option("--for", help="how long calls are made, such as 20s; without it: until Ctrl-C")
     ] = None,
     provider: Annotated[
         Shown,
-        typer.Option(help="which one is simulated; all: one relay with a source at each"),
+        typer.Option(help="which provider is simulated; all: one relay with a source at each"),
     ] = "webfones",
-    calls_per_minute: Annotated[float, typer.Option(min=0.1, max=600, help="how busy an office is")] = 30,
+    calls_per_minute: Annotated[float, typer.Option(min=0.1, max=600, help="at each provider")] = 30,
     chaos: Annotated[bool, typer.Option("--chaos", help="kill -9 the relay and its store now and then")] = False,
     seed: Annotated[int, typer.Option(help="another seed makes other calls")] = 1,
 ) -> None:
-    """Show the whole relay at work: simulated providers, a subscriber that verifies, all on this machine."""
-    from relay.cli.demo import Plan, run
+    """Show the whole relay at work, with simulated providers and a verifying subscriber, all on this machine."""
+    from relay.cli.demo.run import DemoOptions, run
     from relay.domain.time import parse_duration_s
     from relay.simulator.accounts import PROVIDER_NAMES
 
     for_s = None if duration is None else parse_duration_s(duration, name="--for")
     providers = PROVIDER_NAMES if provider == "all" else (provider,)
-    plan = Plan(providers, for_s=for_s, calls_per_minute=calls_per_minute, chaos=chaos, seed=seed)
-    if not _run(run(plan)):
+    options = DemoOptions(providers, for_s=for_s, calls_per_minute=calls_per_minute, chaos=chaos, seed=seed)
+    if not _run(run(options)):
         raise typer.Exit(1)
 
 

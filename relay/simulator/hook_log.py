@@ -71,7 +71,7 @@ class HookReport:
             f"webhook-id and body differ: {', '.join(self.mismatched_ids[:5])}": self.mismatched_ids,
             f"{self.unreadable} bodies were not readable": self.unreadable,
         }
-        return tuple(f"{self.name}: {sentence}" for sentence, wrong in sentences.items() if wrong)
+        return tuple(sentence for sentence, wrong in sentences.items() if wrong)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class SubscriberReport:
         return {name: lost for name, hook in self.hooks.items() if (lost := hook.lost(wanted))}
 
     def problems(self) -> tuple[str, ...]:
-        return tuple(sentence for hook in self.hooks.values() for sentence in hook.problems())
+        return tuple(f"{name}: {sentence}" for name, hook in self.hooks.items() for sentence in hook.problems())
 
     @property
     def duplicates(self) -> int:

@@ -17,9 +17,9 @@ from relay.simulator.accounts import PROVIDER_NAMES
 pytestmark = pytest.mark.timeout(90)
 
 
-async def _play(*arguments: str, folder: Path) -> asyncio.subprocess.Process:
+async def _start(*arguments: str, folder: Path) -> asyncio.subprocess.Process:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
-    # What somebody has set for a relay of their own must not reach the demo's.
+    # Settings that are meant for the person's own relay must not reach the demo's.
     environ |= {"RELAY_REDIS_URL": "redis://127.0.0.1:1/0", "TMPDIR": str(folder)}
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -52,7 +52,7 @@ def _command_line(process: Path) -> bytes:
 
 async def test_the_demo_ends_by_itself_with_nothing_lost_and_nothing_left(tmp_path: Path) -> None:
     """Calls come in, verified events go out, the recording can be fetched with curl, and the directory is clean."""
-    demo = await _play("--for", "4s", "--calls-per-minute", "240", folder=tmp_path)
+    demo = await _start("--for", "4s", "--calls-per-minute", "240", folder=tmp_path)
     assert demo.stdout is not None
     lines: list[str] = []
     audio = b""
@@ -70,8 +70,8 @@ async def test_the_demo_ends_by_itself_with_nothing_lost_and_nothing_left(tmp_pa
         r"^\d\d:\d\d:\d\d call   [←→] \(\d{3}\) 555-01\d\d +[A-Z ]+ (answered|no_answer|busy)", output, re.M
     )
     assert re.search(r"^\d\d:\d\d:\d\d event  ✓ call\.completed +\d+\.\d\d s  \S", output, re.M)
-    made, told = map(int, re.findall(r"^calls +(\d+) made, (\d+) told$", output, re.M)[0])
-    assert made == told > 3
+    listed, delivered = map(int, re.findall(r"^calls +(\d+) listed, (\d+) delivered$", output, re.M)[0])
+    assert listed == delivered > 3
     assert "duplicates   0" in lines
     assert lines[-1] == "✓ nothing was lost"
     assert "\x1b" not in output
@@ -88,8 +88,8 @@ def _fetch(url: str) -> bytes:
 
 
 async def test_chaos_loses_nothing(tmp_path: Path) -> None:
-    """The relay is killed, its store too; every call is told all the same, under one id, in order."""
-    demo = await _play("--for", "8.5s", "--calls-per-minute", "240", "--chaos", "--seed", "309", folder=tmp_path)
+    """The relay is killed, its store too; every call is delivered all the same, under one id, in order."""
+    demo = await _start("--for", "8.5s", "--calls-per-minute", "240", "--chaos", "--seed", "309", folder=tmp_path)
     stdout, _ = await demo.communicate()
 
     output = stdout.decode()
@@ -102,15 +102,15 @@ async def test_chaos_loses_nothing(tmp_path: Path) -> None:
 
 
 async def test_one_relay_reads_every_provider(tmp_path: Path) -> None:
-    """With all of them, each shows calls of its own; NFON's come by its stream, and the words of a call follow."""
-    demo = await _play("--for", "4s", "--calls-per-minute", "120", "--provider", "all", folder=tmp_path)
+    """With all of them, each lists calls of its own; NFON's arrive by its stream, and transcripts follow."""
+    demo = await _start("--for", "4s", "--calls-per-minute", "120", "--provider", "all", folder=tmp_path)
     stdout, _ = await demo.communicate()
 
     output = stdout.decode()
     assert demo.returncode == 0, output
     for name in PROVIDER_NAMES:
-        made, told = map(int, re.findall(rf"^  {name} +(\d+) made, (\d+) told", output, re.M)[0])
-        assert made == told > 0, output
+        listed, delivered = map(int, re.findall(rf"^  {name} +(\d+) listed, (\d+) delivered", output, re.M)[0])
+        assert listed == delivered > 0, output
     assert re.search(r"call\.completed +\d+\.\d\d s  \S.*  nfon by stream$", output, re.M)
     assert re.search(r"call\.transcript\.completed .*  nfon", output)
     assert re.search(r"call\.recording\.completed .*  cinnox  http://", output)
@@ -118,9 +118,9 @@ async def test_one_relay_reads_every_provider(tmp_path: Path) -> None:
     assert _left_behind(tmp_path) == []
 
 
-async def test_ctrl_c_makes_no_more_calls_and_waits_for_the_last(tmp_path: Path) -> None:
-    """Without --for the demo goes on until a person has seen enough, and then says what it came to."""
-    demo = await _play("--calls-per-minute", "240", folder=tmp_path)
+async def test_ctrl_c_ends_the_calls_and_waits_for_the_last_deliveries(tmp_path: Path) -> None:
+    """Without --for the demo goes on until Ctrl-C, and then prints its summary."""
+    demo = await _start("--calls-per-minute", "240", folder=tmp_path)
     assert demo.stdout is not None
     async for line in demo.stdout:
         if b" event " in line:
@@ -130,17 +130,17 @@ async def test_ctrl_c_makes_no_more_calls_and_waits_for_the_last(tmp_path: Path)
 
     output = stdout.decode()
     assert demo.returncode == 0, output
-    assert "no more calls; waiting for the last to be told" in output
+    assert "no more calls; waiting for the last deliveries" in output
     assert output.splitlines()[-1] == "✓ nothing was lost"
     assert _left_behind(tmp_path) == []
 
 
-async def test_a_terminal_that_is_closed_leaves_no_relay_behind(tmp_path: Path) -> None:
+async def test_closing_the_terminal_leaves_no_relay_behind(tmp_path: Path) -> None:
     """The relay is in a session of its own, which the hangup does not reach: the demo has to end it."""
-    demo = await _play("--calls-per-minute", "240", folder=tmp_path)
+    demo = await _start("--calls-per-minute", "240", folder=tmp_path)
     assert demo.stdout is not None
     async for line in demo.stdout:
-        if b"people make calls" in line:
+        if b"calls begin" in line:
             demo.send_signal(signal.SIGHUP)
             break
     await demo.communicate()
@@ -157,7 +157,7 @@ async def test_a_terminal_that_is_closed_leaves_no_relay_behind(tmp_path: Path) 
         (["--for", "0s"], "--for"),
         (["--calls-per-minute", "nan"], "calls-per-minute"),
         (["--calls-per-minute", "0"], "calls-per-minute"),
-        (["--provider", "nobody"], "'nobody' is not one of"),
+        (["--provider", "unknown"], "'unknown' is not one of"),
     ],
 )
 def test_bad_input_is_a_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

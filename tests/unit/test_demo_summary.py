@@ -1,6 +1,7 @@
-"""What the demo makes of what was heard: each thing that must not happen is found, and duplicates alone are none."""
+"""The demo finds each thing that must not happen, accepts duplicates, and fits what it shows into a terminal."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import get_args
@@ -10,7 +11,9 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from relay.cli.demo import Board, EventLine, Lines, Plan, Share, Tables, percentile, screen_for, summarise
+from relay.cli.demo.measure import HOOK, DeliveredEvent, Measurements, SourceTotals, Summary, percentile
+from relay.cli.demo.run import DemoOptions
+from relay.cli.demo.screen import Lines, Note, Tables, open_screen
 from relay.cli.main import Shown
 from relay.providers import PROVIDERS
 from relay.simulator.accounts import PROVIDER_NAMES, open_account
@@ -18,7 +21,7 @@ from relay.simulator.hook_log import Arrival, HookReport
 from relay.simulator.subscriber import VerifyingSubscriber
 
 GOOD = HookReport(
-    name="crm",
+    name=HOOK,
     received=3,
     accepted=3,
     events=3,
@@ -36,77 +39,98 @@ GOOD = HookReport(
     in_flight_peak=1,
     completed=frozenset({"1", "2"}),
 )
+LINK = "http://127.0.0.1:8080/recordings/call_x?expires=1"
 
 
-def test_all_calls_told_is_well() -> None:
-    summary = summarise(GOOD, expected=["1", "2"], recordings=1, latencies_s=[0.5, 1.5])
+def summary(
+    report: HookReport = GOOD,
+    *,
+    listed: Sequence[str] = ("1", "2"),
+    latencies_s: Sequence[float] = (),
+    transcripts: int = 0,
+    sources: Sequence[SourceTotals] = (),
+    interrupted: bool = False,
+) -> Summary:
+    return Summary(
+        report=report,
+        listed=listed,
+        recordings=1,
+        transcripts=transcripts,
+        latencies_s=latencies_s,
+        sources=sources,
+        interrupted=interrupted,
+    )
 
-    assert summary.problems == ()
-    assert (summary.made, summary.told, summary.recordings) == (2, 2, 1)
-    assert "calls        2 made, 2 told" in summary.lines()
-    assert "freshness    p50 0.50 s, p99 1.50 s from shown to heard" in summary.lines()
-    assert summary.lines()[-1] == "✓ nothing was lost"
+
+def test_a_run_without_problems_says_that_nothing_was_lost() -> None:
+    result = summary(latencies_s=[0.5, 1.5])
+
+    assert list(result.problems) == []
+    assert "calls        2 listed, 2 delivered" in result.lines()
+    assert "recordings   1 of 1" in result.lines()
+    assert "latency      p50 0.50 s, p99 1.50 s from listed to delivered" in result.lines()
+    assert result.lines()[-1] == "✓ nothing was lost"
 
 
 @pytest.mark.parametrize(
     ("report", "sentence"),
     [
         (replace(GOOD, completed=frozenset({"1"})), "1 calls were lost: 2"),
-        (replace(GOOD, signature_failures=2), "2 signatures did not verify"),
+        (replace(GOOD, signature_reasons={"x": 2}, signature_failures=2), "2 signatures did not verify"),
         (replace(GOOD, changed_ids=("call_a: evt_a, then evt_b",)), "ids changed: call_a: evt_a, then evt_b"),
         (replace(GOOD, order_violations=("call_a came early",)), "order per call was broken: call_a came early"),
-        (replace(GOOD, changed_bodies=("evt_a",)), "1 bodies changed between attempts"),
-        (replace(GOOD, mismatched_ids=("evt_a",)), "1 bodies carried another id than their webhook-id"),
+        (replace(GOOD, changed_bodies=("evt_a",)), "bodies changed between deliveries: evt_a"),
+        (replace(GOOD, mismatched_ids=("evt_a",)), "webhook-id and body differ: evt_a"),
         (replace(GOOD, unreadable=1), "1 bodies were not readable"),
     ],
 )
 def test_what_must_not_happen_is_a_problem(report: HookReport, sentence: str) -> None:
-    summary = summarise(report, expected=["1", "2"], recordings=1, latencies_s=[])
+    result = summary(report)
 
-    assert summary.problems == (sentence,)
-    assert f"✗ {sentence}" in summary.lines()
-    assert "✓ nothing was lost" not in summary.lines()
-
-
-def test_a_duplicate_is_told_and_is_no_problem() -> None:
-    summary = summarise(replace(GOOD, duplicates={"evt_a": 2}), expected=["1", "2"], recordings=1, latencies_s=[])
-
-    assert summary.problems == ()
-    assert "duplicates   2" in summary.lines()
+    assert list(result.problems) == [sentence]
+    assert f"✗ {sentence}" in result.lines()
+    assert "✓ nothing was lost" not in result.lines()
 
 
-def test_a_demo_without_calls_has_shown_nothing() -> None:
+def test_a_duplicate_is_counted_and_is_no_problem() -> None:
+    result = summary(replace(GOOD, duplicates={"evt_a": 2}))
+
+    assert list(result.problems) == []
+    assert "duplicates   2" in result.lines()
+
+
+def test_a_demo_without_calls_proves_nothing() -> None:
     silent = replace(GOOD, events=0, types={}, completed=frozenset())
 
-    assert summarise(silent, expected=[], recordings=0, latencies_s=[]).problems != ()
+    assert list(summary(silent, listed=[]).problems) != []
 
 
-def test_a_provider_without_calls_has_shown_nothing() -> None:
-    """With several, calls at one say nothing of the other."""
-    shares = [Share("webfones", made=2, told=2, p50_s=0.5), Share("nfon", made=0, told=0)]
-    summary = summarise(GOOD, expected=["1", "2"], recordings=1, latencies_s=[], shares=shares)
+def test_a_provider_without_calls_proves_nothing() -> None:
+    """With several, calls at one say nothing about the other."""
+    sources = [SourceTotals("webfones", listed=2, delivered=2, p50_s=0.5), SourceTotals("nfon", listed=0, delivered=0)]
+    result = summary(sources=sources)
 
-    assert summary.problems == ("no call was made at nfon; play for longer",)
-    assert "  webfones   2 made, 2 told, p50 0.50 s" in summary.lines()
+    assert list(result.problems) == ["no call was made at nfon; use a longer --for"]
+    assert "  webfones   2 listed, 2 delivered, p50 0.50 s" in result.lines()
 
 
 def test_transcripts_and_streams_are_counted_where_there_are_any() -> None:
-    heard = replace(GOOD, types={**GOOD.types, "call.transcript.completed": 1})
-    shares = [Share("nfon", made=2, told=2, by_stream=1)]
-    summary = summarise(heard, expected=["1", "2"], recordings=0, transcripts=2, latencies_s=[], shares=shares)
+    report = replace(GOOD, types={**GOOD.types, "call.transcript.completed": 1})
+    sources = [SourceTotals("nfon", listed=2, delivered=2, via_stream=1)]
+    result = summary(report, transcripts=2, sources=sources)
 
-    assert "transcripts  1 of 2" in summary.lines()
-    assert "  nfon       2 made, 2 told, 1 found by stream" in summary.lines()
-    assert not any("transcripts" in line for line in summarise(GOOD, expected=[], recordings=0, latencies_s=[]).lines())
+    assert "transcripts  1 of 2" in result.lines()
+    assert "  nfon       2 listed, 2 delivered, 1 by stream" in result.lines()
+    assert not any("transcripts" in line for line in summary().lines())
 
 
-def test_an_impatient_person_is_not_told_that_calls_were_lost() -> None:
-    """A second Ctrl-C ends the wait: what was on its way is said to be on its way."""
-    summary = summarise(GOOD, expected=["1", "2", "3"], recordings=1, latencies_s=[], interrupted=True)
+def test_calls_that_were_not_awaited_do_not_count_as_lost() -> None:
+    """A second Ctrl-C ends the wait: what was on its way is said to be not yet delivered."""
+    result = summary(listed=["1", "2", "3"], interrupted=True)
 
-    assert summary.problems == ()
-    assert "not awaited  1 calls were still on their way" in summary.lines()
-    assert "✓ nothing was lost" not in summary.lines()
+    assert list(result.problems) == []
+    assert "interrupted  1 calls were not yet delivered" in result.lines()
+    assert "✓ nothing was lost" not in result.lines()
 
 
 @pytest.mark.parametrize(
@@ -119,21 +143,36 @@ def test_percentiles_are_nearest_ranks(values: list[float], percent: float, expe
 
 @pytest.mark.parametrize(("for_s", "interval_s"), [(20, 1.0), (300, 1.0), (301, 2.0), (None, 2.0)])
 def test_a_long_demo_polls_less_often(for_s: float | None, interval_s: float) -> None:
-    """A poll each second for ever would use up the provider's limit, which holds in the demo too."""
-    assert Plan(for_s=for_s).poll_interval_s == interval_s
+    """A poll each second for ever would use up the provider's limit, which applies in the demo too."""
+    assert DemoOptions(for_s=for_s).poll_interval_s == interval_s
 
 
-def board(*providers: str) -> Board:
-    """A board with a call that each provider shows, and a recording that was heard."""
+def measurements(*providers: str, calls: int = 1) -> Measurements:
+    """Calls that each provider lists, and a recording that was delivered."""
     subscriber = VerifyingSubscriber()
-    subscriber.add_hook("crm")
-    offices = [open_account(provider, "demo-key") for provider in providers]
-    for office in offices:
-        office.provider.appear("demo-key", rid=7, disposition="NO ANSWER")
-    board = Board(offices, subscriber)
-    board.link = "http://127.0.0.1:8080/recordings/call_x?expires=1"
-    board.events.append(EventLine(datetime.now(UTC), "call.recording.completed", "7", 0.5, "", board.link))
-    return board
+    subscriber.add_hook(HOOK)
+    accounts = [open_account(provider, "demo-key") for provider in providers]
+    for account in accounts:
+        for rid in range(7, 7 + calls):
+            account.provider.appear("demo-key", rid=rid, disposition="NO ANSWER")
+    return Measurements(accounts, subscriber)
+
+
+def event(**fields: object) -> DeliveredEvent:
+    return replace(DeliveredEvent(datetime.now(UTC), "call.recording.completed", "7", 0.5, "", LINK), **fields)  # type: ignore[arg-type]
+
+
+def drawn(measured: Measurements, *, width: int, height: int, note: str = "") -> str:
+    """What the tables look like on a terminal of this size, with its control sequences."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, height=height)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        tables = Tables(console, live)
+        tables.add([Note(datetime.now(UTC), note, is_kill=True)])
+        out.truncate(0)
+        tables.refresh(measured, "for 20 seconds")
+        live.refresh()
+        return out.getvalue()
 
 
 def test_every_provider_can_be_shown() -> None:
@@ -142,66 +181,81 @@ def test_every_provider_can_be_shown() -> None:
 
 
 def test_one_subscriber_keeps_the_calls_of_all_providers_apart() -> None:
-    """The same number of a call names another call at each provider, and each line says whose it is."""
+    """The same number of a call names another call at each provider, and each line names its provider."""
     out = io.StringIO()
-    seen = board(*PROVIDER_NAMES)
-    seen.look(Lines(Console(file=out, width=80)))
+    measured = measurements(*PROVIDER_NAMES)
+    Lines(Console(file=out, width=80)).add(measured.update())
 
-    assert len(seen.calls) == len(PROVIDER_NAMES)
+    assert len(measured.calls) == len(PROVIDER_NAMES)
     assert [line.split()[-1] for line in out.getvalue().splitlines()] == list(PROVIDER_NAMES)
-    assert {share.provider: (share.made, share.told) for share in seen.shares()} == {
-        name: (1, 0) for name in PROVIDER_NAMES
-    }
+    totals = {totals.provider: (totals.listed, totals.delivered) for totals in measured.totals()}
+    assert totals == dict.fromkeys(PROVIDER_NAMES, (1, 0))
 
 
 def test_lines_show_each_call_once() -> None:
     out = io.StringIO()
-    seen = board("webfones")
+    measured = measurements("webfones")
     lines = Lines(Console(file=out, width=80))
 
-    seen.look(lines)
-    seen.look(lines)
+    lines.add(measured.update())
+    lines.add(measured.update())
 
     assert out.getvalue().count(" call   ← (202) 555-0147  A WHITTAKER     no_answer") == 1
 
 
 def test_the_tables_show_calls_events_and_a_link_to_click() -> None:
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=120, height=40)
-    seen = board("webfones")
-    with Live(console=console, auto_refresh=False) as live:
-        tables = Tables(console, live)
-        seen.look(tables)
-        tables.refresh(seen)
-        live.refresh()
+    measured = measurements("webfones")
+    measured.update()
+    measured.events.append(event())
 
-    shown = out.getvalue()
+    shown = drawn(measured, width=120, height=40)
+
     assert "A WHITTAKER" in shown
     assert "call.recording.completed" in shown
-    assert "0 of 1 calls told" in shown
+    assert "0 of 1 calls delivered" in shown
     assert "\x1b]8;" in shown  # a link that terminals make clickable
-    assert "http://127.0.0.1:8080/recordings/call_x?expires=1" in shown
+    assert LINK in shown
+
+
+@pytest.mark.parametrize("providers", [("webfones",), PROVIDER_NAMES])
+def test_the_tables_fit_a_small_terminal(providers: tuple[str, ...]) -> None:
+    """On 80 × 24 no row wraps and nothing scrolls away, however much has happened."""
+    measured = measurements(*providers, calls=40)
+    measured.update()
+    measured.kills = 12
+    for call in measured.calls.values():
+        call.contact, call.latency_s = "Bartholomew Featherstonehaugh, Foxglove Farms International", 0.25
+    url = f"{LINK}&signature={'s' * 120}"
+    measured.events += [event(detail="d" * 90, url="", provider="webfones", via_stream=True)] * 40 + [event(url=url)]
+
+    shown = drawn(measured, width=80, height=24, note="kill -9: " + "n" * 100)
+
+    # Rich cuts the end of a frame that is too high, so the end shows that nothing was.
+    assert shown.count("\n") <= 23
+    assert "kill -9: nnn" in shown
+    assert "sss\x1b" in shown
+    assert shown.count("no_answer") >= 5
+    assert shown.count("by stream") >= 4
 
 
 @pytest.mark.parametrize(
     ("terminal", "no_color", "kind"), [(True, "", Tables), (True, "1", Lines), (False, "", Lines), (False, "1", Lines)]
 )
-def test_tables_are_for_terminals_that_like_colours(
+def test_tables_are_for_terminals_with_colours(
     terminal: bool, no_color: str, kind: type[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)
-    with screen_for(Console(file=io.StringIO(), force_terminal=terminal)) as screen:
+    with open_screen(Console(file=io.StringIO(), force_terminal=terminal)) as screen:
         assert isinstance(screen, kind)
 
 
-def test_an_event_that_was_sent_once_more_looks_like_it() -> None:
-    """After a kill an answer may be lost: the repeated event is told apart by its id, and shown as what it is."""
+def test_a_repeated_event_is_marked() -> None:
+    """After a kill an answer may be lost: the repeated event is recognised by its id, and shown as what it is."""
     out = io.StringIO()
-    seen = board("webfones")
-    now = datetime.now(UTC)
-    arrivals = [Arrival("evt_1", "call.completed", None, "7", 1, True, 0.0, now)] * 2
-    with mock.patch.object(seen.subscriber, "arrivals", return_value=arrivals):
-        seen.look(Lines(Console(file=out, width=120)))
+    measured = measurements("webfones")
+    arrivals = [Arrival("evt_1", "call.completed", None, "7", 1, True, 0.0, datetime.now(UTC))] * 2
+    with mock.patch.object(measured.subscriber, "arrivals", return_value=arrivals):
+        Lines(Console(file=out, width=120)).add(measured.update())
 
     first, again = [line for line in out.getvalue().splitlines() if "call.completed" in line]
     assert ("✓" in first, "≡" in first) == (True, False)
