@@ -1,4 +1,4 @@
-"""The processes: what each role starts, and how it stops. Signals are ours: stop claiming, finish, settle, close."""
+"""The processes: what each role starts, and how it stops: claim nothing more, finish, settle, close."""
 
 import asyncio
 import signal
@@ -16,7 +16,7 @@ from relay.queue.changes import ExpireLeases
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, changed_outside_maps
 from relay.store.embedded import EmbeddedStore
-from relay.tasks import end
+from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
 
@@ -27,14 +27,14 @@ Host = Callable[[Runtime], Awaitable[None]]
 
 
 @asynccontextmanager
-async def store_of(settings: Settings) -> AsyncIterator[tuple[str, Sequence[str]]]:
-    """Give the store's URL and the secret keys: the configured ones, else an embedded store with keys of its own."""
+async def open_store(settings: Settings) -> AsyncIterator[tuple[str, Sequence[str]]]:
+    """Yield the store's URL and the secret keys: as configured, else those of an embedded store."""
     keys: Sequence[str] = [key.get_secret_value() for key in settings.secret_key]
     if settings.redis_url is not None:
         if not keys:
             raise SettingsError(
-                "RELAY_SECRET_KEY is not set: beside a Redis of your own the relay needs a key of at least 32 "
-                f"characters, the same for every process. A fresh one: {secrets.generate_key()}"
+                "RELAY_SECRET_KEY is not set: with RELAY_REDIS_URL the relay needs a key of at least 32 characters, "
+                f"the same for every process. A new one: {secrets.generate_key()}"
             )
         yield settings.redis_url.get_secret_value(), keys
         return
@@ -44,11 +44,13 @@ async def store_of(settings: Settings) -> AsyncIterator[tuple[str, Sequence[str]
         yield store.url, keys
 
 
-def needs_of_a_role(settings: Settings) -> tuple[str, Sequence[str]]:
-    """Give the store's URL and the secret keys; a role apart cannot work without either."""
+def require_connection(settings: Settings) -> tuple[str, Sequence[str]]:
+    """The store's URL and secret keys, which a separate role needs. Raises SettingsError when one is missing."""
     missing = []
     if settings.redis_url is None:
-        missing.append("RELAY_REDIS_URL is not set: roles apart share a Redis or Valkey, such as redis://host:6379/0.")
+        missing.append(
+            "RELAY_REDIS_URL is not set: separate roles share a Redis or Valkey, such as redis://host:6379/0."
+        )
     if not settings.secret_key:
         missing.append("RELAY_SECRET_KEY is not set: all roles need the same key of at least 32 characters.")
     if missing or settings.redis_url is None:
@@ -57,20 +59,20 @@ def needs_of_a_role(settings: Settings) -> tuple[str, Sequence[str]]:
 
 
 def stop_on_signals() -> asyncio.Event:
-    """Make the event that Ctrl-C and SIGTERM set; a second signal ends the process at once."""
+    """Return an event that SIGINT and SIGTERM set; a second signal ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def told(number: signal.Signals) -> None:
+    def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
-            log.warning("stopping_now", signal=number.name)
+            log.warning("process_killed", signal=number.name)
             loop.remove_signal_handler(number)
             signal.raise_signal(number)
-        log.info("stopping", signal=number.name)
+        log.info("process_stopping", signal=number.name)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told, number)
+        loop.add_signal_handler(number, on_signal, number)
     return stop
 
 
@@ -82,10 +84,10 @@ async def up(
     *,
     read: Callable[[], Settings],
 ) -> None:
-    """Run everything in this process; `read` reads the configuration again."""
-    async with store_of(settings) as (url, keys), open_runtime(settings, redis_url=url, secret_keys=keys) as runtime:
+    """Run everything in this process; `read` reloads the configuration."""
+    async with open_store(settings) as (url, keys), open_runtime(settings, redis_url=url, secret_keys=keys) as runtime:
         if settings.redis_url is None:
-            # The lock on the directory is ours, so a former process is dead: what it held need not wait for its leases.
+            # We have the lock on the directory, so every former process is dead: its leases need not run out first.
             for lane in runtime.lanes.values():
                 await lane.apply(ExpireLeases())
         add_runners(runtime)
@@ -93,11 +95,11 @@ async def up(
             await stack.enter_async_context(serve_api(runtime))
             await stack.enter_async_context(serve_internal(runtime))
             await stack.enter_async_context(_hosted(host, runtime))
-            read_again_on_hangup(runtime, read)
-            greet(runtime)
-            await say_what_is_wrong(runtime)
+            reload_on_hangup(runtime, read)
+            log_start(runtime)
+            await log_failing_sources(runtime)
             await runtime.run(stop, drain_s=settings.drain_s)
-    log.info("stopped")
+    log.info("process_stopped")
 
 
 async def role(
@@ -110,7 +112,7 @@ async def role(
     read: Callable[[], Settings],
 ) -> None:
     """Run one role: `poller`, `worker` (with its runners and arq host), or `api`."""
-    url, keys = needs_of_a_role(settings)
+    url, keys = require_connection(settings)
     async with open_runtime(settings, redis_url=url, secret_keys=keys) as runtime, AsyncExitStack() as stack:
         runtime.wake_ups.send_through(runtime.arq)
         if add_runners is not None:
@@ -120,29 +122,29 @@ async def role(
         await stack.enter_async_context(serve_internal(runtime))
         if host is not None:
             await stack.enter_async_context(_hosted(host, runtime))
-        read_again_on_hangup(runtime, read)
-        log.info("started", role=name)
+        reload_on_hangup(runtime, read)
+        log.info("process_started", role=name)
         if name == "poller":
-            await say_what_is_wrong(runtime)
+            await log_failing_sources(runtime)
         await runtime.run(stop, drain_s=settings.drain_s)
-    log.info("stopped", role=name)
+    log.info("process_stopped", role=name)
 
 
-def read_again_on_hangup(runtime: Runtime, read: Callable[[], Settings]) -> None:
-    """On SIGHUP read the configuration again: sources and subscriptions change, the rest needs a restart."""
+def reload_on_hangup(runtime: Runtime, read: Callable[[], Settings]) -> None:
+    """Reload the configuration on SIGHUP: sources and subscriptions change, all else needs a restart."""
 
-    def read_again() -> None:
+    def reload() -> None:
         try:
             fresh = read()
         except SettingsError as error:
-            log.error("configuration_not_read", error=str(error), kept="the former one")
+            log.error("configuration_reload_failed", error=str(error), action="the current one stays in force")
             return
         for name in changed_outside_maps(runtime.settings, fresh):
-            log.warning("needs_a_restart", setting=name)
+            log.warning("setting_change_ignored", setting=name, action="restart the process")
         runtime.registry.reconfigure(fresh)
-        log.info("configuration_read", sources=len(fresh.sources), subscriptions=len(fresh.subscriptions))
+        log.info("configuration_reloaded", sources=len(fresh.sources), subscriptions=len(fresh.subscriptions))
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 @asynccontextmanager
@@ -154,26 +156,26 @@ async def _hosted(host: Host, runtime: Runtime) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await end(hosting)
+        await cancel(hosting)
         if not hosting.cancelled():
             hosting.result()
 
 
-async def say_what_is_wrong(runtime: Runtime) -> None:
-    """Repeat the errors that were there before this start: a refused source is not asked again for a while."""
-    asked = [source for source in runtime.sources.values() if not source.paused]
-    states = await asyncio.gather(*(runtime.states.read(source.id) for source in asked))
-    for source, state in zip(asked, states, strict=True):
+async def log_failing_sources(runtime: Runtime) -> None:
+    """Log again which sources were failing before this start: one that was rejected is not polled for a while."""
+    active = [source for source in runtime.sources.values() if not source.paused]
+    states = await asyncio.gather(*(runtime.states.read(source.id) for source in active))
+    for source, state in zip(active, states, strict=True):
         if state.error:
             since = iso(from_ms(state.error_since_ms))
             log.error("source_still_failing", source=source.id, error=state.error, since=since)
 
 
-def greet(runtime: Runtime) -> None:
-    """Say what is running, for the person who started it."""
+def log_start(runtime: Runtime) -> None:
+    """Log what is running, for the person who started it."""
     settings = runtime.settings
     log.info(
-        "relay_up",
+        "relay_started",
         sources=len(runtime.sources),
         subscriptions=len(runtime.subscriptions),
         api=f"{settings.api.host}:{settings.api.port}",
@@ -181,6 +183,6 @@ def greet(runtime: Runtime) -> None:
         data_dir=str(Path(settings.data_dir)),
     )
     if not runtime.sources:
-        log.warning("no_sources", hint="nothing to ask: add an account under sources: in relay.yaml")
+        log.warning("sources_missing", action="add an account under sources: in relay.yaml")
     if not runtime.subscriptions:
-        log.warning("no_subscriptions", hint="nobody hears: add a subscriber under subscriptions: in relay.yaml")
+        log.warning("subscriptions_missing", action="add a subscriber under subscriptions: in relay.yaml")

@@ -37,7 +37,7 @@ from relay.store import connection, database
 from relay.store.calls import Ledger
 from relay.store.lanes import LaneName, open_lanes
 from relay.store.store import Store
-from relay.tasks import end
+from relay.tasks import cancel
 
 DAY_S = 86_400
 QUEUE = "relay:arq"
@@ -144,7 +144,7 @@ class Runtime:
             stopping.cancel()
             for runner in self.runners:
                 runner.stop(within_s=drain_s)
-            await end(*services)
+            await cancel(*services)
             await asyncio.gather(*runners, return_exceptions=True)
 
     async def require_durability(self) -> None:
@@ -199,7 +199,7 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
         try:
             yield runtime
         finally:
-            await end(following)
+            await cancel(following)
 
 
 async def _run(service: Callable[[], Awaitable[None]]) -> None:

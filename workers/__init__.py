@@ -1,4 +1,4 @@
-"""The arq worker: hosts the runners, hears wake-ups, does the operator's long work."""
+"""The work of every lane, the operator's jobs and the sweep, hosted by an arq worker."""
 
-EXTRA_OFF_S = 900
-"""An extra (contacts, recordings) that the provider refuses is left alone for this long; calls go on without it."""
+EXTRA_PAUSE_S = 900
+"""When the provider rejects an extra (contacts, recordings), it is paused for this long; calls go on without it."""

@@ -24,7 +24,7 @@ from relay.queue.runner import Settle
 from relay.queue.settlement import Done, Retry
 from relay.store.calls import StoredCall, claimed_call
 from relay.store.sources import SourceStore
-from workers import EXTRA_OFF_S
+from workers import EXTRA_PAUSE_S
 
 log = structlog.get_logger(__name__)
 
@@ -116,9 +116,9 @@ class EnrichWorker:
             await self._states.note(source.id, contacts_off="")
 
     async def _pause(self, source: Source, reason: str) -> None:
-        self._paused_until[source.id] = time.monotonic() + EXTRA_OFF_S
+        self._paused_until[source.id] = time.monotonic() + EXTRA_PAUSE_S
         self._book_works.discard(source.id)
-        log.error("source_contacts_paused", source=source.id, reason=reason, retry_s=EXTRA_OFF_S)
+        log.error("source_contacts_paused", source=source.id, reason=reason, retry_s=EXTRA_PAUSE_S)
         await self._states.note(source.id, contacts_off=reason)
 
     async def _publish_all(

@@ -27,7 +27,7 @@ from relay.store import keys
 from relay.store.calls import LeaseLost
 from relay.store.lanes import LaneName
 from relay.store.sources import Progress
-from relay.tasks import end
+from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
 
@@ -224,7 +224,7 @@ async def _beating(ctx: dict[str, Any], say: Callable[[], Awaitable[None]]) -> A
     try:
         yield
     finally:
-        await end(beating)
+        await cancel(beating)
 
 
 async def heed_cancel(progress: Progress) -> None:

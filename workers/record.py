@@ -30,7 +30,7 @@ from relay.recordings.storage import RecordingStorage
 from relay.store.calls import StoredCall, claimed_call
 from relay.store.lanes import FetchProgress, RecordingStored
 from relay.store.sources import SourceStore
-from workers import EXTRA_OFF_S
+from workers import EXTRA_PAUSE_S
 
 log = structlog.get_logger(__name__)
 
@@ -103,7 +103,7 @@ class RecordWorker:
                 first = state.first_attempt_at if state else self._store_now()
                 if self._store_now() - first <= _DENIED_RETRIED_FOR:
                     await self._pause(source, reason)
-                    return Retry(EXTRA_OFF_S * 1000, FetchProgress((state or FetchState(first)).to_json()))
+                    return Retry(EXTRA_PAUSE_S * 1000, FetchProgress((state or FetchState(first)).to_json()))
                 part = fetch.recording_part(RecordingStatus.UNAVAILABLE)
             case _:
                 assert_never(result)
@@ -114,7 +114,7 @@ class RecordWorker:
         # Every call of the source is refused alike: an error once, not for each of them.
         write = log.error if self._allowed.get(source.id, True) else log.debug
         self._allowed[source.id] = False
-        write("source_recordings_paused", source=source.id, reason=reason, retry_s=EXTRA_OFF_S)
+        write("source_recordings_paused", source=source.id, reason=reason, retry_s=EXTRA_PAUSE_S)
         await self._states.note(source.id, recordings_off=reason)
 
     def on_settled(self, claim: Claim, settlement: Settlement) -> None:

@@ -1,7 +1,7 @@
 """`arq workers.settings.WorkerSettings`, `python -m workers` and `relay worker` are the same worker.
 
-arq hosts: its start opens the runtime and the runners, its jobs are wake-ups and the operator's long work, its cron is
-the sweep. Deliveries are no arq jobs: they live in the ledger, under leases.
+arq's start-up opens the runtime and the runners, its jobs are wake-ups and the operator's long work, its cron is the
+sweep. Deliveries are not arq jobs: they wait in the deliver lane, under leases.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ from redis.exceptions import RedisError
 from relay.api.server import serve_internal
 from relay.errors import SettingsError
 from relay.log import configure
-from relay.processes import needs_of_a_role, stop_on_signals
+from relay.processes import require_connection, stop_on_signals
 from relay.runtime import QUEUE, Runtime, open_runtime
 from relay.settings import Settings, load
-from relay.tasks import end
+from relay.tasks import cancel
 from workers import jobs, sweep
 from workers.runners import add_workers
 
 log = structlog.get_logger(__name__)
 
 WAKE_POLL_S = 0.02
-"""How often a worker looks for wake-ups."""
+"""How often a worker checks for wake-ups."""
 
 
 async def _sweep(ctx: dict[str, Any]) -> None:
@@ -63,34 +63,34 @@ OPTIONS: dict[str, Any] = {
 
 
 async def host(runtime: Runtime, *, poll_delay_s: float = WAKE_POLL_S) -> None:
-    """Keep an arq worker running over a runtime; arq's loop ends when the store restarts, so it is begun again."""
-    away = False
+    """Keep an arq worker running over a runtime. Its loop ends when the store restarts, so it is started again."""
+    unavailable = False
     while True:
         ctx = {"runtime": runtime, "sleep": asyncio.sleep}
         worker = Worker(**OPTIONS | {"poll_delay": poll_delay_s}, redis_pool=runtime.arq, ctx=ctx)
         try:
             await worker.async_run()
         except asyncio.CancelledError:
-            await end(*worker.tasks.values())
+            await cancel(*worker.tasks.values())
             raise
         except (RedisError, OSError) as error:
-            if not away:
-                log.warning("wake_ups_paused", error=str(error), why="the store is away")
-            away = True
+            if not unavailable:
+                log.warning("wake_ups_paused", error=str(error), reason="the store is unavailable")
+            unavailable = True
             await asyncio.sleep(1)
         else:
-            away = False
+            unavailable = False
 
 
 def settings_of_environment() -> tuple[Settings, str, Sequence[str]]:
-    """Read the settings for a role of its own: RELAY_CONFIG, RELAY_REDIS_URL and RELAY_SECRET_KEY."""
+    """Read the settings of a separate role from RELAY_CONFIG, RELAY_REDIS_URL and RELAY_SECRET_KEY."""
     config = os.environ.get("RELAY_CONFIG")
     settings = load(Path(config) if config else None, os.environ)
-    return (settings, *needs_of_a_role(settings))
+    return (settings, *require_connection(settings))
 
 
 async def _startup(ctx: dict[str, Any]) -> None:
-    """arq's own command line has started us: open everything inside its loop, and take over the signals."""
+    """Open everything inside the loop of arq's own command line, and take over the signals."""
     settings, redis_url, secret_keys = settings_of_environment()
     configure(settings.log.level, settings.log.format)
     stack = AsyncExitStack()
@@ -103,10 +103,10 @@ async def _startup(ctx: dict[str, Any]) -> None:
     running = asyncio.create_task(runtime.run(stop, drain_s=settings.drain_s))
 
     async def leave() -> None:
-        # arq's loop ends when its main task does: when we are told to stop, and everything is settled.
+        # arq's loop ends when its main task does; we end that after a stop, once everything is settled.
         await asyncio.wait([running])
         if arq_main is not None:
-            await end(arq_main)
+            await cancel(arq_main)
 
     leaving = asyncio.create_task(leave())
     ctx |= {"runtime": runtime, "stack": stack, "running": running, "leaving": leaving, "stop": stop}
@@ -132,7 +132,7 @@ def _worker_settings() -> type:
 
 
 def __getattr__(name: str) -> Any:
-    """Make `WorkerSettings` when arq asks for it: importing this module reads nothing."""
+    """Build `WorkerSettings` when arq asks for it, so that importing this module reads nothing."""
     if name == "WorkerSettings":
         return _worker_settings()
     raise AttributeError(name)

@@ -23,7 +23,7 @@ from rich.progress import Progress as Bar
 from relay import secrets
 from relay.domain.time import iso, parse_instant
 from relay.errors import RelayError, SettingsError, StoreError
-from relay.processes import needs_of_a_role
+from relay.processes import require_connection
 from relay.runtime import QUEUE
 from relay.secrets import SecretBox
 from relay.settings import Settings
@@ -119,7 +119,7 @@ async def queue_of(settings: Settings) -> AsyncIterator[ArqRedis]:
     Raises NobodyHome when there is no store to talk to, StoreError when it is another relay's.
     """
     if settings.redis_url is not None:
-        url, secret_keys = needs_of_a_role(settings)
+        url, secret_keys = require_connection(settings)
     else:
         store = EmbeddedStore(settings.data_dir)
         if not store.socket.exists():

@@ -30,7 +30,7 @@ from relay.domain.time import format_duration
 from relay.errors import OverBudget, RelayError, SettingsError, StorageError, StoreInUse
 from relay.polling.clock_skew import rows_look_like
 from relay.polling.window import SEED_DEPTH
-from relay.processes import needs_of_a_role
+from relay.processes import require_connection
 from relay.providers import PROVIDERS
 from relay.providers.base import Page, Pay, Purpose, SourceOptions, Window
 from relay.queue import keys as queue_keys
@@ -157,7 +157,7 @@ async def _store(settings: Settings) -> AsyncIterator[_Store]:
     """Reach the store: the configured Redis, the embedded one of a running relay, else one that is started for now."""
     async with AsyncExitStack() as stack:
         if settings.redis_url is not None:
-            url, secret_keys = needs_of_a_role(settings)
+            url, secret_keys = require_connection(settings)
             where = f"Redis at {_redis_host(url)}"
         else:
             secret_keys = [key.get_secret_value() for key in settings.secret_key]

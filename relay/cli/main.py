@@ -123,7 +123,7 @@ def _role(config: Path | None, name: str) -> None:
     from workers.settings import host
 
     settings = _settings(config)
-    processes.needs_of_a_role(settings)
+    processes.require_connection(settings)
 
     async def run() -> None:
         stop = processes.stop_on_signals()

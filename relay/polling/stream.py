@@ -27,7 +27,7 @@ from relay.providers.base import InvalidRow
 from relay.providers.source import Source
 from relay.store import keys
 from relay.store.sources import SourceStore
-from relay.tasks import end
+from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
 
@@ -127,7 +127,7 @@ class Streams:
         return {sid for sid, ours in zip(sids, answers, strict=True) if ours}
 
     async def _end(self, sids: Sequence[str]) -> None:
-        await end(*[self._listeners.pop(sid).task for sid in sids])
+        await cancel(*[self._listeners.pop(sid).task for sid in sids])
 
     async def _listen(self, source: Source) -> None:
         """Listen to one source, again and again."""

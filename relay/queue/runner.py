@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from relay.queue.claim import Claim
 from relay.queue.lane import Lane
 from relay.queue.settlement import Renew, Retry, Settlement
-from relay.tasks import end
+from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
 
@@ -119,7 +119,7 @@ class Runner:
                     await asyncio.sleep(_GROUP_S)  # there is enough to do: let settlements gather for one exchange
                 self._wake.clear()
         finally:
-            await end(*self._running)
+            await cancel(*self._running)
             await self._send_rest()
 
     def _finished(self) -> bool:
@@ -266,7 +266,7 @@ class Runner:
         try:
             yield
         finally:
-            await end(*renewing)
+            await cancel(*renewing)
 
     def _return_unstarted(self) -> None:
         unstarted = [claim for claims in (*self._ready, *self._unproven_ready) for claim in claims]

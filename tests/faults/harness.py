@@ -488,7 +488,7 @@ class Lab:
 
     def _ready(self, process: Process, role: str) -> bool:
         assert process.runs, f"{process.name} ended: {_tail(process.log)}"
-        return role == "arq" or bool(process.lines("relay_up" if role == "up" else "started"))
+        return role == "arq" or bool(process.lines("relay_started" if role == "up" else "process_started"))
 
     def start_all(self, *hooks: str, **configuration: Any) -> tuple[Process, Process]:
         """Start the simulator, a store, a poller and a worker, and wait for the first poll."""

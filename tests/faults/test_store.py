@@ -17,7 +17,7 @@ def test_the_store_restarts_while_a_worker_drains(lab: Lab) -> None:
     lab.call(20)
     until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
     worker.terminate()
-    until(lambda: worker.lines("stopping"), "the worker drains")
+    until(lambda: worker.lines("process_stopping"), "the worker drains")
     lab.store.kill()
     until(lambda: lab.simulator.in_flight() == 0, "all are answered while the store is away")
     lab.store.start()

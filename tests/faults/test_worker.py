@@ -127,7 +127,7 @@ def test_a_second_signal_ends_a_worker_at_once(lab: Lab) -> None:
     until(lambda: lab.simulator.in_flight() == 3, "three are in flight")
     lab.in_flight += 3
     worker.terminate()
-    until(lambda: worker.lines("stopping"), "the first signal is heard")
+    until(lambda: worker.lines("process_stopping"), "the first signal is heard")
 
     code = worker.stop(within_s=5)
 

@@ -19,7 +19,7 @@ from relay.domain import ids
 from relay.domain.call import Direction, Outcome, Party, Record
 from relay.store.calls import Row
 from relay.store.lanes import LaneName
-from relay.tasks import end
+from relay.tasks import cancel
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 from workers.settings import host
 
@@ -162,7 +162,7 @@ async def open_desk(
         try:
             yield Desk(relay, f"http://127.0.0.1:{port}", http)
         finally:
-            await end(hosting)
+            await cancel(hosting)
 
 
 async def _host(relay: RelayHarness) -> None:

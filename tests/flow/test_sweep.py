@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from relay.gauges import measure
-from relay.processes import say_what_is_wrong
+from relay.processes import log_failing_sources
 from relay.queue import keys as queue_keys
 from relay.queue.settlement import Done
 from relay.runtime import Runtime, open_runtime
@@ -336,7 +336,7 @@ async def test_a_start_repeats_what_is_wrong(relays: Relays) -> None:
         await runtime.states.note(sid, error="WebFones refuses the key", error_since=1_795_000_000_000)
 
     with capture_logs() as logs:
-        await say_what_is_wrong(runtime)
+        await log_failing_sources(runtime)
 
     assert [(each["event"], each["source"], each["error"], each["since"]) for each in logs] == [
         ("source_still_failing", "a", "WebFones refuses the key", "2026-11-18T11:06:40Z")

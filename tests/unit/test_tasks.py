@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from relay.tasks import end
+from relay.tasks import cancel
 
 
 async def test_a_task_that_swallows_a_cancellation_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library may eat one cancellation; the process still ends."""
-    monkeypatch.setattr("relay.tasks._ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr("relay.tasks._CANCEL_AGAIN_S", 0.01)
     swallowed = 0
 
     async def deaf() -> None:
@@ -26,7 +26,7 @@ async def test_a_task_that_swallows_a_cancellation_is_asked_again(monkeypatch: p
     await asyncio.sleep(0)
 
     async with asyncio.timeout(5):
-        await end(task)
+        await cancel(task)
 
     assert task.cancelled()
     assert swallowed == 3
@@ -41,7 +41,7 @@ async def test_ending_what_has_ended_does_nothing() -> None:
     well, badly = asyncio.create_task(asyncio.sleep(0, "well")), asyncio.create_task(wrong())
     await asyncio.wait([well, badly])
 
-    await end(well, badly)
+    await cancel(well, badly)
 
     assert well.result() == "well"
     assert isinstance(badly.exception(), ValueError)
