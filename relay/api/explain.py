@@ -379,7 +379,7 @@ def _no_delivery(
 ) -> tuple[Fate, str]:
     if not of_tenant:
         return "filtered", "filtered because the source belongs to another tenant"
-    reason = filters.wants(subscription.options, event, subscription_id=subscription.id)
+    reason = filters.mismatch(subscription.options, event, subscription_id=subscription.id)
     if reason is not None:
         return "filtered", f"filtered because {reason}"
     again = f"relay replay {subscription.id} --event {event['id']} sends it"

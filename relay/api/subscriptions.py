@@ -519,7 +519,7 @@ async def sample_subscription(
 def _wanted(api: Api, subscription: Subscription, document: Json) -> bool:
     if subscription.tenant not in (None, api.event_tenant(document)):
         return False
-    return filters.wants(subscription.options, document, subscription_id=subscription.id) is None
+    return filters.mismatch(subscription.options, document, subscription_id=subscription.id) is None
 
 
 async def _as_sent(api: Api, subscription: Subscription, document: Json) -> Json:

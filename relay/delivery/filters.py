@@ -1,13 +1,14 @@
-"""Does a subscription want an event, and if not, why not: pure, so that a person can ask for the reason."""
+"""Whether a subscription receives an event, and if not, why: pure, so that `explain` can show the reason."""
 
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Protocol
 
+from relay.domain.json import Json
 from relay.events import types
 
 
 class SubscriptionFilter(Protocol):
-    """What a subscription says it wants to hear; none, or an empty one, of the last five wants all."""
+    """What a subscription selects. Of the last five, None or an empty one selects everything."""
 
     @property
     def events(self) -> Collection[str]: ...
@@ -28,53 +29,53 @@ class SubscriptionFilter(Protocol):
     def min_duration_s(self) -> float | None: ...
 
 
-def wants(wishes: SubscriptionFilter, event: dict[str, Any], *, subscription_id: str | None = None) -> str | None:
-    """Say why the event is filtered, as `direction=inbound is not among outbound`, or None when it is wanted.
+def mismatch(selected: SubscriptionFilter, event: Json, *, subscription_id: str | None = None) -> str | None:
+    """Return why the event is filtered out, as `direction=inbound does not match outbound`; None when it is delivered.
 
-    A call whose duration the provider did not tell passes `min_duration_s`: a filter never loses what it cannot judge.
+    A call without a duration passes `min_duration_s`: a filter never drops what it cannot decide.
     """
     event_type = event["type"]
-    patterns = _explicit(wishes.events, event_type)
-    if not types.matches(patterns, event_type):
-        return _not_among("type", event_type, wishes.events)
+    if not types.matches(_patterns_for(selected.events, event_type), event_type):
+        return _no_match("type", event_type, selected.events)
     data = event["data"]
     if subscription_id is not None and data.get("subscription", {}).get("id") == subscription_id:
-        return f"subscription={subscription_id} is not told about itself"
+        return f"subscription={subscription_id} does not receive events about itself"
     call = data.get("call")
     if call is None:
         source_id = data.get("source", {}).get("id")
-        return _unless(wishes.sources, "source", source_id) if source_id is not None else None
+        return _unless(selected.sources, "source", source_id) if source_id is not None else None
     return (
-        _unless(wishes.sources, "source", call["source_id"])
-        or _unless(wishes.direction, "direction", call["direction"])
-        or _unless(wishes.outcome, "outcome", call["outcome"])
-        or _unless_extension(wishes.extensions, call)
-        or _unless_long(wishes.min_duration_s, call["duration_seconds"])
+        _unless(selected.sources, "source", call["source_id"])
+        or _unless(selected.direction, "direction", call["direction"])
+        or _unless(selected.outcome, "outcome", call["outcome"])
+        or _unless_extension(selected.extensions, call)
+        or _unless_long(selected.min_duration_s, call["duration_seconds"])
     )
 
 
-def _explicit(patterns: Collection[str], event_type: str) -> Collection[str]:
+def _patterns_for(patterns: Collection[str], event_type: str) -> Collection[str]:
+    """Return the patterns that may select a type: `*` and `*.error` are not meant for events about the relay itself."""
     for family in types.OPERATIONAL_FAMILIES:
         if event_type.startswith(family):
             return [pattern for pattern in patterns if pattern.startswith(family)]
     return patterns
 
 
-def _unless(wanted: Collection[str] | None, name: str, value: str) -> str | None:
-    return _not_among(name, value, wanted) if wanted and value not in wanted else None
+def _unless(selected: Collection[str] | None, name: str, value: str) -> str | None:
+    return _no_match(name, value, selected) if selected and value not in selected else None
 
 
-def _unless_extension(wanted: Collection[str] | None, call: dict[str, Any]) -> str | None:
-    if not wanted:
+def _unless_extension(selected: Collection[str] | None, call: Json) -> str | None:
+    if not selected:
         return None
-    taking_part = [
+    extensions = [
         extension
         for extension in dict.fromkeys((call["extension"], call["from"]["extension"], call["to"]["extension"]))
         if extension is not None
     ]
-    if any(extension in wanted for extension in taking_part):
+    if any(extension in selected for extension in extensions):
         return None
-    return _not_among("extension", ",".join(taking_part) or "none", wanted)
+    return _no_match("extension", ",".join(extensions) or "none", selected)
 
 
 def _unless_long(min_duration_s: float | None, duration_s: float | None) -> str | None:
@@ -83,5 +84,5 @@ def _unless_long(min_duration_s: float | None, duration_s: float | None) -> str 
     return f"duration={duration_s:g} s is shorter than {min_duration_s:g} s"
 
 
-def _not_among(name: str, value: str, wanted: Collection[str]) -> str:
-    return f"{name}={value} is not among {', '.join(sorted(wanted)) or 'nothing'}"
+def _no_match(name: str, value: str, selected: Collection[str]) -> str:
+    return f"{name}={value} does not match {', '.join(sorted(selected)) or 'nothing'}"

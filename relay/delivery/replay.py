@@ -121,7 +121,7 @@ async def _wanted(
         document: Json = unpack(packed)
         if subscription.tenant not in (None, belongs(document)):
             continue
-        if status == "any" and filters.wants(subscription.options, document, subscription_id=subscription.id):
+        if status == "any" and filters.mismatch(subscription.options, document, subscription_id=subscription.id):
             continue
         call = document["data"].get("call")
         chosen.append((eid, str(call["id"]) if call else eid))

@@ -1,4 +1,4 @@
-"""Sign what is sent, as Standard Webhooks 1.0 has it: pure, so every receiver's own library can be held against it.
+"""Sign requests as Standard Webhooks 1.0 specifies: pure, and tested against an independent verifier.
 
 The signed text is `{webhook-id}.{webhook-timestamp}.{body}`, the signature HMAC-SHA256 in base64 after `v1,`. While a
 secret is being rotated the header carries one signature per key, the newest first.
@@ -18,17 +18,17 @@ _LONGEST_SECRET: Final = len(SECRET_PREFIX) + (MAX_KEY_BYTES + 2) // 3 * 4
 
 
 def new_secret() -> str:
-    """Make a secret of 32 random bytes, written as subscribers' libraries read it."""
+    """Return a new secret of 32 random bytes, in the form that Standard Webhooks libraries read."""
     return encode_secret(secrets.token_bytes(32))
 
 
 def encode_secret(key: bytes) -> str:
-    """Write a key as `whsec_…`."""
+    """Encode a key as `whsec_…`."""
     return SECRET_PREFIX + binascii.b2a_base64(key, newline=False).decode()
 
 
 def decode_secret(text: str) -> bytes:
-    """Read a `whsec_…` secret; a ValueError says what is wrong with it without repeating it."""
+    """Decode a `whsec_…` secret; a ValueError says what is wrong with it without repeating it."""
     wanted = f"must be {SECRET_PREFIX} followed by the standard base64 of {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes"
     if not text.startswith(SECRET_PREFIX):
         raise ValueError(f"{wanted}; it does not begin with {SECRET_PREFIX}")
@@ -44,7 +44,7 @@ def decode_secret(text: str) -> bytes:
 
 
 def headers(event_id: str, timestamp: int, body: bytes, keys: Sequence[bytes]) -> dict[str, str]:
-    """Build the three headers of one attempt. `timestamp` is in whole seconds; `keys` are ordered, newest first."""
+    """Build the three headers of one attempt. `timestamp` is in Unix seconds; `keys` are ordered, newest first."""
     signed = f"{event_id}.{timestamp}.".encode() + body
     return {
         "webhook-id": event_id,

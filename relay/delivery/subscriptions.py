@@ -1,4 +1,4 @@
-"""Who wants to hear what, and how to say it to them: the subscriptions in force, read once and asked often."""
+"""The subscriptions in force: which events each receives, and what a delivery to it needs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,16 @@ from relay.settings import FieldMap, SubscriptionOptions
 
 ZAPIER_HOSTS = frozenset({"hooks.zapier.com"})
 ZAPIER_RATE_PER_S = 30.0
-"""Zapier throttles a hook beyond this; told to its hosts unless the subscription says otherwise."""
+"""Zapier throttles a hook beyond this; the default for its hosts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One subscription, ready to use: `keys` sign, newest first, and `former_keys` too until
-    they end (Unix seconds); `plain` bodies are the canonical event as it is."""
+    """One subscription, prepared for deliveries.
+
+    `keys` sign, newest first; `former_keys`, each with its end in Unix seconds, sign too until then. `plain` means that
+    the body is the stored event as it is.
+    """
 
     id: str
     options: SubscriptionOptions
@@ -34,7 +37,7 @@ class Subscription:
 
     @classmethod
     def of(cls, sid: str, options: SubscriptionOptions, *, tenant: str | None = None) -> "Subscription":
-        """Prepare what every delivery needs."""
+        """Decode and parse once what every delivery needs."""
         form = options.payload
         payload: Payload = dict(form.map) if isinstance(form, FieldMap) else form
         return cls(
@@ -51,11 +54,11 @@ class Subscription:
 
     @property
     def unsubscribes(self) -> bool:
-        """Whether the subscriber wants to hear that it is not told any more (Zapier's reverse unsubscribe)."""
+        """Whether to send DELETE to the hook when the subscription ends (Zapier's reverse unsubscribe)."""
         return self.host in ZAPIER_HOSTS
 
     def keys_at(self, now_s: float) -> tuple[bytes, ...]:
-        """The keys that sign now."""
+        """Return the keys that sign now, newest first."""
         if not self.former_keys:
             return self.keys
         return (*self.keys, *(key for key, until_s in self.former_keys if until_s > now_s))
@@ -70,10 +73,10 @@ class Subscription:
 
 
 def pacing(rate_per_s: float) -> tuple[float, float]:
-    """Give the claim interval and the slack, ms, that let no 10 s hold more than 10 s worth of the rate.
+    """Return the claim interval and slack, ms, that allow no 10 s more than 10 s worth of the rate.
 
-    A tenth of a second's worth may go at once; the rest of the ten seconds is spread evenly. One post in 10 s is
-    given up to absorb the time between a claim and its post.
+    A tenth of a second's worth may go at once; the rest of the ten seconds is spread evenly. One request in 10 s is
+    left out to absorb the time between a claim and its request.
     """
     most = max(int(rate_per_s * 10) - 1, 1)
     burst = max(int(rate_per_s / 10), 1)
@@ -82,7 +85,7 @@ def pacing(rate_per_s: float) -> tuple[float, float]:
 
 
 class Subscriptions(Mapping[str, Subscription]):
-    """All subscriptions, by id: those that are switched off too, for what they miss is written down."""
+    """All subscriptions by id, disabled ones included: what they miss is recorded, to be replayed."""
 
     def __init__(self, by_id: Mapping[str, Subscription]) -> None:
         self._by_id = dict(by_id)
@@ -97,13 +100,14 @@ class Subscriptions(Mapping[str, Subscription]):
         return len(self._by_id)
 
     def replace(self, by_id: Mapping[str, Subscription]) -> None:
-        """Put others in force."""
+        """Replace all subscriptions, after a change of the configuration."""
         self._by_id = dict(by_id)
 
     def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
-        """Ids of the subscriptions that want an event of a tenant's; a tenant's subscription hears only its own."""
+        """Return the ids of the subscriptions that receive an event; a tenant's receives only the tenant's own."""
         return [
             sid
-            for sid, each in self._by_id.items()
-            if each.tenant in (None, tenant) and filters.wants(each.options, document, subscription_id=sid) is None
+            for sid, subscription in self._by_id.items()
+            if subscription.tenant in (None, tenant)
+            and filters.mismatch(subscription.options, document, subscription_id=sid) is None
         ]

@@ -302,42 +302,42 @@ class CallEvent(_CallEvent):
     ]
 
 
-class CallUpdated(_CallEvent):
+class CallUpdatedEvent(_CallEvent):
     """A call changed after it was published."""
 
     type: Annotated[Literal["call.updated"], _TYPE]
     data: Annotated[UpdatedCallDataPayload, Info("the call and its changes", flat="")]
 
 
-class WebhookTest(EventPayload):
+class WebhookTestEvent(EventPayload):
     """A test."""
 
     type: Annotated[Literal["webhook.test"], _TYPE]
     data: Annotated[TestDataPayload, Info("the tested subscription", flat="")]
 
 
-class SourceError(EventPayload):
+class SourceErrorEvent(EventPayload):
     """A source stopped answering."""
 
     type: Annotated[Literal["source.error"], _TYPE]
     data: Annotated[SourceErrorDataPayload, Info("the source and its error", flat="")]
 
 
-class SourceRecovered(EventPayload):
+class SourceRecoveredEvent(EventPayload):
     """A source answers again."""
 
     type: Annotated[Literal["source.recovered"], _TYPE]
     data: Annotated[SourceRecoveredDataPayload, Info("the source", flat="")]
 
 
-class SubscriptionFailing(EventPayload):
+class SubscriptionFailingEvent(EventPayload):
     """A subscription has no successful deliveries."""
 
     type: Annotated[Literal["subscription.failing"], _TYPE]
     data: Annotated[FailingDataPayload, Info("the failing subscription", flat="")]
 
 
-class SubscriptionDisabled(EventPayload):
+class SubscriptionDisabledEvent(EventPayload):
     """A subscription was disabled."""
 
     type: Annotated[Literal["subscription.disabled"], _TYPE]
@@ -347,13 +347,13 @@ class SubscriptionDisabled(EventPayload):
 _MODELS: Final[dict[str, type[EventPayload]]] = {
     event_type: model
     for model in (
-        CallUpdated,
+        CallUpdatedEvent,
         CallEvent,
-        WebhookTest,
-        SourceError,
-        SourceRecovered,
-        SubscriptionFailing,
-        SubscriptionDisabled,
+        WebhookTestEvent,
+        SourceErrorEvent,
+        SourceRecoveredEvent,
+        SubscriptionFailingEvent,
+        SubscriptionDisabledEvent,
     )
     for event_type in get_args(model.model_fields["type"].annotation)
 }

@@ -1,13 +1,13 @@
-"""Make the body that is signed and sent, from the canonical event: pure, and the same on every attempt but for the
+"""Render the body that is signed and sent, from the stored event: pure, and the same on every attempt but for the
 recording link.
 
-Three shapes: `full` is the event as it is; `flat` is one level of the keys in `FLAT_FIELDS`; a map is the receiver's
-own output fields, each a JMESPath expression over the full event.
+There are three forms: `full` is the event as it is; `flat` is one level of the keys in `FLAT_FIELDS`; a map is the
+subscriber's own output fields, each a JMESPath expression over the full event.
 
-A body has at most 20 KB. When one would have more, optional parts go in this order until it fits, and `truncated` names
-what went: `raw`, `participants`, `transfers`, `contact.others`, `custom`, `transcription.text` (cut), `changes` (their
-values), `long strings` (cut), `details` (all but the call's identity and outcome). From a map's result the largest
-fields go, as null.
+A body has at most 20 KB. When it would have more, parts are left out in this order until it fits, and `truncated` names
+them: `raw`, `participants`, `transfers`, `contact.others`, `custom`, `transcription.text` (cut), `changes` (their
+values), `long strings` (cut), `details` (all but the essential fields of the payload model). In a map's result the
+largest fields become null.
 """
 
 import copy
@@ -30,7 +30,7 @@ from relay.events.payload import ESSENTIAL_PATHS, FLAT_FIELDS, FLAT_PATHS
 MAX_BODY_BYTES: Final = 20_000
 Payload = Literal["full", "flat"] | Mapping[str, str]
 RecordingLink = tuple[str, datetime]
-"""The address of the audio, and the instant at which it stops working."""
+"""The address of the audio, and when it stops working."""
 
 
 def render(
@@ -43,7 +43,7 @@ def render(
 ) -> bytes:
     """Build the body for one subscription; `event` is not changed.
 
-    `raw`, the provider's own row, is put at `data.call.raw` only with `include_raw`.
+    `raw`, the provider's own row, becomes `data.call.raw`, only with `include_raw`.
     """
     if recording_link is not None:
         event = _with_link(event, *recording_link)
@@ -126,7 +126,7 @@ def _at(document: Any, path: Sequence[str]) -> Any:
 # --- 20 KB -----------------------------------------------------------------------------------------------------------
 
 _Cut = tuple[str, Callable[[Json], bool]]
-"""What a cut is called, and the function that makes it in place; False when there was nothing to cut."""
+"""The name of a cut, and the function that makes it in place; it returns False when there was nothing to cut."""
 
 
 def _fit(document: Json, cuts: Sequence[_Cut]) -> bytes:
@@ -179,7 +179,7 @@ def _shorten(longest: int) -> Callable[[Json], bool]:
 
 
 def _cut_strings(node: Any, *, longest: int) -> bool:
-    """Cut every string in place, but for addresses, which would lead nowhere."""
+    """Cut every string in place, except for URLs, which would stop working."""
     cut = False
     for key, value in _entries(node):
         if isinstance(value, str):
@@ -260,14 +260,14 @@ Expression = dict[str, Any]
 """A compiled expression: jmespath's own syntax tree."""
 
 
-class BadExpression(ValueError):
-    """An expression cannot be used; the text says why."""
+class InvalidExpression(ValueError):
+    """An expression that cannot be used; the text says why."""
 
 
 def check_map(mapping: Mapping[str, str], sample: Json) -> list[str]:
-    """Say what is wrong with a map, one sentence a field; nothing when it works on the sample event."""
+    """Return what is wrong with a map, one message per field; nothing when it works on the sample event."""
     if not mapping:
-        return ["the map has no fields; write output field: expression"]
+        return ["the map has no fields; add some as output field: expression"]
     if len(mapping) > MAX_FIELDS:
         return [f"the map has {len(mapping)} fields; at most {MAX_FIELDS} are allowed"]
     errors: list[str] = []
@@ -275,7 +275,7 @@ def check_map(mapping: Mapping[str, str], sample: Json) -> list[str]:
     for name, text in mapping.items():
         try:
             total_bytes += len(orjson.dumps({_field_name(name): _evaluate(_compile(text), sample)}))
-        except BadExpression as error:
+        except InvalidExpression as error:
             errors.append(f"{str(name)[:MAX_FIELD_NAME_CHARS]}: {error}")
     if total_bytes > MAX_RESULT_BYTES:
         errors.append(f"the result has {total_bytes} bytes for the sample event; at most {MAX_RESULT_BYTES} are sent")
@@ -284,25 +284,27 @@ def check_map(mapping: Mapping[str, str], sample: Json) -> list[str]:
 
 def _field_name(name: object) -> str:
     if not isinstance(name, str) or not name or len(name) > MAX_FIELD_NAME_CHARS or not name.isprintable():
-        raise BadExpression(f"an output field is a text of 1 to {MAX_FIELD_NAME_CHARS} printable characters")
+        raise InvalidExpression(f"an output field must be text of 1 to {MAX_FIELD_NAME_CHARS} printable characters")
     return name
 
 
 def _compile(text: object) -> Expression:
     if not isinstance(text, str) or not text.strip():
-        raise BadExpression("an expression is a text, as data.call.contact.name")
+        raise InvalidExpression("an expression must be text, such as data.call.contact.name")
     if len(text) > MAX_EXPRESSION_CHARS:
-        raise BadExpression(f"an expression has at most {MAX_EXPRESSION_CHARS} characters; this one has {len(text)}")
+        raise InvalidExpression(
+            f"an expression must have at most {MAX_EXPRESSION_CHARS} characters; this one has {len(text)}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             parsed = cast(Expression, jmespath.compile(text).parsed)
     except (JMESPathError, Warning, ValueError) as error:
-        raise BadExpression(f"this is no JMESPath expression: {_first_line(error)}") from error
+        raise InvalidExpression(f"not a valid JMESPath expression: {_first_line(error)}") from error
     except RecursionError:
-        raise BadExpression(f"an expression is at most {MAX_EXPRESSION_DEPTH} levels deep") from None
+        raise InvalidExpression(f"an expression must be at most {MAX_EXPRESSION_DEPTH} levels deep") from None
     if _depth(parsed) > MAX_EXPRESSION_DEPTH:
-        raise BadExpression(f"an expression is at most {MAX_EXPRESSION_DEPTH} levels deep")
+        raise InvalidExpression(f"an expression must be at most {MAX_EXPRESSION_DEPTH} levels deep")
     return parsed
 
 
@@ -325,17 +327,17 @@ def _compiled_map(fields: tuple[tuple[str, str], ...]) -> tuple[tuple[str, Expre
 def _compiled_or_none(text: str) -> Expression | None:
     try:
         return _compile(text)
-    except BadExpression:
+    except InvalidExpression:
         return None
 
 
 def _render_map(fields: Sequence[tuple[str, Expression | None]], event: Json) -> bytes:
-    """Evaluate a map. A field that cannot be evaluated for this event is null: the others are heard all the same."""
+    """Evaluate a map. A field that cannot be evaluated for this event is null; the others are sent all the same."""
     result: Json = {}
     for name, expression in fields:
         try:
             result[name] = None if expression is None else _evaluate(expression, event)
-        except BadExpression:
+        except InvalidExpression:
             result[name] = None
     body = orjson.dumps(result)
     if len(body) <= MAX_RESULT_BYTES:
@@ -352,30 +354,30 @@ def _render_map(fields: Sequence[tuple[str, Expression | None]], event: Json) ->
 
 
 def _evaluate(expression: Expression, event: Json) -> Any:
-    """Evaluate within bounds; whatever the expression does, the answer is JSON of at most 16 KiB or BadExpression."""
+    """Evaluate within bounds: return JSON of at most 16 KiB or raise InvalidExpression, whatever the expression."""
     try:
         value = _Bounded().visit(expression, event)
         size_bytes = len(orjson.dumps(value))
-    except BadExpression:
+    except InvalidExpression:
         raise
     except RecursionError:
-        raise BadExpression("the result is nested too deeply") from None
+        raise InvalidExpression("the result is nested too deeply") from None
     except JMESPathError as error:
-        raise BadExpression(_first_line(error)) from error
-    except Exception as error:  # a function of the library met a value that it was not made for
-        raise BadExpression(f"it has no result that is JSON: {_first_line(error)}") from error
+        raise InvalidExpression(_first_line(error)) from error
+    except Exception as error:  # jmespath functions raise anything for a value of the wrong type
+        raise InvalidExpression(f"its result is not JSON: {_first_line(error)}") from error
     if size_bytes > MAX_RESULT_BYTES:
-        raise BadExpression(f"its result has {size_bytes} bytes; at most {MAX_RESULT_BYTES} are sent")
+        raise InvalidExpression(f"its result has {size_bytes} bytes; at most {MAX_RESULT_BYTES} are sent")
     return value
 
 
 class _Functions(Functions):
-    """The library's functions, with a bound on the one whose result is the product of its arguments."""
+    """jmespath's functions, with a limit on `join`, whose result can be the product of its arguments."""
 
     @signature({"types": ["string"]}, {"types": ["array-string"]})
     def _func_join(self, separator: str, array: list[str]) -> str:
         if len(separator) * len(array) > _MAX_WEIGHT:
-            raise BadExpression("it builds a value that is too large")
+            raise InvalidExpression("it builds a value that is too large")
         return separator.join(array)
 
 
@@ -383,10 +385,10 @@ _OPTIONS: Final = Options(custom_functions=_Functions())
 
 
 class _Bounded(TreeInterpreter):
-    """An interpreter that stops when it works too long or builds too much.
+    """An interpreter that stops when an expression runs too long or builds too much.
 
-    Only the nodes below can make a value larger than their input, `[@, @] | [@, @] | …` being the shortest way; what
-    they make is weighed before anything else is made of it. Functions and comparisons cost what they are given.
+    jmespath has no such limit: `[@, @] | [@, @] | …` doubles its value at each step. Only the nodes below can return a
+    value larger than their input, so their results are weighed. Functions and comparisons cost what their input weighs.
     """
 
     _BUILDERS: Final = frozenset(
@@ -417,19 +419,20 @@ class _Bounded(TreeInterpreter):
         return super().visit_comparator(self._weighed(node, value), value)
 
     def _weighed(self, node: Any, value: Any) -> Any:
-        """Evaluate what a node is about to work on, pay for its weight, and hand it on."""
-        found = [self.visit(child, value) for child in node["children"]]
-        self._spend(sum(map(_weigh, found)))
-        return {**node, "children": [{"type": "literal", "value": each, "children": []} for each in found]}
+        """Evaluate the operands of a node, pay for their weight, and put them back as literals."""
+        operands = [self.visit(child, value) for child in node["children"]]
+        self._spend(sum(map(_weigh, operands)))
+        literals = [{"type": "literal", "value": operand, "children": []} for operand in operands]
+        return {**node, "children": literals}
 
     def _spend(self, work: int) -> None:
         self._work += work
         if self._work > _MAX_WORK:
-            raise BadExpression("it takes too long to evaluate")
+            raise InvalidExpression("it takes too long to evaluate")
 
 
 def _weigh(value: Any) -> int:
-    """Count values and characters, as if each place that refers to a value held a copy of it."""
+    """Count values and characters, a shared value once for each reference to it, as in JSON."""
     weight = 0
     rest = [value]
     while rest:
@@ -441,7 +444,7 @@ def _weigh(value: Any) -> int:
         elif isinstance(node, list):
             rest.extend(node)
         if weight > _MAX_WEIGHT:
-            raise BadExpression("it builds a value that is too large")
+            raise InvalidExpression("it builds a value that is too large")
     return weight
 
 

@@ -170,7 +170,7 @@ async def test_explain_says_who_heard_and_who_did_not_want_it(desk: Desk) -> Non
     assert by_key.code == 0, by_key.err
     assert "It was delivered to a." in by_key.out
     assert "by a poll" in by_key.out
-    assert "filtered because direction=inbound is not among outbound" in by_key.out
+    assert "filtered because direction=inbound does not match outbound" in by_key.out
     fates = {each["subscription_id"]: each["fate"] for each in by_id.json["items"][0]["subscriptions"]}
     assert fates == {"a": "delivered", "out": "filtered"}
     assert by_id.json["items"] == by_number.json["items"]

@@ -274,7 +274,7 @@ def test_every_fate_has_its_sentence() -> None:
     assert fate(DeliveryState("missing"))[0] == "missing"
     assert fate(None, options={"direction": "outbound"}) == (
         "filtered",
-        "filtered because direction=inbound is not among outbound",
+        "filtered because direction=inbound does not match outbound",
     )
     assert fate(None, of_tenant=False)[0] == "filtered"
     assert fate(None, made_at=NOW)[1].startswith("the subscription was made later, at 2026-11-20T12:00:00Z")

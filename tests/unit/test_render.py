@@ -151,13 +151,13 @@ def test_flat_has_the_documented_keys_in_their_order_for_every_event() -> None:
     assert all(name == name.lower() and name.replace("_", "").isalnum() for name in FLAT_FIELDS)
 
 
-def test_flat_says_what_no_code_tools_map() -> None:
+def test_flat_has_what_no_code_tools_map() -> None:
     one = event(transcription={"available": True, "transcript": "hello", "summary": "greeting"})
     one["data"]["changes"] = {"outcome": ["no_answer", "answered"], "contact.name": [None, "John Doe"]}
 
     flattened = orjson.loads(render(one, payload="flat", recording_link=LINK))
 
-    said = {
+    expected = {
         "id": "evt_abc",
         "event_id": "evt_abc",
         "event_type": "call.completed",
@@ -173,10 +173,10 @@ def test_flat_says_what_no_code_tools_map() -> None:
         "observed_via": "poll",
         "message": None,
     }
-    assert said.items() <= flattened.items()
+    assert expected.items() <= flattened.items()
 
 
-def test_flat_tells_operations_too() -> None:
+def test_flat_covers_operational_events_too() -> None:
     flattened = orjson.loads(render(OPERATIONS, payload="flat"))
 
     assert (flattened["id"], flattened["source_id"]) == ("evt_op", "office")
@@ -286,7 +286,7 @@ anything = st.recursive(
     shape=st.sampled_from(["full", "flat"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_event_whatever_makes_a_body_over_20_kb(values: dict[str, Any], times: int, place: str, shape: Any) -> None:
+def test_no_event_makes_a_body_over_20_kb(values: dict[str, Any], times: int, place: str, shape: Any) -> None:
     large = {"custom": {"k" * times: "v\x01" * times}, "derived": ["\x02"] * times}.get(place, "\x03" * times)
 
     body = render(event(**(values | {place: large})), payload=shape)
@@ -304,7 +304,7 @@ def mapped(mapping: Mapping[str, str], one: dict[str, Any] | None = None, **opti
     return orjson.loads(body)
 
 
-def test_a_map_makes_the_receivers_own_shape() -> None:
+def test_a_map_builds_the_subscribers_own_body() -> None:
     mapping = {
         "Subject": "join(' ', ['Call with', data.call.contact.name])",
         "Phone": "data.call.external_number",
@@ -327,7 +327,7 @@ def test_a_map_makes_the_receivers_own_shape() -> None:
     }
 
 
-def test_a_field_that_fails_for_one_event_is_null_and_the_others_are_heard() -> None:
+def test_a_field_that_fails_for_one_event_is_null_and_the_others_are_sent() -> None:
     mapping = {"who": "join(', ', [data.call.contact.name])", "id": "data.call.id"}
     nobody = event(contact={"lookup_status": "none", "name": None})
 
@@ -339,27 +339,27 @@ def test_a_field_that_fails_for_one_event_is_null_and_the_others_are_heard() -> 
 @pytest.mark.parametrize(
     ("expression", "reason"),
     [
-        ("", "is a text"),
-        ("   ", "is a text"),
-        (7, "is a text"),
-        ("data.call.", "no JMESPath expression"),
-        ("data..call", "no JMESPath expression"),
-        ("foo(", "no JMESPath expression"),
-        ("'unclosed", "no JMESPath expression"),
-        ("`{not json`", "no JMESPath expression"),
-        ("`deprecated`", "no JMESPath expression"),
-        ("data.call-id", "no JMESPath expression"),
+        ("", "must be text"),
+        ("   ", "must be text"),
+        (7, "must be text"),
+        ("data.call.", "not a valid JMESPath expression"),
+        ("data..call", "not a valid JMESPath expression"),
+        ("foo(", "not a valid JMESPath expression"),
+        ("'unclosed", "not a valid JMESPath expression"),
+        ("`{not json`", "not a valid JMESPath expression"),
+        ("`deprecated`", "not a valid JMESPath expression"),
+        ("data.call-id", "not a valid JMESPath expression"),
         ("nosuch(@)", "Unknown function: nosuch"),
         ("length(data.call.missed)", "invalid type"),
         ("length(data, data)", "1 argument"),
-        ("&foo", "no result that is JSON"),
-        ("to_number('99999999999999999999999')", "no result that is JSON"),
-        ('`"\\ud800"`', "no result that is JSON"),
+        ("&foo", "its result is not JSON"),
+        ("to_number('99999999999999999999999')", "its result is not JSON"),
+        ('`"\\ud800"`', "its result is not JSON"),
         ("a" * 513, "at most 512 characters"),
         ("[" * 21 + "a" + "]" * 21, "at most 20 levels"),
         ("!" * 500 + "a", "at most 20 levels"),
         ("a" + ".b" * 20 + " || !!!!!!!!!!!!!!!!!!!!!!!!a", "at most 20 levels"),
-        ("data.call.derived[0:10:0]", "no result that is JSON: slice step"),
+        ("data.call.derived[0:10:0]", "its result is not JSON: slice step"),
     ],
 )
 def test_a_wrong_expression_is_named_with_its_field_when_it_is_saved(expression: Any, reason: str) -> None:
@@ -375,9 +375,9 @@ def test_a_wrong_expression_is_named_with_its_field_when_it_is_saved(expression:
     [
         ({}, "the map has no fields"),
         ({f"f{number}": "id" for number in range(101)}, "101 fields; at most 100"),
-        ({"": "id"}, "an output field is a text"),
-        ({"x" * 101: "id"}, "an output field is a text"),
-        ({"a\nb": "id"}, "an output field is a text"),
+        ({"": "id"}, "an output field must be text"),
+        ({"x" * 101: "id"}, "an output field must be text"),
+        ({"a\nb": "id"}, "an output field must be text"),
         ({"all": "@", "again": "@"}, "the result has"),
     ],
 )
