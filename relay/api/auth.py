@@ -1,6 +1,7 @@
-"""Who asks: tokens of the configuration, and tokens made at run time, of which only a digest is kept.
+"""Authenticates callers: by tokens of the configuration, and by tokens issued at run time.
 
-A made token is `relay_<id>.<secret>`: the id finds its digest, the secret is compared in constant time.
+Of an issued token, `relay_<id>.<secret>`, only a digest is stored: the id finds it, and digests are compared in
+constant time.
 """
 
 import base64
@@ -19,27 +20,25 @@ from relay.store.declarations import Declaration, Declarations
 
 Role = Literal["admin", "viewer"]
 
-TOKEN_ID: Final = r"^tok_[a-z2-7]{16}$"  # noqa: S105 - a pattern
-_MADE: Final = re.compile(TOKEN_PREFIX + r"(tok_[a-z2-7]{16})\.([A-Za-z0-9_-]{43})")
-_LONGEST: Final = 1024
+_ISSUED: Final = re.compile(TOKEN_PREFIX + r"(tok_[a-z2-7]{16})\.([A-Za-z0-9_-]{43})")
+_MAX_TOKEN_CHARS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. Without a `tenant` it is the operator, who sees everything; `token` is None for a configured one."""
+    """An authenticated caller. Without a `tenant` it is the operator, who may access everything."""
 
     role: Role
     tenant: str | None = None
-    token: str | None = None
 
-    def sees(self, tenant: str | None) -> bool:
-        """Whether what belongs to a tenant (None: the operator) is this caller's business."""
+    def can_access(self, tenant: str | None) -> bool:
+        """Whether the caller may access what belongs to a tenant (None: the operator)."""
         return self.tenant is None or self.tenant == tenant
 
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """A token that was made at run time, as it can be listed."""
+    """A token that was issued at run time, without its secret."""
 
     id: str
     name: str
@@ -48,45 +47,45 @@ class IssuedToken:
     created_at: datetime
 
 
-class Tokens:
-    """Knows every token that may use the API."""
+class Authenticator:
+    """Verifies tokens, and issues, lists and revokes them."""
 
     def __init__(self, declarations: Declarations, configured: Sequence[str]) -> None:
         self._declarations = declarations
         self._configured = [_digest(token) for token in configured]
 
-    async def caller(self, authorization: str | None) -> Caller | None:
-        """Judge an `Authorization` header; None when nobody known asks."""
+    async def authenticate(self, authorization: str | None) -> Caller | None:
+        """Verify an `Authorization` header; None when it has no valid token."""
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
-        if scheme.lower() != "bearer" or not token or len(token) > _LONGEST:
+        if scheme.lower() != "bearer" or not token or len(token) > _MAX_TOKEN_CHARS:
             return None
         digest = _digest(token)
-        known = False
-        for each in self._configured:
-            known |= hmac.compare_digest(each, digest)
-        if known:
+        is_configured = False
+        for configured in self._configured:  # all of them, so that the time does not tell which one matched
+            is_configured |= hmac.compare_digest(configured, digest)
+        if is_configured:
             return Caller("admin")
-        parts = _MADE.fullmatch(token)
-        made = await self._declarations.get("token", parts.group(1)) if parts else None
-        if made is None or not hmac.compare_digest(str(made.document["digest"]).encode(), digest):
+        match = _ISSUED.fullmatch(token)
+        declaration = await self._declarations.get("token", match.group(1)) if match else None
+        if declaration is None or not hmac.compare_digest(str(declaration.document["digest"]).encode(), digest):
             return None
-        return Caller(made.document["role"], made.tenant, made.id)
+        return Caller(declaration.document["role"], declaration.tenant)
 
-    async def make(self, name: str, role: Role, tenant: str | None) -> tuple[IssuedToken, str]:
-        """Make one; the token itself is told here and never again."""
+    async def issue(self, name: str, role: Role, tenant: str | None) -> tuple[IssuedToken, str]:
+        """Issue a token; return it with its secret text, which is not stored."""
         token_id = "tok_" + base64.b32encode(secrets.token_bytes(10)).decode().lower()
         token = f"{TOKEN_PREFIX}{token_id}.{secrets.token_urlsafe(32)}"
         document = {"name": name, "role": role, "digest": _digest(token).decode()}
-        made = await self._declarations.put("token", token_id, document, tenant=tenant)
-        return _listed(made), token
+        declaration = await self._declarations.put("token", token_id, document, tenant=tenant)
+        return _issued(declaration), token
 
-    async def all(self) -> list[IssuedToken]:
-        """List them, newest first."""
-        return [_listed(each) for each in reversed((await self._declarations.all("token")).values())]
+    async def issued(self) -> list[IssuedToken]:
+        """List the issued tokens, newest first."""
+        return [_issued(declaration) for declaration in reversed((await self._declarations.all("token")).values())]
 
     async def revoke(self, token_id: str) -> bool:
-        """End one at once; False when there was none."""
+        """Revoke a token at once; False when there is none with this id."""
         return await self._declarations.remove("token", token_id)
 
 
@@ -94,7 +93,7 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest().encode()
 
 
-def _listed(made: Declaration) -> IssuedToken:
-    document = made.document
-    created_at = from_ms(made.created_ms)
-    return IssuedToken(made.id, document["name"], document["role"], made.tenant, created_at)
+def _issued(declaration: Declaration) -> IssuedToken:
+    document = declaration.document
+    created_at = from_ms(declaration.created_ms)
+    return IssuedToken(declaration.id, document["name"], document["role"], declaration.tenant, created_at)

@@ -1,73 +1,75 @@
-"""Calls over HTTP: listing, reading with what was told to whom, a fresh link to the audio, and forgetting a person."""
+"""Calls: lists, details with published events and deliveries, links to recordings, and erasure."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from relay.api.auth import Caller
-from relay.api.context import Api, Id, Instant, instant, to_ms
-from relay.api.deliveries import DeliveryView, of_event
-from relay.api.jobs import JobView, read_job
-from relay.api.paging import Page, PageQuery, page_of, read_cursor
-from relay.api.problems import Problem, invalid, not_found
-from relay.api.route import Listed, Reply
+from relay.api.context import ApiContext
+from relay.api.deliveries import DeliveryView, deliveries_of_event
+from relay.api.fields import Id, Instant, instant, to_ms
+from relay.api.jobs import JobView
+from relay.api.jobs import view as view_job
+from relay.api.paging import Page, PageQuery, page_of_listing
+from relay.api.problems import Problem
+from relay.api.route import MultiValue, Reply
 from relay.domain.call import Direction, Outcome
 from relay.domain.json import Json
 from relay.domain.numbers import match_key
 from relay.events.payload import NO_CONTACT, NO_RECORDING, CallPayload
 from relay.privacy.erase import Erased
-from relay.store import keys
 from relay.store.calls import StoredCall
-from relay.store.calls import read_call as stored_call
+from relay.store.listings import Entry
 
-INLINE_KEYS: Final = 20_000
-"""A store with at most so many keys is searched at once; a larger one by a job."""
+MAX_INLINE_KEYS: Final = 20_000
+"""A store with at most this many keys is searched within the request; a larger one by a job."""
 _E164: Final = r"^\+[1-9][0-9]{6,14}$"
 
 
 class ListCalls(PageQuery):
-    """Which calls. `from` and `to` say when the relay first saw them."""
+    """Filters of calls. `from` and `to` limit when the relay first saw them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     source: Id | None = None
-    direction: Annotated[list[Direction] | None, Listed] = None
-    outcome: Annotated[list[Outcome] | None, Listed] = None
+    direction: Annotated[list[Direction] | None, MultiValue] = None
+    outcome: Annotated[list[Outcome] | None, MultiValue] = None
     number: str | None = Field(None, min_length=2, max_length=64, description="a number or extension on either side")
     from_: Instant | None = Field(None, alias="from")
     to: Instant | None = Field(None)
 
 
 class CallView(CallPayload):
-    """A call as the relay knows it now."""
+    """A call in its current state."""
 
     model_config = ConfigDict(extra="ignore")  # a newer version may have stored fields that this one does not know
 
-    provider: str | None = Field(description="null when the source is gone")  # type: ignore[assignment]
+    provider: str | None = Field(description="null when the source was removed")  # type: ignore[assignment]
     finished: bool
     first_seen_at: AwareDatetime | None
     observed_via: str
 
 
 class PublishedEvent(BaseModel):
-    """What was told of a call, and to whom."""
+    """An event of a call, with its deliveries."""
 
     id: str
-    type: str | None = Field(description="null when the event is not kept any more")
+    type: str | None = Field(description="null when the event has expired")
     timestamp: AwareDatetime | None
     deliveries: list[DeliveryView]
 
 
 class CallDetail(CallView):
-    """A call with what was told of it."""
+    """A call with its events."""
 
     events: list[PublishedEvent]
 
 
 class RecordingLink(BaseModel):
-    """A fresh link to the audio; whoever has it may listen until it expires."""
+    """A link to the recording; it works without a token until it expires."""
 
     url: str
     expires_at: AwareDatetime
@@ -77,15 +79,15 @@ class RecordingLink(BaseModel):
 
 
 class EraseRequest(BaseModel):
-    """Whom to forget."""
+    """Whose data to erase."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    number: str = Field(pattern=_E164, description="E.164, as +12025550123")
+    number: str = Field(pattern=_E164, description="in E.164, like +12025550123")
 
 
 class EraseResult(BaseModel):
-    """How much was erased, or the job that does it where there is much to search."""
+    """What was erased, or the job that does it when there is much to search."""
 
     state: Literal["done", "running"]
     job: JobView | None
@@ -93,16 +95,15 @@ class EraseResult(BaseModel):
     events: int
     recordings: int
     contacts: int
-    deliveries: int = Field(description="that were still waiting, and have ended as expired")
+    deliveries: int = Field(description="pending deliveries that have ended as expired")
 
 
-def show(api: Api, call: StoredCall) -> Json:
-    """Write a call as it is answered."""
-    source = api.runtime.sources.get(call.source_id)
+def view(context: ApiContext, call: StoredCall) -> Json:
+    source = context.runtime.sources.get(call.source_id)
     recording = {name: (call.recording or {}).get(name) for name in NO_RECORDING}
     if call.recording is None:
-        expects = source is not None and source.rules.recordings and call.record["outcome"] == "answered"
-        recording |= NO_RECORDING | {"status": "pending" if expects else "none"}
+        expected = source is not None and source.rules.recordings and call.record["outcome"] == "answered"
+        recording |= NO_RECORDING | {"status": "pending" if expected else "none"}
     return {
         **call.record,
         "id": call.id,
@@ -117,45 +118,30 @@ def show(api: Api, call: StoredCall) -> Json:
     }
 
 
-async def list_calls(api: Api, caller: Caller, query: ListCalls) -> Page[CallView]:
-    """List the calls, those that were first seen last first."""
-    indexes = await _indexes(api, caller, query.source)
-    redis = api.runtime.redis
+async def list_calls(context: ApiContext, caller: Caller, query: ListCalls) -> Page[CallView]:
+    """List calls, newest first by when they were first seen."""
+    calls = context.store.calls
+    if query.source is not None:
+        await context.source(caller, query.source)
+        source_ids: list[str] | None = [query.source]
+    else:
+        source_ids = context.source_ids(caller.tenant)
 
-    async def keep(entries: Sequence[tuple[int, str]]) -> list[CallView | None]:
-        async with redis.pipeline(transaction=False) as pipe:
-            for _, call_id in entries:
-                pipe.hgetall(keys.call(call_id))
-            rows = await pipe.execute()
-        found: list[CallView | None] = []
-        for (_, call_id), fields in zip(entries, rows, strict=True):
-            call = stored_call(call_id, fields) if fields else None
-            wanted = call is not None and _matches(call.record, query)
-            found.append(CallView.model_validate(show(api, call)) if wanted and call else None)
-        return found
+    async def read(entries: Sequence[Entry]) -> list[CallView | None]:
+        stored = await calls.get_many([call_id for _, call_id in entries])
+        return [
+            CallView.model_validate(view(context, call)) if call is not None and _matches(call.record, query) else None
+            for call in stored
+        ]
 
-    try:
-        cursor = read_cursor(query.cursor)
-    except ValueError as error:
-        raise invalid("cursor", str(error)) from None
-    part = await page_of(
-        redis,
-        indexes,
-        keep,
-        limit=query.limit,
-        cursor=cursor,
+    page = await page_of_listing(
+        calls.all() if source_ids is None else calls.of_sources(source_ids),
+        read,
+        query,
         newest_ms=to_ms(query.to),
         oldest_ms=to_ms(query.from_),
     )
-    return Page(items=list(part.found), next_cursor=part.next_cursor)
-
-
-async def _indexes(api: Api, caller: Caller, sid: str | None) -> list[str]:
-    if sid is not None:
-        await api.source(caller, sid)
-        return [keys.calls_of(sid)]
-    own = api.source_ids(caller)
-    return [keys.CALLS] if own is None else [keys.calls_of(each) for each in own]
+    return Page(items=list(page.items), next_cursor=page.next_cursor)
 
 
 def _matches(record: Json, query: ListCalls) -> bool:
@@ -167,46 +153,39 @@ def _matches(record: Json, query: ListCalls) -> bool:
 
 
 def _has_number(record: Json, number: str) -> bool:
-    sides = (record["from"], record["to"])
-    texts = [side[name] for side in sides for name in ("number", "raw", "extension")]
+    parties = (record["from"], record["to"])
+    texts = [party[name] for party in parties for name in ("number", "raw", "extension")]
     texts += [record["external_number"], record["internal_number"], record["extension"]]
-    wanted = match_key(number)
-    return any(text is not None and (text == number or (wanted and match_key(text) == wanted)) for text in texts)
+    key = match_key(number)
+    return any(text is not None and (text == number or (key and match_key(text) == key)) for text in texts)
 
 
-async def _call(api: Api, caller: Caller, call_id: str) -> StoredCall:
-    call = await api.runtime.ledger.call(call_id)
-    own = api.source_ids(caller)
-    if call is None or (own is not None and call.source_id not in own):
-        raise not_found("call")
-    return call
-
-
-async def read_call(api: Api, caller: Caller, call_id: str) -> CallDetail:
-    """Read a call, with what was told of it and to whom."""
-    call = await _call(api, caller, call_id)
-    runtime = api.runtime
-    told: list[PublishedEvent] = []
-    for eid, event in zip(call.events, await runtime.ledger.events(call.events), strict=True):
-        document = event or {}
-        deliveries = await of_event(api, caller, eid)
-        told.append(
+async def read_call(context: ApiContext, caller: Caller, call_id: str) -> CallDetail:
+    """Read a call with its published events and their deliveries."""
+    call = await context.call(caller, call_id)
+    events: list[PublishedEvent] = []
+    for event_id, document in zip(call.events, await context.store.events.get_many(call.events), strict=True):
+        events.append(
             PublishedEvent(
-                id=eid, type=document.get("type"), timestamp=document.get("timestamp"), deliveries=deliveries
+                id=event_id,
+                type=document["type"] if document else None,
+                timestamp=document["timestamp"] if document else None,
+                deliveries=await deliveries_of_event(context, caller, event_id),
             )
         )
-    return CallDetail.model_validate({**show(api, call), "events": told})
+    return CallDetail.model_validate({**view(context, call), "events": events})
 
 
-async def read_recording(api: Api, caller: Caller, call_id: str) -> RecordingLink:
-    """Make a fresh link to the audio of a call."""
-    call = await _call(api, caller, call_id)
+async def read_recording(context: ApiContext, caller: Caller, call_id: str) -> RecordingLink:
+    """Create a new link to the recording of a call."""
+    call = await context.call(caller, call_id)
     if not call.recording or not call.recording.get("path"):
-        raise Problem("not_found", "There is no recording of this call, or it is not kept any more.")
-    link = await api.runtime.links.for_call(call_id)
+        raise Problem("not_found", "The call has no recording, or it is no longer stored.")
+    link = await context.runtime.links.for_call(call_id)
     if link is None:
         raise Problem(
-            "no_recording_links", "No link can be made: set public_url, or recording_links: presigned with a bucket."
+            "no_recording_links",
+            "Recording links are not configured; set public_url, or recording_links: presigned with a bucket.",
         )
     url, expires_at = link
     part = call.recording
@@ -219,22 +198,19 @@ async def read_recording(api: Api, caller: Caller, call_id: str) -> RecordingLin
     )
 
 
-async def erase(api: Api, caller: Caller, body: EraseRequest) -> Reply:
-    """Forget a person: calls, events, audio and kept contacts with this number. What waits ends as expired.
+async def erase(context: ApiContext, caller: Caller, body: EraseRequest) -> Reply:
+    """Erase a person: calls, events, recordings and cached contacts with this number.
 
-    The provider's own records are not touched; the relay does not take an erased call in again.
+    Pending deliveries end as expired. The provider's own records are not touched; an erased call is not ingested again.
     """
-    runtime = api.runtime
-    own = api.source_ids(caller)
-    if await runtime.redis.dbsize() > INLINE_KEYS:
-        name = await api.start("erase", body.number, own, caller=caller)
-        job = await read_job(api, caller, name)
-        empty = EraseResult(state="running", job=job, calls=0, events=0, recordings=0, contacts=0, deliveries=0)
-        return Reply(empty, HTTPStatus.ACCEPTED)
-    books = list(runtime.sources) if own is None else own
-    done = await api.eraser.number(body.number, sources=own, books=books, step=_no_step)
-    counts = {name: count for name, count in done.counts().items() if name != "scanned"}
-    return Reply(EraseResult(state="done", job=None, **counts))
+    source_ids = context.source_ids(caller.tenant)
+    if await context.store.size() > MAX_INLINE_KEYS:
+        job = await context.start_job("erase", body.number, source_ids, caller=caller)
+        result = EraseResult(state="running", job=view_job(job), **asdict(Erased()))
+        return Reply(result, HTTPStatus.ACCEPTED)
+    books = list(context.runtime.sources) if source_ids is None else source_ids
+    erased = await context.eraser.number(body.number, sources=source_ids, books=books, step=_no_step)
+    return Reply(EraseResult(state="done", job=None, **asdict(erased)))
 
 
 async def _no_step(_: Erased) -> None:

@@ -1,57 +1,39 @@
-"""What the handlers share: the runtime, who may see what, and how things are named."""
+"""The context that every handler gets, and the one place that decides which resources a caller may access.
+
+What belongs to another tenant is answered exactly like what does not exist.
+"""
 
 import asyncio
-import base64
-import re
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from datetime import datetime
+from typing import Any, Final, Literal
 from uuid import uuid4
 
-from pydantic import AfterValidator, AwareDatetime, Field
-
-from relay.api.auth import Caller, Tokens
-from relay.api.problems import Problem, configured, invalid, not_found, taken
+from relay.api.auth import Authenticator, Caller
+from relay.api.problems import Problem, declared_in_configuration, not_found
 from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
-from relay.domain.time import from_ms
 from relay.privacy.erase import Eraser
 from relay.providers.source import Source
 from relay.runtime import Runtime
-from relay.settings import ID_PATTERN
+from relay.store.calls import StoredCall
 from relay.store.declarations import Declaration
-from relay.store.sources import Progress
+from relay.store.jobs import Job, JobState
+from relay.store.listings import Listing
+from relay.store.store import Store
 
-_JOB_KEPT_S: Final = 7 * 86_400
+_JOB_EXPIRES_S: Final = 7 * 86_400
 
-
-def _in_range(instant: datetime) -> datetime:
-    if not 2000 <= instant.astimezone(UTC).year < 2200:
-        raise ValueError("must be a time from 2000 to 2199")
-    return instant.astimezone(UTC)
-
-
-def _sane(instant: Any) -> Any:
-    if isinstance(instant, datetime) and not 1999 <= instant.year <= 2200:
-        raise ValueError("must be a time from 2000 to 2199")
-    return _in_range(instant)
-
-
-Instant = Annotated[AwareDatetime, AfterValidator(_sane)]
-"""A time with its zone, in the centuries that have calls."""
-Id = Annotated[str, Field(pattern=ID_PATTERN, description="lower-case letters, digits, - and _; at most 63")]
-EVENT_ID: Final = r"^evt_[a-z2-7]{26}$"
-CALL_ID: Final = r"^call_[a-z2-7]{26}$"
+Kind = Literal["source", "subscription"]
 
 
 @dataclass(frozen=True)
-class Api:
+class ApiContext:
     """What every handler gets first."""
 
     runtime: Runtime
-    tokens: Tokens
+    authenticator: Authenticator
     eraser: Eraser
     now: Callable[[], datetime]
     closing: asyncio.Event
@@ -59,117 +41,165 @@ class Api:
     heartbeat_s: float
     write_timeout_s: float
 
-    # --- whose is it -------------------------------------------------------------------------------------------------
+    @property
+    def store(self) -> Store:
+        return self.runtime.store
 
-    async def source(self, caller: Caller, sid: str) -> Source:
-        """Find a source; a Problem for one that the caller may not see."""
-        if sid not in self.runtime.sources:
-            await self.runtime.registry.load()  # it may have been made in another process just now
-        source = self.runtime.sources.get(sid)
-        if source is None or not caller.sees(source.tenant):
-            raise not_found("source")
+    # --- access ------------------------------------------------------------------------------------------------------
+
+    async def source(self, caller: Caller, source_id: str) -> Source:
+        """Find a source that the caller may access; a Problem otherwise."""
+        if source_id not in self.runtime.sources:
+            await self.runtime.registry.load()  # another process may have created it a moment ago
+        source = self.runtime.sources.get(source_id)
+        if source is None or not caller.can_access(source.tenant):
+            raise not_found("Source")
         return source
 
-    async def subscription(self, caller: Caller, sub: str) -> Subscription:
-        """Find a subscription; a Problem for one that the caller may not see."""
-        if sub not in self.runtime.subscriptions:
+    async def subscription(self, caller: Caller, subscription_id: str) -> Subscription:
+        """Find a subscription that the caller may access; a Problem otherwise."""
+        if subscription_id not in self.runtime.subscriptions:
             await self.runtime.registry.load()
-        subscription = self.runtime.subscriptions.get(sub)
-        if subscription is None or not caller.sees(subscription.tenant):
-            raise not_found("subscription")
+        subscription = self.runtime.subscriptions.get(subscription_id)
+        if subscription is None or not caller.can_access(subscription.tenant):
+            raise not_found("Subscription")
         return subscription
 
-    def source_ids(self, caller: Caller) -> list[str] | None:
-        """List the sources that a tenant has; None for the operator, who sees all, also what has no source any more."""
-        if caller.tenant is None:
-            return None
-        return [sid for sid, source in self.runtime.sources.items() if source.tenant == caller.tenant]
+    async def call(self, caller: Caller, call_id: str) -> StoredCall:
+        """Read a call that the caller may access; a Problem otherwise."""
+        call = await self.store.calls.get(call_id)
+        if call is None or not self.can_access_calls_of(caller, call.source_id):
+            raise not_found("Call")
+        return call
 
-    def sees_event(self, caller: Caller, document: Json) -> bool:
-        """Whether an event is the caller's business."""
+    async def event(self, caller: Caller, event_id: str) -> Json:
+        """Read an event that the caller may access; a Problem otherwise."""
+        document = await self.store.events.get(event_id)
+        if document is None or not self.can_access_event(caller, document):
+            raise not_found("Event")
+        return document
+
+    async def job(self, caller: Caller, job_id: str) -> Job:
+        """Read a job that the caller may access; a Problem otherwise."""
+        job = await self.store.jobs.get(job_id)
+        if job is None or not caller.can_access(job.tenant or self._tenant_of_subject(job)):
+            raise not_found("Job")
+        return job
+
+    def sources(self, caller: Caller) -> list[Source]:
+        """List the sources that the caller may access."""
+        return [source for source in self.runtime.sources.values() if caller.can_access(source.tenant)]
+
+    def subscriptions(self, caller: Caller) -> list[Subscription]:
+        """List the subscriptions that the caller may access."""
+        return [
+            subscription
+            for subscription in self.runtime.subscriptions.values()
+            if caller.can_access(subscription.tenant)
+        ]
+
+    def source_ids(self, tenant: str | None) -> list[str] | None:
+        """List a tenant's sources; None for the operator, who also has the data of sources that are gone."""
+        if tenant is None:
+            return None
+        return [source.id for source in self.runtime.sources.values() if source.tenant == tenant]
+
+    def can_access_calls_of(self, caller: Caller, source_id: str) -> bool:
+        source_ids = self.source_ids(caller.tenant)
+        return source_ids is None or source_id in source_ids
+
+    def can_access_event(self, caller: Caller, document: Json) -> bool:
         return caller.tenant is None or self.event_tenant(document) == caller.tenant
 
     def event_tenant(self, document: Json) -> str | None:
-        """Whose an event is, by the source or the subscription that it tells of."""
+        """The owner of an event: that of the source or the subscription it is about."""
         data = document["data"]
-        sid = data["call"]["source_id"] if "call" in data else data.get("source", {}).get("id")
-        if sid is not None:
-            source = self.runtime.sources.get(sid)
+        source_id = data["call"]["source_id"] if "call" in data else data.get("source", {}).get("id")
+        if source_id is not None:
+            source = self.runtime.sources.get(source_id)
             return source.tenant if source else None
         subscription = self.runtime.subscriptions.get(data.get("subscription", {}).get("id"))
         return subscription.tenant if subscription else None
 
-    async def event(self, caller: Caller, eid: str) -> Json:
-        """Read an event; a Problem for one that the caller may not see."""
-        document = await self.runtime.ledger.event(eid)
-        if document is None or not self.sees_event(caller, document):
-            raise not_found("event")
-        return document
+    def events_of(self, tenant: str | None) -> Listing:
+        """List the events of a tenant's sources; all of them for the operator."""
+        source_ids = self.source_ids(tenant)
+        return self.store.events.all() if source_ids is None else self.store.events.of_sources(source_ids)
+
+    def _tenant_of_subject(self, job: Job) -> str | None:
+        source = self.runtime.sources.get(job.source or "")
+        subscription = self.runtime.subscriptions.get(job.subscription or "")
+        subject = source or subscription
+        return subject.tenant if subject else None
+
+    # --- declarations ------------------------------------------------------------------------------------------------
+
+    async def declaration(
+        self, caller: Caller, kind: Kind, name: str, *, hidden: Problem | None = None
+    ) -> Declaration | None:
+        """Read what was created at run time and may be changed by the caller; None when there is none.
+
+        What the caller may not access raises `hidden`; without it, that is None too.
+        """
+        if self.runtime.registry.configured(kind, name):
+            if caller.tenant is None:
+                raise declared_in_configuration(name)
+            declaration, accessible = None, False
+        else:
+            declaration = await self.store.declarations.get(kind, name)
+            accessible = declaration is None or caller.can_access(declaration.tenant)
+        if accessible:
+            return declaration
+        if hidden is not None:
+            raise hidden
+        return None
+
+    async def existing_declaration(self, caller: Caller, kind: Kind, name: str) -> Declaration:
+        """Read what was created at run time and may be changed by the caller; a Problem when there is none."""
+        declaration = await self.declaration(caller, kind, name)
+        if declaration is None:
+            raise not_found(kind.capitalize())
+        return declaration
+
+    def created(self, kind: Kind, name: str) -> Declaration | None:
+        """The declaration in force of what was created at run time; None for what the configuration declares."""
+        if self.runtime.registry.configured(kind, name):
+            return None
+        return self.runtime.registry.made[kind].get(name)
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
-    async def start(self, kind: str, *args: Any, caller: Caller, after: Sequence[Any] = (), **about: str) -> str:
-        """Queue long work for a worker; gives the name under which its progress is read, which it gets after `args`."""
-        job = f"{kind}-{uuid4().hex[:12]}"
-        progress = Progress(self.runtime.redis, job)
-        await progress.write(state="queued", kind=kind, tenant=caller.tenant or "", **about)
-        await self.runtime.arq.enqueue_job(kind, *args, job, *after, _job_id=job, _expires=_JOB_KEPT_S)
+    async def start_job(
+        self,
+        kind: str,
+        *args: Any,
+        caller: Caller,
+        after: Sequence[Any] = (),
+        source: str | None = None,
+        subscription: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> Job:
+        """Queue long work for a worker, which gets `args`, the job's id and `after`; the rest describes the job."""
+        job = Job(
+            f"{kind}-{uuid4().hex[:12]}",
+            kind,
+            JobState.QUEUED,
+            tenant=caller.tenant,
+            source=source,
+            subscription=subscription,
+            since=since,
+            until=until,
+        )
+        await self.store.jobs.create(job)
+        await self.runtime.arq.enqueue_job(kind, *args, job.id, *after, _job_id=job.id, _expires=_JOB_EXPIRES_S)
         return job
 
 
-def check_id(name: str) -> None:
-    """Refuse an id that is none; a Problem says what one is."""
-    if not re.fullmatch(ID_PATTERN, name):
-        raise invalid("id", "has 1 to 63 lower-case letters, digits, - and _, and starts with a letter or a digit")
-
-
-def fresh_id(prefix: str) -> str:
-    """Make an id that nobody has."""
-    return f"{prefix}_{base64.b32encode(secrets.token_bytes(10)).decode().lower()}"
-
-
-def instant(ms: int | float) -> datetime | None:
-    """Read a time of the store; 0 is never."""
-    return from_ms(ms) if ms else None
-
-
-def to_ms(at: datetime | None) -> int | None:
-    """Write a time as the store has it."""
-    return None if at is None else int(at.timestamp() * 1000)
-
-
-def own_tenant(caller: Caller, wanted: str | None) -> str | None:
-    """Say whose a new thing is: a tenant's token makes only that tenant's."""
+def tenant_of_new(caller: Caller, requested: str | None) -> str | None:
+    """Decide the owner of what a caller creates: a tenant's token creates only for its tenant."""
     if caller.tenant is None:
-        return wanted
-    if wanted not in (None, caller.tenant):
-        raise Problem("invalid", "tenant: leave it out, a tenant's token makes only that tenant's own.")
+        return requested
+    if requested not in (None, caller.tenant):
+        raise Problem("invalid", "tenant: omit it; a tenant's token creates only for its own tenant.")
     return caller.tenant
-
-
-def subject_of(document: Json) -> str:
-    """Name what an event is delivered in order with: its call, else itself."""
-    call = document["data"].get("call")
-    return str(call["id"]) if call else str(document["id"])
-
-
-async def own(
-    api: Api, caller: Caller, kind: Literal["source", "subscription"], name: str, *, missing_ok: bool = False
-) -> Declaration | None:
-    """Read what was made at run time and may be changed by this caller; None only with `missing_ok`.
-
-    What is somebody else's looks as if it were not there, or, for who would make it, as an id that cannot be had.
-    """
-    directory = api.runtime.registry
-    if directory.configured(kind, name):
-        if caller.tenant is None:
-            raise configured(name)
-        raise taken() if missing_ok else not_found(kind)
-    stands = await directory.declarations.get(kind, name)
-    if stands is not None and caller.sees(stands.tenant):
-        return stands
-    if not missing_ok:
-        raise not_found(kind)
-    if stands is not None:
-        raise taken()
-    return None

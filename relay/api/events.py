@@ -1,4 +1,4 @@
-"""Events over HTTP: listing, reading, and what there can be, each with a schema and a sample."""
+"""Events, and the types of events with their JSON Schemas and samples."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
@@ -6,17 +6,18 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from relay.api.auth import Caller
-from relay.api.context import CALL_ID, EVENT_ID, Api, Id, Instant, to_ms
-from relay.api.paging import Page, PageQuery, page_of, read_cursor
-from relay.api.problems import invalid, not_found
-from relay.api.route import Listed
+from relay.api.context import ApiContext
+from relay.api.fields import CALL_ID, EVENT_ID, Id, Instant, to_ms
+from relay.api.paging import Page, PageQuery, page_of_listing
+from relay.api.problems import not_found
+from relay.api.route import MultiValue
 from relay.domain.json import Json
 from relay.events import payload
 from relay.events.render import render_json
 from relay.events.types import DESCRIPTIONS, EVENT_TYPES, matches
-from relay.store import keys
+from relay.store.listings import Listing
 
-_SAMPLE_SCAN: Final = 500
+SAMPLE_SCAN_LIMIT: Final = 500
 
 EventDocument = Annotated[
     dict[str, Any],
@@ -40,18 +41,20 @@ _Pattern = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class EventFilter(BaseModel):
-    """Which events."""
+    """Filters of events."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    type: Annotated[list[_Pattern] | None, Listed] = Field(None, description="types; * is a wildcard", max_length=32)
+    type: Annotated[list[_Pattern] | None, MultiValue] = Field(
+        None, description="types; * is a wildcard", max_length=32
+    )
     source: Id | None = None
     call: str | None = Field(None, pattern=CALL_ID)
-    subscription: Id | None = Field(None, description="only those that were made for this subscription")
+    subscription: Id | None = Field(None, description="only those that this subscription matched")
 
 
 class ListEvents(PageQuery, EventFilter):
-    """Which events. `from` and `to` say when they were made."""
+    """Filters of events. `from` and `to` limit when they were created."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -71,7 +74,7 @@ class EventTypeView(BaseModel):
 
 
 class TypeSampleQuery(BaseModel):
-    """In which form, and how many."""
+    """Form and number of the samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,47 +82,43 @@ class TypeSampleQuery(BaseModel):
     limit: int = Field(3, ge=1, le=20)
 
 
-async def list_events(api: Api, caller: Caller, query: ListEvents) -> Page[EventDocument]:
-    """List the events in their full form, newest first."""
-    indexes = await indexes_of(api, caller, query)
-    try:
-        cursor = read_cursor(query.cursor)
-    except ValueError as error:
-        raise invalid("cursor", str(error)) from None
-    part = await page_of(
-        api.runtime.redis,
-        indexes,
-        lambda entries: read_events(api, caller, query, [eid for _, eid in entries]),
-        limit=query.limit,
-        cursor=cursor,
+async def list_events(context: ApiContext, caller: Caller, query: ListEvents) -> Page[EventDocument]:
+    """List events in their full form, newest first."""
+    page = await page_of_listing(
+        await listing_of(context, caller, query),
+        lambda entries: read_events(context, caller, query, [event_id for _, event_id in entries]),
+        query,
         newest_ms=to_ms(query.to),
         oldest_ms=to_ms(query.from_),
     )
-    return Page(items=list(part.found), next_cursor=part.next_cursor)
+    return Page(items=list(page.items), next_cursor=page.next_cursor)
 
 
-async def indexes_of(api: Api, caller: Caller, query: EventFilter) -> list[str]:
-    """Name the indexes that hold the events asked for; a Problem for what is not the caller's."""
+async def listing_of(context: ApiContext, caller: Caller, query: EventFilter) -> Listing:
+    """Choose the list of the store that answers a filter; a Problem for what the caller may not access."""
     if query.subscription is not None:
-        await api.subscription(caller, query.subscription)
-        return [keys.deliveries_of(query.subscription)]
+        await context.subscription(caller, query.subscription)
+        return context.store.deliveries.of_subscriptions([query.subscription])
     if query.source is not None:
-        await api.source(caller, query.source)
-        return [keys.events_of(query.source)]
-    own = api.source_ids(caller)
-    return [keys.EVENTS] if own is None else [keys.events_of(sid) for sid in own]
+        await context.source(caller, query.source)
+        return context.store.events.of_sources([query.source])
+    return context.events_of(caller.tenant)
 
 
-async def read_events(api: Api, caller: Caller, query: EventFilter, eids: Sequence[str]) -> list[Json | None]:
-    """Read events; None for those that are gone, are not asked for or not the caller's."""
-    documents = await api.runtime.ledger.events(eids)
+async def read_events(
+    context: ApiContext, caller: Caller, query: EventFilter, event_ids: Sequence[str]
+) -> list[Json | None]:
+    """Read events; None for those that have expired, do not match or belong to another tenant."""
+    documents = await context.store.events.get_many(event_ids)
     return [
-        document if document is not None and _asked_for(query, document) and api.sees_event(caller, document) else None
+        document
+        if document is not None and _matches(query, document) and context.can_access_event(caller, document)
+        else None
         for document in documents
     ]
 
 
-def _asked_for(query: EventFilter, document: Json) -> bool:
+def _matches(query: EventFilter, document: Json) -> bool:
     if query.type and not matches(query.type, document["type"]):
         return False
     call = document["data"].get("call") or {}
@@ -129,39 +128,42 @@ def _asked_for(query: EventFilter, document: Json) -> bool:
     return query.source is None or source == query.source
 
 
-async def read_event(api: Api, caller: Caller, event_id: str) -> EventDocument:
+async def read_event(context: ApiContext, caller: Caller, event_id: str) -> EventDocument:
     """Read an event in its full form."""
-    return await api.event(caller, event_id)
+    return await context.event(caller, event_id)
 
 
-async def list_event_types(api: Api, caller: Caller) -> list[EventTypeView]:
+async def list_event_types(context: ApiContext, caller: Caller) -> list[EventTypeView]:
     """List the types of events, each with its JSON Schema and a sample."""
     return [
         EventTypeView(
-            type=each,
-            description=DESCRIPTIONS[each],
-            schema_=payload.schema_of(each),
-            sample=payload.sample(each, now=api.now()),
+            type=event_type,
+            description=DESCRIPTIONS[event_type],
+            schema_=payload.schema_of(event_type),
+            sample=payload.sample(event_type, now=context.now()),
         )
-        for each in EVENT_TYPES
+        for event_type in EVENT_TYPES
     ]
 
 
-async def sample_event_type(api: Api, caller: Caller, event_type: str, query: TypeSampleQuery) -> list[dict[str, Any]]:
-    """Show what hooks carry for this type, newest first: real events where there are some, made-up ones otherwise."""
+async def sample_event_type(
+    context: ApiContext, caller: Caller, event_type: str, query: TypeSampleQuery
+) -> list[dict[str, Any]]:
+    """Show the payloads of a type, newest first: recent events if there are any, generated ones otherwise."""
     if event_type not in EVENT_TYPES:
-        raise not_found("event type")
-    wanted = EventFilter(type=[event_type])
-    part = await page_of(
-        api.runtime.redis,
-        await indexes_of(api, caller, wanted),
-        lambda entries: read_events(api, caller, wanted, [eid for _, eid in entries]),
-        limit=query.limit,
-        cursor=None,
-        scan_most=_SAMPLE_SCAN,
+        raise not_found("Event type")
+    event_filter = EventFilter(type=[event_type])
+    page = await page_of_listing(
+        await listing_of(context, caller, event_filter),
+        lambda entries: read_events(context, caller, event_filter, [event_id for _, event_id in entries]),
+        PageQuery(limit=query.limit),
+        scan_limit=SAMPLE_SCAN_LIMIT,
     )
-    links = api.runtime.links
-    if part.found:
-        return [render_json(each, query.payload, recording_link=await links.for_event(each)) for each in part.found]
-    made_up = payload.samples([event_type], query.limit, now=api.now())
-    return [render_json(each, query.payload) for each in made_up]
+    links = context.runtime.links
+    if page.items:
+        return [
+            render_json(document, query.payload, recording_link=await links.for_event(document))
+            for document in page.items
+        ]
+    generated = payload.samples([event_type], query.limit, now=context.now())
+    return [render_json(document, query.payload) for document in generated]

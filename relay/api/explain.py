@@ -1,19 +1,20 @@
-"""Why did this call not arrive: everything that the relay knows of it, subscription by subscription, in sentences.
+"""Explains why a call was or was not delivered, subscription by subscription.
 
-Asked for by our id of the call, the provider's own, or a number. What was never a call is explained too: known from
-before the relay began, put aside as unreadable, or not seen at all, and then by how each source is.
+Rows that did not become a call are explained too: older than the first poll, quarantined, or not seen at all, in which
+case the state of each source says whether it could have been seen.
 """
 
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal
+from typing import Final, Literal, assert_never
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from relay.api.auth import Caller
 from relay.api.calls import ListCalls, list_calls
-from relay.api.context import CALL_ID, Api, Id, instant
+from relay.api.context import ApiContext
+from relay.api.fields import CALL_ID, Id, instant
 from relay.delivery import filters
 from relay.delivery.subscriptions import Subscription
 from relay.domain import ids
@@ -21,51 +22,48 @@ from relay.domain.json import Json
 from relay.domain.time import format_duration, from_iso, iso
 from relay.events.decide import Wait, decide
 from relay.providers.source import Source
-from relay.store import keys
 from relay.store.calls import StoredCall
+from relay.store.codes import SeenFlag
 from relay.store.deliveries import DeliveryState
-from relay.store.health import Health, read_health
 from relay.store.sources import SourceState
+from relay.store.subscriptions import SubscriptionHealth
 
-CALLS_MOST: Final = 5
-SUBSCRIPTIONS_MOST: Final = 200
-SOURCES_MOST: Final = 50
+MAX_CALLS: Final = 5
+MAX_SUBSCRIPTIONS: Final = 200
+MAX_SOURCES: Final = 50
 _SEEN_DAYS: Final = 10
-"""Days of `seen` that may still be there, counted back from the cursor."""
+"""Days of rows that the store may still remember, counted back from the cursor."""
 
 Verdict = Literal[
     "delivered", "filtered", "waiting", "failed", "switched_off", "nobody", "not_told_yet", "forgotten", "not_a_call"
 ]
 Fate = Literal["delivered", "filtered", "waiting", "failed", "missing", "not_queued"]
-_FORGOTTEN: Final[tuple[Verdict, str]] = (
+_EXPIRED: Final[tuple[Verdict, str]] = (
     "forgotten",
-    "It was told, longer ago than events are kept (retention.events_days), or they were erased.",
+    "Its events were published and have expired (retention.events_days) or were erased.",
 )
-_FAILED: Final = frozenset({"exhausted", "unknown", "expired", "poison"})
 _CONTACT_WORDS: Final = {
     "matched": "found",
-    "none": "nobody has this number",
-    "unavailable": "could not be looked up",
+    "none": "no contact has this number",
+    "unavailable": "lookup failed",
     "skipped": "not looked up",
 }
 _RECORDING_WORDS: Final = {
-    "pending": "not fetched so far",
+    "pending": "not fetched yet",
     "available": "stored",
-    "none": "there is none",
-    "unavailable": "there is one, but it cannot be had",
-    "unsupported": "none are fetched from this source",
+    "none": "the call has none",
+    "unavailable": "could not be fetched",
+    "unsupported": "not fetched from this source",
 }
 
 
 class ExplainQuery(BaseModel):
-    """What is to be explained."""
+    """What to explain."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    about: str = Field(
-        min_length=1, max_length=200, description="id of a call, the provider's own id of it, or a number"
-    )
-    source: Id | None = Field(None, description="only of this source")
+    about: str = Field(min_length=1, max_length=200, description="id of a call, the provider's id of it, or a number")
+    source: Id | None = Field(None, description="only calls of this source")
 
 
 class SubscriptionFate(BaseModel):
@@ -76,111 +74,116 @@ class SubscriptionFate(BaseModel):
     event_id: str
     event_type: str
     fate: Fate
-    why: str = Field(description="a sentence: when it was heard, why it is filtered, what the subscriber answered")
-    delivery_id: str | None = Field(description="null where there is no delivery")
+    why: str = Field(description="when it was delivered, why it is filtered, or how the subscriber responded")
+    delivery_id: str | None = Field(description="null without a delivery")
     attempts: int
     next_attempt_at: AwareDatetime | None
 
 
 class Explanation(BaseModel):
-    """One row of a provider, and how far it came."""
+    """One row of a provider, and what became of it."""
 
     source_id: str
     provider_call_id: str
     call_id: str
     verdict: Verdict
-    summary: str = Field(description="the answer in a sentence")
-    seen: str = Field(description="when it was seen first, how, and how long after its start")
+    summary: str = Field(description="the explanation in one sentence")
+    seen: str = Field(description="when it was first seen, how, and how long after its start")
     started_at: AwareDatetime | None
     first_seen_at: AwareDatetime | None
     observed_via: str | None
-    found_within_s: int | None = Field(description="the depth of the shallowest look that reaches its start")
+    found_within_s: int | None = Field(description="depth of the shallowest polling tier that reaches its start")
     contact: str
     recording: str
     subscriptions: list[SubscriptionFate]
-    left_out: int = Field(0, description="subscriptions that are not listed, because there are too many")
+    left_out: int = Field(0, description="number of subscriptions omitted, because there are too many")
 
 
 class SourceStatus(BaseModel):
-    """How a source is, where nothing was seen."""
+    """The state of a source, when nothing was seen."""
 
     source_id: str
     words: str
 
 
 class Explanations(BaseModel):
-    """What is known of that. Without `items`, `sources` say whether it could have been seen."""
+    """What is known about it. Without `items`, `sources` say whether it could have been seen."""
 
     about: str
     items: list[Explanation]
     sources: list[SourceStatus]
 
 
-async def explain(api: Api, caller: Caller, query: ExplainQuery) -> Explanations:
-    """Say why a call did or did not arrive: by its id, the provider's own, or a number on either side."""
-    sources = await _sources(api, caller, query)
+async def explain(context: ApiContext, caller: Caller, query: ExplainQuery) -> Explanations:
+    """Explain why a call was or was not delivered, by its id, the provider's id of it, or a number on either side."""
+    sources = [await context.source(caller, query.source)] if query.source else context.sources(caller)
     about = query.about.strip()
     items: list[Explanation] = []
     if re.fullmatch(CALL_ID, about):
-        call = await api.runtime.ledger.call(about)
-        own = api.source_ids(caller)
-        if call is not None and (own is None or call.source_id in own) and query.source in (None, call.source_id):
-            items.append(await _of_call(api, caller, call))
+        call = await context.store.calls.get(about)
+        if (
+            call is not None
+            and context.can_access_calls_of(caller, call.source_id)
+            and query.source in (None, call.source_id)
+        ):
+            items.append(await _of_call(context, caller, call))
     else:
         for source in sources:
-            found = await _by_key(api, caller, source, about)
-            if found is not None:
-                items.append(found)
+            explanation = await _by_key(context, caller, source, about)
+            if explanation is not None:
+                items.append(explanation)
         if not items and 2 <= len(about) <= 64:
-            items = await _by_number(api, caller, query, about)
-    standings: list[SourceStatus] = []
+            items = await _by_number(context, caller, query, about)
+    statuses: list[SourceStatus] = []
     if not items:
-        now = api.now()
-        for source in sources[:SOURCES_MOST]:
-            state = await api.runtime.states.read(source.id)
-            standings.append(SourceStatus(source_id=source.id, words=standing_words(source, state, now=now)))
-    return Explanations(about=about, items=items, sources=standings)
+        shown = sources[:MAX_SOURCES]
+        states = await context.store.sources.read_many([source.id for source in shown])
+        statuses = [
+            SourceStatus(source_id=source.id, words=source_status(source, state, now=context.now()))
+            for source, state in zip(shown, states, strict=True)
+        ]
+    return Explanations(about=about, items=items, sources=statuses)
 
 
-async def _sources(api: Api, caller: Caller, query: ExplainQuery) -> Sequence[Source]:
-    if query.source is not None:
-        return [await api.source(caller, query.source)]
-    return [each for each in api.runtime.sources.values() if caller.sees(each.tenant)]
-
-
-async def _by_key(api: Api, caller: Caller, source: Source, key: str) -> Explanation | None:
-    """Find what has this id at the provider: a call, a row that was only remembered, or one that was put aside."""
-    call = await api.runtime.ledger.call(ids.call_id(source.id, key))
+async def _by_key(context: ApiContext, caller: Caller, source: Source, key: str) -> Explanation | None:
+    """Explain what has this id at the provider: a call, a row that is only remembered, or a quarantined one."""
+    call = await context.store.calls.get(ids.call_id(source.id, key))
     if call is not None:
-        return await _of_call(api, caller, call)
-    state = await api.runtime.states.read(source.id)
-    newest = state.poll_state.cursor or api.now()
-    days = [(newest + timedelta(days=2 - each)).date().isoformat() for each in range(_SEEN_DAYS)]
-    async with api.runtime.redis.pipeline(transaction=False) as pipe:
-        for day in days:
-            pipe.hget(keys.seen(source.id, day), key)
-        marks = await pipe.execute()
-    for day, mark in zip(days, marks, strict=True):
-        if mark is not None:
-            return _never_told(source, key, day, mark.decode().lstrip("0123456789")[:1], state)
-    for row in await api.runtime.states.quarantined(source.id):
+        return await _of_call(context, caller, call)
+    state = await context.store.sources.read(source.id)
+    newest = state.poll_state.cursor or context.now()
+    # Two days ahead of the cursor: rows are filed under the provider's local date.
+    days = [(newest + timedelta(days=2 - age)).date().isoformat() for age in range(_SEEN_DAYS)]
+    seen = await context.store.calls.seen(source.id, key, days)
+    if seen is not None:
+        day, mark = seen
+        return _not_a_call(source, key, _remembered_words(source, mark.flag, state), seen=f"in a call list of {day}")
+    for row in await context.store.sources.quarantined(source.id):
         if row["key"] == key:
-            return _no_call(source, key, f"It was put aside, because it cannot be believed: {row['reason']}.")
+            return _not_a_call(source, key, f"The row is invalid and was quarantined: {row['reason']}.")
     return None
 
 
-def _never_told(source: Source, key: str, day: str, flag: str, state: SourceState) -> Explanation:
-    began = iso(state.poll_state.started_at)
-    summary = {
-        "s": f"It was there before the relay began with {source.id} ({began}), so it is known and was never told; "
-        f"`relay backfill {source.id}` tells it.",
-        "u": f"It was there before the relay began with {source.id} ({began}) and had not ended; "
-        "it is told when it has.",
-    }.get(flag, "It was a call, and is not kept any more.")
-    return _no_call(source, key, summary, seen=f"in a list of calls, under {day}")
+def _remembered_words(source: Source, flag: SeenFlag, state: SourceState) -> str:
+    started = iso(state.poll_state.started_at)
+    match flag:
+        case SeenFlag.SEEDED:
+            return (
+                f"It is older than the first poll of {source.id} ({started}), so no event was published; "
+                f"`relay backfill {source.id}` publishes one."
+            )
+        case SeenFlag.SEEDED_UNFINISHED:
+            return (
+                f"It started before the first poll of {source.id} ({started}) and had not ended; "
+                "its event is published when it ends."
+            )
+        case SeenFlag.INGESTED:
+            return "It was ingested, and has expired or was erased."
+        case _:
+            assert_never(flag)
 
 
-def _no_call(source: Source, key: str, summary: str, *, seen: str = "in a list of calls") -> Explanation:
+def _not_a_call(source: Source, key: str, summary: str, *, seen: str = "in a call list") -> Explanation:
     return Explanation(
         source_id=source.id,
         provider_call_id=key,
@@ -198,45 +201,42 @@ def _no_call(source: Source, key: str, summary: str, *, seen: str = "in a list o
     )
 
 
-async def _by_number(api: Api, caller: Caller, query: ExplainQuery, number: str) -> list[Explanation]:
-    wanted = ListCalls(number=number, source=query.source, limit=CALLS_MOST)
-    page = await list_calls(api, caller, wanted)
-    calls = [await api.runtime.ledger.call(each.id) for each in page.items]
-    return [await _of_call(api, caller, call) for call in calls if call is not None]
+async def _by_number(context: ApiContext, caller: Caller, query: ExplainQuery, number: str) -> list[Explanation]:
+    page = await list_calls(context, caller, ListCalls(number=number, source=query.source, limit=MAX_CALLS))
+    calls = await context.store.calls.get_many([call.id for call in page.items])
+    return [await _of_call(context, caller, call) for call in calls if call is not None]
 
 
-async def _of_call(api: Api, caller: Caller, call: StoredCall) -> Explanation:
-    runtime = api.runtime
-    now = api.now()
-    events = [event for event in await runtime.ledger.events(call.events) if event is not None]
-    visible = sorted(
-        (each for each in runtime.subscriptions.values() if caller.sees(each.tenant)), key=lambda each: each.id
-    )
-    shown = visible[:SUBSCRIPTIONS_MOST]
-    healths = [await read_health(runtime.redis, each.id) for each in shown] if events else []
+async def _of_call(context: ApiContext, caller: Caller, call: StoredCall) -> Explanation:
+    store = context.store
+    now = context.now()
+    events = [event for event in await store.events.get_many(call.events) if event is not None]
+    accessible = sorted(context.subscriptions(caller), key=lambda subscription: subscription.id)
+    shown = accessible[:MAX_SUBSCRIPTIONS]
+    shown_ids = [subscription.id for subscription in shown]
+    healths = await store.subscriptions.healths(shown_ids) if events else []
     fates: list[SubscriptionFate] = []
     for event in events:
-        stored = await runtime.redis.hmget(keys.event(event["id"]), [each.id for each in shown]) if shown else []  # type: ignore[misc]
+        states = await store.deliveries.states(event["id"], shown_ids)
         fates += [
             fate_of(
                 subscription,
                 event,
-                DeliveryState.read(state) if state is not None else None,
+                state,
                 health,
-                of_tenant=subscription.tenant in (None, api.event_tenant(event)),
-                made_at=_made_at(api, subscription.id),
+                of_tenant=subscription.tenant in (None, context.event_tenant(event)),
+                created_at=_created_at(context, subscription.id),
                 now=now,
             )
-            for subscription, state, health in zip(shown, stored, healths, strict=True)
+            for subscription, state, health in zip(shown, states, healths, strict=True)
         ]
-    source = runtime.sources.get(call.source_id)
-    started_at, first_seen_at = instant(call.started_ms), instant(call.first_seen_ms)
+    source = context.runtime.sources.get(call.source_id)
     late_s = (call.first_seen_ms - call.started_ms) / 1000
-    depth_s = _depth_s(late_s, [int(tier.depth_s) for tier in runtime.settings.poll.tiers])
+    depth_s = _depth_s(late_s, [int(tier.depth_s) for tier in context.runtime.settings.poll.tiers])
     if not call.events:
-        verdict, summary = _untold(call, source, now=now)
+        verdict, summary = "not_told_yet", _unpublished_words(call, source, now=now)
     else:
-        verdict, summary = judge(fates) if events else _FORGOTTEN
+        verdict, summary = summarize(fates) if events else _EXPIRED
     return Explanation(
         source_id=call.source_id,
         provider_call_id=call.key,
@@ -244,25 +244,23 @@ async def _of_call(api: Api, caller: Caller, call: StoredCall) -> Explanation:
         verdict=verdict,
         summary=summary,
         seen=_seen_words(call, late_s, depth_s),
-        started_at=started_at,
-        first_seen_at=first_seen_at,
+        started_at=instant(call.started_ms),
+        first_seen_at=instant(call.first_seen_ms),
         observed_via=call.via,
         found_within_s=depth_s,
         contact=_contact_words(call),
         recording=_recording_words(call, source),
         subscriptions=fates,
-        left_out=len(visible) - len(shown),
+        left_out=len(accessible) - len(shown),
     )
 
 
-def _made_at(api: Api, sub: str) -> datetime | None:
-    if api.runtime.registry.configured("subscription", sub):
-        return None
-    made = api.runtime.registry.made["subscription"].get(sub)
-    return instant(made.created_ms) if made else None
+def _created_at(context: ApiContext, subscription_id: str) -> datetime | None:
+    declaration = context.created("subscription", subscription_id)
+    return instant(declaration.created_ms) if declaration else None
 
 
-# --- words, all pure -------------------------------------------------------------------------------------------------
+# --- wording: pure ---------------------------------------------------------------------------------------------------
 
 
 def _depth_s(late_s: float, depths_s: Sequence[int]) -> int | None:
@@ -270,9 +268,7 @@ def _depth_s(late_s: float, depths_s: Sequence[int]) -> int | None:
 
 
 def _seen_words(call: StoredCall, late_s: float, depth_s: int | None) -> str:
-    after = (
-        f"{format_duration(late_s)} after its start" if late_s >= 0 else f"{format_duration(late_s)} before its start"
-    )
+    after = f"{format_duration(late_s)} {'after' if late_s >= 0 else 'before'} its start"
     how = {"poll": "by a poll", "backfill": "by a backfill", "stream": "by the provider's stream"}.get(
         call.via, f"by {call.via}"
     )
@@ -283,7 +279,7 @@ def _seen_words(call: StoredCall, late_s: float, depth_s: int | None) -> str:
 
 def _contact_words(call: StoredCall) -> str:
     if call.contact is None:
-        return "not looked up so far"
+        return "not looked up yet"
     words = _CONTACT_WORDS[call.contact["lookup_status"]]
     return f"{words}: {call.contact['name']}" if call.contact.get("name") else words
 
@@ -296,33 +292,33 @@ def _recording_words(call: StoredCall, source: Source | None) -> str:
     return _RECORDING_WORDS["pending" if call.record["outcome"] == "answered" else "none"]
 
 
-def _untold(call: StoredCall, source: Source | None, *, now: datetime) -> tuple[Verdict, str]:
-    """Say why nothing was told of a call."""
+def _unpublished_words(call: StoredCall, source: Source | None, *, now: datetime) -> str:
     if not call.finished:
-        return "not_told_yet", "The call has not ended; it is told when it has."
+        return "The call has not ended; its event is published when it ends."
     if source is None:
-        return "not_told_yet", f"There is no source {call.source_id} any more, so nothing is told of it."
+        return f"The source {call.source_id} was removed, so no event is published."
     match decide(call, now_ms=int(now.timestamp() * 1000), rules=source.rules):
         case Wait(wait_ms=wait_ms):
-            return "not_told_yet", (
-                f"It waits for its contact or its audio, for another {format_duration(wait_ms / 1000 + 0.5)} at most."
-            )
+            return f"Its event waits at most {format_duration(wait_ms / 1000 + 0.5)} for the contact or the recording."
         case _:
-            return "not_told_yet", "It is about to be told: a worker has yet to take it up. Is one running?"
+            return "Its event is about to be published: no worker has processed it yet. Is one running?"
 
 
 def fate_of(
     subscription: Subscription,
     event: Json,
     state: DeliveryState | None,
-    health: Health,
+    health: SubscriptionHealth,
     *,
     of_tenant: bool,
-    made_at: datetime | None,
+    created_at: datetime | None,
     now: datetime,
 ) -> SubscriptionFate:
-    """Say what became of an event for a subscription; `state` is its delivery, None where there is none."""
-    fate, why = _fate(subscription, event, state, health, of_tenant=of_tenant, made_at=made_at, now=now)
+    """Explain what became of an event for a subscription; `state` is that of its delivery, None without one."""
+    if state is None:
+        fate, why = _no_delivery(subscription, event, of_tenant=of_tenant, created_at=created_at)
+    else:
+        fate, why = _delivery(subscription, event, state, health, now=now)
     return SubscriptionFate(
         subscription_id=subscription.id,
         host=subscription.host,
@@ -336,95 +332,94 @@ def fate_of(
     )
 
 
-def _fate(
-    subscription: Subscription,
-    event: Json,
-    state: DeliveryState | None,
-    health: Health,
-    *,
-    of_tenant: bool,
-    made_at: datetime | None,
-    now: datetime,
+def _delivery(
+    subscription: Subscription, event: Json, state: DeliveryState, health: SubscriptionHealth, *, now: datetime
 ) -> tuple[Fate, str]:
-    if state is None:
-        return _no_delivery(subscription, event, of_tenant=of_tenant, made_at=made_at)
-    last = f"; the last attempt {state.log[-1]['words']}" if state.log else ""
-    tries = f"{state.attempts} attempt{'' if state.attempts == 1 else 's'}"
+    last = f"; last attempt: {state.log[-1]['words']}" if state.log else ""
+    attempts = f"{state.attempts} attempt{'' if state.attempts == 1 else 's'}"
     if state.status == "delivered":
-        return "delivered", f"heard at {iso(instant(state.at_ms))}, after {tries}"
-    if state.status in _FAILED:
-        return "failed", f"{_FAILED_WORDS[state.status]} after {tries}{last}"
+        return "delivered", f"delivered at {iso(instant(state.at_ms))}, after {attempts}"
+    if state.status in _FAILED_WORDS:
+        return "failed", f"{_FAILED_WORDS[state.status]} after {attempts}{last}"
     if state.status in ("missing", "dropped"):
-        return "missing", f"it was switched off then; relay replay {subscription.id} --event {event['id']} sends it"
-    if health.off:
-        return "waiting", f"the subscription is switched off ({health.off}); it goes on when that is enabled{last}"
-    if health.breaker_open:
-        return "waiting", f"attempts are held back for some minutes, because the subscriber looks unwell{last}"
+        return "missing", f"the subscription was disabled; {_replay_hint(subscription, event)}"
+    if health.disabled_reason:
+        return (
+            "waiting",
+            f"the subscription is disabled ({health.disabled_reason}) and resumes once enabled{last}",
+        )
+    if health.circuit_open:
+        return "waiting", f"the circuit is open, because the subscriber keeps failing{last}"
     due = instant(state.next_ms)
     if due is not None and due > now:
-        return "waiting", f"the next attempt is in {format_duration((due - now).total_seconds())}{last}"
-    return "waiting", f"an attempt is due now, or waits for an earlier event of the call{last}"
+        return "waiting", f"next attempt in {format_duration((due - now).total_seconds())}{last}"
+    return "waiting", f"due now, or waiting for an earlier event of the call{last}"
 
 
 _FAILED_WORDS: Final = {
-    "exhausted": "given up",
-    "unknown": "it may or may not have been heard, and is not sent twice,",
-    "expired": "its content is not kept any more,",
-    "poison": "put aside, because sending it broke the worker,",
+    "exhausted": "failed, retries exhausted,",
+    "unknown": "unknown whether delivered, and not sent twice,",
+    "expired": "expired before it was delivered,",
+    "poison": "quarantined, because sending it crashed the worker,",
 }
 
 
 def _no_delivery(
-    subscription: Subscription, event: Json, *, of_tenant: bool, made_at: datetime | None
+    subscription: Subscription, event: Json, *, of_tenant: bool, created_at: datetime | None
 ) -> tuple[Fate, str]:
     if not of_tenant:
         return "filtered", "filtered because the source belongs to another tenant"
     reason = filters.mismatch(subscription.options, event, subscription_id=subscription.id)
     if reason is not None:
         return "filtered", f"filtered because {reason}"
-    again = f"relay replay {subscription.id} --event {event['id']} sends it"
-    if made_at is not None and made_at > from_iso(event["timestamp"]):
-        return "not_queued", f"the subscription was made later, at {iso(made_at.astimezone(UTC))}; {again}"
-    return "not_queued", f"the subscription did not want it, or was not there, when it was made; {again}"
+    hint = _replay_hint(subscription, event)
+    if created_at is not None and created_at > from_iso(event["timestamp"]):
+        return "not_queued", f"the subscription was created later, at {iso(created_at.astimezone(UTC))}; {hint}"
+    return "not_queued", f"the subscription did not exist or did not match when the event was published; {hint}"
 
 
-def judge(fates: Sequence[SubscriptionFate]) -> tuple[Verdict, str]:
-    """Answer in one sentence: what went wrong counts before what waits, what waits before what went well."""
+def _replay_hint(subscription: Subscription, event: Json) -> str:
+    return f"`relay replay {subscription.id} --event {event['id']}` sends it"
+
+
+def summarize(fates: Sequence[SubscriptionFate]) -> tuple[Verdict, str]:
+    """Summarize in one sentence: failed deliveries before pending ones, pending ones before successful ones."""
     if not fates:
-        return "nobody", "It was told, but there is no subscription to hear it."
-    names: dict[Fate, list[str]] = {}
-    for each in fates:
-        names.setdefault(each.fate, []).append(each.subscription_id)
+        return "nobody", "Its event was published, but there is no subscription."
+    by_fate: dict[Fate, dict[str, None]] = {}
+    for fate in fates:
+        by_fate.setdefault(fate.fate, {})[fate.subscription_id] = None
 
-    def among(fate: Fate) -> str:
-        found = list(dict.fromkeys(names[fate]))
-        return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    def names(fate: Fate) -> str:
+        subscriptions = list(by_fate[fate])
+        more = f" and {len(subscriptions) - 5} more" if len(subscriptions) > 5 else ""
+        return ", ".join(subscriptions[:5]) + more
 
-    if "failed" in names:
-        return "failed", f"It could not be delivered to {among('failed')}."
-    if "missing" in names:
-        return "switched_off", f"It was told while {among('missing')} was switched off."
-    if "waiting" in names:
-        return "waiting", f"It is on its way to {among('waiting')}."
-    if "delivered" in names:
-        return "delivered", f"It was delivered to {among('delivered')}."
-    if "filtered" in names:
-        return "filtered", f"It was told, and {among('filtered')} did not want it."
-    return "nobody", "It was told before any of the subscriptions wanted it."
+    if "failed" in by_fate:
+        return "failed", f"Delivery to {names('failed')} failed."
+    if "missing" in by_fate:
+        return "switched_off", f"{names('missing')} was disabled when its event was published."
+    if "waiting" in by_fate:
+        return "waiting", f"Delivery to {names('waiting')} is pending."
+    if "delivered" in by_fate:
+        return "delivered", f"Delivered to {names('delivered')}."
+    if "filtered" in by_fate:
+        return "filtered", f"The filters of {names('filtered')} do not match."
+    return "nobody", "No subscription matched when its event was published."
 
 
-def standing_words(source: Source, state: SourceState, *, now: datetime) -> str:
-    """Say whether a source could have seen it."""
+def source_status(source: Source, state: SourceState, *, now: datetime) -> str:
+    """Describe whether a source could have seen a call."""
     if source.paused:
-        return "paused: the provider is not asked"
+        return "paused: not polled"
     if state.error:
         since = format_duration((now - (instant(state.error_since_ms) or now)).total_seconds())
         return f"failing for {since}: {state.error}"
     if state.last_poll is None:
-        return "not polled so far"
-    asked = f"last asked {format_duration((now - state.last_poll).total_seconds())} ago"
-    cursor, began = state.poll_state.cursor, state.poll_state.started_at
-    if cursor is None or cursor == began:
-        return f"{asked}; it has listed no call since the relay began with it"
+        return "not polled yet"
+    polled = f"last polled {format_duration((now - state.last_poll).total_seconds())} ago"
+    cursor, started = state.poll_state.cursor, state.poll_state.started_at
+    if cursor is None or cursor == started:
+        return f"{polled}; no call since the first poll"
     newest = format_duration((now - cursor).total_seconds())
-    return f"{asked}; its newest call started {newest} ago. It has not listed this one so far, or long before that"
+    return f"{polled}; its newest call started {newest} ago. This call has not appeared yet, or has expired"

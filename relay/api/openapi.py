@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made of the route table and of pydantic's JSON Schema 2020-12; and a page of it to read."""
+"""Generates the OpenAPI 3.1 document from the routes and pydantic's JSON Schema 2020-12, and an HTML page of it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 import relay
-from relay.api.context import CALL_ID, EVENT_ID
+from relay.api.fields import CALL_ID, EVENT_ID
 from relay.api.problems import STATUSES, Code, ProblemDocument
 from relay.api.route import Route
 from relay.domain.json import Json
 from relay.settings import ID_PATTERN
 
-Written = Mapping[tuple[Any, ...], Json]
-"""The schemas, by method, path and what they are of."""
+Schemas = Mapping[tuple[Any, ...], Json]
+"""By method, path, and "query", "body" or the status of a response."""
 
 _REF: Final = "#/components/schemas/{model}"
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
@@ -28,24 +28,23 @@ _PATTERNS: Final = {
     "event_id": EVENT_ID,
 }
 _TAGS: Final = {
-    "sources": "Accounts at providers. What the configuration declares can only be changed there.",
-    "calls": "Calls as the relay knows them.",
-    "events": "What was told, and what can be.",
-    "subscriptions": "Who hears what. REST hooks: subscribe with POST, unsubscribe with DELETE.",
-    "deliveries": "Events on their way to subscriptions.",
-    "jobs": "Long work: backfill, replay, erasure.",
-    "tokens": "Who may use this API.",
+    "sources": "Accounts at providers. Sources of the configuration can only be changed there.",
+    "calls": "Calls, their recordings and contacts.",
+    "events": "Published events, and the types of events.",
+    "subscriptions": "Webhook subscriptions. REST hooks: subscribe with POST, unsubscribe with DELETE.",
+    "deliveries": "One event for one subscription each, with its attempts.",
+    "jobs": "Long-running work: backfill, replay, erasure.",
+    "tokens": "Access tokens of this API.",
 }
-_NEEDS: Final = {
-    "viewer": "Any token.",
-    "admin": "A token with the role admin.",
-    "operator": "A token with the role admin and without a tenant.",
-    "nobody": "No token.",
+_SCOPES: Final = {
+    "viewer": "Requires any token.",
+    "admin": "Requires a token with the role admin.",
+    "operator": "Requires a token with the role admin and without a tenant.",
 }
 
 
 def document(table: Sequence[Route], *, server_url: str | None = None) -> Json:
-    """Write the OpenAPI document of a table."""
+    """Generate the OpenAPI document of some routes."""
     inputs: list[tuple[tuple[Any, ...], JsonSchemaMode, TypeAdapter[Any]]] = [
         (("problem",), "serialization", TypeAdapter(ProblemDocument))
     ]
@@ -55,20 +54,20 @@ def document(table: Sequence[Route], *, server_url: str | None = None) -> Json:
             inputs.append(((*name, "query"), "validation", TypeAdapter(route.query)))
         if route.body_type is not None:
             inputs.append(((*name, "body"), "validation", route.body_type))
-        inputs += [((*name, status), "serialization", kind) for status, kind in route.answer_types.items()]
+        inputs += [((*name, status), "serialization", model) for status, model in route.response_types.items()]
     schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REF)
-    written = {key: schema for (key, _), schema in schemas.items()}
+    by_key = {key: schema for (key, _), schema in schemas.items()}
     components: Json = definitions.get("$defs", {})
     paths: Json = {}
     for route in table:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, written, components)
-    found: Json = {
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_key, components)
+    return {
         "openapi": "3.1.0",
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
         "info": {
             "title": "Call Relay",
             "version": relay.__version__,
-            "summary": "Phone systems are asked, subscribers are told.",
+            "summary": "Polls phone-system call records and delivers signed webhooks.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": server_url or "/"}],
@@ -80,42 +79,39 @@ def document(table: Sequence[Route], *, server_url: str | None = None) -> Json:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
-    return found
 
 
-def _operation(route: Route, written: Written, components: Json) -> Json:
+def _operation(route: Route, schemas: Schemas, components: Json) -> Json:
     name = (route.method, route.path)
     operation: Json = {
         "operationId": route.operation_id,
         "tags": [route.tag],
         "summary": route.summary,
-        "description": f"{_text(route)}\n\n{_NEEDS[route.needs]}",
+        "description": f"{_text(route)}\n\n{_SCOPES[route.scope]}",
         "parameters": [
             {"name": part, "in": "path", "required": True, "schema": {"type": "string", **_pattern(part)}}
             for part in _PARAMETER.findall(route.path)
         ],
-        "responses": _responses(route, written),
+        "responses": _responses(route, schemas),
     }
     if route.query is not None:
-        schema = written[(*name, "query")]
+        schema = schemas[(*name, "query")]
         if "$ref" in schema:
             schema = components[schema["$ref"].rpartition("/")[2]]
         operation["parameters"] += [
-            _parameter(each, properties, required=each in schema.get("required", ()))
-            for each, properties in schema["properties"].items()
+            _parameter(field, properties, required=field in schema.get("required", ()))
+            for field, properties in schema["properties"].items()
         ]
     if route.body is not None:
-        content = {"application/json": {"schema": written[(*name, "body")]}}
+        content = {"application/json": {"schema": schemas[(*name, "body")]}}
         operation["requestBody"] = {"required": not route.body_optional, "content": content}
-    if route.needs == "nobody":
-        operation["security"] = []
     return operation
 
 
 def _parameter(name: str, schema: Json, *, required: bool) -> Json:
-    """Write a query parameter; leaving it out is its null."""
+    # A query has no null: omitting an optional parameter is its null.
     described = {key: value for key, value in schema.items() if key not in ("anyOf", "title", "default")}
-    choices = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+    choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
     if len(choices) == 1:
         described |= choices[0]
     elif choices:
@@ -135,18 +131,18 @@ def _pattern(part: str) -> Json:
     return {"pattern": _PATTERNS[part]} if part in _PATTERNS else {"minLength": 1}
 
 
-def _responses(route: Route, written: Written) -> Json:
+def _responses(route: Route, schemas: Schemas) -> Json:
     responses: Json = {}
-    for status in route.answers:
+    for status in route.responses:
         responses[str(status.value)] = {"description": status.phrase}
-        if status.value in route.answer_types:
-            schema = written[(route.method, route.path, status.value)]
+        if status.value in route.response_types:
+            schema = schemas[(route.method, route.path, status.value)]
             responses[str(status.value)]["content"] = {route.media_type: {"schema": schema}}
     by_status: dict[HTTPStatus, list[Code]] = {}
     for code in route.all_problems:
         by_status.setdefault(STATUSES[code], []).append(code)
     for status, codes in sorted(by_status.items()):
-        narrowed = {"allOf": [written[("problem",)], {"properties": {"code": {"enum": sorted(codes)}}}]}
+        narrowed = {"allOf": [schemas[("problem",)], {"properties": {"code": {"enum": sorted(codes)}}}]}
         responses[str(status.value)] = {
             "description": f"{status.phrase}: {', '.join(sorted(codes))}",
             "content": {"application/problem+json": {"schema": narrowed}},
@@ -176,9 +172,9 @@ PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'n
 
 
 def page(api: Json) -> str:
-    """Write the document as one page that loads nothing from anywhere."""
+    """Render the document as one HTML page that loads no other resource."""
     sections = "".join(_section(api, tag) for tag in api["tags"])
-    shapes = "".join(
+    schemas = "".join(
         f"<details id='{escape(name)}'><summary><code>{escape(name)}</code></summary>{_fields(schema)}</details>"
         for name, schema in sorted(api["components"]["schemas"].items())
     )
@@ -189,16 +185,16 @@ def page(api: Json) -> str:
         f"<h1>Call Relay API</h1><p class='g'>{escape(api['info']['version'])} · "
         "<a href='openapi.json'>openapi.json</a> (OpenAPI 3.1)</p>"
         "<p>Send <code>Authorization: Bearer …</code> with every request. Errors are "
-        "<code>application/problem+json</code> with a <code>code</code>. Lists are newest first; give "
-        "<code>next_cursor</code> as <code>cursor</code> for what follows. A page may be short, or empty, and still "
-        "have a cursor.</p>"
-        f"{sections}<h2>Shapes</h2>{shapes}</body></html>"
+        "<code>application/problem+json</code> with a <code>code</code>. Lists are newest first; pass "
+        "<code>next_cursor</code> as <code>cursor</code> to get the next page. A page may be short, or empty, and "
+        "still have a cursor.</p>"
+        f"{sections}<h2>Schemas</h2>{schemas}</body></html>"
     )
 
 
 def _section(api: Json, tag: Json) -> str:
     rows = "".join(
-        _shown(method.upper(), path, operation)
+        _operation_section(method.upper(), path, operation)
         for path, methods in api["paths"].items()
         for method, operation in methods.items()
         if tag["name"] in operation["tags"]
@@ -206,15 +202,15 @@ def _section(api: Json, tag: Json) -> str:
     return f"<h2>{escape(tag['name'])}</h2><p>{escape(tag['description'])}</p>{rows}"
 
 
-def _shown(method: str, path: str, operation: Json) -> str:
+def _operation_section(method: str, path: str, operation: Json) -> str:
     parameters = "".join(
-        f"<tr><td><code>{escape(each['name'])}</code></td><td class='g'>{each['in']}</td>"
-        f"<td>{_kind(each['schema'])}</td><td>{escape(each.get('description', ''))}</td></tr>"
-        for each in operation["parameters"]
+        f"<tr><td><code>{escape(parameter['name'])}</code></td><td class='g'>{parameter['in']}</td>"
+        f"<td>{_type(parameter['schema'])}</td><td>{escape(parameter.get('description', ''))}</td></tr>"
+        for parameter in operation["parameters"]
     )
-    answers = "".join(
-        f"<tr><td><code>{status}</code></td><td>{escape(answer['description'])}</td><td>{_content(answer)}</td></tr>"
-        for status, answer in operation["responses"].items()
+    responses = "".join(
+        f"<tr><td><code>{status}</code></td><td>{escape(response['description'])}</td><td>{_content(response)}</td></tr>"
+        for status, response in operation["responses"].items()
     )
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     text = "".join(f"<p>{escape(part)}</p>" for part in operation["description"].split("\n\n"))
@@ -222,38 +218,40 @@ def _shown(method: str, path: str, operation: Json) -> str:
         f"<details><summary><span class='m'>{method}</span> <code>{escape(path)}</code> "
         f"<span class='g'>{escape(operation['summary'])}</span></summary>{text}"
         + (f"<table>{parameters}</table>" if parameters else "")
-        + (f"<p>Body: {_kind(body)}</p>{_fields(body)}" if body else "")
-        + f"<table>{answers}</table></details>"
+        + (f"<p>Body: {_type(body)}</p>{_fields(body)}" if body else "")
+        + f"<table>{responses}</table></details>"
     )
 
 
-def _content(answer: Json) -> str:
-    return ", ".join(_kind(each["schema"]) for each in answer.get("content", {}).values())
+def _content(response: Json) -> str:
+    return ", ".join(_type(media["schema"]) for media in response.get("content", {}).values())
 
 
 def _fields(schema: Json) -> str:
     if "oneOf" in schema:
-        return "".join(f"<p><b>{escape(each.get('title', ''))}</b></p>{_fields(each)}" for each in schema["oneOf"])
+        return "".join(
+            f"<p><b>{escape(choice.get('title', ''))}</b></p>{_fields(choice)}" for choice in schema["oneOf"]
+        )
     required = schema.get("required", ())
     rows = "".join(
-        f"<tr><td><code>{escape(name)}</code>{'' if name not in required else ' *'}</td><td>{_kind(each)}</td>"
-        f"<td>{escape(each.get('description', ''))}</td></tr>"
-        for name, each in schema.get("properties", {}).items()
+        f"<tr><td><code>{escape(name)}</code>{'' if name not in required else ' *'}</td><td>{_type(field)}</td>"
+        f"<td>{escape(field.get('description', ''))}</td></tr>"
+        for name, field in schema.get("properties", {}).items()
     )
     return f"<table>{rows}</table>" if rows else ""
 
 
-def _kind(schema: Json) -> str:
+def _type(schema: Json) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"<a href='#{escape(name)}'><code>{escape(name)}</code></a>"
     for word in ("anyOf", "oneOf"):
         if word in schema:
-            return " or ".join(dict.fromkeys(_kind(each) for each in schema[word]))
+            return " or ".join(dict.fromkeys(_type(choice) for choice in schema[word]))
     if "allOf" in schema:
-        return _kind(schema["allOf"][0])
+        return _type(schema["allOf"][0])
     if "enum" in schema or "const" in schema:
-        return ", ".join(f"<code>{escape(str(each))}</code>" for each in schema.get("enum", [schema.get("const")]))
+        return ", ".join(f"<code>{escape(str(value))}</code>" for value in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
-        return f"list of {_kind(schema.get('items', {}))}"
+        return f"list of {_type(schema.get('items', {}))}"
     return escape(str(schema.get("type", "anything")))

@@ -1,4 +1,4 @@
-"""Options as they come in and go out: secrets masked in answers, masked values given back keep what they stand for."""
+"""Options in requests and responses: responses mask secrets, and a masked value in a request keeps the secret."""
 
 import copy
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ MASK: Final = "********"
 
 
 def masked(options: BaseModel) -> Json:
-    """Write options without their secrets: of an address only the host is left, of a proxy not its password."""
+    """Serialize options without secrets: of a subscriber's URL only the host is left, of a proxy's no password."""
     return {name: _masked(name, getattr(options, name)) for name in type(options).model_fields}
 
 
@@ -44,27 +44,27 @@ def _masked(name: str, value: Any) -> Any:
 
 
 def masked_url(url: str) -> str:
-    """Show the host of an address and that there is more."""
+    """Mask everything of a URL but its host."""
     parts = URL(url)
     return f"{parts.scheme}://{parts.host or ''}{f':{parts.explicit_port}' if parts.explicit_port else ''}/{MASK}"
 
 
-def unmasked(given: Any, shown: Any, stands: Any) -> Any:
-    """Put back what a masked value stands for, where it came back as it was shown."""
-    if isinstance(given, dict) and isinstance(shown, dict) and isinstance(stands, dict):
-        return {name: unmasked(value, shown.get(name), stands.get(name)) for name, value in given.items()}
-    if isinstance(given, str) and MASK in given and given == shown:
-        return stands
-    return given
+def unmasked(value: Any, masked_value: Any, current: Any) -> Any:
+    """Restore the current secrets in a request that sends masked values back as they were shown."""
+    if isinstance(value, dict) and isinstance(masked_value, dict) and isinstance(current, dict):
+        return {name: unmasked(inner, masked_value.get(name), current.get(name)) for name, inner in value.items()}
+    if isinstance(value, str) and MASK in value and value == masked_value:
+        return current
+    return value
 
 
-def patched(document: Json, changes: Json) -> Json:
-    """Apply a merge patch to options: null gives a setting back to its default (RFC 7396, one level deep)."""
+def merge_patched(document: Json, changes: Json) -> Json:
+    """Apply a merge patch to options, one level deep (RFC 7396): null resets a setting to its default."""
     return {name: value for name, value in {**document, **changes}.items() if value is not None}
 
 
-async def vet(guard: Guard, caller: Caller, field: str, url: str) -> None:
-    """Refuse an address that would not be dialled. What a name resolves to inside is the operator's business."""
+async def check_url(guard: Guard, caller: Caller, field: str, url: str) -> None:
+    """Raise a Problem for a URL whose address must not be dialled."""
     try:
         target = guard.vet_url(url)
         if target.address is None:
@@ -72,12 +72,13 @@ async def vet(guard: Guard, caller: Caller, field: str, url: str) -> None:
     except (ValueError, ForbiddenAddress, NoAddress) as error:
         why = str(error)
         if caller.tenant is not None and not isinstance(error, NoAddress):
-            why = "this address is not one that may be dialled here"
+            # A tenant must not learn what a name resolves to inside the operator's network.
+            why = "this address is not allowed"
         raise Problem("address_refused", f"{field}: {why}") from None
 
 
 def inlined(schema: Json) -> Json:
-    """Write a JSON Schema without `$defs`, so that it can stand anywhere in another document."""
+    """Inline the `$defs` of a JSON Schema, so that it can be embedded in another document."""
     definitions = schema.get("$defs", {})
 
     def resolve(node: Any) -> Any:
@@ -86,20 +87,20 @@ def inlined(schema: Json) -> Json:
                 rest = {name: resolve(value) for name, value in node.items() if name != "$ref"}
                 return {**resolve(definitions[node["$ref"].rpartition("/")[2]]), **rest}
             return {name: resolve(value) for name, value in node.items() if name not in ("$defs", "discriminator")}
-        return [resolve(each) for each in node] if isinstance(node, list) else node
+        return [resolve(item) for item in node] if isinstance(node, list) else node
 
     resolved: Json = resolve(schema)
     return resolved
 
 
-def changes_schema(model: type[BaseModel]) -> Json:
-    """Write the schema of a merge patch of options: any of its fields, null for the default."""
+def merge_patch_schema(model: type[BaseModel]) -> Json:
+    """Build the schema of a merge patch of options: any of its fields, null for the default."""
     schema = copy.deepcopy(inlined(model.model_json_schema(by_alias=True)))
     properties = {
         name: {
-            "anyOf": [each, {"type": "null"}],
-            **({"description": each["description"]} if "description" in each else {}),
+            "anyOf": [field, {"type": "null"}],
+            **({"description": field["description"]} if "description" in field else {}),
         }
-        for name, each in schema["properties"].items()
+        for name, field in schema["properties"].items()
     }
     return {"type": "object", "additionalProperties": False, "properties": properties}

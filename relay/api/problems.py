@@ -1,12 +1,15 @@
-"""What can be answered instead of what was asked for: RFC 9457 problems, each with a code that programs may rely on."""
+"""Error responses: RFC 9457 problems, each with a code that programs may rely on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import orjson
 from aiohttp import web
 from pydantic import BaseModel, Field
+
+from relay.domain.json import Json
 
 Code = Literal[
     "not_json",
@@ -65,18 +68,18 @@ RETRY_AFTER_S: Final = 2
 class FieldError(BaseModel):
     """What is wrong with one field."""
 
-    field: str = Field(description="where it is, as `payload.map.name`; empty for the whole")
-    message: str = Field(description="a sentence that says what to set")
+    field: str = Field(description="path of the field, like `payload.map.name`; empty for the whole input")
+    message: str = Field(description="what is wrong and what to set")
 
 
 class ProblemDocument(BaseModel):
-    """An error, as RFC 9457 has it."""
+    """An error in the form of RFC 9457."""
 
-    type: str = Field("about:blank", description="always about:blank; the code tells problems apart")
-    title: str = Field(description="the status in words")
-    status: int = Field(description="the HTTP status")
+    type: str = Field("about:blank", description="always about:blank; `code` identifies the problem")
+    title: str = Field(description="phrase of the HTTP status")
+    status: int = Field(description="HTTP status")
     code: Code = Field(description="what is wrong, for programs")
-    detail: str = Field(description="what is wrong, and what to do, for people")
+    detail: str = Field(description="what is wrong and what to do, for people")
     errors: list[FieldError] | None = Field(None, description="with `invalid`: what is wrong, field by field")
 
 
@@ -90,45 +93,49 @@ class Problem(Exception):
     headers: dict[str, str] = field(default_factory=dict)
 
     def response(self) -> web.Response:
-        """Write it."""
-        status = STATUSES[self.code]
-        document = ProblemDocument(
-            title=status.phrase,
-            status=status.value,
-            code=self.code,
-            detail=self.detail,
-            errors=list(self.errors) or None,
-        )
-        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-        if status is HTTPStatus.SERVICE_UNAVAILABLE:
-            headers["Retry-After"] = str(RETRY_AFTER_S)
-        body = orjson.dumps(document.model_dump(exclude_none=True))
-        return web.Response(
-            status=status, body=body, content_type="application/problem+json", headers=headers | self.headers
-        )
+        members: Json = {"code": self.code}
+        if self.errors:
+            members["errors"] = [error.model_dump() for error in self.errors]
+        return problem_response(STATUSES[self.code], self.detail, headers=self.headers, **members)
+
+
+def problem_response(
+    status: HTTPStatus, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
+) -> web.Response:
+    """Build a response with a problem document; `members` are added to those of RFC 9457."""
+    document = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail, **members}
+    common = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        common["Retry-After"] = str(RETRY_AFTER_S)
+    return web.Response(
+        status=status,
+        body=orjson.dumps(document),
+        content_type="application/problem+json",
+        headers={**common, **(headers or {})},
+    )
 
 
 def invalid(field_name: str, message: str) -> Problem:
     """Refuse one field."""
-    where = f"{field_name}: {message}" if field_name else message
-    return Problem("invalid", where, (FieldError(field=field_name, message=message),))
+    detail = f"{field_name}: {message}" if field_name else message
+    return Problem("invalid", detail, (FieldError(field=field_name, message=message),))
 
 
-def configured(name: str) -> Problem:
-    """Say that an id is the configuration's, where alone it can be changed."""
-    return Problem("declared_in_configuration", f"The configuration declares {name}: change it there.")
+def declared_in_configuration(name: str) -> Problem:
+    """Refuse to change what the configuration declares."""
+    return Problem("declared_in_configuration", f"{name} is declared in the configuration; change it there.")
 
 
-def taken() -> Problem:
-    """Say that an id cannot be used, without saying whose it is."""
-    return Problem("id_not_available", "This id is not available, or not yet again; choose another one.")
+def id_not_available() -> Problem:
+    """Refuse an id that is in use, without revealing whose it is."""
+    return Problem("id_not_available", "This id is not available; choose another one, or retry later.")
 
 
-def changed() -> Problem:
-    """Say that others were quicker, again and again."""
-    return Problem("changed_meanwhile", "Somebody else changes this all the time; try again.")
+def changed_meanwhile() -> Problem:
+    """Fail after several concurrent changes in a row."""
+    return Problem("changed_meanwhile", "Concurrent changes kept interfering; retry.")
 
 
 def not_found(what: str) -> Problem:
-    """Say that there is no such thing: the same words for what does not exist and for what is somebody else's."""
-    return Problem("not_found", f"There is no {what} with this id.")
+    """The same problem for what does not exist and for what belongs to another tenant."""
+    return Problem("not_found", f"{what} not found.")

@@ -1,10 +1,9 @@
-"""Serves a kept recording to whoever holds a signed link, in constant memory.
+"""Serves stored recordings over signed links, in constant memory.
 
-Nothing is looked up before the signature is right, so a stranger learns nothing, not even which calls exist.
+Nothing is looked up before the signature is verified, so a link that is not ours does not reveal which calls exist.
 """
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -12,27 +11,28 @@ from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import PurePosixPath
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
+from relay.api.problems import problem_response
 from relay.domain.json import Json
 from relay.errors import StorageError, StoreError
 from relay.recordings.fetch import audio_type
 from relay.recordings.links import BadSignature, Expired, Valid, verify
 from relay.recordings.storage import CALL_ID
+from relay.store.connection import STORE_ERRORS
 
-WRITE_TIMEOUT_S = 300
-RETRY_AFTER_S = 30
-
-_RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,40})\s*-\s*([0-9]{0,40})\s*", re.ASCII | re.IGNORECASE)
+WRITE_TIMEOUT_S: Final = 300
+RETRY_AFTER_S: Final = 30
+_EMPTY_SUFFIX: Final = re.compile(r"bytes=-0+", re.IGNORECASE)
 
 log = structlog.get_logger(__name__)
 
 
-class AudioStore(Protocol):
-    """Where the audio is."""
+class AudioReader(Protocol):
+    """Reads stored audio."""
 
     async def size(self, path: str) -> int | None: ...
 
@@ -40,65 +40,32 @@ class AudioStore(Protocol):
 
 
 FindRecording = Callable[[str], Awaitable[Json | None]]
-"""Answers the recording part of a call (with `path`), None when the call is unknown or erased."""
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """Send everything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Send bytes `start` to `end`, exclusive."""
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unsatisfiable:
-    """The range lies outside of the recording."""
-
-
-def parse_range(header: str | None, size_bytes: int) -> Whole | Part | Unsatisfiable:
-    """Read a `Range` header (RFC 9110, 14.2). What is not understood, and several ranges at once, mean everything."""
-    found = _RANGE.fullmatch(header.strip()) if header else None
-    if found is None or found.groups() == ("", ""):
-        return Whole()
-    first, last = found.groups()
-    if not first:
-        wanted = min(int(last), size_bytes)
-        return Part(size_bytes - wanted, size_bytes) if wanted else Unsatisfiable()
-    if last and int(last) < int(first):
-        return Whole()
-    if int(first) >= size_bytes:
-        return Unsatisfiable()
-    return Part(int(first), min(int(last) + 1, size_bytes) if last else size_bytes)
+"""Reads the recording part of a call (with `path`); None when the call is unknown or erased."""
 
 
 def recording_routes(
-    storage: AudioStore,
+    storage: AudioReader,
     find_recording: FindRecording,
     keys: Sequence[bytes],
     clock: Callable[[], datetime],
     *,
     write_timeout_s: float = WRITE_TIMEOUT_S,
 ) -> list[web.RouteDef]:
-    """Build the routes of `/recordings/{call_id}`, GET and HEAD. A listener that takes nothing for
-    `write_timeout_s` is let go.
+    """Build the routes of `/recordings/{call_id}`, GET and HEAD.
+
+    The connection of a client that reads nothing for `write_timeout_s` is closed.
     """
 
     async def serve(request: web.Request) -> web.StreamResponse:
         call_id = request.match_info["call_id"]
         if not CALL_ID.fullmatch(call_id):
-            return _problem(HTTPStatus.NOT_FOUND, "There is no recording at this address.")
+            return await not_found(request)
         query = request.query
         match verify(call_id, query.get("expires", ""), query.get("signature", ""), keys=keys, now=clock()):
             case BadSignature():
-                return _problem(HTTPStatus.FORBIDDEN, "This link is incomplete or was changed.")
+                return problem_response(HTTPStatus.FORBIDDEN, "This link is incomplete or was modified.")
             case Expired():
-                return _problem(HTTPStatus.GONE, "This link has expired; ask for a new one.")
+                return problem_response(HTTPStatus.GONE, "This link has expired; request a new one.")
             case Valid():
                 pass
             case other:
@@ -107,16 +74,16 @@ def recording_routes(
             part = await find_recording(call_id)
             path = part.get("path") if part else None
             size_bytes = await storage.size(path) if path else None
-        except (StorageError, StoreError) as error:
+        except (StorageError, StoreError, *STORE_ERRORS) as error:
             return _unavailable(call_id, error)
         if part is None or path is None or size_bytes is None:
-            return _problem(HTTPStatus.NOT_FOUND, "This recording is not kept, or not any more.")
-        return await _answer(request, storage, _Recording(call_id, part, path, size_bytes), write_timeout_s)
+            return problem_response(HTTPStatus.NOT_FOUND, "Recording not found, or no longer stored.")
+        return await _respond(request, storage, _Recording(call_id, part, path, size_bytes), write_timeout_s)
 
-    async def nothing(_: web.Request) -> web.StreamResponse:
-        return _problem(HTTPStatus.NOT_FOUND, "There is no recording at this address.")
+    async def not_found(_: web.Request) -> web.StreamResponse:
+        return problem_response(HTTPStatus.NOT_FOUND, "Recording not found.")
 
-    return [web.get("/recordings/{call_id}", serve), web.get("/recordings/{rest:.*}", nothing)]
+    return [web.get("/recordings/{call_id}", serve), web.get("/recordings/{rest:.*}", not_found)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +95,7 @@ class _Recording:
 
     @property
     def etag(self) -> str:
-        return f'"{self.part["sha256"]}"'
+        return str(self.part["sha256"])
 
     @property
     def headers(self) -> dict[str, str]:
@@ -138,39 +105,56 @@ class _Recording:
             "Cache-Control": "private",
             "Content-Disposition": f'inline; filename="{name}"',
             "Content-Type": audio_type(self.part.get("content_type") or "") or "application/octet-stream",
-            "ETag": self.etag,
             "X-Content-Type-Options": "nosniff",
         }
 
 
-async def _answer(
-    request: web.Request, storage: AudioStore, recording: _Recording, write_timeout_s: float
+def requested_range(request: web.BaseRequest, etag: str, size_bytes: int) -> range | None:
+    """Resolve `Range` and `If-Range` to the bytes to send, None for all of them (RFC 9110, 13.1.5 and 14.2).
+
+    An empty range cannot be satisfied. A header that is not understood, and several ranges at once, are ignored.
+    """
+    header = request.headers.get(hdrs.RANGE)
+    if header is None or request.method != hdrs.METH_GET:
+        return None
+    # aiohttp's `if_range` parses dates only. We send no Last-Modified, so only our entity tag can match.
+    if request.headers.get(hdrs.IF_RANGE, f'"{etag}"') != f'"{etag}"':
+        return None
+    # aiohttp's `http_range` takes "the last 0 bytes" for everything.
+    if _EMPTY_SUFFIX.fullmatch(header):
+        return range(0)
+    try:
+        return range(size_bytes)[request.http_range]
+    except ValueError:
+        return None
+
+
+async def _respond(
+    request: web.Request, storage: AudioReader, recording: _Recording, write_timeout_s: float
 ) -> web.StreamResponse:
-    headers, size_bytes = recording.headers, recording.size_bytes
-    if _matches(request.headers.getall("If-None-Match", []), recording.etag):
-        kept = {name: headers[name] for name in ("Cache-Control", "ETag")}
-        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=kept)
-    wanted = request.headers.get("Range") if request.method == "GET" else None
-    if request.headers.get("If-Range", recording.etag) != recording.etag:
-        wanted = None
-    match parse_range(wanted, size_bytes):
-        case Unsatisfiable():
-            answer = _problem(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"The recording has {size_bytes} bytes.")
-            answer.headers["Content-Range"] = f"bytes */{size_bytes}"
-            return answer
-        case Part(start, end):
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size_bytes}"
-            response = web.StreamResponse(status=HTTPStatus.PARTIAL_CONTENT, headers=headers)
-        case Whole():
-            start, end = 0, size_bytes
-            response = web.StreamResponse(headers=headers)
-        case other:
-            assert_never(other)
-    response.content_length = end - start
-    if request.method == "HEAD":
+    response: web.StreamResponse
+    if any(tag.value in ("*", recording.etag) for tag in request.if_none_match or ()):
+        response = web.Response(status=HTTPStatus.NOT_MODIFIED, headers={"Cache-Control": "private"})
+        response.etag = recording.etag
+        return response
+    size_bytes = recording.size_bytes
+    selected = requested_range(request, recording.etag, size_bytes)
+    if selected is None:
+        selected = range(size_bytes)
+        response = web.StreamResponse(headers=recording.headers)
+    elif not selected:
+        headers = {"Content-Range": f"bytes */{size_bytes}"}
+        detail = f"The recording has {size_bytes} bytes."
+        return problem_response(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, detail, headers=headers)
+    else:
+        response = web.StreamResponse(status=HTTPStatus.PARTIAL_CONTENT, headers=recording.headers)
+        response.headers["Content-Range"] = f"bytes {selected.start}-{selected.stop - 1}/{size_bytes}"
+    response.etag = recording.etag
+    response.content_length = len(selected)
+    if request.method == hdrs.METH_HEAD:
         await response.prepare(request)
         return response
-    async with aclosing(storage.read(recording.path, start, end)) as blocks:
+    async with aclosing(storage.read(recording.path, selected.start, selected.stop)) as blocks:
         return await _send(request, response, blocks, recording.call_id, write_timeout_s)
 
 
@@ -181,8 +165,8 @@ async def _send(
     call_id: str,
     write_timeout_s: float,
 ) -> web.StreamResponse:
-    """Send block by block. The first is read before the status goes out, so that an outage can still be said."""
     try:
+        # Before the status is sent, so that an unavailable storage can still be answered with 503.
         block = await anext(blocks, None)
     except StorageError as error:
         return _unavailable(call_id, error)
@@ -194,37 +178,25 @@ async def _send(
             block = await anext(blocks, None)
         await response.write_eof()
     except StorageError as error:
-        log.warning("recording_broke_off", call=call_id, error=str(error))
-        _hang_up(request)
+        log.warning("recording_interrupted", call=call_id, error=str(error))
+        _abort(request)
     except TimeoutError:
-        log.info("recording_listener_stalled", call=call_id)
-        _hang_up(request)
+        log.info("recording_client_stalled", call=call_id)
+        _abort(request)
     except ConnectionError:
-        log.debug("recording_listener_left", call=call_id)
+        log.debug("recording_client_disconnected", call=call_id)
     return response
 
 
-def _hang_up(request: web.Request) -> None:
-    """Cut the connection: the length was announced, so the listener sees that something is missing."""
+def _abort(request: web.Request) -> None:
+    # The Content-Length was sent, so a client that loses the connection knows that the audio is incomplete.
     if request.transport is not None:
         request.transport.abort()
 
 
-def _matches(headers: Sequence[str], etag: str) -> bool:
-    """Compare `If-None-Match` weakly, as RFC 9110, 13.1.2 wants it."""
-    tags = [tag.strip().removeprefix("W/") for header in headers for tag in header.split(",")]
-    return "*" in tags or etag in tags
-
-
 def _unavailable(call_id: str, error: Exception) -> web.Response:
     log.warning("recording_unavailable", call=call_id, error=str(error))
-    answer = _problem(HTTPStatus.SERVICE_UNAVAILABLE, "The recording cannot be read just now; try again soon.")
-    answer.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return answer
-
-
-def _problem(status: HTTPStatus, detail: str) -> web.Response:
-    """Say what is wrong in a sentence (RFC 9457)."""
-    body = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
-    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return web.Response(status=status, text=json.dumps(body), content_type="application/problem+json", headers=headers)
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return problem_response(
+        HTTPStatus.SERVICE_UNAVAILABLE, "The recording is temporarily unavailable; retry later.", headers=headers
+    )

@@ -1,4 +1,4 @@
-"""Everything that can be asked for, in one table."""
+"""Every operation of the API, in one table."""
 
 from http import HTTPStatus
 from typing import Any, Final
@@ -6,14 +6,14 @@ from typing import Any, Final
 from relay.api import calls, deliveries, events, explain, jobs, sources, stream, subscriptions, tokens
 from relay.api.paging import Page, PageQuery
 from relay.api.problems import Code
-from relay.api.route import Method, Needs, Route
+from relay.api.route import Method, Route, Scope
 
 _OK: Final = HTTPStatus.OK
 _CREATED: Final = HTTPStatus.CREATED
 _ACCEPTED: Final = HTTPStatus.ACCEPTED
-_NOTHING: Final = HTTPStatus.NO_CONTENT
-_CHANGES: Final[tuple[Code, ...]] = ("declared_in_configuration", "changed_meanwhile", "address_refused")
-_MAKES: Final[tuple[Code, ...]] = ("id_not_available", "address_refused")
+_NO_CONTENT: Final = HTTPStatus.NO_CONTENT
+_ON_CHANGE: Final[tuple[Code, ...]] = ("declared_in_configuration", "changed_meanwhile", "address_refused")
+_ON_CREATE: Final[tuple[Code, ...]] = ("id_not_available", "address_refused")
 
 
 def _route(
@@ -21,56 +21,58 @@ def _route(
     path: str,
     handler: Any,
     tag: str,
-    answers: Any,
+    responses: Any,
     *problems: Code,
-    needs: Needs = "viewer",
-    **more: Any,
+    scope: Scope = "viewer",
+    **options: Any,
 ) -> Route:
     summary = (handler.__doc__ or "").strip().partition("\n")[0]
-    of_path: tuple[Code, ...] = ("not_found",) if "{" in path and method != "DELETE" else ()
-    given = answers if isinstance(answers, dict) else {_OK: answers}
-    return Route(method, path, handler, summary, tag, given, needs=needs, problems=(*of_path, *problems), **more)
+    if "{" in path and method != "DELETE":
+        problems = ("not_found", *problems)
+    if not isinstance(responses, dict):
+        responses = {_OK: responses}
+    return Route(method, path, handler, summary, tag, responses, scope=scope, problems=problems, **options)
 
 
 TABLE: Final[tuple[Route, ...]] = (
     # --- sources
     _route("GET", "/v1/sources", sources.list_sources, "sources", Page[sources.SourceView], query=sources.ListSources),
     _route(
-        "POST", "/v1/sources", sources.create_source, "sources", {_CREATED: sources.SourceView}, *_MAKES,
-        needs="admin", body=sources.NewSource,
+        "POST", "/v1/sources", sources.create_source, "sources", {_CREATED: sources.SourceView}, *_ON_CREATE,
+        scope="admin", body=sources.CreateSource,
     ),
     _route("GET", "/v1/sources/{source_id}", sources.read_source, "sources", sources.SourceDetail),
     _route(
         "PUT", "/v1/sources/{source_id}", sources.put_source, "sources",
-        {_OK: sources.SourceView, _CREATED: sources.SourceView}, "id_not_available", *_CHANGES,
-        needs="admin", body=sources.PutSource,
+        {_OK: sources.SourceView, _CREATED: sources.SourceView}, "id_not_available", *_ON_CHANGE,
+        scope="admin", body=sources.ReplaceSource,
     ),
     _route(
-        "PATCH", "/v1/sources/{source_id}", sources.patch_source, "sources", sources.SourceView, *_CHANGES,
-        needs="admin", body=sources.SourceChanges,
+        "PATCH", "/v1/sources/{source_id}", sources.patch_source, "sources", sources.SourceView, *_ON_CHANGE,
+        scope="admin", body=sources.UpdateSource,
     ),
     _route(
-        "DELETE", "/v1/sources/{source_id}", sources.delete_source, "sources", {_NOTHING: None},
-        "declared_in_configuration", "storage_unavailable", needs="admin",
+        "DELETE", "/v1/sources/{source_id}", sources.delete_source, "sources", {_NO_CONTENT: None},
+        "declared_in_configuration", "storage_unavailable", scope="admin",
     ),
     _route(
-        "POST", "/v1/sources/{source_id}/check", sources.check_source, "sources", sources.CheckResult, needs="admin"
+        "POST", "/v1/sources/{source_id}/check", sources.check_source, "sources", sources.CheckResult, scope="admin"
     ),
     _route(
         "POST", "/v1/sources/{source_id}/poll", sources.poll_source, "sources", {_ACCEPTED: sources.Queued},
-        "source_paused", needs="admin",
+        "source_paused", scope="admin",
     ),
     _route(
         "POST", "/v1/sources/{source_id}/backfill", sources.backfill, "sources", {_ACCEPTED: jobs.JobView},
-        "source_paused", needs="admin", body=sources.BackfillRequest,
+        "source_paused", scope="admin", body=sources.BackfillRequest,
     ),
     _route(
-        "POST", "/v1/sources/{source_id}/pause", sources.pause_source, "sources", sources.SourceView, *_CHANGES,
-        needs="admin",
+        "POST", "/v1/sources/{source_id}/pause", sources.pause_source, "sources", sources.SourceView, *_ON_CHANGE,
+        scope="admin",
     ),
     _route(
-        "POST", "/v1/sources/{source_id}/resume", sources.resume_source, "sources", sources.SourceView, *_CHANGES,
-        needs="admin",
+        "POST", "/v1/sources/{source_id}/resume", sources.resume_source, "sources", sources.SourceView, *_ON_CHANGE,
+        scope="admin",
     ),
     # --- calls
     _route("GET", "/v1/calls", calls.list_calls, "calls", Page[calls.CallView], "not_found", query=calls.ListCalls),
@@ -81,7 +83,7 @@ TABLE: Final[tuple[Route, ...]] = (
     ),
     _route(
         "POST", "/v1/erase", calls.erase, "calls", {_OK: calls.EraseResult, _ACCEPTED: calls.EraseResult},
-        "storage_unavailable", needs="admin", body=calls.EraseRequest,
+        "storage_unavailable", scope="admin", body=calls.EraseRequest,
     ),
     _route(
         "GET", "/v1/explain", explain.explain, "calls", explain.Explanations, "not_found", query=explain.ExplainQuery
@@ -108,7 +110,8 @@ TABLE: Final[tuple[Route, ...]] = (
     ),
     _route(
         "POST", "/v1/subscriptions", subscriptions.create_subscription, "subscriptions",
-        {_CREATED: subscriptions.SubscriptionWithSecret}, *_MAKES, needs="admin", body=subscriptions.CreateSubscription,
+        {_CREATED: subscriptions.SubscriptionWithSecret}, *_ON_CREATE,
+        scope="admin", body=subscriptions.CreateSubscription,
     ),
     _route(
         "GET", "/v1/subscriptions/{subscription_id}", subscriptions.read_subscription, "subscriptions",
@@ -117,38 +120,38 @@ TABLE: Final[tuple[Route, ...]] = (
     _route(
         "PUT", "/v1/subscriptions/{subscription_id}", subscriptions.put_subscription, "subscriptions",
         {_OK: subscriptions.SubscriptionView, _CREATED: subscriptions.SubscriptionWithSecret},
-        "id_not_available", *_CHANGES, needs="admin", body=subscriptions.SubscriptionWish,
+        "id_not_available", *_ON_CHANGE, scope="admin", body=subscriptions.ReplaceSubscription,
     ),
     _route(
         "PATCH", "/v1/subscriptions/{subscription_id}", subscriptions.patch_subscription, "subscriptions",
-        subscriptions.SubscriptionView, *_CHANGES, needs="admin", body=subscriptions.SubscriptionChanges,
+        subscriptions.SubscriptionView, *_ON_CHANGE, scope="admin", body=subscriptions.UpdateSubscription,
     ),
     _route(
         "DELETE", "/v1/subscriptions/{subscription_id}", subscriptions.delete_subscription, "subscriptions",
-        {_NOTHING: None}, "declared_in_configuration", needs="admin", query=subscriptions.UnsubscribeQuery,
+        {_NO_CONTENT: None}, "declared_in_configuration", scope="admin", query=subscriptions.UnsubscribeQuery,
         takes_request=True,
     ),
     _route(
         "POST", "/v1/subscriptions/{subscription_id}/test", subscriptions.test_subscription, "subscriptions",
-        {_ACCEPTED: subscriptions.TestResult}, "subscription_disabled", needs="admin",
+        {_ACCEPTED: subscriptions.TestResult}, "subscription_disabled", scope="admin",
     ),
     _route(
         "POST", "/v1/subscriptions/{subscription_id}/rotate-secret", subscriptions.rotate_secret, "subscriptions",
-        subscriptions.RotatedSecret, *_CHANGES, needs="admin", body=subscriptions.RotateSecretRequest,
+        subscriptions.RotatedSecret, *_ON_CHANGE, scope="admin", body=subscriptions.RotateSecretRequest,
         body_optional=True,
     ),
     _route(
         "POST", "/v1/subscriptions/{subscription_id}/enable", subscriptions.enable_subscription, "subscriptions",
-        subscriptions.SubscriptionView, *_CHANGES, needs="admin",
+        subscriptions.SubscriptionView, *_ON_CHANGE, scope="admin",
     ),
     _route(
         "POST", "/v1/subscriptions/{subscription_id}/disable", subscriptions.disable_subscription, "subscriptions",
-        subscriptions.SubscriptionView, needs="admin", body=subscriptions.DisableRequest, body_optional=True,
+        subscriptions.SubscriptionView, scope="admin", body=subscriptions.DisableRequest, body_optional=True,
     ),
     _route(
         "POST", "/v1/subscriptions/{subscription_id}/replay", subscriptions.replay, "subscriptions",
         {_ACCEPTED: subscriptions.ReplayResult}, "subscription_disabled", "not_for_this_subscription", "event_gone",
-        needs="admin", body=subscriptions.ReplayRequest,
+        scope="admin", body=subscriptions.ReplayRequest,
     ),
     _route(
         "GET", "/v1/subscriptions/{subscription_id}/sample", subscriptions.sample_subscription, "subscriptions",
@@ -163,23 +166,23 @@ TABLE: Final[tuple[Route, ...]] = (
     _route(
         "POST", "/v1/deliveries/{delivery_id}/retry", deliveries.retry_delivery, "deliveries",
         {_ACCEPTED: subscriptions.ReplayResult}, "subscription_disabled", "already_delivered",
-        "not_for_this_subscription", "event_gone", needs="admin", body=deliveries.RetryRequest, body_optional=True,
+        "not_for_this_subscription", "event_gone", scope="admin", body=deliveries.RetryRequest, body_optional=True,
     ),
     # --- jobs
     _route("GET", "/v1/jobs/{job_id}", jobs.read_job, "jobs", jobs.JobView),
     _route(
-        "POST", "/v1/jobs/{job_id}/cancel", jobs.cancel_job, "jobs", jobs.JobView, "already_over", needs="admin"
+        "POST", "/v1/jobs/{job_id}/cancel", jobs.cancel_job, "jobs", jobs.JobView, "already_over", scope="admin"
     ),
     # --- tokens
     _route(
-        "GET", "/v1/tokens", tokens.list_tokens, "tokens", Page[tokens.TokenView], needs="operator", query=PageQuery
+        "GET", "/v1/tokens", tokens.list_tokens, "tokens", Page[tokens.TokenView], scope="operator", query=PageQuery
     ),
     _route(
-        "POST", "/v1/tokens", tokens.create_token, "tokens", {_CREATED: tokens.TokenWithSecret}, needs="operator",
+        "POST", "/v1/tokens", tokens.create_token, "tokens", {_CREATED: tokens.TokenWithSecret}, scope="operator",
         body=tokens.CreateToken,
     ),
     _route(
-        "DELETE", "/v1/tokens/{token_id}", tokens.revoke_token, "tokens", {_NOTHING: None}, "not_found",
-        needs="operator",
+        "DELETE", "/v1/tokens/{token_id}", tokens.revoke_token, "tokens", {_NO_CONTENT: None}, "not_found",
+        scope="operator",
     ),
 )  # fmt: skip

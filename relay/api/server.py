@@ -1,5 +1,4 @@
-"""The two ports: one that people may expose (management, recording links), one for probes and metrics that they should
-not."""
+"""The two HTTP ports: a public one (API, recording links), and an internal one (probes, metrics)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +7,6 @@ from contextlib import asynccontextmanager
 import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
-from redis.exceptions import RedisError
 
 from relay import gauges
 from relay.api.app import management
@@ -17,16 +15,17 @@ from relay.domain.clock import SystemClock
 from relay.domain.json import Json
 from relay.errors import SettingsError
 from relay.runtime import Runtime
+from relay.store.connection import STORE_ERRORS
 
 log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
 async def serve_api(runtime: Runtime) -> AsyncIterator[int]:
-    """Serve the public port; gives the port that was taken."""
+    """Serve the public port; yields its number."""
 
     async def find_recording(call_id: str) -> Json | None:
-        call = await runtime.ledger.call(call_id)
+        call = await runtime.store.calls.get(call_id)
         return call.recording if call else None
 
     app = management(runtime)
@@ -44,7 +43,7 @@ async def serve_api(runtime: Runtime) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def serve_internal(runtime: Runtime) -> AsyncIterator[int]:
-    """Serve the internal port; gives the port that was taken."""
+    """Serve the internal port; yields its number."""
     app = web.Application()
     app.add_routes(_probes(runtime))
 
@@ -65,9 +64,9 @@ def _probes(runtime: Runtime) -> list[web.RouteDef]:
     async def readyz(_: web.Request) -> web.Response:
         try:
             async with asyncio.timeout(2):
-                await runtime.redis.ping()
-        except (RedisError, OSError, TimeoutError):
-            return web.Response(status=503, text="the store does not answer\n")
+                await runtime.store.ping()
+        except STORE_ERRORS:
+            return web.Response(status=503, text="the store is unavailable\n")
         return web.Response(text="ok\n")
 
     return [web.get("/livez", livez), web.get("/readyz", readyz)]

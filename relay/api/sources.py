@@ -1,4 +1,7 @@
-"""Sources over HTTP. One that comes in here is a stranger's: it reads no file and dials no forbidden address."""
+"""Sources: accounts at providers.
+
+The options of one that is created here are untrusted: they read no file and dial no forbidden address.
+"""
 
 import asyncio
 import copy
@@ -9,41 +12,43 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from relay.api.auth import Caller
-from relay.api.context import Api, Id, Instant, check_id, fresh_id, instant, own, own_tenant
-from relay.api.jobs import JobView, start_backfill
-from relay.api.options import MASK, changes_schema, inlined, masked, patched, unmasked, vet
-from relay.api.paging import Page, PageQuery, after, read_cursor
-from relay.api.problems import Problem, changed, configured, invalid, taken
+from relay.api.context import ApiContext, tenant_of_new
+from relay.api.fields import Id, Instant, check_id, instant, new_id
+from relay.api.jobs import JobView
+from relay.api.jobs import view as view_job
+from relay.api.options import MASK, check_url, inlined, masked, merge_patch_schema, merge_patched, unmasked
+from relay.api.paging import Page, PageQuery, page_of_items
+from relay.api.problems import Problem, changed_meanwhile, id_not_available, invalid
 from relay.api.route import Reply, invalid_input
 from relay.domain.json import Json
 from relay.domain.time import iso
 from relay.errors import OverBudget, ProviderError, RelayError
-from relay.privacy.erase import FORGOTTEN_TTL_S, REMEMBERED_S, Erased
+from relay.privacy.erase import Erased
 from relay.providers import PROVIDERS
 from relay.providers.base import SourceOptions
 from relay.providers.source import Source
-from relay.queue import keys as queue_keys
 from relay.registry import parse_source
 from relay.settings import ID_PATTERN, reveal
-from relay.store import keys
 from relay.store.declarations import Declaration
 from relay.store.lanes import LaneName
+from relay.store.listings import Entry
 
-INLINE_KEYS: Final = 20_000
-"""A store with at most so many keys is cleared up at once; a larger one by a job."""
-_TRIES: Final = 5
-_CHECK_S: Final = 30
-_ENVELOPE: Final = ("id", "tenant")
+MAX_INLINE_KEYS: Final = 20_000
+"""In a store with at most this many keys, a removed source's data is erased within the request; else by a job."""
+_MAX_TRIES: Final = 5
+_CHECK_TIMEOUT_S: Final = 30
+_NOT_OPTIONS: Final = ("id", "tenant")
+_OPTIONAL_ID: Final[TypeAdapter[str | None]] = TypeAdapter(Id | None)
 
 
 def _options_schema(kind_name: str, *, named: bool) -> Json:
-    """Write the schema of a source's options as the API takes them: without the files, which are the operator's."""
+    """Build the schema of a source's options in a request: without `…_file`, which only the configuration may set."""
     schema = copy.deepcopy(inlined(PROVIDERS[kind_name].options.model_json_schema(by_alias=True)))
-    _leave_files_out(schema)
+    _omit_files(schema)
     schema["properties"]["provider"] = {"const": kind_name, "type": "string"}
     schema["required"] = sorted({"provider", *schema.get("required", ())})
     named_id = {"type": "string", "pattern": ID_PATTERN}
-    schema["properties"]["tenant"] = {"anyOf": [named_id, {"type": "null"}], "description": "whose it is"}
+    schema["properties"]["tenant"] = {"anyOf": [named_id, {"type": "null"}], "description": "owner"}
     if named:
         schema["properties"]["id"] = {"anyOf": [named_id, {"type": "null"}], "description": "an id of your own"}
     schema["additionalProperties"] = False
@@ -51,15 +56,14 @@ def _options_schema(kind_name: str, *, named: bool) -> Json:
     return schema
 
 
-def _leave_files_out(node: Any) -> None:
+def _omit_files(node: Any) -> None:
     if isinstance(node, dict):
         if isinstance(node.get("properties"), dict):
             node["properties"] = {k: v for k, v in node["properties"].items() if not k.endswith("_file")}
-        for each in node.values():
-            _leave_files_out(each)
-    elif isinstance(node, list):
-        for each in node:
-            _leave_files_out(each)
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            _omit_files(child)
 
 
 def _any_options_schema(*, named: bool) -> Json:
@@ -69,113 +73,107 @@ def _any_options_schema(*, named: bool) -> Json:
 def _any_changes_schema() -> Json:
     properties: Json = {}
     for kind in PROVIDERS.values():
-        for name, each in changes_schema(kind.options)["properties"].items():
+        for name, field in merge_patch_schema(kind.options)["properties"].items():
             if not name.endswith("_file") and name != "provider":
-                properties.setdefault(name, {"description": each.get("description", "")})
+                properties.setdefault(name, {"description": field.get("description", "")})
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
-NewSource = Annotated[dict[str, Any], WithJsonSchema(_any_options_schema(named=True))]
-PutSource = Annotated[dict[str, Any], WithJsonSchema(_any_options_schema(named=False))]
-SourceChanges = Annotated[dict[str, Any], WithJsonSchema(_any_changes_schema())]
+CreateSource = Annotated[dict[str, Any], WithJsonSchema(_any_options_schema(named=True))]
+ReplaceSource = Annotated[dict[str, Any], WithJsonSchema(_any_options_schema(named=False))]
+UpdateSource = Annotated[dict[str, Any], WithJsonSchema(_any_changes_schema())]
 
 
 class QuarantinedRow(BaseModel):
-    """A row of the provider that could not be believed."""
+    """An invalid row of the provider."""
 
     reason: str
     key: str | None
-    excerpt: str = Field(description="a piece of it, digits masked")
+    excerpt: str = Field(description="beginning of the row, digits masked")
 
 
 class SourceHealth(BaseModel):
-    """How a source is."""
+    """The health of a source."""
 
-    cursor: AwareDatetime | None = Field(description="the newest call start that was seen")
-    started_at: AwareDatetime | None = Field(description="since when its calls are told")
+    cursor: AwareDatetime | None = Field(description="newest call start seen")
+    started_at: AwareDatetime | None = Field(description="since when events are published for its calls")
     last_poll_at: AwareDatetime | None
     next_poll_at: AwareDatetime | None
-    error: str | None = Field(description="what is wrong now")
+    error: str | None = Field(description="current error")
     error_since: AwareDatetime | None
-    failures: int = Field(description="failed polls in a row")
-    contacts_off: str | None = Field(description="why nobody is looked up for a while")
-    recordings_off: str | None = Field(description="why no audio is fetched for a while")
-    quiet_since: AwareDatetime | None = Field(description="its newest call, where it always has calls at this time")
-    requests_left: int | None = Field(description="what is left of our share of the provider's limit right now")
-    quarantined: int = Field(description="rows that were put aside")
+    failures: int = Field(description="consecutive failed polls")
+    contacts_off: str | None = Field(description="why contact lookups are paused")
+    recordings_off: str | None = Field(description="why recordings are paused")
+    quiet_since: AwareDatetime | None = Field(description="start of its newest call, if it usually has some by now")
+    requests_left: int | None = Field(description="remaining requests within our share of the provider's limit")
+    quarantined: int = Field(description="number of quarantined rows")
 
 
 class SourceView(BaseModel):
-    """A source. Its `options` can be given back with PUT: masked values then keep what they stand for."""
+    """A source. Its `options` can be sent back with PUT: masked values then keep the secrets."""
 
     id: str
     provider: str
     origin: Literal["configuration", "api"]
     tenant: str | None
-    options: dict[str, Any] = Field(description="as given, secrets masked")
+    options: dict[str, Any] = Field(description="with secrets masked")
     state: Literal["working", "failing", "paused"]
     health: SourceHealth
-    created_at: AwareDatetime | None = Field(description="null for those of the configuration")
+    created_at: AwareDatetime | None = Field(description="null for a source of the configuration")
     updated_at: AwareDatetime | None
 
 
 class SourceDetail(SourceView):
-    """A source with the rows that were put aside."""
+    """A source with its quarantined rows."""
 
     quarantine: list[QuarantinedRow]
 
 
 class ListSources(PageQuery):
-    """Which sources."""
+    """Filters of sources."""
 
     provider: str | None = Field(None, max_length=64)
 
 
 class CheckResult(BaseModel):
-    """What the provider said."""
+    """The provider's response to the credentials."""
 
     ok: bool
     lines: list[str]
 
 
 class Queued(BaseModel):
-    """It is going to happen."""
+    """Confirms that the work was queued."""
 
     queued: Literal[True] = True
 
 
 class BackfillRequest(BaseModel):
-    """Which calls to read again, by their start."""
+    """Which calls to read, by their start."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     from_: Instant = Field(alias="from")
-    to: Instant | None = Field(None, description="absent: now")
-    force: bool = Field(False, description="also what is too old to be told apart from known calls")
+    to: Instant | None = Field(None, description="now if omitted")
+    force: bool = Field(False, description="also calls too old for duplicate detection")
 
 
-# --- looking ---------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
-async def views(api: Api, found: Sequence[Source]) -> list[SourceView]:
-    """Show sources with their health."""
-    runtime = api.runtime
-    async with runtime.redis.pipeline(transaction=False) as pipe:
-        for source in found:
-            pipe.zscore(queue_keys.waiting(LaneName.POLL, ""), source.id)
-            pipe.hlen(keys.quarantine(source.id))
-        rows = await pipe.execute()
-    states = await asyncio.gather(*(runtime.states.read(source.id) for source in found))
-    left = await asyncio.gather(*(_requests_left(source) for source in found))
-    shown: list[SourceView] = []
-    for source, state, requests, due, aside in zip(found, states, left, rows[::2], rows[1::2], strict=True):
-        configured = runtime.registry.configured("source", source.id)
-        made = None if configured else runtime.registry.made["source"].get(source.id)
+async def views(context: ApiContext, sources: Sequence[Source]) -> list[SourceView]:
+    """Render sources with their health."""
+    summaries = await context.store.sources.summaries([source.id for source in sources])
+    requests_left = await asyncio.gather(*(_requests_left(source) for source in sources))
+    rendered: list[SourceView] = []
+    for source, summary, requests in zip(sources, summaries, requests_left, strict=True):
+        state = summary.state
+        declaration = context.created("source", source.id)
         health = SourceHealth(
             cursor=state.poll_state.cursor,
             started_at=state.poll_state.started_at,
             last_poll_at=state.last_poll,
-            next_poll_at=instant(due or 0),
+            next_poll_at=instant(summary.next_poll_ms),
             error=state.error or None,
             error_since=instant(state.error_since_ms) if state.error else None,
             failures=state.failures,
@@ -183,138 +181,129 @@ async def views(api: Api, found: Sequence[Source]) -> list[SourceView]:
             recordings_off=state.recordings_off or None,
             quiet_since=state.quiet_since,
             requests_left=requests,
-            quarantined=aside,
+            quarantined=summary.quarantined,
         )
-        shown.append(
+        rendered.append(
             SourceView(
                 id=source.id,
                 provider=source.kind.name,
-                origin="configuration" if configured else "api",
+                origin="api" if declaration else "configuration",
                 tenant=source.tenant,
                 options=masked(source.options),
                 state="paused" if source.paused else "failing" if state.error else "working",
                 health=health,
-                created_at=instant(made.created_ms) if made else None,
-                updated_at=instant(made.updated_ms) if made else None,
+                created_at=instant(declaration.created_ms) if declaration else None,
+                updated_at=instant(declaration.updated_ms) if declaration else None,
             )
         )
-    return shown
+    return rendered
+
+
+async def _view(context: ApiContext, caller: Caller, source_id: str) -> SourceView:
+    return (await views(context, [await context.source(caller, source_id)]))[0]
 
 
 async def _requests_left(source: Source) -> int | None:
     try:
         return await source.requests_left()
-    except RelayError:  # its key file cannot be read just now
+    except RelayError:  # the file of its API key is unreadable
         return None
 
 
-async def list_sources(api: Api, caller: Caller, query: ListSources) -> Page[SourceView]:
-    """List the sources."""
-    made = api.runtime.registry.made["source"]
+async def list_sources(context: ApiContext, caller: Caller, query: ListSources) -> Page[SourceView]:
+    """List sources."""
 
-    def place(each: Source) -> tuple[int, str]:
-        return (made[each.id].created_ms if each.id in made else 0), each.id
+    def entry_of(source: Source) -> Entry:
+        declaration = context.created("source", source.id)
+        return (declaration.created_ms if declaration else 0), source.id
 
-    visible = [
-        each
-        for each in api.runtime.sources.values()
-        if caller.sees(each.tenant) and query.provider in (None, each.kind.name)
-    ]
-    try:
-        part = after(sorted(visible, key=place, reverse=True), place, read_cursor(query.cursor), query.limit)
-    except ValueError as error:
-        raise invalid("cursor", str(error)) from None
-    return Page(items=await views(api, part.found), next_cursor=part.next_cursor)
+    sources = [source for source in context.sources(caller) if query.provider in (None, source.kind.name)]
+    page = page_of_items(sources, entry_of, query)
+    return Page(items=await views(context, page.items), next_cursor=page.next_cursor)
 
 
-async def read_source(api: Api, caller: Caller, source_id: str) -> SourceDetail:
-    """Read a source, with the rows that were put aside."""
-    source = await api.source(caller, source_id)
-    rows = await api.runtime.states.quarantined(source_id)
-    view = (await views(api, [source]))[0]
+async def read_source(context: ApiContext, caller: Caller, source_id: str) -> SourceDetail:
+    """Read a source with its quarantined rows."""
+    view = await _view(context, caller, source_id)
+    rows = await context.store.sources.quarantined(source_id)
     return SourceDetail(**dict(view), quarantine=[QuarantinedRow.model_validate(row) for row in rows])
 
 
-# --- making and changing ---------------------------------------------------------------------------------------------
+# --- creating and changing -------------------------------------------------------------------------------------------
 
 
-async def create_source(api: Api, caller: Caller, body: NewSource) -> SourceView:
-    """Add an account at a provider. Calls that start from now on are told."""
-    wanted, tenant = _envelope(body, caller)
-    options = await _checked(api, caller, body)
-    made = await _create(api, wanted or fresh_id("src"), options, tenant)
-    if made is None:
-        raise taken()
-    return made
+async def create_source(context: ApiContext, caller: Caller, body: CreateSource) -> SourceView:
+    """Add an account at a provider. Events are published for calls that start from now on."""
+    source_id, tenant = _id_and_tenant(body, caller)
+    options = await _checked(context, caller, body)
+    view = await _create(context, source_id or new_id("src"), options, tenant)
+    if view is None:
+        raise id_not_available()
+    return view
 
 
-async def put_source(api: Api, caller: Caller, source_id: str, body: PutSource) -> Reply:
+async def put_source(context: ApiContext, caller: Caller, source_id: str, body: ReplaceSource) -> Reply:
     """Add an account under an id of your own, or replace its options."""
     if "id" in body:
-        raise invalid("id", "stands in the address")
-    for _ in range(_TRIES):
-        _, tenant = _envelope(body, caller)
-        stands = await own(api, caller, "source", source_id, missing_ok=True)
-        if stands is None:
-            options = await _checked(api, caller, body)
-            made = await _create(api, source_id, options, tenant)
-            if made is not None:
-                return Reply(made, HTTPStatus.CREATED)
-            continue  # somebody was quicker, perhaps the same caller
-        if tenant not in (None, stands.tenant):
-            raise invalid("tenant", "cannot be changed; delete the source and make it again")
-        current = parse_source(stands.document)
-        options = await _checked(api, caller, unmasked(body, masked(current), stands.document), before=current)
-        if await _replace(api, stands, options):
-            return Reply((await views(api, [await api.source(caller, source_id)]))[0])
-    raise changed()
+        raise invalid("id", "is part of the path")
+    for _ in range(_MAX_TRIES):
+        _, tenant = _id_and_tenant(body, caller)
+        current = await context.declaration(caller, "source", source_id, hidden=id_not_available())
+        if current is None:
+            options = await _checked(context, caller, body)
+            view = await _create(context, source_id, options, tenant)
+            if view is not None:
+                return Reply(view, HTTPStatus.CREATED)
+            continue  # a concurrent request created it first
+        if tenant not in (None, current.tenant):
+            raise invalid("tenant", "cannot be changed; delete the source and create it again")
+        before = parse_source(current.document)
+        options = await _checked(context, caller, unmasked(body, masked(before), current.document), before=before)
+        if await _replace(context, current, options):
+            return Reply(await _view(context, caller, source_id))
+    raise changed_meanwhile()
 
 
-async def patch_source(api: Api, caller: Caller, source_id: str, body: SourceChanges) -> SourceView:
-    """Change some options; null gives one back to its default."""
-    for name in ("provider", *_ENVELOPE):
+async def patch_source(context: ApiContext, caller: Caller, source_id: str, body: UpdateSource) -> SourceView:
+    """Change some options; null resets one to its default."""
+    for name in ("provider", *_NOT_OPTIONS):
         if name in body:
             raise invalid(name, "cannot be changed")
-    for _ in range(_TRIES):
-        stands = await own(api, caller, "source", source_id)
-        assert stands is not None  # noqa: S101 - a Problem otherwise
-        current = parse_source(stands.document)
-        wanted = patched(stands.document, unmasked(body, masked(current), stands.document))
-        options = await _checked(api, caller, wanted, before=current)
-        if await _replace(api, stands, options):
-            return (await views(api, [await api.source(caller, source_id)]))[0]
-    raise changed()
+    for _ in range(_MAX_TRIES):
+        current = await context.existing_declaration(caller, "source", source_id)
+        before = parse_source(current.document)
+        document = merge_patched(current.document, unmasked(body, masked(before), current.document))
+        options = await _checked(context, caller, document, before=before)
+        if await _replace(context, current, options):
+            return await _view(context, caller, source_id)
+    raise changed_meanwhile()
 
 
-async def pause_source(api: Api, caller: Caller, source_id: str) -> SourceView:
-    """Ask the provider nothing more; what was admitted before is told all the same."""
-    return await patch_source(api, caller, source_id, {"enabled": False})
+async def pause_source(context: ApiContext, caller: Caller, source_id: str) -> SourceView:
+    """Stop polling a source. Events of calls that were ingested before are still published."""
+    return await patch_source(context, caller, source_id, {"enabled": False})
 
 
-async def resume_source(api: Api, caller: Caller, source_id: str) -> SourceView:
-    """Ask the provider again, from where the relay stands: what happened meanwhile is told, as far as it has it."""
-    return await patch_source(api, caller, source_id, {"enabled": True})
+async def resume_source(context: ApiContext, caller: Caller, source_id: str) -> SourceView:
+    """Resume polling from the cursor: calls of the meantime are published, as far as the provider still has them."""
+    return await patch_source(context, caller, source_id, {"enabled": True})
 
 
-def _envelope(body: Mapping[str, Any], caller: Caller) -> tuple[str | None, str | None]:
-    names = TypeAdapter(Id | None)
-    found: list[str | None] = []
-    for name in _ENVELOPE:
+def _id_and_tenant(body: Mapping[str, Any], caller: Caller) -> tuple[str | None, str | None]:
+    values: list[str | None] = []
+    for name in _NOT_OPTIONS:
         try:
-            found.append(names.validate_python(body.get(name)))
+            values.append(_OPTIONAL_ID.validate_python(body.get(name)))
         except ValidationError:
-            raise invalid(name, "has lower-case letters, digits, - and _, at most 63") from None
-    return found[0], own_tenant(caller, found[1])
+            raise invalid(name, "must have lower-case letters, digits, - and _, at most 63") from None
+    source_id, tenant = values
+    return source_id, tenant_of_new(caller, tenant)
 
 
-async def _checked(api: Api, caller: Caller, body: Json, *, before: SourceOptions | None = None) -> Json:
-    """Check options that came in, and the addresses in them; gives what is kept.
-
-    An address that stays as it was is not judged anew: a name that cannot be resolved just now must not keep anybody
-    from pausing a source.
-    """
-    document = {name: value for name, value in body.items() if name not in _ENVELOPE}
-    _refuse_unusable(document, "")
+async def _checked(context: ApiContext, caller: Caller, body: Json, *, before: SourceOptions | None = None) -> Json:
+    """Validate options and the URLs in them; return the document to store."""
+    document = {name: value for name, value in body.items() if name not in _NOT_OPTIONS}
+    _refuse_files_and_masks(document, "")
     kind = PROVIDERS.get(str(document.get("provider")))
     if kind is None:
         raise invalid("provider", f"must be one of {', '.join(sorted(PROVIDERS))}")
@@ -322,144 +311,143 @@ async def _checked(api: Api, caller: Caller, body: Json, *, before: SourceOption
         options: SourceOptions = TypeAdapter(kind.options).validate_python(document)
     except ValidationError as error:
         raise invalid_input(error, kind.options) from None
-    await _vet_addresses(api, caller, options, dict(_addresses(before)) if before is not None else {})
+    await _check_urls(context, caller, options, dict(_urls(before)) if before is not None else {})
     return reveal(options)
 
 
-def _refuse_unusable(document: Json, under: str) -> None:
-    """Refuse files, which are the operator's, and masks that stand for nothing."""
+def _refuse_files_and_masks(document: Json, prefix: str) -> None:
     for name, value in document.items():
-        where = f"{under}{name}"[:200]
+        path = f"{prefix}{name}"[:200]
         if name.endswith("_file") and value is not None:
-            raise invalid(where, "the relay reads no files for the API; give the value itself")
+            raise invalid(path, "is only allowed in the configuration; send the value itself")
         if value == MASK:
-            raise invalid(where, "is the mask and not the value")
+            raise invalid(path, "is the mask and not the value")
         if isinstance(value, dict):
-            _refuse_unusable(value, f"{where}.")
+            _refuse_files_and_masks(value, f"{path}.")
 
 
-async def _vet_addresses(api: Api, caller: Caller, options: SourceOptions, before: Mapping[str, str]) -> None:
-    guard = api.runtime.sender.guard
-    for name, url in _addresses(options):
+async def _check_urls(context: ApiContext, caller: Caller, options: SourceOptions, before: Mapping[str, str]) -> None:
+    guard = context.runtime.sender.guard
+    for name, url in _urls(options):
+        # An unchanged URL is not checked again: a DNS outage must not prevent pausing a source.
         if before.get(name) == url:
             continue
         if name == "proxy_url":
-            # A proxy is dialled without TLS and tunnels: its address is judged as one that is dialled with TLS.
+            # A proxy is dialled without TLS and tunnels: its address is checked like one that is dialled with TLS.
             url = "https://" + url.partition("://")[2]
         elif options.proxy_url is not None and not url.lower().startswith("https://"):
             raise invalid(name, "must be https behind a proxy")
-        await vet(guard, caller, name, url)
+        await check_url(guard, caller, name, url)
 
 
-def _addresses(options: BaseModel, under: str = "") -> Iterator[tuple[str, str]]:
-    """List every address that a source would dial, with the name of its setting."""
+def _urls(options: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """List every URL that a source would dial, with the path of its setting."""
     for name in type(options).model_fields:
         value = getattr(options, name)
         if isinstance(value, BaseModel):
-            yield from _addresses(value, f"{under}{name}.")
+            yield from _urls(value, f"{prefix}{name}.")
         elif name.endswith("_url") and value is not None:
-            yield f"{under}{name}", str(value)
+            yield f"{prefix}{name}", str(value)
 
 
-async def _create(api: Api, sid: str, document: Json, tenant: str | None) -> SourceView | None:
-    """Make a source; None when somebody has just made one with this id."""
-    runtime = api.runtime
-    check_id(sid)
-    if runtime.registry.configured("source", sid) or await runtime.redis.exists(keys.forgotten(sid)):
-        raise taken()
-    made = await runtime.registry.declarations.create("source", sid, document, tenant=tenant)
-    if made is None:
+async def _create(context: ApiContext, source_id: str, document: Json, tenant: str | None) -> SourceView | None:
+    """Create a source; None when a concurrent request created one with this id."""
+    runtime = context.runtime
+    check_id(source_id)
+    if runtime.registry.configured("source", source_id) or await context.store.sources.being_removed(source_id):
+        raise id_not_available()
+    declaration = await context.store.declarations.create("source", source_id, document, tenant=tenant)
+    if declaration is None:
         return None
-    await runtime.registry.take("source", made)
-    await runtime.reconciler.source(sid)
-    return (await views(api, [runtime.sources[sid]]))[0]
+    await runtime.registry.take("source", declaration)
+    await runtime.reconciler.source(source_id)
+    return (await views(context, [runtime.sources[source_id]]))[0]
 
 
-async def _replace(api: Api, stands: Declaration, document: Json) -> bool:
-    runtime = api.runtime
-    made = await runtime.registry.declarations.replace("source", stands, document)
-    if made is None:
+async def _replace(context: ApiContext, current: Declaration, document: Json) -> bool:
+    """Replace the options; False when they were changed concurrently."""
+    runtime = context.runtime
+    declaration = await context.store.declarations.replace("source", current, document)
+    if declaration is None:
         return False
-    await runtime.registry.take("source", made)
-    await runtime.reconciler.source(stands.id)
+    await runtime.registry.take("source", declaration)
+    await runtime.reconciler.source(current.id)
     return True
 
 
-# --- ending ----------------------------------------------------------------------------------------------------------
+# --- removing --------------------------------------------------------------------------------------------------------
 
 
-async def delete_source(api: Api, caller: Caller, source_id: str) -> None:
-    """Remove a source with all that came from it: calls, events, audio, contacts, and where it stood.
+async def delete_source(context: ApiContext, caller: Caller, source_id: str) -> None:
+    """Remove a source and all its data: calls, events, recordings, contacts and its cursor.
 
-    What still waits to be delivered ends as expired. The id can be used again when all is cleared up. 204 also when it
-    is gone already.
+    Pending deliveries end as expired. The id is available again once all is erased. Also 204 without such a source.
     """
-    runtime = api.runtime
-    if runtime.registry.configured("source", source_id):
-        if caller.tenant is None:
-            raise configured(source_id)
+    runtime, store = context.runtime, context.store
+    declaration = await context.declaration(caller, "source", source_id)
+    if declaration is None:
         return
-    stands = await runtime.registry.declarations.get("source", source_id)
-    if stands is None or not caller.sees(stands.tenant):
-        return
-    await runtime.redis.set(keys.forgotten(source_id), stands.tenant or "", ex=FORGOTTEN_TTL_S)
+    await store.sources.begin_removal(source_id, tenant=declaration.tenant)
     await runtime.lanes[LaneName.POLL].drop("", source_id)
-    if await runtime.redis.dbsize() > INLINE_KEYS:
-        await api.start("forget_source", source_id, caller=caller, source=source_id)
-        await _undeclare(api, source_id)
+    if await store.size() > MAX_INLINE_KEYS:
+        await context.start_job("forget_source", source_id, caller=caller, source=source_id)
+        await _undeclare(context, source_id)
         return
-    await _undeclare(api, source_id)
-    await api.eraser.source(source_id, step=_no_step)
+    await _undeclare(context, source_id)
+    await context.eraser.source(source_id, step=_no_step)
     await runtime.markers.delete(source_id)
-    await runtime.redis.expire(keys.forgotten(source_id), REMEMBERED_S)
+    await store.sources.end_removal(source_id)
 
 
-async def _undeclare(api: Api, sid: str) -> None:
-    await api.runtime.registry.declarations.remove("source", sid)
-    await api.runtime.registry.drop("source", sid)
+async def _undeclare(context: ApiContext, source_id: str) -> None:
+    await context.store.declarations.remove("source", source_id)
+    await context.runtime.registry.drop("source", source_id)
 
 
 async def _no_step(_: Erased) -> None:
     return
 
 
-# --- asking ----------------------------------------------------------------------------------------------------------
+# --- polling ---------------------------------------------------------------------------------------------------------
 
 
-async def check_source(api: Api, caller: Caller, source_id: str) -> CheckResult:
-    """Try the credentials: at most two requests."""
-    source = await api.source(caller, source_id)
+async def check_source(context: ApiContext, caller: Caller, source_id: str) -> CheckResult:
+    """Check the credentials, with at most two requests to the provider."""
+    source = await context.source(caller, source_id)
     try:
-        async with asyncio.timeout(_CHECK_S), source.asking() as provider:
+        async with asyncio.timeout(_CHECK_TIMEOUT_S), source.asking() as provider:
             health = await provider.health()
     except (ProviderError, OverBudget) as error:
         return CheckResult(ok=False, lines=[str(error)])
     except TimeoutError:
-        return CheckResult(ok=False, lines=[f"the provider took longer than {_CHECK_S} s"])
+        return CheckResult(ok=False, lines=[f"the provider did not respond within {_CHECK_TIMEOUT_S} s"])
     return CheckResult(ok=health.ok, lines=list(health.lines))
 
 
-async def poll_source(api: Api, caller: Caller, source_id: str) -> Queued:
-    """Poll now."""
-    source = await api.source(caller, source_id)
-    if source.paused:
-        raise _paused()
-    await api.runtime.lanes[LaneName.POLL].put("", source_id)
-    api.runtime.wake_ups(LaneName.POLL)
+async def poll_source(context: ApiContext, caller: Caller, source_id: str) -> Queued:
+    """Poll a source now."""
+    source = await _active_source(context, caller, source_id)
+    await context.runtime.lanes[LaneName.POLL].put("", source.id)
+    context.runtime.wake_ups(LaneName.POLL)
     return Queued()
 
 
-async def backfill(api: Api, caller: Caller, source_id: str, body: BackfillRequest) -> JobView:
-    """Read a range again and tell what was never told, under the ids that it has always had."""
-    source = await api.source(caller, source_id)
-    if source.paused:
-        raise _paused()
-    now = api.now()
+async def backfill(context: ApiContext, caller: Caller, source_id: str, body: BackfillRequest) -> JobView:
+    """Read a range of calls again and publish those that are missing, under the ids they would always have had."""
+    source = await _active_source(context, caller, source_id)
+    now = context.now()
     until = min(body.to or now, now)
     if body.from_ >= until:
         raise invalid("from", "must be before `to`, and in the past")
-    return await start_backfill(api, caller, source_id, iso(body.from_) or "", iso(until) or "", force=body.force)
+    start, end = iso(body.from_), iso(until)
+    job = await context.start_job(
+        "backfill", source.id, start, end, caller=caller, after=(body.force,), source=source.id, since=start, until=end
+    )
+    return view_job(job)
 
 
-def _paused() -> Problem:
-    return Problem("source_paused", "The source is paused; resume it first.")
+async def _active_source(context: ApiContext, caller: Caller, source_id: str) -> Source:
+    source = await context.source(caller, source_id)
+    if source.paused:
+        raise Problem("source_paused", "The source is paused; resume it first.")
+    return source

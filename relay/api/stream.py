@@ -1,7 +1,7 @@
-"""The event stream (SSE): events as they are made, and on a return those that were made meanwhile.
+"""The live stream of events (SSE). A client that reconnects gets the events that it missed.
 
-Every stream reads the index of events for itself, at its listener's own pace, so nothing piles up in memory for a slow
-one; who takes nothing for a while is let go and comes back with `Last-Event-ID`.
+Each stream reads the store's list of events for itself, at its client's pace, so nothing accumulates in memory for a
+slow client; one that reads nothing for a while is disconnected and resumes with `Last-Event-ID`.
 """
 
 import asyncio
@@ -15,19 +15,21 @@ import orjson
 import structlog
 from aiohttp import web
 from pydantic import ConfigDict, Field
-from redis.exceptions import RedisError
 
 from relay.api.auth import Caller
-from relay.api.context import EVENT_ID, Api
-from relay.api.events import EventFilter, indexes_of, read_events
+from relay.api.context import ApiContext
+from relay.api.events import EventFilter, listing_of, read_events
+from relay.api.fields import EVENT_ID
 from relay.api.problems import Problem
-from relay.domain.json import Json
+from relay.api.sse import SseResponse
+from relay.store.connection import STORE_ERRORS
+from relay.store.listings import Listing
 
-STREAMS_MOST: Final = 100
-BACKLOG_MOST: Final = 10_000
-"""Events that a return can be behind; further back there is `GET /v1/events`."""
+MAX_STREAMS: Final = 100
+MAX_BACKLOG: Final = 10_000
+"""Events that a client may have missed; further back there is `GET /v1/events`."""
 _BATCH: Final = 200
-_LOOK_EVERY_S: Final = 0.25
+_POLL_INTERVAL_S: Final = 0.25
 _REMEMBERED: Final = 5_000
 _RETRY_MS: Final = 2_000
 
@@ -35,161 +37,121 @@ log = structlog.get_logger(__name__)
 
 
 class StreamEvents(EventFilter):
-    """Which events."""
+    """Filters of the stream."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     last_event_id: str | None = Field(
-        None, pattern=EVENT_ID, description="go on after this event; the header Last-Event-ID says the same"
+        None, pattern=EVENT_ID, description="resume after this event, like the header Last-Event-ID"
     )
 
 
 @dataclass(slots=True)
-class _Tail:
-    """Where a stream is in the index. Of one ms several events may be seen at different times, so the last ms is read
-    again, and what was sent is remembered."""
+class _Position:
+    """Where a stream is in its list.
+
+    Events of the same millisecond can become visible one after another, so the last millisecond is read again, and
+    the events that were sent are remembered.
+    """
 
     from_ms: int
     sent: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
 
-    def is_new(self, eid: str) -> bool:
-        """Whether an event was not looked at so far."""
-        return eid not in self.sent
-
-    def note(self, eid: str) -> None:
-        """Remember that it was."""
-        self.sent[eid] = None
+    def add(self, event_id: str) -> None:
+        self.sent[event_id] = None
         if len(self.sent) > _REMEMBERED:
             self.sent.popitem(last=False)
 
 
-async def stream_events(api: Api, caller: Caller, query: StreamEvents, request: web.Request) -> web.StreamResponse:
-    """Listen to events as they are made (server-sent events)."""
-    indexes = await indexes_of(api, caller, query)
-    if len(api.streams) >= STREAMS_MOST:
-        raise Problem("too_many_streams", f"There are {STREAMS_MOST} streams already; try again later.")
-    last = query.last_event_id or request.headers.get("Last-Event-ID")
-    if last is not None and not re.fullmatch(EVENT_ID, last):
-        last = "unknown"
-    tail, missed = await _begin(api, indexes, last)
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream",
-            "Cache-Control": "no-store",
-            "X-Accel-Buffering": "no",
-            "X-Content-Type-Options": "nosniff",
-        }
-    )
+async def stream_events(
+    context: ApiContext, caller: Caller, query: StreamEvents, request: web.Request
+) -> web.StreamResponse:
+    """Stream events as they are created (Server-Sent Events)."""
+    listing = await listing_of(context, caller, query)
+    if len(context.streams) >= MAX_STREAMS:
+        raise Problem("too_many_streams", f"There are {MAX_STREAMS} open streams already; retry later.")
+    last_id = query.last_event_id or request.headers.get("Last-Event-ID")
+    if last_id is not None and not re.fullmatch(EVENT_ID, last_id):
+        last_id = "unknown"
+    position, missed = await _start_position(context, listing, last_id)
+    stream = SseResponse(request, write_timeout_s=context.write_timeout_s)
     task = asyncio.current_task()
-    api.streams.add(task)
+    context.streams.add(task)
     try:
-        await response.prepare(request)
-        first = f"retry: {_RETRY_MS}\n\n"
+        await stream.start(retry_ms=_RETRY_MS)
         if missed:
-            first += f'event: gap\ndata: {{"missed":{missed}}}\n\n'
-        await _write(api, response, first.encode())
-        await _follow(api, caller, query, request, response, indexes, tail)
+            await stream.send(b'{"missed":%s}' % missed, event="gap")
+        await _follow(context, caller, query, request, stream, listing, position)
     except TimeoutError:
-        log.info("stream_listener_stalled")
-        if request.transport is not None:
-            request.transport.abort()
+        log.info("stream_client_stalled")
+        stream.abort()
     except ConnectionError:
-        log.debug("stream_listener_left")
+        log.debug("stream_client_disconnected")
     finally:
-        api.streams.discard(task)
-    return response
+        context.streams.discard(task)
+    return stream.response
 
 
-async def _begin(api: Api, indexes: list[str], last: str | None) -> tuple[_Tail, str]:
-    """Find where to begin; with what was missed, as JSON, when not all of it can be sent."""
-    redis = api.runtime.redis
-    seconds, micros = await redis.time()
-    now = _Tail(int(seconds) * 1000 + int(micros) // 1000)
-    if last is None:
-        return now, ""
-    scores = [await redis.zscore(index, last) for index in indexes]
-    known = [int(score) for score in scores if score is not None]
-    if not known:
-        return now, "null"
-    behind = 0
-    for index in indexes:
-        behind += int(await redis.zcount(index, f"({known[0]}", "+inf"))
-    if behind > BACKLOG_MOST:
-        return now, str(behind)
-    tail = _Tail(known[0])
-    tail.note(last)
-    return tail, ""
+async def _start_position(context: ApiContext, listing: Listing, last_id: str | None) -> tuple[_Position, bytes]:
+    """Find where to start. If what was missed cannot all be sent: how many events (JSON), else b""."""
+    now = _Position(await context.store.now_ms())
+    if last_id is None:
+        return now, b""
+    added_ms = await listing.added_ms(last_id)
+    if added_ms is None:
+        return now, b"null"
+    backlog = await listing.count_after(added_ms)
+    if backlog > MAX_BACKLOG:
+        return now, b"%d" % backlog
+    position = _Position(added_ms)
+    position.add(last_id)
+    return position, b""
 
 
 async def _follow(
-    api: Api,
+    context: ApiContext,
     caller: Caller,
     query: StreamEvents,
     request: web.Request,
-    response: web.StreamResponse,
-    indexes: list[str],
-    tail: _Tail,
+    stream: SseResponse,
+    listing: Listing,
+    position: _Position,
 ) -> None:
     loop = asyncio.get_running_loop()
-    written_at = looked_at = loop.time()
-    while not api.closing.is_set() and not _has_left(request):
+    verified_at = loop.time()
+    while not context.closing.is_set() and not stream.disconnected:
         try:
-            batch = await _next(api, indexes, tail)
-            documents = await read_events(api, caller, query, batch) if batch else []
-            if loop.time() - looked_at >= api.heartbeat_s:
-                if await api.tokens.caller(request.headers.get("Authorization")) is None:
-                    return  # revoked meanwhile
-                indexes = await indexes_of(api, caller, query)  # a tenant may have another source by now
-                looked_at = loop.time()
+            event_ids = await _next(listing, position)
+            documents = await read_events(context, caller, query, event_ids) if event_ids else []
+            if loop.time() - verified_at >= context.heartbeat_s:
+                if await context.authenticator.authenticate(request.headers.get("Authorization")) is None:
+                    return  # the token was revoked
+                listing = await listing_of(context, caller, query)  # the tenant may have a new source
+                verified_at = loop.time()
         except Problem:
-            return  # what it listened to was deleted
-        except (RedisError, OSError):
-            batch, documents = [], []  # the store is away for a while
+            return  # the source or subscription of the filter was deleted
+        except STORE_ERRORS:
+            event_ids, documents = [], []  # the store is unavailable: the stream resumes with it
         for document in documents:
             if document is not None:
-                await _write(api, response, _as_sse(document))
-                written_at = loop.time()
-        for eid in batch:
-            tail.note(eid)
-        if loop.time() - written_at >= api.heartbeat_s:
-            await _write(api, response, b": still here\n\n")
-            written_at = loop.time()
-        if batch:
+                await stream.send(orjson.dumps(document), event=document["type"], event_id=document["id"])
+        for event_id in event_ids:
+            position.add(event_id)
+        if loop.time() - stream.written_at >= context.heartbeat_s:
+            await stream.send_comment("heartbeat")
+        if event_ids:
             continue
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_EVERY_S):
-                await api.closing.wait()
+            async with asyncio.timeout(_POLL_INTERVAL_S):
+                await context.closing.wait()
 
 
-async def _next(api: Api, indexes: list[str], tail: _Tail) -> list[str]:
-    """Read what was made since, oldest first. When the store's clock was set back, begin again from its now."""
-    redis = api.runtime.redis
-    async with redis.pipeline(transaction=False) as pipe:
-        pipe.time()
-        for index in indexes:
-            pipe.zrangebyscore(index, tail.from_ms, "+inf", start=0, num=_BATCH + len(tail.sent), withscores=True)
-        (seconds, _), *answers = await pipe.execute()
-    tail.from_ms = min(tail.from_ms, (int(seconds) + 1) * 1000)
-    found = sorted({(int(score), member.decode()) for rows in answers for member, score in rows})
-    fresh = [(score, eid) for score, eid in found if tail.is_new(eid)][:_BATCH]
-    if fresh:
-        tail.from_ms = fresh[-1][0]
-    return [eid for _, eid in fresh]
-
-
-def _has_left(request: web.Request) -> bool:
-    """Whether the listener has hung up: a quiet stream would notice only with its next beat."""
-    return request.transport is None or request.transport.is_closing()
-
-
-def _as_sse(document: Json) -> bytes:
-    return b"id: %s\nevent: %s\ndata: %s\n\n" % (
-        document["id"].encode(),
-        document["type"].encode(),
-        orjson.dumps(document),
-    )
-
-
-async def _write(api: Api, response: web.StreamResponse, data: bytes) -> None:
-    async with asyncio.timeout(api.write_timeout_s):
-        await response.write(data)
+async def _next(listing: Listing, position: _Position) -> list[str]:
+    """Read the events that were created since, oldest first."""
+    now_ms, entries = await listing.oldest_first(position.from_ms, limit=_BATCH + len(position.sent))
+    # When the store's clock was set back, new events are older than the position: start again from its present.
+    position.from_ms = min(position.from_ms, now_ms + 1000)
+    unsent = [entry for entry in entries if entry[1] not in position.sent][:_BATCH]
+    if unsent:
+        position.from_ms = unsent[-1][0]
+    return [event_id for _, event_id in unsent]

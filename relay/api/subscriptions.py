@@ -1,9 +1,9 @@
-"""Subscriptions over HTTP, REST hooks among them: POST subscribes, DELETE unsubscribes, as often as one likes."""
+"""Subscriptions, also as REST hooks: POST subscribes, DELETE unsubscribes and may be repeated."""
 
 from collections.abc import Sequence
 from datetime import timedelta
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, assert_never
 from uuid import uuid4
 
 from aiohttp import web
@@ -11,22 +11,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 from yarl import URL
 
 from relay.api.auth import Caller
-from relay.api.context import (
-    EVENT_ID,
-    Api,
-    Id,
-    Instant,
-    check_id,
-    fresh_id,
-    instant,
-    own,
-    own_tenant,
-    subject_of,
-    to_ms,
-)
-from relay.api.options import changes_schema, inlined, masked, patched, unmasked, vet
-from relay.api.paging import Page, PageQuery, after, page_of, read_cursor
-from relay.api.problems import Problem, changed, configured, invalid, taken
+from relay.api.context import ApiContext, tenant_of_new
+from relay.api.events import SAMPLE_SCAN_LIMIT
+from relay.api.fields import EVENT_ID, Id, Instant, check_id, instant, new_id, to_ms
+from relay.api.options import check_url, inlined, masked, merge_patch_schema, merge_patched, unmasked
+from relay.api.paging import Page, PageQuery, page_of_items, page_of_listing
+from relay.api.problems import Problem, changed_meanwhile, id_not_available, invalid
 from relay.api.route import Reply, invalid_input
 from relay.delivery import filters, signature
 from relay.delivery.replay import ReplayStatus
@@ -35,76 +25,80 @@ from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
 from relay.events import payload
 from relay.events.render import check_map, render_json
-from relay.queue import keys as queue_keys
 from relay.queue.changes import DisablePartition
 from relay.settings import SubscriptionOptions, reveal
 from relay.settings.values import SigningSecret
-from relay.store import keys
+from relay.store.codes import ReplayOutcome
 from relay.store.database import is_durable
 from relay.store.declarations import Declaration
 from relay.store.lanes import LaneName
+from relay.store.listings import Entry
+from relay.store.subscriptions import REMOVED, SubscriptionHealth
 
-DELETED: Final = "deleted"
-DISABLED_BY_HAND: Final = "disabled through the API"
-FORMER_SECRET_FOR: Final = timedelta(hours=24)
-_FORMER_MOST: Final = 3
-_TOMBSTONE_S: Final = 60
-_SAMPLE_SCAN: Final = 500
-_TRIES: Final = 5
+DEFAULT_DISABLED_REASON: Final = "disabled through the API"
+FORMER_SECRET_VALID_FOR: Final = timedelta(hours=24)
+_MAX_FORMER_SECRETS: Final = 3
+_MAX_TRIES: Final = 5
 _OPTIONS: Final = TypeAdapter(SubscriptionOptions)
 
 
 class PutSubscription(SubscriptionOptions):
-    """What a subscriber wants to hear, and where. Without a secret one is made, and shown once."""
+    """Options of a subscription. Without a secret one is generated, and shown only once."""
 
-    secret: SigningSecret | None = Field(None, description="whsec_…, which signs every event; made when left out")  # type: ignore[assignment]  # filled in before it is kept
-    tenant: Id | None = Field(None, description="whose it is; only the operator may say so")
+    secret: SigningSecret | None = Field(None, description="whsec_…, signs every event; generated if omitted")  # type: ignore[assignment]  # set before it is stored
+    tenant: Id | None = Field(None, description="owner; only the operator may set it")
 
 
 class CreateSubscription(PutSubscription):
-    """A subscription to be made."""
+    """A new subscription."""
 
-    id: Id | None = Field(None, description="an id of your own; made when left out")
+    id: Id | None = Field(None, description="an id of your own; generated if omitted")
 
 
-SubscriptionWish = Annotated[dict[str, Any], WithJsonSchema(inlined(PutSubscription.model_json_schema()))]
-SubscriptionChanges = Annotated[dict[str, Any], WithJsonSchema(changes_schema(SubscriptionOptions))]
+ReplaceSubscription = Annotated[dict[str, Any], WithJsonSchema(inlined(PutSubscription.model_json_schema()))]
+UpdateSubscription = Annotated[dict[str, Any], WithJsonSchema(merge_patch_schema(SubscriptionOptions))]
+
+SubscriptionStatus = Literal["ok", "failing", "circuit_open", "disabled"]
 
 
 class SubscriptionView(BaseModel):
-    """A subscription. Its `options` can be given back with PUT: masked values then keep what they stand for."""
+    """A subscription. Its `options` can be sent back with PUT: masked values then keep the secrets."""
 
     id: str
     origin: Literal["configuration", "api"]
     tenant: str | None
-    host: str = Field(description="host of the url; more of it is not shown")
-    options: dict[str, Any] = Field(description="as given, secrets masked")
+    host: str = Field(description="host of the URL; the rest is not shown")
+    options: dict[str, Any] = Field(description="with secrets masked")
     state: Literal["enabled", "disabled"]
+    status: SubscriptionStatus = Field(
+        description="ok, failing (no successful delivery since `failing_since`), circuit_open (attempts are suspended "
+        "for some minutes, because the subscriber keeps failing) or disabled"
+    )
     disabled_reason: str | None
-    failing_since: AwareDatetime | None = Field(description="since when nothing was heard by it")
-    resting: bool = Field(description="whether attempts are held back for some minutes, because it looks unwell")
-    last_heard_at: AwareDatetime | None
-    created_at: AwareDatetime | None = Field(description="null for those of the configuration")
+    failing_since: AwareDatetime | None = Field(description="since when no delivery has succeeded")
+    resting: bool = Field(description="whether the circuit is open, like status circuit_open")
+    last_heard_at: AwareDatetime | None = Field(description="last successful delivery")
+    created_at: AwareDatetime | None = Field(description="null for a subscription of the configuration")
     updated_at: AwareDatetime | None
     warnings: list[str] = Field(default_factory=list)
 
 
 class SubscriptionWithSecret(SubscriptionView):
-    """A subscription that was just made."""
+    """A new subscription, with its secret."""
 
-    secret: str = Field(description="signs every event; shown this once")
+    secret: str = Field(description="signs every event; shown only once")
 
 
 class RotatedSecret(BaseModel):
-    """A fresh secret."""
+    """A new secret."""
 
     id: str
-    secret: str = Field(description="shown this once")
-    former_valid_until: AwareDatetime = Field(description="until then both secrets sign")
+    secret: str = Field(description="shown only once")
+    former_valid_until: AwareDatetime = Field(description="until then the previous secret signs too")
 
 
 class RotateSecretRequest(BaseModel):
-    """A secret of your own, or none to have one made."""
+    """A secret of your own, or none to have one generated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -112,7 +106,7 @@ class RotateSecretRequest(BaseModel):
 
 
 class DisableRequest(BaseModel):
-    """Why it is switched off."""
+    """Why it is disabled."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -126,25 +120,27 @@ class ReplayRequest(BaseModel):
 
     event_id: str | None = Field(None, pattern=EVENT_ID)
     since: Instant | None = None
-    status: ReplayStatus = Field("exhausted", description="which of them, with `since`; any: all it would want now")
-    force: bool = Field(False, description="also those that were delivered")
+    status: ReplayStatus = Field(
+        "exhausted", description="with `since`: deliveries with this status; any: events that match now"
+    )
+    force: bool = Field(False, description="also those that were delivered already")
 
 
 class ReplayResult(BaseModel):
-    """What became of a replay: of one event at once, of many as a job."""
+    """The result of a replay: of one event at once, of many as a job."""
 
     result: Literal["queued", "waiting_already", "delivered_already", "job"]
     job: str | None = None
 
 
 class TestResult(BaseModel):
-    """A test event is on its way."""
+    """The test event that was queued."""
 
     event_id: str
 
 
 class SampleQuery(BaseModel):
-    """How many samples."""
+    """Number of samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -157,285 +153,283 @@ class UnsubscribeQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     unsubscribed_by: Literal["hook"] | None = Field(
-        None, description="`hook`: the subscriber itself, which then needs no reverse unsubscribe"
+        None, description="`hook`: the subscriber itself, which then is not notified"
     )
 
 
 class ListSubscriptions(PageQuery):
-    """Which subscriptions."""
+    """Filters of subscriptions."""
 
     state: Literal["enabled", "disabled"] | None = None
 
 
-# --- looking ---------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
-async def views(api: Api, found: Sequence[Subscription]) -> list[SubscriptionView]:
-    """Show subscriptions, with their health in one round trip."""
-    names = ["disabled", "failing_since", "circuit_opened_at", "succeeded_at"]
-    async with api.runtime.redis.pipeline(transaction=False) as pipe:
-        for each in found:
-            pipe.hmget(queue_keys.partition(LaneName.DELIVER, each.id), names)
-        rows = await pipe.execute()
-    directory = api.runtime.registry
-    shown: list[SubscriptionView] = []
-    for each, (off, failing, opened, heard) in zip(found, rows, strict=True):
-        configured = directory.configured("subscription", each.id)
-        made = None if configured else directory.made["subscription"].get(each.id)
-        reason = off.decode() if off else None if each.options.enabled else "enabled: false"
-        shown.append(
+async def views(context: ApiContext, subscriptions: Sequence[Subscription]) -> list[SubscriptionView]:
+    """Render subscriptions with their health."""
+    healths = await context.store.subscriptions.healths([subscription.id for subscription in subscriptions])
+    rendered: list[SubscriptionView] = []
+    for subscription, health in zip(subscriptions, healths, strict=True):
+        declaration = context.created("subscription", subscription.id)
+        disabled_reason = health.disabled_reason or (None if subscription.options.enabled else "enabled: false")
+        rendered.append(
             SubscriptionView(
-                id=each.id,
-                origin="configuration" if configured else "api",
-                tenant=each.tenant,
-                host=each.host,
-                options=masked(each.options),
-                state="disabled" if reason else "enabled",
-                disabled_reason=reason,
-                failing_since=instant(int(failing or 0)),
-                resting=opened is not None,
-                last_heard_at=instant(int(heard or 0)),
-                created_at=instant(made.created_ms) if made else None,
-                updated_at=instant(made.updated_ms) if made else None,
-                warnings=warnings_of(api, each),
+                id=subscription.id,
+                origin="api" if declaration else "configuration",
+                tenant=subscription.tenant,
+                host=subscription.host,
+                options=masked(subscription.options),
+                state="disabled" if disabled_reason else "enabled",
+                status=_status(health, disabled=disabled_reason is not None),
+                disabled_reason=disabled_reason,
+                failing_since=instant(health.failing_since_ms),
+                resting=health.circuit_open,
+                last_heard_at=instant(health.delivered_ms),
+                created_at=instant(declaration.created_ms) if declaration else None,
+                updated_at=instant(declaration.updated_ms) if declaration else None,
+                warnings=_warnings(context, subscription),
             )
         )
-    return shown
+    return rendered
 
 
-def warnings_of(api: Api, subscription: Subscription) -> list[str]:
-    """Say what will surprise whoever made it."""
-    found: list[str] = []
+def _status(health: SubscriptionHealth, *, disabled: bool) -> SubscriptionStatus:
+    if disabled:
+        return "disabled"
+    if health.circuit_open:
+        return "circuit_open"
+    return "failing" if health.failing_since_ms else "ok"
+
+
+def _warnings(context: ApiContext, subscription: Subscription) -> list[str]:
+    warnings: list[str] = []
     if "/webhook-test/" in URL(subscription.url).path:
-        found.append(
-            "This is a test URL of n8n: it hears one event after each click on “Listen for test event” and answers 404 "
-            "otherwise. Use the production URL (/webhook/) once the workflow is active."
+        warnings.append(
+            "This is a test URL of n8n: it accepts one event after each click on “Listen for test event” and answers "
+            "404 otherwise. Use the production URL (/webhook/) once the workflow is active."
         )
-    for sid in subscription.options.sources or ():
-        source = api.runtime.sources.get(sid)
+    for source_id in subscription.options.sources or ():
+        source = context.runtime.sources.get(source_id)
         if source is None or subscription.tenant not in (None, source.tenant):
-            found.append(f"There is no source {sid} so far: nothing is heard of it until it is made.")
-    return found
+            warnings.append(f"Source {source_id} not found: it has no events until it is created.")
+    return warnings
 
 
-async def list_subscriptions(api: Api, caller: Caller, query: ListSubscriptions) -> Page[SubscriptionView]:
-    """List the subscriptions."""
-    made = api.runtime.registry.made["subscription"]
+async def list_subscriptions(context: ApiContext, caller: Caller, query: ListSubscriptions) -> Page[SubscriptionView]:
+    """List subscriptions."""
 
-    def place(each: Subscription) -> tuple[int, str]:
-        return (made[each.id].created_ms if each.id in made else 0), each.id
+    def entry_of(subscription: Subscription) -> Entry:
+        declaration = context.created("subscription", subscription.id)
+        return (declaration.created_ms if declaration else 0), subscription.id
 
-    visible = sorted(
-        (each for each in api.runtime.subscriptions.values() if caller.sees(each.tenant)), key=place, reverse=True
-    )
-    part = after(visible, place, _cursor(query), query.limit)
-    shown = await views(api, part.found)
-    if query.state is not None:
-        shown = [each for each in shown if each.state == query.state]
-    return Page(items=shown, next_cursor=part.next_cursor)
+    page = page_of_items(context.subscriptions(caller), entry_of, query)
+    items = [view for view in await views(context, page.items) if query.state in (None, view.state)]
+    return Page(items=items, next_cursor=page.next_cursor)
 
 
-async def read_subscription(api: Api, caller: Caller, subscription_id: str) -> SubscriptionView:
+async def read_subscription(context: ApiContext, caller: Caller, subscription_id: str) -> SubscriptionView:
     """Read a subscription."""
-    return (await views(api, [await api.subscription(caller, subscription_id)]))[0]
+    return (await views(context, [await context.subscription(caller, subscription_id)]))[0]
 
 
-# --- making and changing ---------------------------------------------------------------------------------------------
+# --- creating and changing -------------------------------------------------------------------------------------------
 
 
-async def create_subscription(api: Api, caller: Caller, body: CreateSubscription) -> SubscriptionWithSecret:
-    """Subscribe. No challenge is sent; several subscriptions may have the same url."""
-    tenant = own_tenant(caller, body.tenant)
+async def create_subscription(context: ApiContext, caller: Caller, body: CreateSubscription) -> SubscriptionWithSecret:
+    """Subscribe. No challenge is sent; several subscriptions may have the same URL."""
+    tenant = tenant_of_new(caller, body.tenant)
     document = _document(body)
-    await _vet(api, caller, document)
-    made = await _create(api, body.id or fresh_id("sub"), document, tenant)
-    if made is None:
-        raise taken()
-    return made
+    await _check(context, caller, document)
+    view = await _create(context, body.id or new_id("sub"), document, tenant)
+    if view is None:
+        raise id_not_available()
+    return view
 
 
-async def put_subscription(api: Api, caller: Caller, subscription_id: str, body: SubscriptionWish) -> Reply:
-    """Make a subscription under an id of your own, or replace it. Without a secret the present one stays."""
-    for _ in range(_TRIES):
-        stands = await own(api, caller, "subscription", subscription_id, missing_ok=True)
-        shown, plain = _shown_and_plain(stands)
-        wish = _checked(PutSubscription, unmasked(body, shown, plain))
-        if stands is None:
-            document = _document(wish)
-            await _vet(api, caller, document)
-            made = await _create(api, subscription_id, document, own_tenant(caller, wish.tenant))
-            if made is not None:
-                return Reply(made, HTTPStatus.CREATED)
-            continue  # somebody was quicker, perhaps the same caller
-        if wish.tenant not in (None, stands.tenant):
-            raise invalid("tenant", "cannot be changed; delete the subscription and make it again")
-        document = _document(wish, secret=plain["secret"])
-        if await _replace(api, caller, stands, document):
-            return Reply(await read_subscription(api, caller, subscription_id))
-    raise changed()
+async def put_subscription(
+    context: ApiContext, caller: Caller, subscription_id: str, body: ReplaceSubscription
+) -> Reply:
+    """Create a subscription under an id of your own, or replace it. Without a secret the current one stays."""
+    for _ in range(_MAX_TRIES):
+        current = await context.declaration(caller, "subscription", subscription_id, hidden=id_not_available())
+        masked_options, options = _masked_and_plain(current)
+        requested = _validated(PutSubscription, unmasked(body, masked_options, options))
+        if current is None:
+            document = _document(requested)
+            await _check(context, caller, document)
+            view = await _create(context, subscription_id, document, tenant_of_new(caller, requested.tenant))
+            if view is not None:
+                return Reply(view, HTTPStatus.CREATED)
+            continue  # a concurrent request created it first
+        if requested.tenant not in (None, current.tenant):
+            raise invalid("tenant", "cannot be changed; delete the subscription and create it again")
+        if await _replace(context, caller, current, _document(requested, secret=options["secret"])):
+            return Reply(await read_subscription(context, caller, subscription_id))
+    raise changed_meanwhile()
 
 
 async def patch_subscription(
-    api: Api, caller: Caller, subscription_id: str, body: SubscriptionChanges
+    context: ApiContext, caller: Caller, subscription_id: str, body: UpdateSubscription
 ) -> SubscriptionView:
-    """Change some options; null gives one back to its default."""
-    for _ in range(_TRIES):
-        stands = await own(api, caller, "subscription", subscription_id)
-        assert stands is not None  # noqa: S101 - a Problem otherwise
-        shown, plain = _shown_and_plain(stands)
-        document = reveal(_checked(SubscriptionOptions, patched(plain, unmasked(body, shown, plain))))
-        if await _replace(api, caller, stands, document):
-            return await read_subscription(api, caller, subscription_id)
-    raise changed()
+    """Change some options; null resets one to its default."""
+    for _ in range(_MAX_TRIES):
+        current = await context.existing_declaration(caller, "subscription", subscription_id)
+        masked_options, options = _masked_and_plain(current)
+        changes = unmasked(body, masked_options, options)
+        document = reveal(_validated(SubscriptionOptions, merge_patched(options, changes)))
+        if await _replace(context, caller, current, document):
+            return await read_subscription(context, caller, subscription_id)
+    raise changed_meanwhile()
 
 
-async def rotate_secret(api: Api, caller: Caller, subscription_id: str, body: RotateSecretRequest) -> RotatedSecret:
-    """Make a fresh secret; for 24 hours the former one signs too."""
+async def rotate_secret(
+    context: ApiContext, caller: Caller, subscription_id: str, body: RotateSecretRequest
+) -> RotatedSecret:
+    """Rotate the secret. For 24 hours the previous one signs too."""
     secret = body.secret.get_secret_value() if body.secret else signature.new_secret()
-    for _ in range(_TRIES):
-        stands = await own(api, caller, "subscription", subscription_id)
-        assert stands is not None  # noqa: S101 - a Problem otherwise
-        _, plain = _shown_and_plain(stands)
-        if plain["secret"] == secret:
-            raise invalid("secret", "is the present one")
-        if await _replace(api, caller, stands, {**plain, "secret": secret}):
-            return RotatedSecret(id=subscription_id, secret=secret, former_valid_until=api.now() + FORMER_SECRET_FOR)
-    raise changed()
+    for _ in range(_MAX_TRIES):
+        current = await context.existing_declaration(caller, "subscription", subscription_id)
+        _, options = _masked_and_plain(current)
+        if options["secret"] == secret:
+            raise invalid("secret", "is the current one")
+        if await _replace(context, caller, current, {**options, "secret": secret}):
+            valid_until = context.now() + FORMER_SECRET_VALID_FOR
+            return RotatedSecret(id=subscription_id, secret=secret, former_valid_until=valid_until)
+    raise changed_meanwhile()
 
 
-async def _create(api: Api, sub: str, document: Json, tenant: str | None) -> SubscriptionWithSecret | None:
-    """Make a subscription; None when somebody has just made one with this id."""
-    runtime = api.runtime
-    check_id(sub)
-    if not await runtime.store.subscriptions.reuse(sub, tenant=tenant):
-        raise taken()  # another tenant's until every process knows of the removal
-    if runtime.registry.configured("subscription", sub):
-        raise taken()
-    made = await runtime.registry.declarations.create("subscription", sub, document, tenant=tenant)
-    if made is None:
+async def _create(
+    context: ApiContext, subscription_id: str, document: Json, tenant: str | None
+) -> SubscriptionWithSecret | None:
+    """Create a subscription; None when a concurrent request created one with this id."""
+    runtime, store = context.runtime, context.store
+    check_id(subscription_id)
+    if not await store.subscriptions.reuse(subscription_id, tenant=tenant):
+        raise id_not_available()
+    if runtime.registry.configured("subscription", subscription_id):
+        raise id_not_available()
+    declaration = await store.declarations.create("subscription", subscription_id, document, tenant=tenant)
+    if declaration is None:
         return None
-    await runtime.registry.take("subscription", made)
-    await runtime.reconciler.subscription(sub)
-    view = (await views(api, [runtime.subscriptions[sub]]))[0]
+    await runtime.registry.take("subscription", declaration)
+    await runtime.reconciler.subscription(subscription_id)
+    view = (await views(context, [runtime.subscriptions[subscription_id]]))[0]
     return SubscriptionWithSecret(**dict(view), secret=document["secret"])
 
 
-async def _replace(api: Api, caller: Caller, stands: Declaration, document: Json) -> bool:
-    """Keep a changed document; False when somebody was quicker. A secret that changes signs for another 24 hours."""
-    await _vet(api, caller, document, before=stands.document)
-    former = list(stands.document.get("former_secrets", []))
-    if document["secret"] != stands.document["secret"]:
-        former.append({"secret": stands.document["secret"], "until": iso(api.now() + FORMER_SECRET_FOR)})
-    former = [each for each in former if from_iso(each["until"]) > api.now()][-_FORMER_MOST:]
-    runtime = api.runtime
-    made = await runtime.registry.declarations.replace(
-        "subscription", stands, {**document, "former_secrets": former} if former else document
-    )
-    if made is None:
+async def _replace(context: ApiContext, caller: Caller, current: Declaration, document: Json) -> bool:
+    """Replace the options; False when they were changed concurrently."""
+    await _check(context, caller, document, before=current.document)
+    now = context.now()
+    former = list(current.document.get("former_secrets", []))
+    if document["secret"] != current.document["secret"]:
+        former.append({"secret": current.document["secret"], "until": iso(now + FORMER_SECRET_VALID_FOR)})
+    former = [secret for secret in former if from_iso(secret["until"]) > now][-_MAX_FORMER_SECRETS:]
+    if former:
+        document = {**document, "former_secrets": former}
+    runtime = context.runtime
+    declaration = await context.store.declarations.replace("subscription", current, document)
+    if declaration is None:
         return False
-    await runtime.registry.take("subscription", made)
-    await runtime.reconciler.subscription(stands.id)
+    await runtime.registry.take("subscription", declaration)
+    await runtime.reconciler.subscription(current.id)
     return True
 
 
-def _shown_and_plain(stands: Declaration | None) -> tuple[Json, Json]:
-    """Give the options as they are shown, and as they are."""
-    if stands is None:
+def _masked_and_plain(current: Declaration | None) -> tuple[Json, Json]:
+    """Return the current options as they are shown, and as they are."""
+    if current is None:
         return {}, {}
-    document = {name: value for name, value in stands.document.items() if name != "former_secrets"}
+    document = {name: value for name, value in current.document.items() if name != "former_secrets"}
     options = _OPTIONS.validate_python(document)
     return masked(options), reveal(options)
 
 
-def _checked(model: type[Any], document: Any) -> Any:
+def _validated(model: type[Any], document: Any) -> Any:
     try:
         return model.model_validate(document)
     except ValidationError as error:
         raise invalid_input(error, model) from None
 
 
-def _document(wish: PutSubscription, *, secret: str | None = None) -> Json:
-    """Write what is kept: the options, with a secret."""
-    document = {name: value for name, value in reveal(wish).items() if name not in ("id", "tenant")}
+def _document(requested: PutSubscription, *, secret: str | None = None) -> Json:
+    """Build the document to store: the options, with a secret."""
+    document = {name: value for name, value in reveal(requested).items() if name not in ("id", "tenant")}
     document["secret"] = document["secret"] or secret or signature.new_secret()
     return document
 
 
-async def _vet(api: Api, caller: Caller, document: Json, *, before: Json | None = None) -> None:
-    """Refuse what could never be delivered. What stays as it was is not judged anew: a name that cannot be resolved
-    just now must not keep anybody from switching a subscription off."""
+async def _check(context: ApiContext, caller: Caller, document: Json, *, before: Json | None = None) -> None:
+    """Refuse what could never be delivered."""
+    # Unchanged options are not checked again: a DNS outage must not prevent disabling a subscription.
     changed = {name: value for name, value in document.items() if before is None or before.get(name) != value}
     if "url" in changed:
-        await vet(api.runtime.sender.guard, caller, "url", document["url"])
-    wanted = changed.get("payload")
-    if isinstance(wanted, dict):
-        problems = check_map(wanted["map"], payload.sample("call.completed", now=api.now()))
-        if problems:
-            raise invalid("payload.map", "; ".join(problems[:10]))
-    if changed.get("delivery") == "at_most_once" and not await is_durable(api.runtime.redis):
+        await check_url(context.runtime.sender.guard, caller, "url", document["url"])
+    if isinstance(form := changed.get("payload"), dict):
+        errors = check_map(form["map"], payload.sample("call.completed", now=context.now()))
+        if errors:
+            raise invalid("payload.map", "; ".join(errors[:10]))
+    if changed.get("delivery") == "at_most_once" and not await is_durable(context.runtime.redis):
         raise invalid(
             "delivery",
-            "at_most_once needs a store that keeps every answered write (appendonly yes, appendfsync always)",
+            "at_most_once needs a store that persists every acknowledged write (appendonly yes, appendfsync always)",
         )
 
 
-# --- ending and pausing ----------------------------------------------------------------------------------------------
+# --- removing, disabling, enabling -----------------------------------------------------------------------------------
 
 
 async def delete_subscription(
-    api: Api, caller: Caller, subscription_id: str, query: UnsubscribeQuery, request: web.Request
+    context: ApiContext, caller: Caller, subscription_id: str, query: UnsubscribeQuery, request: web.Request
 ) -> None:
-    """Unsubscribe: nothing more is sent, what waited is dropped. 204 also when it is gone already.
+    """Unsubscribe: nothing more is sent, pending deliveries are dropped. Also 204 without such a subscription.
 
-    A hook of Zapier's is told with one DELETE to its URL, unless the hook itself asks: with `unsubscribed_by=hook`, or
-    with Zapier's own User-Agent.
+    A Zapier hook is notified with one DELETE to its URL, unless the hook itself unsubscribes: with
+    `unsubscribed_by=hook`, or with Zapier's own User-Agent.
     """
-    runtime = api.runtime
-    if runtime.registry.configured("subscription", subscription_id):
-        if caller.tenant is None:
-            raise configured(subscription_id)
+    runtime, store = context.runtime, context.store
+    declaration = await context.declaration(caller, "subscription", subscription_id)
+    if declaration is None:
         return
-    stands = await runtime.registry.declarations.get("subscription", subscription_id)
-    if stands is None or not caller.sees(stands.tenant):
-        return
-    await runtime.lanes[LaneName.DELIVER].apply(DisablePartition(subscription_id, DELETED))
+    await runtime.lanes[LaneName.DELIVER].apply(DisablePartition(subscription_id, REMOVED))
     subscription = runtime.subscriptions.get(subscription_id)
     by_hook = query.unsubscribed_by == "hook" or request.headers.get("User-Agent", "").startswith("Zapier")
     if subscription is not None and not by_hook:
         await runtime.lifecycle.unsubscribe_hook(subscription)
-    await api.eraser.subscription(subscription_id)
-    await runtime.registry.declarations.remove("subscription", subscription_id)
+    await context.eraser.subscription(subscription_id)
+    await store.declarations.remove("subscription", subscription_id)
     await runtime.registry.drop("subscription", subscription_id)
-    await runtime.store.subscriptions.mark_removed(subscription_id, tenant=stands.tenant)
+    await store.subscriptions.mark_removed(subscription_id, tenant=declaration.tenant)
 
 
 async def disable_subscription(
-    api: Api, caller: Caller, subscription_id: str, body: DisableRequest
+    context: ApiContext, caller: Caller, subscription_id: str, body: DisableRequest
 ) -> SubscriptionView:
-    """Switch a subscription off: what waits is kept; what happens meanwhile is listed as missing, to be replayed."""
-    await api.subscription(caller, subscription_id)
-    await api.runtime.lifecycle.disable(subscription_id, body.reason or DISABLED_BY_HAND)
-    return await read_subscription(api, caller, subscription_id)
+    """Disable a subscription. Pending deliveries are kept; new events are listed as missing and can be replayed."""
+    await context.subscription(caller, subscription_id)
+    await context.runtime.lifecycle.disable(subscription_id, body.reason or DEFAULT_DISABLED_REASON)
+    return await read_subscription(context, caller, subscription_id)
 
 
-async def enable_subscription(api: Api, caller: Caller, subscription_id: str) -> SubscriptionView:
-    """Switch a subscription on again; its health is forgotten."""
-    subscription = await api.subscription(caller, subscription_id)
+async def enable_subscription(context: ApiContext, caller: Caller, subscription_id: str) -> SubscriptionView:
+    """Enable a subscription and reset its health."""
+    subscription = await context.subscription(caller, subscription_id)
     if not subscription.options.enabled:
-        await patch_subscription(api, caller, subscription_id, {"enabled": True})
-    await api.runtime.lifecycle.enable(subscription_id)
-    api.runtime.wake_ups(LaneName.DELIVER)
-    return await read_subscription(api, caller, subscription_id)
+        await patch_subscription(context, caller, subscription_id, {"enabled": True})
+    await context.runtime.lifecycle.enable(subscription_id)
+    context.runtime.wake_ups(LaneName.DELIVER)
+    return await read_subscription(context, caller, subscription_id)
 
 
 # --- sending ---------------------------------------------------------------------------------------------------------
 
 
-async def test_subscription(api: Api, caller: Caller, subscription_id: str) -> TestResult:
-    """Send `webhook.test` to it, whatever it subscribed to."""
-    subscription = await _enabled(api, caller, subscription_id)
+async def test_subscription(context: ApiContext, caller: Caller, subscription_id: str) -> TestResult:
+    """Send `webhook.test`, whatever the filters are."""
+    subscription = await _enabled_subscription(context, caller, subscription_id)
     data = {"message": "A test from Call Relay.", "subscription": {"id": subscription_id}}
-    eid = await api.runtime.operations.publish(
+    event_id = await context.runtime.operations.publish(
         "webhook.test",
         data,
         about=subscription_id,
@@ -443,19 +437,19 @@ async def test_subscription(api: Api, caller: Caller, subscription_id: str) -> T
         to=subscription_id,
         tenant=subscription.tenant,
     )
-    api.runtime.wake_ups(LaneName.DELIVER)
-    return TestResult(event_id=eid)
+    context.runtime.wake_ups(LaneName.DELIVER)
+    return TestResult(event_id=event_id)
 
 
-async def replay(api: Api, caller: Caller, subscription_id: str, body: ReplayRequest) -> ReplayResult:
-    """Deliver again, in the old place of each call's order: one event at once, those since a time as a job."""
-    subscription = await _enabled(api, caller, subscription_id)
+async def replay(context: ApiContext, caller: Caller, subscription_id: str, body: ReplayRequest) -> ReplayResult:
+    """Deliver events again, in the order of each call: one event at once, those since a time as a job."""
+    subscription = await _enabled_subscription(context, caller, subscription_id)
     if (body.event_id is None) == (body.since is None):
-        raise invalid("", "give either event_id or since")
+        raise invalid("", "set either event_id or since")
     if body.event_id is not None:
-        document = await api.event(caller, body.event_id)
-        return await replay_one(api, subscription, document, force=body.force)
-    job = await api.start(
+        document = await context.event(caller, body.event_id)
+        return await replay_event(context, subscription, document, force=body.force)
+    job = await context.start_job(
         "replay",
         subscription_id,
         to_ms(body.since),
@@ -464,95 +458,99 @@ async def replay(api: Api, caller: Caller, subscription_id: str, body: ReplayReq
         caller=caller,
         subscription=subscription_id,
     )
-    return ReplayResult(result="job", job=job)
+    return ReplayResult(result="job", job=job.id)
 
 
-async def replay_one(api: Api, subscription: Subscription, document: Json, *, force: bool) -> ReplayResult:
+async def replay_event(context: ApiContext, subscription: Subscription, document: Json, *, force: bool) -> ReplayResult:
     """Queue one event again for one subscription."""
-    if subscription.tenant not in (None, api.event_tenant(document)):
-        raise Problem("not_for_this_subscription", "This event belongs to another tenant than the subscription.")
-    at_ms = api.runtime.lanes[LaneName.DELIVER].store_now_ms
-    letter = await api.runtime.ledger.replay(
-        document["id"], subject_of(document), [subscription.id], at_ms=at_ms, force=force
+    if subscription.tenant not in (None, context.event_tenant(document)):
+        raise Problem("not_for_this_subscription", "The event belongs to another tenant than the subscription.")
+    (outcome,) = await context.store.deliveries.replay(
+        document["id"],
+        ordering_key(document),
+        [subscription.id],
+        at_ms=context.runtime.lanes[LaneName.DELIVER].store_now_ms,
+        force=force,
     )
-    match letter:
-        case "q":
-            api.runtime.wake_ups(LaneName.DELIVER)
+    match outcome:
+        case ReplayOutcome.QUEUED:
+            context.runtime.wake_ups(LaneName.DELIVER)
             return ReplayResult(result="queued")
-        case "w":
+        case ReplayOutcome.WAITING:
             return ReplayResult(result="waiting_already")
-        case "d":
+        case ReplayOutcome.DELIVERED:
             return ReplayResult(result="delivered_already")
-        case "o":
+        case ReplayOutcome.DISABLED:
             raise _disabled()
+        case ReplayOutcome.GONE:
+            raise event_gone()
         case _:
-            raise Problem("event_gone", "The event is not kept any more.")
+            assert_never(outcome)
 
 
 async def sample_subscription(
-    api: Api, caller: Caller, subscription_id: str, query: SampleQuery
+    context: ApiContext, caller: Caller, subscription_id: str, query: SampleQuery
 ) -> list[dict[str, Any]]:
-    """Show what a hook would carry, newest first: real events where there are some, made-up ones otherwise."""
-    subscription = await api.subscription(caller, subscription_id)
-    runtime = api.runtime
-    tenant_sources = (
-        None
-        if subscription.tenant is None
-        else [sid for sid, each in runtime.sources.items() if each.tenant == subscription.tenant]
+    """Show the payloads of a subscription, newest first: recent events if there are any, generated ones otherwise."""
+    subscription = await context.subscription(caller, subscription_id)
+    options = subscription.options
+
+    async def read(entries: Sequence[Entry]) -> list[Json | None]:
+        documents = await context.store.events.get_many([event_id for _, event_id in entries])
+        return [
+            document if document is not None and _matches(context, subscription, document) else None
+            for document in documents
+        ]
+
+    page = await page_of_listing(
+        context.events_of(subscription.tenant), read, PageQuery(limit=query.limit), scan_limit=SAMPLE_SCAN_LIMIT
     )
-    indexes = [keys.EVENTS] if tenant_sources is None else [keys.events_of(sid) for sid in tenant_sources]
-
-    async def keep(entries: Sequence[tuple[int, str]]) -> list[Json | None]:
-        documents = await runtime.ledger.events([eid for _, eid in entries])
-        return [document if document and _wanted(api, subscription, document) else None for document in documents]
-
-    part = await page_of(runtime.redis, indexes, keep, limit=query.limit, cursor=None, scan_most=_SAMPLE_SCAN)
-    found = list(part.found)
-    if not found:
-        made_up = payload.samples(subscription.options.events, query.limit, now=api.now())
-        options = subscription.options
-        raw = {"sample": True} if options.include_raw else None
-        return [render_json(each, subscription.payload, include_raw=options.include_raw, raw=raw) for each in made_up]
-    return [await _as_sent(api, subscription, document) for document in found]
+    if page.items:
+        return [await _as_sent(context, subscription, document) for document in page.items]
+    raw = {"sample": True} if options.include_raw else None
+    return [
+        render_json(document, subscription.payload, include_raw=options.include_raw, raw=raw)
+        for document in payload.samples(options.events, query.limit, now=context.now())
+    ]
 
 
-def _wanted(api: Api, subscription: Subscription, document: Json) -> bool:
-    if subscription.tenant not in (None, api.event_tenant(document)):
+def _matches(context: ApiContext, subscription: Subscription, document: Json) -> bool:
+    if subscription.tenant not in (None, context.event_tenant(document)):
         return False
     return filters.mismatch(subscription.options, document, subscription_id=subscription.id) is None
 
 
-async def _as_sent(api: Api, subscription: Subscription, document: Json) -> Json:
+async def _as_sent(context: ApiContext, subscription: Subscription, document: Json) -> Json:
     raw = None
     if subscription.options.include_raw and "call" in document["data"]:
-        call = await api.runtime.ledger.call(document["data"]["call"]["id"])
+        call = await context.store.calls.get(document["data"]["call"]["id"])
         raw = call.raw if call else None
     return render_json(
         document,
         subscription.payload,
         include_raw=subscription.options.include_raw,
         raw=raw,
-        recording_link=await api.runtime.links.for_event(document),
+        recording_link=await context.runtime.links.for_event(document),
     )
 
 
-async def _enabled(api: Api, caller: Caller, sub: str) -> Subscription:
-    subscription = await api.subscription(caller, sub)
-    off = await api.runtime.redis.hget(queue_keys.partition(LaneName.DELIVER, sub), "disabled")  # type: ignore[misc]
-    if off or not subscription.options.enabled:
+async def _enabled_subscription(context: ApiContext, caller: Caller, subscription_id: str) -> Subscription:
+    subscription = await context.subscription(caller, subscription_id)
+    health = await context.store.subscriptions.health(subscription_id)
+    if health.disabled_reason or not subscription.options.enabled:
         raise _disabled()
     return subscription
 
 
-# --- problems --------------------------------------------------------------------------------------------------------
+def ordering_key(document: Json) -> str:
+    """The key under which an event is delivered in order: its call, else itself."""
+    call = document["data"].get("call")
+    return str(call["id"]) if call else str(document["id"])
 
 
-def _cursor(query: PageQuery) -> tuple[int, str] | None:
-    try:
-        return read_cursor(query.cursor)
-    except ValueError as error:
-        raise invalid("cursor", str(error)) from None
+def event_gone() -> Problem:
+    return Problem("event_gone", "The event has expired or was erased.")
 
 
 def _disabled() -> Problem:
-    return Problem("subscription_disabled", "The subscription is switched off; enable it first.")
+    return Problem("subscription_disabled", "The subscription is disabled; enable it first.")

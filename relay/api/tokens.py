@@ -1,65 +1,64 @@
-"""Tokens over HTTP: made, listed and revoked by the operator."""
-
-from typing import Literal
+"""API tokens: issued, listed and revoked by the operator."""
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from relay.api.auth import Caller, IssuedToken, Role
-from relay.api.context import Api, Id
-from relay.api.paging import Page, PageQuery, after, read_cursor
-from relay.api.problems import invalid, not_found
+from relay.api.context import ApiContext
+from relay.api.fields import Id
+from relay.api.paging import Page, PageQuery, page_of_items
+from relay.api.problems import not_found
+from relay.store.listings import Entry
 
 
 class CreateToken(BaseModel):
-    """A token to be made."""
+    """A new token."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1, max_length=100, description="for people, to know it by")
-    role: Role = Field(description="admin may change things, viewer may look")
-    tenant: Id | None = Field(None, description="sees and makes only what is this tenant's")
+    name: str = Field(min_length=1, max_length=100, description="a label for people")
+    role: Role = Field(description="admin may change things, viewer may only read")
+    tenant: Id | None = Field(None, description="restricts the token to the resources of this tenant")
 
 
 class TokenView(BaseModel):
-    """A token, without the token."""
+    """A token, without its secret."""
 
     id: str
     name: str
-    role: Literal["admin", "viewer"]
+    role: Role
     tenant: str | None
     created_at: AwareDatetime
 
 
 class TokenWithSecret(TokenView):
-    """A token that was just made."""
+    """A new token, with its secret."""
 
-    token: str = Field(description="send it as Authorization: Bearer; shown this once")
-
-
-async def create_token(api: Api, caller: Caller, body: CreateToken) -> TokenWithSecret:
-    """Make a token; only a digest of it is kept."""
-    made, token = await api.tokens.make(body.name, body.role, body.tenant)
-    return TokenWithSecret(**dict(_show(made)), token=token)
+    token: str = Field(description="send it as Authorization: Bearer; shown only once")
 
 
-async def list_tokens(api: Api, caller: Caller, query: PageQuery) -> Page[TokenView]:
-    """List the tokens that were made here; those of the configuration are not among them."""
-
-    def place(each: IssuedToken) -> tuple[int, str]:
-        return round(each.created_at.timestamp() * 1000), each.id
-
-    try:
-        part = after(await api.tokens.all(), place, read_cursor(query.cursor), query.limit)
-    except ValueError as error:
-        raise invalid("cursor", str(error)) from None
-    return Page(items=[_show(each) for each in part.found], next_cursor=part.next_cursor)
+async def create_token(context: ApiContext, caller: Caller, body: CreateToken) -> TokenWithSecret:
+    """Issue a token. Only a digest of it is stored."""
+    issued, token = await context.authenticator.issue(body.name, body.role, body.tenant)
+    return TokenWithSecret(**dict(_view(issued)), token=token)
 
 
-async def revoke_token(api: Api, caller: Caller, token_id: str) -> None:
-    """End a token at once, everywhere."""
-    if not await api.tokens.revoke(token_id):
-        raise not_found("token")
+async def list_tokens(context: ApiContext, caller: Caller, query: PageQuery) -> Page[TokenView]:
+    """List the issued tokens, without those of the configuration."""
+
+    def entry_of(token: IssuedToken) -> Entry:
+        return round(token.created_at.timestamp() * 1000), token.id
+
+    page = page_of_items(await context.authenticator.issued(), entry_of, query)
+    return Page(items=[_view(token) for token in page.items], next_cursor=page.next_cursor)
 
 
-def _show(made: IssuedToken) -> TokenView:
-    return TokenView(id=made.id, name=made.name, role=made.role, tenant=made.tenant, created_at=made.created_at)
+async def revoke_token(context: ApiContext, caller: Caller, token_id: str) -> None:
+    """Revoke a token at once."""
+    if not await context.authenticator.revoke(token_id):
+        raise not_found("Token")
+
+
+def _view(issued: IssuedToken) -> TokenView:
+    return TokenView(
+        id=issued.id, name=issued.name, role=issued.role, tenant=issued.tenant, created_at=issued.created_at
+    )

@@ -169,7 +169,7 @@ async def test_a_page_may_be_short_and_go_on(desk: Desk, monkeypatch: pytest.Mon
     await desk.told("main", "1", outcome=Outcome.BUSY)
     for number in range(2, 8):
         await desk.call_of("main", str(number))
-    monkeypatch.setattr("relay.api.paging.SCAN_MOST", 3)
+    monkeypatch.setattr("relay.api.paging.SCAN_LIMIT", 3)
 
     first = await desk.get("/v1/calls?outcome=busy&limit=2")
     second = await desk.get(f"/v1/calls?outcome=busy&limit=2&cursor={first['next_cursor']}")
@@ -215,7 +215,7 @@ async def test_samples_of_a_type_are_an_array(desk: Desk) -> None:
 async def test_a_person_is_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch, by_job: bool) -> None:
     """Number, name, audio and payloads are gone everywhere, what waited has expired, and others stay."""
     if by_job:
-        monkeypatch.setattr(calls_module, "INLINE_KEYS", 0)
+        monkeypatch.setattr(calls_module, "MAX_INLINE_KEYS", 0)
     redis = desk.relay.redis
     desk.relay.subscriber.script("a", ScriptedReply(status=500))
     waiting = await desk.told("main", "1", caller=JO, external=JO, raw={"caller": "1-202-555-0123"})

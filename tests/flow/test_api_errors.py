@@ -10,7 +10,7 @@ import pytest
 from redis.exceptions import ConnectionError as StoreAway
 
 from relay.api.problems import STATUSES, Code, ProblemDocument
-from relay.api.route import BODY_MOST_BYTES
+from relay.api.route import MAX_BODY_BYTES
 from relay.errors import StoreError
 from relay.store.declarations import Declarations
 from tests.flow.api_desk import OUTSIDE, SOURCE, Desk
@@ -69,7 +69,7 @@ async def test_a_body_says_that_it_is_json(desk: Desk) -> None:
 async def test_a_body_is_bounded(desk: Desk) -> None:
     """1 MiB, and no byte more."""
     as_json = {"Content-Type": "application/json"}
-    body = b'{"name": "' + b"x" * BODY_MOST_BYTES + b'"}'
+    body = b'{"name": "' + b"x" * MAX_BODY_BYTES + b'"}'
 
     answer, problem = await _raw(desk, "POST", "/v1/tokens", data=io.BytesIO(body), headers=as_json)
 
@@ -112,7 +112,7 @@ async def test_a_store_that_is_away_is_said(desk: Desk, monkeypatch: pytest.Monk
     async def away(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(desk.relay.runtime.ledger, "event", away)
+    monkeypatch.setattr(desk.relay.runtime.store.events, "get", away)
     answer, problem = await _raw(desk, "GET", "/v1/events/evt_" + "a" * 26)
 
     assert (answer.status, problem["code"]) == (503, "store_unavailable")
@@ -125,7 +125,7 @@ async def test_a_mistake_of_ours_tells_nothing_of_the_inside(desk: Desk, monkeyp
     async def broken(*_: Any) -> None:
         raise RuntimeError("the inside")
 
-    monkeypatch.setattr(desk.relay.runtime.ledger, "event", broken)
+    monkeypatch.setattr(desk.relay.runtime.store.events, "get", broken)
     status, problem = await desk.ask("GET", "/v1/events/evt_" + "a" * 26)
 
     assert (status, problem["code"]) == (500, "internal_error")

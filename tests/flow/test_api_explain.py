@@ -28,7 +28,8 @@ async def ingest(desk: Desk, key: str, *, seed: bool = False, finished: bool = T
 
 
 @pytest.mark.parametrize(
-    ("finished", "words"), [(True, "`relay backfill main` tells it"), (False, "it is told when it has")]
+    ("finished", "words"),
+    [(True, "`relay backfill main` publishes one"), (False, "its event is published when it ends")],
 )
 async def test_what_was_there_before_the_relay_is_said_to_be_known(desk: Desk, finished: bool, words: str) -> None:
     """Known, and never told: with what would tell it."""
@@ -57,7 +58,7 @@ async def test_a_call_that_has_not_ended_is_not_told_yet(desk: Desk) -> None:
     item = await explained(desk, "long")
 
     assert (item["verdict"], item["observed_via"], item["found_within_s"]) == ("not_told_yet", "poll", 7200)
-    assert item["summary"] == "The call has not ended; it is told when it has."
+    assert item["summary"] == "The call has not ended; its event is published when it ends."
     assert item["seen"].endswith("by a poll that looks 2 hours back")
 
 
@@ -70,13 +71,13 @@ async def test_what_is_not_heard_says_what_the_subscriber_answers(desk: Desk) ->
 
     item = await explained(desk, ids.call_id("main", "1"))
 
-    assert (item["verdict"], item["summary"]) == ("waiting", "It is on its way to a.")
+    assert (item["verdict"], item["summary"]) == ("waiting", "Delivery to a is pending.")
     first, later = item["subscriptions"]
     assert (first["fate"], first["delivery_id"], first["attempts"]) == ("waiting", f"{eid}.a", 1)
-    assert "the last attempt answered 500" in first["why"]
+    assert "last attempt: answered 500" in first["why"]
     assert first["next_attempt_at"] is not None
     assert (later["fate"], later["delivery_id"]) == ("not_queued", None)
-    assert later["why"].startswith("the subscription was made later")
+    assert later["why"].startswith("the subscription was created later")
 
 
 async def test_a_number_finds_its_calls_and_nothing_else(desk: Desk) -> None:
@@ -86,7 +87,7 @@ async def test_a_number_finds_its_calls_and_nothing_else(desk: Desk) -> None:
     assert (await explained(desk, "(202)%20555-0123"))["provider_call_id"] == "1"
     nothing = await desk.get("/v1/explain?about=2025550199")
     assert nothing["items"] == []
-    assert [(each["source_id"], each["words"]) for each in nothing["sources"]] == [("main", "not polled so far")]
+    assert [(each["source_id"], each["words"]) for each in nothing["sources"]] == [("main", "not polled yet")]
     assert await desk.code("GET", "/v1/explain") == (422, "invalid")
     assert await desk.code("GET", "/v1/explain?about=1&source=nobody") == (404, "not_found")
 

@@ -248,7 +248,7 @@ async def test_a_backfill_that_waits_is_cancelled(desk: Desk) -> None:
 async def test_deleting_a_source_leaves_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch, by_job: bool) -> None:
     """204 again and again; its calls, events, lanes, contacts and place are gone, other sources stay."""
     if by_job:
-        monkeypatch.setattr(sources_module, "INLINE_KEYS", 0)
+        monkeypatch.setattr(sources_module, "MAX_INLINE_KEYS", 0)
     runtime, redis = desk.relay.runtime, desk.relay.redis
     await desk.post("/v1/sources", {**SOURCE, "id": "new"})
     eid = await desk.told("new", "1")

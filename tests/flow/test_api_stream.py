@@ -141,7 +141,7 @@ async def test_a_gap_is_said(desk: Desk, last: str) -> None:
 
 async def test_the_backlog_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who was away for too long is told how much it missed, and goes on from now."""
-    monkeypatch.setattr(stream, "BACKLOG_MOST", 2)
+    monkeypatch.setattr(stream, "MAX_BACKLOG", 2)
     made = [await desk.told("main", str(number)) for number in range(4)]
 
     async with listening(desk, Last_Event_ID=made[0]) as listener:
@@ -165,7 +165,7 @@ async def test_a_quiet_stream_beats(quick: Desk) -> None:
         async with asyncio.timeout(5):
             lines = [await listener.answer.content.readline() for _ in range(5)]
 
-    assert b": still here\n" in lines
+    assert b": heartbeat\n" in lines
 
 
 async def test_a_revoked_token_stops_hearing(quick: Desk) -> None:
@@ -180,7 +180,7 @@ async def test_a_revoked_token_stops_hearing(quick: Desk) -> None:
 
 async def test_a_listener_that_takes_nothing_is_let_go(quick: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds the only place until its patience ends; then somebody else hears all."""
-    monkeypatch.setattr(stream, "STREAMS_MOST", 1)
+    monkeypatch.setattr(stream, "MAX_STREAMS", 1)
     redis = quick.relay.redis
     host, port = quick.base.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
@@ -197,7 +197,7 @@ async def test_a_listener_that_takes_nothing_is_let_go(quick: Desk, monkeypatch:
 
     assert await quick.code("GET", "/v1/events/stream") == (503, "too_many_streams")
     await eventually(lambda: _status(quick), lambda status: status == 200)
-    monkeypatch.setattr(stream, "STREAMS_MOST", 10)
+    monkeypatch.setattr(stream, "MAX_STREAMS", 10)
     async with listening(quick) as listener:
         eid = await quick.told("main", "1")
         assert await listener.ids(1) == [eid]
@@ -216,7 +216,7 @@ async def _status(desk: Desk) -> int:
 
 async def test_there_are_only_so_many_streams(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """One more is told to come later; when one leaves there is room again."""
-    monkeypatch.setattr(stream, "STREAMS_MOST", 1)
+    monkeypatch.setattr(stream, "MAX_STREAMS", 1)
     async with listening(desk):
         assert await desk.code("GET", "/v1/events/stream") == (503, "too_many_streams")
     assert await eventually(lambda: _status(desk), lambda status: status == 200)

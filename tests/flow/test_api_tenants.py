@@ -157,7 +157,7 @@ def _filled(path: str, names: dict[str, str]) -> str:
 async def test_a_viewer_changes_nothing(houses: Houses) -> None:
     """Every address that changes something answers 403, whatever the body; looking works."""
     changing = [route for route in TABLE if route.method != "GET"]
-    assert all(route.needs in ("admin", "operator") for route in changing)
+    assert all(route.scope in ("admin", "operator") for route in changing)
     viewer = await houses.desk.token_for("viewer")
     for token in (viewer, houses.acme_looks):
         for route in changing:
@@ -202,7 +202,7 @@ async def test_another_tenant_finds_nothing_by_guessing(houses: Houses) -> None:
         "replay": {"event_id": houses.event},
     }
     for route in TABLE:
-        if "{" not in route.path or route.method in ("PUT", "DELETE") or route.needs == "operator":
+        if "{" not in route.path or route.method in ("PUT", "DELETE") or route.scope == "operator":
             continue
         if "{job_id}" in route.path or "{event_type}" in route.path:
             continue

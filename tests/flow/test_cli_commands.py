@@ -54,7 +54,7 @@ async def test_a_source_is_made_changed_and_removed(desk: Desk, tmp_path: Path) 
     assert paused.json["state"] == "paused"
     assert (hasty.code, hasty.err) == (2, "this cannot be undone: say --yes\n")
     assert gone.json == {"id": "shop", "deleted": True}
-    assert (missing.code, missing.out, missing.err) == (1, "", "There is no source with this id.\n")
+    assert (missing.code, missing.out, missing.err) == (1, "", "Source not found.\n")
 
 
 async def test_a_subscription_is_made_tested_and_switched(desk: Desk) -> None:
@@ -78,7 +78,7 @@ async def test_a_subscription_is_made_tested_and_switched(desk: Desk) -> None:
     assert rotated.json["secret"].startswith("whsec_")
     assert rotated.json["secret"] != secret
     assert disabled.json["disabled_reason"] == "moving house"
-    assert (while_off.code, while_off.err) == (1, "The subscription is switched off; enable it first.\n")
+    assert (while_off.code, while_off.err) == (1, "The subscription is disabled; enable it first.\n")
     assert enabled.json["state"] == "enabled"
 
 
@@ -113,9 +113,9 @@ async def test_a_viewer_sees_and_changes_nothing(desk: Desk) -> None:
 
     assert (looked.code, looked.json["items"]) == (0, [])
     assert changed.code == 1
-    assert changed.err == "This token may only look: a token with the role admin is needed.\n"
+    assert changed.err == "This token is read-only; use a token with the role admin.\n"
     assert (nobody.code, revoked.code, again.code) == (1, 0, 1)
-    assert "no token" in nobody.err.lower()
+    assert "token not found" in nobody.err.lower()
     assert after.code == 1
     assert "does not know this token" in after.err
 
@@ -168,7 +168,7 @@ async def test_explain_says_who_heard_and_who_did_not_want_it(desk: Desk) -> Non
     by_id = await relay(desk, "explain", call_id, "--json", "--source", "main")
 
     assert by_key.code == 0, by_key.err
-    assert "It was delivered to a." in by_key.out
+    assert "Delivered to a." in by_key.out
     assert "by a poll" in by_key.out
     assert "filtered because direction=inbound does not match outbound" in by_key.out
     fates = {each["subscription_id"]: each["fate"] for each in by_id.json["items"][0]["subscriptions"]}
@@ -228,7 +228,7 @@ async def test_a_replay_shows_what_it_came_to(desk: Desk) -> None:
     assert (done.json["state"], done.json["counts"]["queued"]) == ("done", 1)
     assert done.err == ""
     assert shown.json["state"] == "done"
-    assert (over.code, over.err) == (1, "The job has ended.\n")
+    assert (over.code, over.err) == (1, "The job has already ended.\n")
 
 
 async def test_calls_and_events_are_found(desk: Desk) -> None:

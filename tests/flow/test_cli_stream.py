@@ -109,12 +109,12 @@ async def test_a_stream_that_is_refused_at_first_is_not_tried_again() -> None:
     """Nobody waits for what cannot be."""
 
     async def stream(_: web.Request) -> web.Response:
-        return web.json_response({"code": "not_found", "detail": "There is no source with this id."}, status=404)
+        return web.json_response({"code": "not_found", "detail": "Source not found."}, status=404)
 
     async with serving(web.get("/v1/events/stream", stream)) as url:
         ran = await run("tail", "--source", "nobody", environ=environ_for(url, "t"))
 
-    assert (ran.code, ran.out, ran.err) == (1, "", "There is no source with this id.\n")
+    assert (ran.code, ran.out, ran.err) == (1, "", "Source not found.\n")
 
 
 async def test_a_stream_that_is_none_of_ours_ends_with_a_sentence() -> None:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from hypothesis import given as examples
 from hypothesis import strategies as st
 from typer.main import get_command
 
-from relay.api.explain import fate_of, judge
 from relay.cli import arguments
 from relay.cli.client import Target, checked_url, find_target, path_of
 from relay.cli.csv_import import Format, entries
@@ -21,12 +20,9 @@ from relay.cli.init import Answers, page
 from relay.cli.listen import checked_forward
 from relay.cli.main import app
 from relay.cli.output import Column, Out, flattened, plain
-from relay.delivery.subscriptions import Subscription
 from relay.errors import SettingsError
 from relay.settings import load
-from relay.store.deliveries import DeliveryState
-from relay.store.health import Health
-from tests.flow.harness import SECRET, read_settings
+from tests.flow.harness import SECRET
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -215,101 +211,6 @@ def test_what_init_writes_is_read_back_as_it_was_said(provider: str, key: str) -
         source = load(Path(file.name), {}).sources["office"]
 
     assert getattr(source, name).get_secret_value() == key
-
-
-# --- explain ---------------------------------------------------------------------------------------------------------
-
-
-def fate(state: DeliveryState | None, health: Health | None = None, **more: Any) -> tuple[str, str]:
-    event = {
-        "id": "evt_1",
-        "type": "call.completed",
-        "timestamp": "2026-11-20T11:00:00Z",
-        "data": {
-            "call": {
-                "source_id": "main",
-                "direction": "inbound",
-                "outcome": "busy",
-                "duration_seconds": 3,
-                "extension": None,
-                "from": {"extension": None},
-                "to": {"extension": None},
-            }
-        },
-    }
-    found = fate_of(
-        subscription(**more.pop("options", {})),
-        event,
-        state,
-        health or Health(),
-        **{"of_tenant": True, "made_at": None, "now": NOW, **more},
-    )
-    return found.fate, found.why
-
-
-def subscription(**options: Any) -> Subscription:
-    document = {"subscriptions": {"crm": {"url": "https://crm.example.com/x", "secret": SECRET, **options}}}
-    return Subscription.of("crm", read_settings(document).subscriptions["crm"])
-
-
-def ms(at: datetime) -> int:
-    return int(at.timestamp() * 1000)
-
-
-def test_every_fate_has_its_sentence() -> None:
-    """Heard, given up, filtered, made later, switched off, held back, due."""
-    log = ({"words": "answered 500"},)
-    heard = DeliveryState("delivered", 2, ms(NOW))
-    waiting = DeliveryState("waiting", 1, ms(NOW), ms(NOW + timedelta(minutes=5)), log=log)
-
-    assert fate(heard) == ("delivered", "heard at 2026-11-20T12:00:00Z, after 2 attempts")
-    assert fate(waiting) == ("waiting", "the next attempt is in 5 minutes; the last attempt answered 500")
-    assert fate(waiting, Health(off="moving"))[1].startswith("the subscription is switched off (moving)")
-    assert fate(waiting, Health(opened_ms=1))[1].startswith("attempts are held back")
-    assert fate(DeliveryState("waiting"))[1].startswith("an attempt is due now")
-    assert fate(DeliveryState("exhausted", 10, log=log)) == (
-        "failed",
-        "given up after 10 attempts; the last attempt answered 500",
-    )
-    assert fate(DeliveryState("missing"))[0] == "missing"
-    assert fate(None, options={"direction": "outbound"}) == (
-        "filtered",
-        "filtered because direction=inbound does not match outbound",
-    )
-    assert fate(None, of_tenant=False)[0] == "filtered"
-    assert fate(None, made_at=NOW)[1].startswith("the subscription was made later, at 2026-11-20T12:00:00Z")
-    assert fate(None)[0] == "not_queued"
-
-
-def test_what_went_wrong_is_the_answer_before_what_went_well() -> None:
-    """One sentence names who is concerned."""
-
-    def verdict(*states: DeliveryState | None) -> str:
-        found = []
-        for number, state in enumerate(states):
-            why = fate_of(
-                subscription(direction="outbound"), _EVENT, state, Health(), of_tenant=True, made_at=None, now=NOW
-            )
-            found.append(why.model_copy(update={"subscription_id": f"s{number}"}))
-        return judge(found)[1]
-
-    heard, failed = DeliveryState("delivered", 1, 1), DeliveryState("exhausted", 9)
-
-    assert verdict() == "It was told, but there is no subscription to hear it."
-    assert verdict(heard, failed, None) == "It could not be delivered to s1."
-    assert verdict(heard, DeliveryState("missing")) == "It was told while s1 was switched off."
-    assert verdict(heard, DeliveryState()) == "It is on its way to s1."
-    assert verdict(heard, None) == "It was delivered to s0."
-    assert verdict(None) == "It was told, and s0 did not want it."
-    assert verdict(*[heard] * 7) == "It was delivered to s0, s1, s2, s3, s4 and 2 more."
-
-
-_EVENT: dict[str, Any] = {
-    "id": "evt_1",
-    "type": "call.completed",
-    "timestamp": "2026-11-20T11:00:00Z",
-    "data": {"call": {"source_id": "main", "direction": "inbound"}},
-}
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------

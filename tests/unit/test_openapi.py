@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from relay.api import openapi
-from relay.api.options import MASK, inlined, masked, patched, unmasked
+from relay.api.options import MASK, inlined, masked, merge_patched, unmasked
 from relay.api.problems import STATUSES
 from relay.api.routes import TABLE
 from relay.delivery.filters import mismatch
@@ -61,10 +61,10 @@ def test_every_route_is_in_the_document_once() -> None:
         assert parts == {each["name"] for each in operation["parameters"] if each["in"] == "path"}
 
 
-def test_whatever_changes_something_needs_an_admin() -> None:
-    """GET looks, everything else changes."""
+def test_every_change_requires_an_admin() -> None:
+    """GET reads, everything else changes."""
     for route in TABLE:
-        assert (route.method == "GET") == (route.needs == "viewer") or route.needs == "operator", route.path
+        assert (route.method == "GET") == (route.scope == "viewer") or route.scope == "operator", route.path
 
 
 def test_unknown_fields_are_refused_in_the_document_too() -> None:
@@ -160,7 +160,7 @@ def test_masks_hide_and_stand_for_what_they_hide() -> None:
 
 def test_a_patch_takes_null_for_the_default() -> None:
     """What is not named stays."""
-    assert patched({"a": 1, "b": 2}, {"b": None, "c": 3}) == {"a": 1, "c": 3}
+    assert merge_patched({"a": 1, "b": 2}, {"b": None, "c": 3}) == {"a": 1, "c": 3}
 
 
 def test_inlined_schemas_have_no_references() -> None:

@@ -1,4 +1,4 @@
-"""Cursors and pages: pure rules, and the walk over indexes of a real store."""
+"""Cursors and pages: pure rules, and pages of lists of a real store."""
 
 import contextlib
 from collections.abc import Sequence
@@ -8,102 +8,107 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from relay.api.paging import Entry, after, page_of, read_cursor, walk, write_cursor
+from relay.api.paging import PageQuery, decode_cursor, encode_cursor, page_of_items, page_of_listing
+from relay.api.problems import Problem
+from relay.store.listings import Entry, Listing
 
 entries = st.tuples(st.integers(min_value=-(2**53), max_value=2**53), st.text(max_size=60))
 
 
 @given(entries)
-def test_a_cursor_comes_back_as_it_was(entry: Entry) -> None:
-    """Whatever the time and the name."""
-    text = write_cursor(entry)
+def test_a_cursor_survives_its_encoding(entry: Entry) -> None:
+    """Whatever the time and the id."""
+    text = encode_cursor(entry)
 
     assert text.isascii()
     if len(text) <= 400:
-        assert read_cursor(text) == entry
+        assert decode_cursor(text) == entry
 
 
 @given(st.text(max_size=100) | st.binary(max_size=60).map(lambda raw: raw.hex()))
-def test_nonsense_is_refused_in_a_sentence(text: str) -> None:
-    """A cursor that is not ours is a ValueError and nothing else."""
-    with contextlib.suppress(ValueError):
-        assert read_cursor(text) == read_cursor(write_cursor(read_cursor(text) or (0, "")))
+def test_an_invalid_cursor_is_a_problem(text: str) -> None:
+    """A cursor that is not ours is an `invalid` problem and nothing else."""
+    with contextlib.suppress(Problem):
+        assert decode_cursor(text) == decode_cursor(encode_cursor(decode_cursor(text) or (0, "")))
 
 
 @pytest.mark.parametrize(
     "document", ["W10", "WzEsMl0", "bnVsbA", "WyJhIiwiYiJd", "WzFlOTk5LCJhIl0", "WzEuNSwiYSJd", "=", ""]
 )
 def test_what_only_looks_like_a_cursor_is_refused(document: str) -> None:
-    """Lists of the wrong things, too."""
-    with pytest.raises(ValueError, match="cursor"):
-        read_cursor(document)
+    """Lists of the wrong types, too."""
+    with pytest.raises(Problem) as caught:
+        decode_cursor(document)
+
+    assert caught.value.code == "invalid"
+    assert "cursor" in caught.value.detail
 
 
 @given(st.sets(st.tuples(st.integers(0, 5), st.text("abc", min_size=1, max_size=3)), max_size=40), st.integers(1, 7))
-def test_pages_of_a_list_in_memory_are_the_list(found: set[Entry], limit: int) -> None:
-    """Each entry once, in order, however long a page is."""
-    listed = sorted(found, reverse=True)
-    seen: list[Entry] = []
-    cursor: Entry | None = None
+def test_pages_of_a_list_in_memory_are_the_list(items: set[Entry], limit: int) -> None:
+    """Each entry once, in order, whatever the page size."""
+    listed: list[Entry] = []
+    cursor: str | None = None
     while True:
-        part = after(listed, lambda entry: entry, cursor, limit)
-        seen += part.found
-        if part.upto is None:
+        page = page_of_items(list(items), lambda entry: entry, PageQuery(limit=limit, cursor=cursor))
+        listed += page.items
+        cursor = page.next_cursor
+        if cursor is None:
             break
-        cursor = part.upto
 
-    assert seen == listed
+    assert listed == sorted(items, reverse=True)
 
 
-async def _all_pages(redis: Redis, indexes: Sequence[str], limit: int, scan_most: int) -> list[str]:
-    async def keep(batch: Sequence[Entry]) -> list[str | None]:
+async def _all_pages(listing: Listing, limit: int, scan_limit: int) -> list[str]:
+    async def read(batch: Sequence[Entry]) -> list[str | None]:
         return [name if not name.startswith("x") else None for _, name in batch]
 
-    seen: list[str] = []
-    cursor: Entry | None = None
+    items: list[str] = []
+    cursor: str | None = None
     for _ in range(1000):
-        part = await page_of(redis, indexes, keep, limit=limit, cursor=cursor, scan_most=scan_most)
-        assert len(part.found) <= limit
-        seen += part.found
-        if part.upto is None:
-            return seen
-        cursor = read_cursor(part.next_cursor)
+        page = await page_of_listing(listing, read, PageQuery(limit=limit, cursor=cursor), scan_limit=scan_limit)
+        assert len(page.items) <= limit
+        items += page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            return items
     raise AssertionError("the pages never end")
 
 
-@pytest.mark.parametrize(("limit", "scan_most"), [(1, 1), (2, 3), (7, 2000), (200, 2000)])
-async def test_pages_over_several_indexes_are_all_entries_once(redis: Redis, limit: int, scan_most: int) -> None:
-    """Ties, entries that are in two indexes, entries that are left out, an index that is not there."""
+@pytest.mark.parametrize(("limit", "scan_limit"), [(1, 1), (2, 3), (7, 2000), (200, 2000)])
+async def test_pages_over_several_indexes_have_every_entry_once(redis: Redis, limit: int, scan_limit: int) -> None:
+    """Ties, entries in two indexes, entries that are filtered out, a missing index."""
     one = {f"a{number}": number // 10 for number in range(30)} | {"both": 1, "x1": 2}
     two = {f"b{number}": 1 for number in range(25)} | {"both": 1, "x2": 0}
     await redis.zadd("one", one)
     await redis.zadd("two", two)
 
-    seen = await _all_pages(redis, ["one", "two", "none"], limit, scan_most)
+    listed = await _all_pages(Listing(redis, ("one", "two", "none")), limit, scan_limit)
 
     expected = sorted({(at, name) for index in (one, two) for name, at in index.items()}, reverse=True)
-    assert seen == [name for _, name in expected if not name.startswith("x")]
+    assert listed == [name for _, name in expected if not name.startswith("x")]
 
 
-async def test_a_range_of_time_is_heeded(redis: Redis) -> None:
-    """Both ends belong to it."""
+async def test_a_time_range_includes_both_ends(redis: Redis) -> None:
+    """`from` and `to` are inclusive."""
     await redis.zadd("one", {str(number): number for number in range(10)})
 
-    found = [batch async for batch in walk(redis, ["one"], cursor=None, newest_ms=7, oldest_ms=5, step=2)]
+    batches = [batch async for batch in Listing(redis, ("one",)).newest_first(newest_ms=7, oldest_ms=5, batch=2)]
 
-    assert [name for batch in found for _, name in batch] == ["7", "6", "5"]
+    assert [name for batch in batches for _, name in batch] == ["7", "6", "5"]
 
 
 async def test_a_page_costs_what_it_shows(redis: Redis) -> None:
     """A page reads a batch or two of the index, however long the index is."""
     await redis.zadd("long", {f"{number:06d}": number for number in range(50_000)})
-    reads: list[int] = []
+    batch_sizes: list[int] = []
 
-    async def keep(batch: Sequence[Entry]) -> list[str]:
-        reads.append(len(batch))
+    async def read(batch: Sequence[Entry]) -> list[str]:
+        batch_sizes.append(len(batch))
         return [name for _, name in batch]
 
-    part = await page_of(redis, ["long"], keep, limit=50, cursor=(25_000, "025000"))
+    query = PageQuery(limit=50, cursor=encode_cursor((25_000, "025000")))
+    page = await page_of_listing(Listing(redis, ("long",)), read, query)
 
-    assert part.found[0] == "024999"
-    assert sum(reads) <= 2 * 51
+    assert page.items[0] == "024999"
+    assert sum(batch_sizes) <= 2 * 51
