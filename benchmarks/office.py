@@ -9,8 +9,9 @@ import orjson
 from relay.domain import ids
 from relay.domain.call import Contact, Record
 from relay.domain.json import Json
+from relay.domain.source import SourceRules
 from relay.enrichment.contacts import contact_part
-from relay.events.decide import EventDraft, Publish, SourceRules, decide
+from relay.events.decide import EventDraft, Publish, decide
 from relay.providers.webfones import wire
 from relay.simulator.timeline import Habits, calls, people
 from relay.simulator.webfones import FakeWebFones
@@ -42,7 +43,8 @@ def page(office: FakeWebFones) -> bytes:
 def records(body: bytes) -> list[Record]:
     """The rows of such an answer, normalised."""
     rows = wire.read_call_list(orjson.loads(body))
-    parsed = wire.parse_rows(rows, zone=ZoneInfo("UTC"), region="US", seen_at=datetime.now(UTC))
+    zone, now = ZoneInfo("UTC"), datetime.now(UTC)
+    parsed = [wire.parse_row(row, zone=zone, region="US", seen_at=now) for row in rows]
     return [row for row in parsed if isinstance(row, Record)]
 
 

@@ -66,7 +66,7 @@ async def _measure_sources(runtime: Runtime, now_ms: int) -> None:
     for sid in worst:
         source = runtime.sources[sid]
         metrics.POLL_LAG.labels(sid).set(lags[sid])
-        left = await source.requests_left()
+        left = await source.budget.requests_left()
         if left is not None:
             metrics.BUDGET_LEFT.labels(source.kind.name, sid).set(left)
 

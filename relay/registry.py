@@ -23,7 +23,7 @@ from relay.providers import PROVIDERS
 from relay.providers.base import CredentialStore, SourceOptions
 from relay.providers.source import Source, connect_source
 from relay.settings import Settings, SubscriptionOptions
-from relay.store.budget import Budget
+from relay.store.budget import BudgetStore
 from relay.store.declarations import Declaration, Declarations
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ class Registry:
         settings: Settings,
         declarations: Declarations,
         http: aiohttp.ClientSession,
-        budget: Budget,
+        budget: BudgetStore,
         *,
         guarded: Mapping[bool, aiohttp.ClientSession],
         credentials_of: Callable[[str], CredentialStore],

@@ -16,7 +16,6 @@ from relay.errors import OverBudget, ProviderError, RateLimited, Unauthorized
 from relay.events.decide import contact_hold_left_ms, contact_settled
 from relay.events.payload import NO_CONTACT
 from relay.events.publisher import Publisher
-from relay.providers.base import Purpose
 from relay.providers.source import Source
 from relay.queue.claim import Claim
 from relay.queue.lane import Lane
@@ -90,12 +89,9 @@ class EnrichWorker:
         contacts: Mapping[str, Json] = {}
         failed = True
         try:
-            async with (
-                asyncio.timeout(min(max(timeout_s, 0.05), _LOOKUP_TIMEOUT_S)),
-                source.asking(Purpose.CONTACTS) as provider,
-            ):
-                if provider.contacts is not None:
-                    contacts = await self._book.find(source.id, provider.contacts, numbers)
+            async with asyncio.timeout(min(max(timeout_s, 0.05), _LOOKUP_TIMEOUT_S)):
+                if source.provider.contacts is not None:
+                    contacts = await self._book.find(source.id, source.provider.contacts, numbers)
                     failed = False
         except Unauthorized as error:
             await self._pause(source, str(error))

@@ -67,17 +67,17 @@ class RecordWorker:
             settle(claim, Done())
             return
         state = FetchState.from_json(call.fetch) if call.fetch else None
-        async with source.asking() as provider:
-            assert provider.recordings is not None  # noqa: S101 - rules.recordings says so
-            result = await fetch.fetch(
-                provider.recordings,
-                self._storage,
-                call.id,
-                call.record["custom"].get("call_id") or call.key,
-                state,
-                clock=self._store_now,
-                started_at=from_ms(call.started_ms),
-            )
+        recordings = source.provider.recordings
+        assert recordings is not None  # noqa: S101 - rules.recordings says so
+        result = await fetch.fetch(
+            recordings,
+            self._storage,
+            call.id,
+            call.record["custom"].get("call_id") or call.key,
+            state,
+            clock=self._store_now,
+            started_at=from_ms(call.started_ms),
+        )
         if isinstance(result, Fetched) and await self._find_call(call.id) is None:
             await self._storage.delete(result.part["path"])  # erased while its audio was on its way
         settle(claim, await self._settlement(call, source, state, result))

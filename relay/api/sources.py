@@ -22,7 +22,7 @@ from relay.api.problems import Problem, changed_meanwhile, id_not_available, inv
 from relay.api.route import Reply, invalid_input
 from relay.domain.json import Json
 from relay.domain.time import iso
-from relay.errors import OverBudget, ProviderError, RelayError
+from relay.errors import RelayError
 from relay.privacy.erase import Erased
 from relay.providers import PROVIDERS
 from relay.providers.base import SourceOptions
@@ -205,7 +205,7 @@ async def _view(context: ApiContext, caller: Caller, source_id: str) -> SourceVi
 
 async def _requests_left(source: Source) -> int | None:
     try:
-        return await source.requests_left()
+        return await source.budget.requests_left()
     except RelayError:  # the file of its API key is unreadable
         return None
 
@@ -415,10 +415,8 @@ async def check_source(context: ApiContext, caller: Caller, source_id: str) -> C
     """Check the credentials, with at most two requests to the provider."""
     source = await context.source(caller, source_id)
     try:
-        async with asyncio.timeout(_CHECK_TIMEOUT_S), source.asking() as provider:
-            health = await provider.health()
-    except (ProviderError, OverBudget) as error:
-        return CheckResult(ok=False, lines=[str(error)])
+        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+            health = await source.provider.health()
     except TimeoutError:
         return CheckResult(ok=False, lines=[f"the provider did not respond within {_CHECK_TIMEOUT_S} s"])
     return CheckResult(ok=health.ok, lines=list(health.lines))

@@ -27,19 +27,20 @@ from relay.delivery.guard import ForbiddenAddress, Guard, NoAddress, special_pur
 from relay.domain.call import Record
 from relay.domain.json import Json
 from relay.domain.time import format_duration
-from relay.errors import OverBudget, RelayError, SettingsError, StorageError, StoreInUse
+from relay.errors import OverBudget, RateLimited, RelayError, SettingsError, StorageError, StoreInUse
 from relay.polling.clock_skew import rows_look_like
 from relay.polling.window import SEED_DEPTH
 from relay.processes import require_connection
 from relay.providers import PROVIDERS
-from relay.providers.base import Page, Pay, Purpose, SourceOptions, Window
+from relay.providers.base import CallPage, Purpose, RequestBudget, SourceOptions, Window
+from relay.providers.source import source_budget
 from relay.queue import keys as queue_keys
 from relay.recordings.links import LINK_TTL_S
 from relay.recordings.storage import Discarded, RecordingStorage, open_storage
 from relay.secrets import SecretBox
 from relay.settings import Settings, SubscriptionOptions
 from relay.store import keys
-from relay.store.budget import Budget, Limit
+from relay.store.budget import BudgetStore
 from relay.store.credentials import StoredCredentials
 from relay.store.embedded import COMPACT_BYTES, EmbeddedStore
 from relay.store.health import read_health
@@ -309,28 +310,23 @@ async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, st
     """Ask the provider how it is and for its newest call: three requests, paid for like any others."""
     what = f"source {sid}"
     kind = PROVIDERS[options.provider]
-    limit = None
-    if kind.requests_per_window and kind.window_s:
-        limit = Limit(kind.requests_per_window, kind.window_s, options.budget_share)
     redis = store.redis
-    budget = Budget(redis) if redis is not None else None
-    egress = options.proxy_url or "direct"
-    paid = budget.pay_for(kind.name, lambda: kind.credential(options), egress, limit) if budget else None
-    purse = _Purse(paid)
+    budget = source_budget(options, BudgetStore(redis)) if redis is not None else None
+    requests = _CheckBudget(budget)
     if kind.connect_with_store is not None and redis is not None and store.box is not None:
-        provider = kind.connect_with_store(options, http, purse, StoredCredentials(redis, store.box, sid))
+        provider = kind.connect_with_store(options, http, requests, StoredCredentials(redis, store.box, sid))
     else:
-        provider = kind.connect(options, http, purse)
+        provider = kind.connect(options, http, requests)
     findings: list[Finding] = []
     try:
-        credential = kind.credential(options)
+        kind.credential(options)  # raises SettingsError for an unreadable key file
         health = await provider.health()
-        if purse.empty is not None:
-            raise purse.empty
+        if requests.exhausted is not None:
+            raise requests.exhausted
         status: Status = "ok" if health.ok else "fail"
         findings.append(Finding(what, status, "; ".join(health.lines), "" if health.ok else _fix_of(health.lines)))
         since = datetime.now(UTC) - SEED_DEPTH
-        pages: list[Page] = []
+        pages: list[CallPage] = []
         try:
             async with aclosing(provider.calls.pages(Window(since, datetime.now(UTC)))) as asking:  # type: ignore[type-var]  # a generator
                 async for page in asking:
@@ -339,8 +335,8 @@ async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, st
             if not pages:
                 raise
         findings += newest_call(what, pages, options, now=datetime.now(UTC))
-        if budget is not None and limit is not None:
-            left = await budget.left(kind.name, credential, limit)
+        if budget is not None and (limit := budget.limit) is not None:
+            left = await budget.requests_left()
             most = f"{limit.requests * limit.share:.0f} of {limit.requests} in {format_duration(limit.window_s)}"
             findings.append(Finding(f"{what} budget", "ok", f"{left} requests could go now; our share is {most}"))
     except OverBudget as error:
@@ -351,35 +347,39 @@ async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, st
     return findings
 
 
-class _Purse:
-    """Pays, lets no more than three requests go, and remembers when the budget had no room."""
+class _CheckBudget:
+    """The source's budget, limited to three requests; remembers when it was exhausted."""
 
-    def __init__(self, pay: Pay | None) -> None:
-        self._pay = pay
-        self._asked = 0
-        self.empty: OverBudget | None = None
+    def __init__(self, budget: RequestBudget | None) -> None:
+        self._budget = budget
+        self._requests = 0
+        self.exhausted: OverBudget | None = None
 
-    async def __call__(self, purpose: Purpose) -> None:
-        if self._asked == _MOST_REQUESTS:
+    async def spend(self, purpose: Purpose) -> None:
+        if self._requests == _MOST_REQUESTS:
             raise OverBudget(0)
-        self._asked += 1
+        self._requests += 1
         try:
-            if self._pay is not None:
-                await self._pay(purpose)
+            if self._budget is not None:
+                await self._budget.spend(purpose)
         except OverBudget as error:
-            self.empty = error
+            self.exhausted = error
             raise
+
+    async def close(self, refusal: RateLimited, purpose: Purpose) -> None:
+        if self._budget is not None:
+            await self._budget.close(refusal, purpose)
 
 
 def _fix_of(lines: Sequence[str]) -> str:
-    if any("refuses the key" in line for line in lines):
+    if any("rejected the key" in line for line in lines):
         return "set the source's api_key, or what is in its api_key_file, to one that is valid"
     if any("connection" in line or "took too long" in line for line in lines):
         return "look at base_url, proxy_url, and whether this machine may reach it"
     return ""
 
 
-def newest_call(what: str, pages: Sequence[Page], options: SourceOptions, *, now: datetime) -> list[Finding]:
+def newest_call(what: str, pages: Sequence[CallPage], options: SourceOptions, *, now: datetime) -> list[Finding]:
     """Say how old the newest call looks, so that a wrong zone is seen; judge the provider's clock."""
     findings: list[Finding] = []
     server_time = next((page.server_time for page in pages if page.server_time is not None), None)

@@ -177,6 +177,15 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class InvalidRow:
+    """A row that failed validation and is quarantined: the reason, its id, and an excerpt without phone numbers."""
+
+    reason: str
+    key: str | None = None
+    excerpt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Contact:
     """An entry of the provider's address book."""
 

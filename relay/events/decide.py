@@ -17,25 +17,13 @@ import orjson
 from relay.domain import ids
 from relay.domain.call import LookupStatus, Outcome, RecordingStatus
 from relay.domain.json import Json
+from relay.domain.source import SourceRules
 from relay.domain.time import from_ms, iso
 from relay.events.payload import API_VERSION, CALL_FIELDS, CONTACT_FIELDS, NO_CONTACT, NO_RECORDING, RECORDING_FIELDS
 from relay.store.calls import StoredCall
 
 _SETTLED: Final = frozenset({LookupStatus.MATCHED, LookupStatus.NONE, LookupStatus.SKIPPED})
 _NOTHING_PUBLISHED: Final[Json] = {"content": None, "revision": 0, "audio": None, "transcript": False}
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRules:
-    """What the source of a call offers: contacts, recordings, and for how long they may hold an event, ms."""
-
-    provider: str
-    timezone: str
-    contacts: bool
-    recordings: bool
-    hold_for_contact_ms: int
-    hold_for_recording_ms: int
-    public_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

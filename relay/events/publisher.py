@@ -12,7 +12,8 @@ import structlog
 
 from relay import metrics
 from relay.domain.json import Json
-from relay.events.decide import Publish, SourceRules, Wait, decide
+from relay.domain.source import SourceRules
+from relay.events.decide import Publish, Wait, decide
 from relay.store.calls import Ledger, NewEvent, StoredCall
 
 log = structlog.get_logger(__name__)

@@ -13,12 +13,13 @@ from zoneinfo import ZoneInfo
 import structlog
 
 from relay import metrics
-from relay.domain.call import Record
+from relay.domain.call import InvalidRow, Record
 from relay.errors import OverBudget, RateLimited, RelayError, SettingsError, Unauthorized, UnexpectedResponse
 from relay.events.operations import Operations
 from relay.polling.clock_skew import NOTED_S, ahead_s, rows_look_like
 from relay.polling.window import FUTURE, Plan, PollState, Tier, days_to_forget, floor, heavy_after, next_cursor, plan
-from relay.providers.base import InvalidRow, Window, excerpt
+from relay.providers.base import Window
+from relay.providers.parsing import excerpt
 from relay.providers.source import Source
 from relay.recordings.markers import Marker, Markers
 from relay.store.calls import CHUNK, CursorUpdate, Ledger, Row
@@ -108,24 +109,23 @@ class Reader:
         stats = PollStats()
         waiting: list[Row] = []
         asked = self._clock()
-        async with source.asking() as provider:
-            async for page in provider.calls.pages(window):
-                stats.size_bytes += page.size_bytes
-                if page.server_time is not None and stats.server_ahead_s is None:
-                    stats.server_ahead_s = ahead_s(page.server_time, asked=asked, answered=self._clock())
-                rows = await self._believe(source, page.rows, stats, now=now, floor=floor, seed_before=seed_before)
-                if until is not None:
-                    rows = [row for row in rows if row.record.started_at <= until]
-                fresh = await self._ledger.unknown(
-                    source.id, rows, mapping=source.kind.mapping_version, untold_too=via == "backfill"
-                )
-                metrics.ROWS.labels("known").inc(len(rows) - len(fresh))
-                waiting += fresh
-                while len(waiting) > CHUNK:
-                    await self._ingest(source, waiting[:CHUNK], stats, token=token, via=via, now=now)
-                    del waiting[:CHUNK]
-                if on_page:
-                    on_page(stats)
+        async for page in source.provider.calls.pages(window):
+            stats.size_bytes += page.size_bytes
+            if page.server_time is not None and stats.server_ahead_s is None:
+                stats.server_ahead_s = ahead_s(page.server_time, asked=asked, answered=self._clock())
+            rows = await self._believe(source, page.rows, stats, now=now, floor=floor, seed_before=seed_before)
+            if until is not None:
+                rows = [row for row in rows if row.record.started_at <= until]
+            fresh = await self._ledger.unknown(
+                source.id, rows, mapping=source.kind.mapping_version, untold_too=via == "backfill"
+            )
+            metrics.ROWS.labels("known").inc(len(rows) - len(fresh))
+            waiting += fresh
+            while len(waiting) > CHUNK:
+                await self._ingest(source, waiting[:CHUNK], stats, token=token, via=via, now=now)
+                del waiting[:CHUNK]
+            if on_page:
+                on_page(stats)
         last = cursor_update(stats) if cursor_update else None
         if waiting or last:
             await self._ingest(source, waiting, stats, token=token, via=via, now=now, last=last)

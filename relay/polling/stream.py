@@ -19,11 +19,10 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from relay.domain.call import Record
+from relay.domain.call import InvalidRow, Record
 from relay.errors import OverBudget, RateLimited, RelayError, SettingsError, Unauthorized, UnexpectedResponse
 from relay.polling.poller import Reader
 from relay.polling.window import SEED_DEPTH, PollState, floor
-from relay.providers.base import InvalidRow
 from relay.providers.source import Source
 from relay.store import keys
 from relay.store.sources import SourceStore
@@ -155,7 +154,7 @@ class Streams:
         await self._first_poll_of(source)
         stream = source.provider.stream
         assert stream is not None  # noqa: S101 - only such sources are listened to
-        async with source.asking(), stream.listening() as batches:
+        async with stream.listening() as batches:
             await self._catch_up(source.id)
             (log.debug if quiet else log.info)("stream_connected", source=source.id)
             await self._note(source, "connected")

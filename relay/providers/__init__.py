@@ -7,4 +7,4 @@ from relay.providers.unpod import UNPOD
 from relay.providers.webfones import WEBFONES
 
 PROVIDERS: dict[str, ProviderKind] = {kind.name: kind for kind in (CINNOX, NFON, UNPOD, WEBFONES)}
-"""Every provider the relay knows, by the name that `provider:` takes. A new one is a folder and an entry here."""
+"""All providers, by the name that `provider:` takes. A new one is a folder and an entry here."""

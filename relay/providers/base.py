@@ -1,27 +1,27 @@
-"""The ports of a provider: what the stages ask of one, and what it may answer.
+"""The ports of a provider: what the stages ask of one account, and the values it answers with.
 
-A provider folder has pure `wire.py` (requests out, rows in) and a thin `client.py`. Errors are those of
-`relay.errors` (ProviderError and its children); expected answers are the values below. What a provider can do is read
-off its `Provider`: a port that it lacks is None.
+A provider folder has a pure `wire.py` (requests out, rows in) and a thin `client.py`. Failures are the ProviderErrors
+of `relay.errors`; expected answers are the values below. A capability that a provider lacks is None.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from typing import Annotated, Any, Protocol
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import aiohttp
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from relay.domain.call import Contact, Record
-from relay.domain.json import Json
+from relay.domain.call import Contact, InvalidRow, Record
+from relay.errors import RateLimited
 
 
 class Purpose(IntEnum):
-    """What a request to a provider is for: the order in which the budget's room is given out, first come the lowest."""
+    """What a request is for. When the budget runs low, the highest value stops first."""
 
     POLL = 0
     CONTACTS = 1
@@ -30,13 +30,21 @@ class Purpose(IntEnum):
     BACKFILL = 4
 
 
-Pay = Callable[[Purpose], Awaitable[None]]
-"""Awaited before each request; raises `OverBudget` instead of letting a request go."""
+class RequestBudget(Protocol):
+    """What the HTTP client needs of the budget of the account it asks."""
+
+    async def spend(self, purpose: Purpose) -> None:
+        """Count a request that is about to be sent. Raises OverBudget when there is no room for it."""
+        ...
+
+    async def close(self, refusal: RateLimited, purpose: Purpose) -> None:
+        """Stop requests after the provider refused one for `purpose`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Ask for calls that started after `since` and, where the provider can say so, not after `until`; aware UTC."""
+    """Calls that started after `since` and, where the provider can filter by it, not after `until`; aware UTC."""
 
     since: datetime
     until: datetime
@@ -44,17 +52,8 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class InvalidRow:
-    """A row that cannot be believed: why, in a sentence, and a short piece of it without full phone numbers."""
-
-    reason: str
-    key: str | None = None
-    excerpt: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One answer of the call list. `server_time` is the answer's `Date`, where there was one."""
+class CallPage:
+    """One page of the call list. `server_time` is the response's `Date` header, where there was one."""
 
     rows: Sequence[Record | InvalidRow]
     server_time: datetime | None = None
@@ -63,7 +62,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """A recording that is being sent: `chunks` may be read once; `size_bytes` is None when the provider did not say."""
+    """A recording in transfer: `chunks` can be read once; `size_bytes` is None when the provider does not state it."""
 
     chunks: AsyncIterator[bytes]
     content_type: str
@@ -72,24 +71,24 @@ class Audio:
 
 @dataclass(frozen=True, slots=True)
 class NoRecordingYet:
-    """The call is known and has no recording, or none so far."""
+    """The provider has the call, and no recording of it, at least so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoSuchCall:
-    """The provider does not know the call, or not as ours."""
+    """The provider does not have the call, or it belongs to another account."""
 
 
 class CallList(Protocol):
-    """Lists calls. Yields pages as they arrive; raising in the middle means that the rest was not read."""
+    """Lists calls. Yields pages as they arrive; an exception half way means that the rest was not read."""
 
-    def pages(self, window: Window) -> AsyncIterator[Page]: ...
+    def pages(self, window: Window) -> AsyncIterator[CallPage]: ...
 
 
 class RecordingSource(Protocol):
-    """Sends the audio of a call.
+    """Streams the audio of a call.
 
-    `key` is the record's `custom["call_id"]` where it has one, which is by what its provider keeps audio; else its key.
+    `key` is the record's `custom["call_id"]` where it has one, else its key: whatever the provider files audio under.
     """
 
     def recording(
@@ -99,33 +98,33 @@ class RecordingSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ContactChanges:
-    """What changed in the address book: the newest version seen (the one asked about when nothing changed)."""
+    """The newest version of the address book, and whether it differs from the one asked about."""
 
     version: int
     changed: bool
 
 
 class ContactSource(Protocol):
-    """Looks numbers up. `batch` is the most numbers that one request may carry."""
+    """Looks up numbers. `batch` is how many numbers one request may carry."""
 
     batch: int
 
     async def search(self, numbers: Sequence[str]) -> Mapping[str, Sequence[Contact]]:
-        """Find contacts by E.164 number, one request. Every number asked for is a key of the answer."""
+        """Find contacts by E.164 number with one request. Every requested number is a key of the result."""
         ...
 
     async def changes_after(self, version: int) -> ContactChanges:
-        """Ask whether any contact changed after `version`, one request."""
+        """Check with one request whether any contact changed after `version`."""
         ...
 
 
 class CallStream(Protocol):
-    """Is told of calls as they come. Only ever a shortcut: polling goes on, and finds whatever the stream lost."""
+    """Delivers rows as calls end. Only ever a shortcut: polling continues and finds what the stream missed."""
 
     def listening(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Record | InvalidRow]]]:
-        """Connect, one request; then rows as they arrive, until the stream ends, falls silent or needs a new token.
+        """Connect with one request, then yield rows until the stream ends, goes idle or its token expires.
 
-        Trouble is a ProviderError, before and while rows come; the end of a stream is none.
+        Raises ProviderError for failures, while connecting and while reading; the end of a stream is not one.
         """
         ...
 
@@ -134,64 +133,64 @@ class DetailSource(Protocol):
     """Adds to records what the call list only announces, such as a transcript."""
 
     async def complete(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Complete records, in their order; never raises ProviderError.
+        """Return the records with their details, in the same order; never raises a RelayError.
 
-        One that could not be completed now comes back as if there were nothing more yet, and will be found changed.
+        One whose details are unavailable for now is returned as if it had none, so that a later poll sees a change.
         """
         ...
 
 
 class CredentialStore(Protocol):
-    """Keeps what one source must remember in secret, over restarts and for all processes."""
+    """Persists a secret of one source, shared by all processes."""
 
     async def read(self) -> str | None:
-        """Read what was written last."""
+        """Return the last written text."""
         ...
 
     async def write(self, text: str) -> None:
-        """Keep a text, encrypted."""
+        """Store a text, encrypted."""
         ...
 
     def alone(self) -> AbstractAsyncContextManager[None]:
-        """Wait until no other process is inside, then keep the others out, for at most half a minute."""
+        """Hold the lock that all processes share, for at most half a minute."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
-    """What `relay check` shows: a line a service, and whether all is well."""
+class ProviderHealth:
+    """What `relay check` shows of a provider: one line per service, and whether all of them work."""
 
     ok: bool
     lines: Sequence[str]
 
 
 class Provider(Protocol):
-    """One connected account. A port that the provider lacks is None."""
+    """One connected account. A client inherits from it and sets the ports that its provider has."""
 
     calls: CallList
-    recordings: RecordingSource | None
-    contacts: ContactSource | None
-    stream: CallStream | None
-    details: DetailSource | None
+    recordings: RecordingSource | None = None
+    contacts: ContactSource | None = None
+    stream: CallStream | None = None
+    details: DetailSource | None = None
 
-    async def health(self) -> Health:
-        """Ask the provider how it is, in at most two requests; never raises ProviderError."""
+    async def health(self) -> ProviderHealth:
+        """Check connection and credentials with at most two requests; never raises a RelayError."""
         ...
 
 
-def _known_zone(name: str) -> str:
+def _valid_zone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise ValueError(f"{name!r} is no time zone; use a name such as UTC or America/New_York") from None
+        raise ValueError(f"{name!r} is not a valid time zone; use a name such as UTC or America/New_York") from None
     return name
 
 
-ZoneName = Annotated[str, AfterValidator(_known_zone)]
+ZoneName = Annotated[str, AfterValidator(_valid_zone)]
 
 
 class SourceOptions(BaseModel):
-    """What every source has, whatever its provider; a provider's own options extend it in its folder."""
+    """Options that every source has; a provider's own options extend them in its folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -205,42 +204,48 @@ class SourceOptions(BaseModel):
         description="country whose dialling rules national numbers follow: two capital letters, such as US",
     )
     poll_interval_s: float = Field(30, ge=1, le=86_400, description="seconds between two polls")
-    hold_for_contact_s: float = Field(5, ge=0, le=300, description="longest wait for a contact before the call is told")
-    hold_for_recording_s: float = Field(30, ge=0, le=3600, description="longest wait for the audio; 0 never waits")
+    hold_for_contact_s: float = Field(
+        5, ge=0, le=300, description="longest wait for a contact before the event is published"
+    )
+    hold_for_recording_s: float = Field(
+        30, ge=0, le=3600, description="longest wait for the audio before the event is published; 0 never waits"
+    )
     recordings: bool = Field(True, description="fetch the audio of answered calls")
-    contacts: bool = Field(True, description="look callers up in the provider's address book")
+    contacts: bool = Field(True, description="look up callers in the provider's address book")
     budget_share: float = Field(0.6, gt=0, le=1, description="our share of the provider's request limit")
-    proxy_url: str | None = Field(None, repr=False, description="HTTP proxy through which this source is asked")
+    proxy_url: str | None = Field(None, repr=False, description="HTTP proxy for all requests of this source")
     enabled: bool = Field(True, description="false: not polled")
+
+
+class HttpSourceOptions(SourceOptions):
+    """Options of a source whose API has a configurable address."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    base_url: str
+
+    @property
+    def host(self) -> str:
+        """The host of `base_url`: all that messages show of it."""
+        return urlsplit(self.base_url).hostname or ""
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderKind:
     """A provider as the registry knows it.
 
-    `options` is the pydantic model of a source of this kind; `connect(options, http, pay)` opens one account on a
-    shared aiohttp session, without asking anything yet. `mapping_version` is raised when the normalising changes
-    content, so that an upgrade re-hashes in silence. `credential(options)` is what the rate limit is keyed by.
-    `upper_bound` says that a window's end is heeded, so that a long range can be read in steps. Where a credential
-    changes while it is used, `connect_with_store` opens the account with a store for it; `connect` never changes it.
+    `connect(options, http, budget)` opens one account on a shared aiohttp session and sends nothing yet. Raise
+    `mapping_version` when the mapping changes a record's content, so that an upgrade re-hashes rows silently.
+    `credential(options)` identifies what the rate limit counts by. `upper_bound`: the list honours a window's end, so
+    a long range can be read in steps. `connect_with_store` is for providers whose credential changes while in use.
     """
 
     name: str
     options: type[Any]
-    connect: Callable[[Any, aiohttp.ClientSession, Pay], Provider]
+    connect: Callable[[Any, aiohttp.ClientSession, RequestBudget], Provider]
     mapping_version: int
     credential: Callable[[Any], str]
     requests_per_window: int | None
     window_s: int | None
     upper_bound: bool = False
-    connect_with_store: Callable[[Any, aiohttp.ClientSession, Pay, CredentialStore], Provider] | None = None
-
-
-def excerpt(row: Json, *, keep: int = 120) -> str:
-    """Cut a row down to something that may be logged: digits beyond the last two of each run are masked."""
-    masked: list[str] = []
-    text = str(row)[: 4 * keep]
-    for index, char in enumerate(text):
-        hidden = char.isdigit() and index + 2 < len(text) and text[index + 1].isdigit() and text[index + 2].isdigit()
-        masked.append("•" if hidden else char)
-    return "".join(masked)[:keep]
+    connect_with_store: Callable[[Any, aiohttp.ClientSession, RequestBudget, CredentialStore], Provider] | None = None

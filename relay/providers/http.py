@@ -1,57 +1,71 @@
-"""One account at a provider over HTTP: each request is paid for first, and ends in an answer or a ProviderError.
+"""One account at a provider over HTTP: a request is counted first, and ends in a response or a ProviderError.
 
-No redirect is followed, since the credential would go along. A body is read under a cap, counting what it unpacks to.
-Messages name the host and what was asked for, never the address, which may hold numbers.
+A 429 closes the budget here, where nothing above can swallow it. Redirects are not followed, because the credential
+would go along. Bodies are read up to a limit that counts decompressed bytes. Messages name the host and what was
+requested, never the path, which may contain phone numbers.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from datetime import datetime
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from relay import __version__
+from relay.domain.clock import Clock
 from relay.domain.json import Json
-from relay.errors import ProviderError, SettingsError, Unavailable, UnexpectedResponse
-from relay.providers.base import Pay, Purpose
+from relay.errors import ProviderError, RateLimited, Unavailable, UnexpectedResponse
+from relay.providers.base import Audio, Purpose, RequestBudget
+from relay.providers.parsing import ErrorResponse, audio_type, server_time
 
-LARGEST_BODY_BYTES: Final = 64 * 1024 * 1024
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 LIST: Final = aiohttp.ClientTimeout(total=60)
 QUICK: Final = aiohttp.ClientTimeout(total=10)
 AUDIO: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=30)
 
-_BESIDE_THE_LOOP_BYTES: Final = 1024 * 1024
-_LARGEST_REFUSAL_BYTES: Final = 16 * 1024
-_READ_BYTES: Final = 64 * 1024
+_MAX_ERROR_BODY_BYTES: Final = 16 * 1024
+_CHUNK_BYTES: Final = 64 * 1024
+_LOAD_IN_THREAD_BYTES: Final = 1024 * 1024
+_ROWS_PER_TURN: Final = 50
+
+T = TypeVar("T")
 
 
-class Refuse(Protocol):
-    """Names the error that an unwanted answer is; each provider has its own in `wire`."""
+@dataclass(frozen=True, slots=True)
+class JsonResponse:
+    """A parsed body, and what its response tells beside it."""
 
-    def __call__(self, status: int, body: bytes, headers: Mapping[str, str], *, what: str) -> ProviderError: ...
+    document: Any
+    server_time: datetime | None
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class HttpAccount:
-    """How one account is asked. `name` is the provider's name in messages, `host` what they show of `base_url`.
+    """How to reach one account. `name` and `host` are what messages call it.
 
-    `credentials` makes the headers that say who asks, for each request anew; it may raise SettingsError.
+    `auth_headers` identifies the account and is called for each request, since key files change; it may raise
+    SettingsError. `load` parses a JSON body. `error_of` is the provider's mapping of wrong statuses.
     """
 
     http: aiohttp.ClientSession
-    pay: Pay
+    budget: RequestBudget
+    clock: Clock
     name: str
     base_url: str
     host: str
-    credentials: Callable[[], Mapping[str, str]]
-    refuse: Refuse
+    auth_headers: Callable[[], Mapping[str, str]]
+    load: Callable[[bytes], object]
+    error_of: Callable[[ErrorResponse], ProviderError]
     proxy_url: str | None = None
+    max_body_bytes: int | None = None
 
     @asynccontextmanager
-    async def ask(
+    async def request(
         self,
         method: str,
         path: str,
@@ -59,42 +73,87 @@ class HttpAccount:
         purpose: Purpose,
         timeout: aiohttp.ClientTimeout,
         *,
-        body: Json | None = None,
+        json: Json | None = None,
+        form: Mapping[str, str] | None = None,
         accept: str = "application/json",
-        keyed: bool = True,
+        authenticated: bool = True,
         also: Collection[int] = (),
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Pay, ask, and hand out an answer of status 200, or one of `also`. `path` is percent-encoded already."""
+        """Send a request and yield a response of status 200, or one of `also`. `path` is percent-encoded already."""
         headers = {"Accept": accept, "User-Agent": f"call-relay/{__version__}"}
-        if keyed:
-            headers |= self._credentials()
+        if authenticated:
+            headers |= self.auth_headers()
         if accept.startswith("audio/"):
+            # Compressed audio would come without a length to check it against.
             headers["Accept-Encoding"] = "identity"
-        await self.pay(purpose)
-        with self.trouble(what):
-            response = await self.http.request(
-                method,
-                URL(self.base_url + path, encoded=True),
-                headers=headers,
-                json=body,
-                timeout=timeout,
-                allow_redirects=False,
-                proxy=self.proxy_url,
-            )
+        await self.budget.spend(purpose)
         try:
-            if response.status != 200 and response.status not in also:
-                raise self.refused(response, await self.beginning(response), what)
-            yield response
-        finally:
-            response.close()
+            with self.unavailable_on_failure(what):
+                response = await self.http.request(
+                    method,
+                    URL(self.base_url + path, encoded=True),
+                    headers=headers,
+                    json=json,
+                    data=form,
+                    timeout=timeout,
+                    allow_redirects=False,
+                    proxy=self.proxy_url,
+                )
+            try:
+                if response.status != 200 and response.status not in also:
+                    raise self.error_of(await self.error_response(response, what))
+                yield response
+            finally:
+                response.close()
+        except RateLimited as refusal:
+            await self.budget.close(refusal, purpose)
+            raise
 
-    def refused(self, response: aiohttp.ClientResponse, body: bytes, what: str) -> ProviderError:
-        """Name the error that an unwanted answer is."""
-        return self.refuse(response.status, body, response.headers, what=what)
+    async def read_json(self, response: aiohttp.ClientResponse, what: str) -> JsonResponse:
+        """Read and parse a body; raises UnexpectedResponse when it is too large or not JSON."""
+        limit_bytes = self.max_body_bytes or MAX_BODY_BYTES
+        body = bytearray()
+        with self.unavailable_on_failure(what):
+            async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                body += chunk
+                if len(body) > limit_bytes:
+                    raise UnexpectedResponse(
+                        f"{self.name} sent more than {_size_text(limit_bytes)} for {what}. Nothing of it was ingested."
+                    )
+        # A large body takes long enough to parse to hold up everything else on the event loop.
+        load_in_thread = len(body) > _LOAD_IN_THREAD_BYTES
+        document = await asyncio.to_thread(self.load, bytes(body)) if load_in_thread else self.load(bytes(body))
+        return JsonResponse(document, server_time(response.headers), len(body))
+
+    @asynccontextmanager
+    async def read_audio(self, response: aiohttp.ClientResponse, what: str, *, hint: str = "") -> AsyncIterator[Audio]:
+        """Yield a recording whose chunks are read from the connection as they are taken."""
+        content_type = audio_type(response.headers.get("Content-Type"))
+        if content_type is None:
+            raise UnexpectedResponse(f"{self.name} sent text instead of {what}. {hint}".rstrip())
+        with self.unavailable_on_failure(what):
+            first = await response.content.readany()
+        if not first:
+            raise UnexpectedResponse(f"{self.name} sent an empty body for {what}. It was not stored.")
+        size_bytes = None if "Content-Encoding" in response.headers else response.content_length
+        async with aclosing(self._chunks(response, first, what)) as chunks:
+            yield Audio(chunks, content_type, size_bytes)
+
+    async def error_response(self, response: aiohttp.ClientResponse, what: str) -> ErrorResponse:
+        """Read what a wrong status comes with; the status suffices where the body does not arrive."""
+        body = bytearray()
+        try:
+            async for chunk in response.content.iter_chunked(_MAX_ERROR_BODY_BYTES):
+                body += chunk
+                if len(body) >= _MAX_ERROR_BODY_BYTES:
+                    break
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            pass
+        return ErrorResponse(response.status, response.headers, bytes(body), what, self.host, self.clock.now())
 
     @contextmanager
-    def trouble(self, what: str) -> Iterator[None]:
-        """Name the trouble that a connection may have."""
+    def unavailable_on_failure(self, what: str) -> Iterator[None]:
+        """Turn failures of the connection into Unavailable."""
         try:
             yield
         except TimeoutError as error:
@@ -104,55 +163,22 @@ class HttpAccount:
                 f"the connection to {self.name} at {self.host} failed for {what} ({type(error).__name__})"
             ) from error
 
-    async def body(self, response: aiohttp.ClientResponse, what: str) -> bytes:
-        """Read a body, counting what it unpacks to, so that no answer takes more memory than LARGEST_BODY_BYTES."""
-        body = bytearray()
-        with self.trouble(what):
-            async for chunk in response.content.iter_chunked(_READ_BYTES):
-                body += chunk
-                if len(body) > LARGEST_BODY_BYTES:
-                    raise UnexpectedResponse(
-                        f"{self.name} sent more than {LARGEST_BODY_BYTES >> 20} MiB for {what}; nothing was taken over"
-                    )
-        return bytes(body)
-
-    async def beginning(self, response: aiohttp.ClientResponse) -> bytes:
-        """Read the beginning of an unwanted answer; its status says enough where the rest does not come."""
-        body = bytearray()
-        try:
-            async for chunk in response.content.iter_chunked(_LARGEST_REFUSAL_BYTES):
-                body += chunk
-                if len(body) >= _LARGEST_REFUSAL_BYTES:
-                    break
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            pass
-        return bytes(body)
-
-    async def first_chunk(self, response: aiohttp.ClientResponse, what: str) -> bytes:
-        """Read the first bytes of audio; none at all is an odd answer."""
-        with self.trouble(what):
-            first = await response.content.readany()
-        if not first:
-            raise UnexpectedResponse(f"{self.name} sent an empty answer for {what}; it was not taken over")
-        return first
-
-    async def chunks(self, response: aiohttp.ClientResponse, first: bytes, what: str) -> AsyncGenerator[bytes, None]:
-        """Hand out `first` and then what follows, as it comes."""
+    async def _chunks(self, response: aiohttp.ClientResponse, first: bytes, what: str) -> AsyncGenerator[bytes, None]:
         chunk = first
         while chunk:
             yield chunk
-            with self.trouble(what):
+            with self.unavailable_on_failure(what):
                 chunk = await response.content.readany()
 
-    def _credentials(self) -> Mapping[str, str]:
-        try:
-            return self.credentials()
-        except SettingsError as error:
-            raise Unavailable(f"{self.name} was not asked: {error}") from error
+
+async def parse_rows(rows: Sequence[object], parse: Callable[[object], T]) -> list[T]:
+    """Parse rows in slices: thousands of new ones take a second, in which other tasks want to run."""
+    parsed: list[T] = []
+    for start in range(0, len(rows), _ROWS_PER_TURN):
+        parsed += map(parse, rows[start : start + _ROWS_PER_TURN])
+        await asyncio.sleep(0)
+    return parsed
 
 
-async def loaded(body: bytes, load: Callable[[bytes], object]) -> object:
-    """Parse a body; a large one beside the loop, which has other things to do."""
-    if len(body) > _BESIDE_THE_LOOP_BYTES:
-        return await asyncio.to_thread(load, body)
-    return load(body)
+def _size_text(size_bytes: int) -> str:
+    return f"{size_bytes >> 20} MiB" if size_bytes >= 1 << 20 else f"{size_bytes >> 10} KiB"

@@ -1,77 +1,63 @@
-"""The configured accounts, connected: what every stage needs to ask one provider within its budget."""
+"""A configured account, connected: what every stage needs to ask one provider within its budget."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
 
-from relay.events.decide import SourceRules
+from relay.domain.source import SourceRules
 from relay.providers import PROVIDERS
-from relay.providers.base import CredentialStore, Provider, ProviderKind, Purpose, SourceOptions
-from relay.store.budget import Budget, Limit
+from relay.providers.base import CredentialStore, Provider, ProviderKind, SourceOptions
+from relay.providers.budget import Limit, SourceBudget
+from relay.store.budget import BudgetStore
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One account: its id, its options, its connected provider, our share of the provider's limit, whose it is
-    (`tenant`; None: the operator's), and whether it was `made` at run time."""
+    """One connected account. `tenant` is None for the operator's; `made`: created over the API, not configured."""
 
     id: str
     options: SourceOptions
     kind: ProviderKind
     provider: Provider
-    limit: Limit | None
+    budget: SourceBudget
     rules: SourceRules
     tenant: str | None
     made: bool
-    _budget: Budget
 
     @property
     def paused(self) -> bool:
-        """Whether it is not polled for now; what was admitted before is told all the same."""
+        """Whether it is not polled for now; calls ingested before are still published."""
         return not self.options.enabled
 
-    @property
-    def egress(self) -> str:
-        """The way out: what a limit by IP address is counted by."""
-        return self.options.proxy_url or "direct"
 
-    @asynccontextmanager
-    async def asking(self, purpose: Purpose = Purpose.POLL) -> AsyncIterator[Provider]:
-        """Ask the provider; a 429 closes the budget it names. Raises SettingsError when its key file holds no key."""
-        credential = self.kind.credential(self.options)
-        async with self._budget.heeding(self.kind.name, credential, self.egress, self.limit, purpose=purpose):
-            yield self.provider
-
-    async def requests_left(self) -> int | None:
-        """Count the requests that could go right now; None without a known limit."""
-        if self.limit is None:
-            return None
-        return await self._budget.left(self.kind.name, self.kind.credential(self.options), self.limit)
+def source_budget(options: SourceOptions, store: BudgetStore) -> SourceBudget:
+    """Build the budget that requests with these options count towards."""
+    kind = PROVIDERS[options.provider]
+    limit = None
+    if kind.requests_per_window and kind.window_s:
+        limit = Limit(kind.requests_per_window, kind.window_s, options.budget_share)
+    return SourceBudget(store, kind.name, lambda: kind.credential(options), options.proxy_url or "direct", limit)
 
 
 def connect_source(
     sid: str,
     options: SourceOptions,
     http: aiohttp.ClientSession,
-    budget: Budget,
+    budgets: BudgetStore,
     *,
     public_url: str | None,
     tenant: str | None = None,
     made: bool = False,
     credentials_of: Callable[[str], CredentialStore] | None = None,
 ) -> Source:
-    """Connect an account; asks nothing yet."""
+    """Connect an account; sends no request yet."""
     kind = PROVIDERS[options.provider]
-    limit = None
-    if kind.requests_per_window and kind.window_s:
-        limit = Limit(kind.requests_per_window, kind.window_s, options.budget_share)
-    pay = budget.pay_for(kind.name, lambda: kind.credential(options), options.proxy_url or "direct", limit)
+    budget = source_budget(options, budgets)
     if kind.connect_with_store is not None and credentials_of is not None:
-        provider = kind.connect_with_store(options, http, pay, credentials_of(sid))
+        provider = kind.connect_with_store(options, http, budget, credentials_of(sid))
     else:
-        provider = kind.connect(options, http, pay)
+        provider = kind.connect(options, http, budget)
     rules = SourceRules(
         provider=kind.name,
         timezone=options.timezone,
@@ -81,4 +67,4 @@ def connect_source(
         hold_for_recording_ms=int(options.hold_for_recording_s * 1000),
         public_url=public_url,
     )
-    return Source(sid, options, kind, provider, limit, rules, tenant, made, budget)
+    return Source(sid, options, kind, provider, budget, rules, tenant, made)

@@ -1,132 +1,77 @@
-"""Our share of a provider's limit: at most that in any window, and recordings never starve polls.
+"""Counters of requests to providers, shared by all processes (GCRA, in budget.lua)."""
 
-One bucket per credential; one per way out (the proxy, or "direct") for what a provider limits by IP address. A request
-is paid for before it is sent. Lower purposes stop earlier, so polls always find room.
-"""
-
-import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib import resources
+from typing import Final
 
-import structlog
 from redis.asyncio import Redis
 
-from relay.errors import OverBudget, RateLimited
-from relay.providers.base import Pay, Purpose
 from relay.store import keys
 
-log = structlog.get_logger(__name__)
-
-_REACH = {
-    Purpose.POLL: 1.0,
-    Purpose.CONTACTS: 0.9,
-    Purpose.RECORDING: 0.8,
-    Purpose.RETRY: 0.7,
-    Purpose.BACKFILL: 0.6,
-}
-"""How much of the burst a purpose may use up."""
-_STATE_TTL_S = 86_400
-_LONGEST_CLOSED_S = 3600
-_UNKNOWN_WINDOW_S = 60
-_PER_IP = frozenset({Purpose.CONTACTS})
-"""What a provider's document limits by IP address whatever the key; other purposes join when a 429 says so."""
+_TTL_S: Final = 86_400
+"""A bucket that nobody used for a day is full again, whatever the limit."""
+_LONGEST_CLOSED_S: Final = 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """A provider's limit and our share of it. Half of the share may come in a burst, the rest evenly."""
+class Pace:
+    """A request every `interval_ms` on average, and up to `tolerance_ms` ahead of that; `largest_tolerance_ms` is that
+    of the purpose with the most room."""
 
-    requests: int
-    window_s: int
-    share: float
-
-    @property
-    def burst(self) -> float:
-        """Requests that may come at once."""
-        return max(self.requests * self.share / 2, 1)
-
-    @property
-    def interval_ms(self) -> float:
-        """Between two requests once the burst is used up; in whole 1024ths, which add up exactly to any time of day."""
-        evenly = self.requests * self.share - self.burst
-        return math.ceil(self.window_s * 1000 / max(evenly, 1) * 1024) / 1024
-
-    def tolerance_ms(self, purpose: Purpose) -> float:
-        """How far ahead of an even pace this purpose may be; polls may be furthest."""
-        return max(self.burst * _REACH[purpose], 1) * self.interval_ms
+    interval_ms: float
+    tolerance_ms: float
+    largest_tolerance_ms: float
 
 
-class Budget:
-    """Pays for requests of sources, over all processes. `script` is budget.lua, or a test's, on a clock of its own."""
+class BudgetStore:
+    """Reads and writes the buckets. `script` is budget.lua; tests pass one that reads a clock of their own."""
 
     def __init__(self, redis: Redis, *, script: str | None = None) -> None:
         self._redis = redis
         self._take = redis.register_script(script or budget_script())
 
-    def pay_for(self, provider: str, credential: Callable[[], str], egress: str, limit: Limit | None) -> Pay:
-        """Make the function that a client awaits before each request; without a limit only a 429 holds anything up.
+    @staticmethod
+    def bucket(provider: str, counted_by: str, value: str) -> str:
+        """Name a bucket; `value` is hashed, since it may be a credential."""
+        return keys.budget(keys.bucket(provider, counted_by, value))
 
-        The credential is asked for each time: its file may have changed.
-        """
+    async def take(self, key_bucket: str, ip_bucket: str, pace: Pace | None, *, by_ip: bool) -> float:
+        """Take room for one request; seconds to wait when there is none, else 0."""
+        pace = pace or Pace(0, 0, 0)
+        args = [
+            pace.interval_ms,
+            pace.tolerance_ms,
+            _TTL_S,
+            int(by_ip),
+            pace.largest_tolerance_ms,
+            _LONGEST_CLOSED_S * 1000,
+        ]
+        return int(await self._take(keys=[key_bucket, ip_bucket], args=args)) / 1000
 
-        async def pay(purpose: Purpose) -> None:
-            key, out = _buckets(provider, credential(), egress)
-            pace: tuple[float, float, float] = (0, 0, 0)
-            if limit is not None:
-                pace = (limit.interval_ms, limit.tolerance_ms(purpose), limit.tolerance_ms(Purpose.POLL))
-            interval_ms, tolerance_ms, most_ms = pace
-            by_egress = int(purpose in _PER_IP)
-            args = [interval_ms, tolerance_ms, _STATE_TTL_S, by_egress, most_ms, _LONGEST_CLOSED_S * 1000]
-            wait_ms = int(await self._take(keys=[key, out], args=args))
-            if wait_ms:
-                raise OverBudget(wait_ms / 1000)
+    async def close(self, bucket: str, wait_s: float, *, counts_everything: bool) -> float:
+        """Refuse every request until `wait_s` (1 s to an hour) is over; returns what that came to."""
+        wait_s = min(max(wait_s, 1), _LONGEST_CLOSED_S)
+        fields = {"closed": str(int(await self._now_ms() + wait_s * 1000))}
+        if counts_everything:
+            fields["all"] = "1"
+        await self._redis.hset(bucket, mapping=fields)  # type: ignore[misc]  # typed for both clients
+        await self._redis.expire(bucket, _TTL_S)
+        return wait_s
 
-        return pay
+    async def ahead_ms(self, bucket: str) -> float:
+        """How far a bucket is ahead of its pace; infinite while it is closed."""
+        tat, closed = await self._redis.hmget(bucket, ["tat", "closed"])  # type: ignore[misc]  # typed for both clients
+        now_ms = await self._now_ms()
+        if float(closed or 0) > now_ms:
+            return math.inf
+        return max(float(tat or 0) - now_ms, 0)
 
-    @contextlib.asynccontextmanager
-    async def heeding(
-        self, provider: str, credential: str, egress: str, limit: Limit | None, *, purpose: Purpose = Purpose.POLL
-    ) -> AsyncIterator[None]:
-        """Close the bucket that a 429 names, until the provider's hint or the end of its window."""
-        try:
-            yield
-        except RateLimited as refusal:
-            key, out = _buckets(provider, credential, egress)
-            window_s = limit.window_s if limit else _UNKNOWN_WINDOW_S
-            wait_s = min(max(refusal.retry_after_s or window_s, 1), _LONGEST_CLOSED_S)
-            bucket = key if refusal.bucket == "key" else out
-            seconds, micros = await self._redis.time()
-            closed = int(seconds) * 1000 + int(micros) // 1000 + int(wait_s * 1000)
-            state = {"closed": str(closed)}
-            if refusal.bucket == "ip" and purpose not in _PER_IP:
-                # This provider counts by address what we counted by key: from now on all from here is counted so.
-                # Where contacts are refused by address that says nothing about polls, and they go on.
-                state["all"] = "1"
-            await self._redis.hset(bucket, mapping=state)  # type: ignore[misc]  # typed for both clients
-            await self._redis.expire(bucket, _STATE_TTL_S)
-            log.warning("rate_limited", provider=provider, bucket=refusal.bucket, wait_s=wait_s)
-            raise
-
-    async def left(self, provider: str, credential: str, limit: Limit) -> int:
-        """Count how many requests could go right now."""
-        key, _ = _buckets(provider, credential, "")
-        tat, closed = await self._redis.hmget(key, ["tat", "closed"])  # type: ignore[misc]  # typed for both clients
+    async def _now_ms(self) -> float:
         seconds, micros = await self._redis.time()
-        now = int(seconds) * 1000 + int(micros) / 1000
-        if float(closed or 0) > now:
-            return 0
-        ahead = max(float(tat or 0) - now, 0)
-        return max(int(limit.burst - ahead / limit.interval_ms), 0)
+        return int(seconds) * 1000 + int(micros) / 1000
 
 
 def budget_script() -> str:
-    """Read budget.lua."""
+    """Return budget.lua."""
     return resources.files("relay.store").joinpath("budget.lua").read_text()
-
-
-def _buckets(provider: str, credential: str, egress: str) -> tuple[str, str]:
-    by_key = keys.budget(keys.bucket(provider, "key", credential))
-    by_egress = keys.budget(keys.bucket(provider, "egress", egress))
-    return by_key, by_egress

@@ -8,10 +8,10 @@ from datetime import datetime
 import orjson
 from redis.asyncio import Redis
 
+from relay.domain.call import InvalidRow
 from relay.domain.time import from_ms
 from relay.polling.clock_skew import Delays
 from relay.polling.window import PollState
-from relay.providers.base import InvalidRow
 from relay.queue import keys as queue_keys
 from relay.store import keys
 from relay.store.calls import LeaseLost

@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 
 from relay.secrets import SecretBox
 from relay.store import connection
-from relay.store.budget import Budget
+from relay.store.budget import BudgetStore
 from relay.store.calls import CallStore
 from relay.store.credentials import StoredCredentials
 from relay.store.declarations import Declarations
@@ -39,7 +39,7 @@ class Store:
         self.subscriptions = SubscriptionStore(redis)
         self.declarations = Declarations(redis, box)
         self.jobs = JobStore(redis)
-        self.budget = Budget(redis)
+        self.budget = BudgetStore(redis)
         self.credentials: Callable[[str], StoredCredentials] = lambda sid: StoredCredentials(redis, box, sid)
 
     async def ping(self) -> None:

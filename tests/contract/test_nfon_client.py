@@ -11,16 +11,18 @@ from typing import Any
 import aiohttp
 import pytest
 
+from relay.domain.call import InvalidRow
 from relay.domain.clock import ManualClock
-from relay.errors import OverBudget, RateLimited, Unauthorized, Unavailable, UnexpectedResponse
+from relay.errors import OverBudget, RateLimited, SettingsError, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers import http as http_module
-from relay.providers.base import InvalidRow, Page, Purpose, Window
+from relay.providers.base import CallPage, Purpose, Window
 from relay.providers.nfon import NFON
 from relay.providers.nfon import client as client_module
 from relay.providers.nfon.client import Nfon
 from relay.providers.nfon.options import NfonOptions
 from relay.simulator.nfon import NfonEndpoint
 from relay.simulator.timeline import CallPlan
+from tests.fakes.budget import FakeBudget
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.nfon import DELETE_ENDPOINT, TOKEN_ENDPOINT, FaultyNfon
 
@@ -50,19 +52,6 @@ class MemorySafe:
             yield
 
 
-class Till:
-    """Stands for the budget: notes what was paid for, and may be empty."""
-
-    def __init__(self, *, empty: bool = False) -> None:
-        self.paid: list[Purpose] = []
-        self._empty = empty
-
-    async def pay(self, purpose: Purpose) -> None:
-        if self._empty:
-            raise OverBudget(60)
-        self.paid.append(purpose)
-
-
 class Bench:
     """A simulator on a clock that stands, and clients of it."""
 
@@ -71,12 +60,12 @@ class Bench:
         self.simulator = simulator
         self.clock = clock
         self.http = http
-        self.till = Till()
+        self.budget = FakeBudget()
         self.safe = MemorySafe()
 
     def client(self, **options: Any) -> Nfon:
         given = {"base_url": self.base_url, "token": TOKEN, **options}
-        return Nfon(NfonOptions.model_validate(given), self.http, self.till.pay, self.safe, clock=self.clock)
+        return Nfon(NfonOptions.model_validate(given), self.http, self.budget, self.safe, clock=self.clock)
 
     def with_login(self, refresh_token: str = "first-refresh", **options: Any) -> Nfon:
         oauth = {"client_id": "relay", "refresh_token": refresh_token, "token_url": f"{self.base_url}/token"}
@@ -106,7 +95,7 @@ async def bench() -> AsyncIterator[Bench]:
     assert all(agent.startswith("call-relay/") for agent in simulator.agents)
 
 
-async def listed(client: Nfon, window: Window = WINDOW) -> list[Page]:
+async def listed(client: Nfon, window: Window = WINDOW) -> list[CallPage]:
     return [page async for page in client.pages(window)]
 
 
@@ -188,7 +177,7 @@ async def test_a_server_that_ignores_the_offset_is_an_error(bench: Bench, monkey
 
     monkeypatch.setattr(bench.simulator, "records", without_offset)
 
-    with pytest.raises(UnexpectedResponse, match="whatever the offset"):
+    with pytest.raises(UnexpectedResponse, match="same page"):
         await keys(bench.client(page_size=5))
     assert len(await keys(bench.client(page_size=50))) == 20
 
@@ -331,7 +320,7 @@ async def test_every_other_answer_is_a_named_error_without_the_token(
 
 
 async def test_a_body_over_the_cap_is_not_taken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_module, "LARGEST_BODY_BYTES", 64 * 1024)
+    monkeypatch.setattr(http_module, "MAX_BODY_BYTES", 64 * 1024)
     bench.simulator.inject(Fault(kind=FaultKind.HUGE, on=NfonEndpoint.RECORDS))
 
     with pytest.raises(UnexpectedResponse, match="more than"):
@@ -341,7 +330,7 @@ async def test_a_body_over_the_cap_is_not_taken(bench: Bench, monkeypatch: pytes
 async def test_nothing_is_asked_that_cannot_be_paid(bench: Bench) -> None:
     [plan] = bench.calls(1)
     [page] = [page for page in await listed(bench.client()) if page.rows]
-    bench.till = Till(empty=True)
+    bench.budget = FakeBudget(exhausted=True)
     client = bench.client()
     asked = bench.simulator.requests.total()
 
@@ -357,7 +346,7 @@ async def test_nothing_is_asked_that_cannot_be_paid(bench: Bench) -> None:
 
 async def test_a_stream_is_paid_for_once(bench: Bench) -> None:
     async with bench.client().listening():
-        assert bench.till.paid == [Purpose.POLL]
+        assert bench.budget.spent == [Purpose.POLL]
 
 
 async def test_health_says_whether_the_token_is_taken(bench: Bench) -> None:
@@ -375,7 +364,7 @@ async def test_a_token_file_is_read_again_when_the_token_is_refused(bench: Bench
     file = tmp_path / "token"
     file.write_text("too old\n")
     client = bench.client(token=None, token_file=file)
-    with pytest.raises(Unavailable, match="must hold"):
+    with pytest.raises(SettingsError, match="must contain"):
         await keys(client)
     file.write_text("too-old\n")
     with pytest.raises(Unauthorized):
@@ -504,7 +493,7 @@ async def test_without_a_safe_no_refresh_token_is_used(bench: Bench) -> None:
     bench.simulator.add_login(TOKEN, "first-refresh")
     oauth = {"client_id": "relay", "refresh_token": "first-refresh", "token_url": f"{bench.base_url}/token"}
     options = NfonOptions.model_validate({"base_url": bench.base_url, "oauth": oauth})
-    client = NFON.connect(options, bench.http, bench.till.pay)
+    client = NFON.connect(options, bench.http, bench.budget)
 
     assert not (await client.health()).ok
     assert bench.simulator.requests["", TOKEN_ENDPOINT] == 0
@@ -566,7 +555,7 @@ async def test_details_that_are_refused_for_good_are_not_asked_again(bench: Benc
 
 async def test_details_that_hang_hold_up_nobody_for_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """After that they are left alone for a while."""
-    monkeypatch.setattr(client_module, "_DETAILS_S", 0.1)
+    monkeypatch.setattr(client_module, "DETAILS_TIMEOUT_S", 0.1)
     client, records = await transcribed(bench, 20)
     bench.simulator.inject(Fault(kind=FaultKind.HANG, on=NfonEndpoint.DETAILS, times=None))
     loop = asyncio.get_running_loop()

@@ -15,7 +15,7 @@ import orjson
 from redis.asyncio import Redis
 
 from relay.domain import ids
-from relay.domain.call import Record
+from relay.domain.call import InvalidRow, Record
 from relay.domain.clock import ManualClock
 from relay.domain.json import Json
 from relay.errors import StorageError
@@ -23,7 +23,8 @@ from relay.events.operations import Operations
 from relay.polling.poller import Poller
 from relay.polling.window import Tier
 from relay.providers import parsing
-from relay.providers.base import InvalidRow, Page, Window
+from relay.providers.base import CallPage, Window
+from relay.providers.parsing import ErrorResponse
 from relay.providers.source import Source, connect_source
 from relay.providers.webfones import wire
 from relay.providers.webfones.options import WebfonesOptions
@@ -32,7 +33,7 @@ from relay.queue.lane import Lane
 from relay.queue.settlement import Settlement
 from relay.recordings.markers import Markers
 from relay.store import keys
-from relay.store.budget import Budget
+from relay.store.budget import BudgetStore
 from relay.store.calls import CursorUpdate, Ledger, Row, StoredCall
 from relay.store.sources import SourceState, SourceStore
 from tests.fakes.faults import Fault, FaultKind
@@ -94,7 +95,7 @@ class SimulatedCalls:
     overtake: Any = None
     asked: list[Window] = field(default_factory=list)
 
-    async def pages(self, window: Window) -> AsyncIterator[Page]:
+    async def pages(self, window: Window) -> AsyncIterator[CallPage]:
         now, zone = self.clock.now(), ZoneInfo(self.options.timezone)
         self.asked.append(window)
         if self.mishap is Mishap.KILLED:
@@ -106,16 +107,16 @@ class SimulatedCalls:
         if self.mishap is Mishap.OVERTAKEN:
             await self.overtake()
         if answer.status != 200:
-            raise wire.refusal(answer.status, body, answer.headers, what="the call list", host="test", now=now)
+            raise wire.error_of(ErrorResponse(answer.status, answer.headers, body, "the call list", "test", now))
         rows = wire.read_call_list(parsing.load_json(body, name=wire.NAME))
-        parsed = wire.parse_rows(rows, zone=zone, region="US", seen_at=now)
+        parsed = [wire.parse_row(row, zone=zone, region="US", seen_at=now) for row in rows]
         server_time = parsing.server_time(self.simulator.date_header())
         starts = list(range(0, max(len(parsed), 1), self.rows_per_page))
         for number, start in enumerate(starts):
             if self.mishap is Mishap.KILLED_HALF_WAY and number == len(starts) // 2:
                 raise Killed
             size_bytes = len(body) if start == 0 else 0
-            yield Page(parsed[start : start + self.rows_per_page], server_time, size_bytes)
+            yield CallPage(parsed[start : start + self.rows_per_page], server_time, size_bytes)
         if self.mishap is Mishap.KILLED_AT_THE_END:
             raise Killed
 
@@ -188,9 +189,8 @@ class Office:
         self.options = WebfonesOptions.model_validate(given)
         self.calls = SimulatedCalls(self.simulator, clock, self.options)
         self.source: Source = replace(
-            connect_source(SID, self.options, None, Budget(redis), public_url=None),  # type: ignore[arg-type]  # no HTTP
+            connect_source(SID, self.options, None, BudgetStore(redis), public_url=None),  # type: ignore[arg-type]  # no HTTP
             provider=NoPorts(self.calls),
-            limit=None,
         )
         self.lane = Lane(redis, "poll", lease_s=120)
         self.ledger = WatchedLedger(redis, calls_ttl_s=30 * 86_400, events_ttl_s=14 * 86_400, keep_raw=lambda: False)

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from relay.domain import ids
-from relay.domain.call import Party, Record
-from relay.providers.base import InvalidRow
+from relay.domain.call import InvalidRow, Party, Record
 from relay.store import keys
 from relay.store.calls import Row
 from tests.fakes.subscriber import ScriptedReply

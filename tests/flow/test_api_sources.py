@@ -9,9 +9,10 @@ import pytest
 
 from relay.api import sources as sources_module
 from relay.api.options import MASK
+from relay.domain.call import InvalidRow
 from relay.domain.time import iso
 from relay.errors import ProviderError
-from relay.providers.base import InvalidRow, Purpose, Window
+from relay.providers.base import Purpose, Window
 from relay.providers.source import Source
 from relay.queue import keys as queue_keys
 from relay.store import keys
@@ -115,9 +116,8 @@ async def test_no_forbidden_address_is_taken(desk: Desk, options: dict[str, Any]
 
 async def _read(source: Source) -> None:
     now = datetime.now(UTC)
-    async with source.asking() as connected:
-        async for _ in connected.calls.pages(Window(now - timedelta(hours=1), now, Purpose.POLL)):
-            pass
+    async for _ in source.provider.calls.pages(Window(now - timedelta(hours=1), now, Purpose.POLL)):
+        pass
 
 
 async def test_an_address_is_judged_again_when_it_is_dialled(

@@ -22,6 +22,7 @@ from relay.cli.main import main
 from relay.domain import ids
 from relay.domain.time import iso
 from relay.errors import SettingsError
+from relay.providers.base import Purpose
 from relay.queue import keys as queue_keys
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, load
@@ -272,8 +273,8 @@ async def test_a_provider_that_is_away_for_a_while_is_waited_for(house: House) -
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        (Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=403, times=None), "refuses the key"),
-        (Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=500, times=None), "failed to answer"),
+        (Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=403, times=None), "rejected the key"),
+        (Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=500, times=None), "failed to return"),
         (Fault(kind=FaultKind.NOT_JSON, on=WebFonesEndpoint.RECORDS, times=None), "WebFones"),
     ],
 )
@@ -300,13 +301,10 @@ async def test_a_used_up_budget_is_waited_for(house: House) -> None:
         await house.runtime.redis.delete(*[key async for key in house.runtime.redis.scan_iter("relay:budget:*")])
 
     context["sleep"] = sleep
-    credential, limit = house.runtime.sources["main"].kind.credential, house.runtime.sources["main"].limit
-    assert limit is not None
-    pay = house.runtime.budget.pay_for(
-        "webfones", lambda: credential(house.runtime.sources["main"].options), "direct", limit
-    )
-    for _ in range(int(limit.burst * 0.7)):
-        await pay(0)  # type: ignore[arg-type]  # as polls do
+    budget = house.runtime.sources["main"].budget
+    assert budget.limit is not None
+    for _ in range(int(budget.limit.burst * 0.7)):
+        await budget.spend(Purpose.POLL)
 
     now = datetime.now(UTC)
     await backfill(context, "main", iso(now - timedelta(hours=6)) or "", iso(now) or "", "job")
@@ -438,7 +436,7 @@ async def _command(*arguments: str, stderr: Any) -> asyncio.subprocess.Process:
         (["mian", "--since", "2h"], "no source is called 'mian'; there are main, off"),
         (["off", "--since", "2h"], "the source off is switched off"),
         (["main", "--since", "soon"], "--since: 'soon' is not a valid time; use 2h, 3d or 2026-11-20T10:00:00Z"),
-        (["main", "--since", "2h", "--until", "eventually"], "--until: 'eventually' is no time"),
+        (["main", "--since", "2h", "--until", "eventually"], "--until: 'eventually' is not a valid time"),
         (["main", "--since", "2h", "--until", "3h"], "must be before --until"),
         (["main", "--since", "2999-01-01"], "is still to come"),
     ],

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,9 +9,9 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from relay.errors import OverBudget, RateLimited
-from relay.providers.base import Pay, Purpose
-from relay.store import keys
-from relay.store.budget import Budget, Limit, budget_script
+from relay.providers.base import Purpose
+from relay.providers.budget import Limit, SourceBudget
+from relay.store.budget import BudgetStore, budget_script
 
 LIMIT = Limit(requests=1000, window_s=900, share=0.6)
 SMALL = Limit(requests=20, window_s=60, share=0.5)
@@ -29,9 +28,9 @@ class VirtualStore:
         self._redis = redis
         self.now_ms = START_MS
 
-    def pay(self, limit: Limit | None = SMALL, *, key: str = "key", egress: str = "direct") -> Pay:
-        """A process of its own, for a source with this key and way out."""
-        return Budget(self._redis, script=self._script).pay_for("webfones", lambda: key, egress, limit)
+    def budget(self, limit: Limit | None = SMALL, *, key: str = "key", egress: str = "direct") -> SourceBudget:
+        """The budget of a source with this key and way out, in a process of its own."""
+        return SourceBudget(BudgetStore(self._redis, script=self._script), "webfones", lambda: key, egress, limit)
 
     async def at(self, now_ms: int) -> None:
         self.now_ms = now_ms
@@ -45,21 +44,27 @@ async def store(redis: Redis) -> VirtualStore:
     return virtual
 
 
-async def goes(paid: Awaitable[None]) -> bool:
-    """Whether a request is let go."""
+async def spends(budget: SourceBudget, purpose: Purpose = Purpose.POLL) -> bool:
+    """Whether there is room for a request."""
     try:
-        await paid
+        await budget.spend(purpose)
     except OverBudget:
         return False
     return True
 
 
-async def how_many(pay: Pay, purpose: Purpose, *, of: int = 1000) -> int:
-    """Requests that go at once before one is held up."""
-    for count in range(of):
-        if not await goes(pay(purpose)):
+async def requests_at_once(budget: SourceBudget, purpose: Purpose, *, most: int = 1000) -> int:
+    """Requests that can be sent at once until the budget is exhausted."""
+    for count in range(most):
+        if not await spends(budget, purpose):
             return count
-    return of
+    return most
+
+
+def source_budget(
+    redis: Redis, limit: Limit | None = LIMIT, *, key: str = "key", egress: str = "direct", provider: str = "webfones"
+) -> SourceBudget:
+    return SourceBudget(BudgetStore(redis), provider, lambda: key, egress, limit)
 
 
 gaps = st.lists(st.tuples(st.integers(0, 20_000), st.sampled_from(Purpose), st.booleans()), min_size=5, max_size=120)
@@ -72,40 +77,40 @@ async def test_no_window_has_more_than_the_share(valkey_url: str, gaps: list[tup
     async with Redis.from_url(valkey_url) as redis:
         await redis.flushall()
         store = VirtualStore(redis)
-        pays = store.pay(), store.pay()
-        gone: list[int] = []
+        budgets = store.budget(), store.budget()
+        sent_ms: list[int] = []
         now_ms = START_MS
         for gap_ms, purpose, second in gaps:
             now_ms += gap_ms
             await store.at(now_ms)
-            if await goes(pays[second](purpose)):
-                gone.append(now_ms)
+            if await spends(budgets[second], purpose):
+                sent_ms.append(now_ms)
 
-    most = max(sum(at <= other < at + 60_000 for other in gone) for at in gone)
+    most = max(sum(at <= other < at + 60_000 for other in sent_ms) for at in sent_ms)
     assert most <= SMALL.requests * SMALL.share
 
 
 async def test_the_share_is_used_where_it_is_wanted(store: VirtualStore) -> None:
-    """It is a share, not less: asking all the time for 15 minutes brings 599 of the 600."""
-    pay = store.pay(LIMIT)
-    gone = 0
+    """It is a share, not less: continuous requests for 15 minutes get 599 of the 600."""
+    budget = store.budget(LIMIT)
+    sent = 0
     for step in range(0, 900_000, 500):
         await store.at(START_MS + step)
-        gone += await goes(pay(Purpose.POLL))
+        sent += await spends(budget)
 
-    assert gone == 599
+    assert sent == 599
 
 
 async def test_recordings_and_backfills_never_starve_polls(store: VirtualStore) -> None:
-    """A backfill and recordings ask as fast as they can, for an hour: each poll, every 30 s, goes at its time."""
-    pay = store.pay(LIMIT)
+    """A backfill and recordings send requests as fast as they can for an hour: each poll, every 30 s, is on time."""
+    budget = store.budget(LIMIT)
     polled = 0
     for second in range(0, 3600, 2):
         await store.at(START_MS + second * 1000)
-        await how_many(pay, Purpose.RECORDING)
-        await how_many(pay, Purpose.BACKFILL)
+        await requests_at_once(budget, Purpose.RECORDING)
+        await requests_at_once(budget, Purpose.BACKFILL)
         if second % 30 == 0:
-            await pay(Purpose.POLL)
+            await budget.spend(Purpose.POLL)
             polled += 1
 
     assert polled == 120
@@ -113,66 +118,64 @@ async def test_recordings_and_backfills_never_starve_polls(store: VirtualStore) 
 
 async def test_each_purpose_leaves_room_for_those_that_matter_more(store: VirtualStore) -> None:
     """One after the other, each finds its own part of the burst of 300."""
-    pay = store.pay(LIMIT)
+    budget = store.budget(LIMIT)
 
-    counts = [await how_many(pay, purpose) for purpose in sorted(Purpose, reverse=True)]
+    counts = [await requests_at_once(budget, purpose) for purpose in sorted(Purpose, reverse=True)]
 
     assert counts == [180, 30, 30, 30, 30]
 
 
 async def test_two_sources_with_one_key_share_it(store: VirtualStore) -> None:
-    """The provider counts by key, so we do: what one source used is gone for the other."""
-    first, second, other = store.pay(), store.pay(), store.pay(key="another")
+    """The provider counts by key, and so does the budget: what one source spent is gone for the other."""
+    first, second, other = store.budget(), store.budget(), store.budget(key="another")
 
-    assert await how_many(first, Purpose.POLL) == 5
-    assert not await goes(second(Purpose.POLL))
-    assert await goes(other(Purpose.POLL))
+    assert await requests_at_once(first, Purpose.POLL) == 5
+    assert not await spends(second)
+    assert await spends(other)
 
 
 async def test_a_credential_that_changes_has_a_budget_of_its_own(redis: Redis) -> None:
     """The key file has a new key: from then on that one is counted."""
     key = "old"
-    pay = Budget(redis).pay_for("webfones", lambda: key, "direct", SMALL)
-    assert await how_many(pay, Purpose.POLL) == 5
+    budget = SourceBudget(BudgetStore(redis), "webfones", lambda: key, "direct", SMALL)
+    assert await requests_at_once(budget, Purpose.POLL) == 5
 
     key = "new"
 
-    assert await goes(pay(Purpose.POLL))
+    assert await spends(budget)
 
 
 async def test_two_processes_cannot_take_the_same_room(redis: Redis, valkey_url: str) -> None:
-    """Forty requests of two processes at the same moment: the burst goes, and no more."""
+    """400 requests of two processes at the same moment: the burst is sent, and no more."""
     async with Redis.from_url(valkey_url) as other:
-        began = time.monotonic()
-        pays = [Budget(each).pay_for("webfones", lambda: "key", "direct", LIMIT) for each in (redis, other)]
-        went = await asyncio.gather(*(goes(pays[number % 2](Purpose.POLL)) for number in range(400)))
+        started_s = time.monotonic()
+        budgets = [source_budget(client) for client in (redis, other)]
+        sent = await asyncio.gather(*(spends(budgets[number % 2]) for number in range(400)))
 
-        took_s = time.monotonic() - began
+        elapsed_s = time.monotonic() - started_s
 
-    assert 300 <= sum(went) <= 301 + took_s / 3, "every three seconds one more may go"
+    assert 300 <= sum(sent) <= 301 + elapsed_s / 3, "one more every three seconds"
 
 
 async def test_contacts_count_by_address_too_and_take_nothing_when_either_is_used_up(store: VirtualStore) -> None:
     """Many keys behind one address: the address is what runs out, and the key keeps its room."""
     for number in range(4):
-        assert await goes(store.pay(key=f"key {number}")(Purpose.CONTACTS))
-    pay = store.pay(key="fresh")
+        assert await spends(store.budget(key=f"key {number}"), Purpose.CONTACTS)
+    budget = store.budget(key="fresh")
 
-    assert not await goes(pay(Purpose.CONTACTS))
-    assert await how_many(pay, Purpose.POLL) == 5
-
-
-async def refused(budget: Budget, bucket: str, hint_s: float | None, purpose: Purpose, limit: Limit | None) -> None:
-    """Let the provider refuse a request."""
-    with pytest.raises(RateLimited):
-        async with budget.heeding("webfones", "key", "direct", limit, purpose=purpose):
-            raise RateLimited("too many", bucket=bucket, retry_after_s=hint_s)  # type: ignore[arg-type]
+    assert not await spends(budget, Purpose.CONTACTS)
+    assert await requests_at_once(budget, Purpose.POLL) == 5
 
 
-async def wait_s(pay: Pay, purpose: Purpose = Purpose.POLL) -> float:
-    """How long a request is held up."""
+async def refuse(budget: SourceBudget, bucket: str, hint_s: float | None, purpose: Purpose = Purpose.POLL) -> None:
+    """Close the budget as the HTTP client does after a 429."""
+    await budget.close(RateLimited("too many", bucket=bucket, retry_after_s=hint_s), purpose)  # type: ignore[arg-type]
+
+
+async def wait_s(budget: SourceBudget, purpose: Purpose = Purpose.POLL) -> float:
+    """How long a request has to wait."""
     try:
-        await pay(purpose)
+        await budget.spend(purpose)
     except OverBudget as error:
         return error.wait_s
     return 0.0
@@ -193,69 +196,64 @@ async def test_a_429_closes_what_it_names(
     redis: Redis, bucket: str, hint_s: float | None, purpose: Purpose, limit: Limit | None, waits: tuple[int, ...]
 ) -> None:
     """The key or the address; polls do not wait because contacts are refused by address."""
-    budget = Budget(redis)
-    ours = budget.pay_for("webfones", lambda: "key", "direct", limit)
-    neighbours = budget.pay_for("webfones", lambda: "another", "direct", limit)
+    ours, neighbours = source_budget(redis, limit), source_budget(redis, limit, key="another")
 
-    await refused(budget, bucket, hint_s, purpose, limit)
+    await refuse(ours, bucket, hint_s, purpose)
 
-    found = [await wait_s(ours), await wait_s(neighbours), await wait_s(ours, Purpose.CONTACTS)]
-    assert found == pytest.approx(waits, abs=2)
+    waited = [await wait_s(ours), await wait_s(neighbours), await wait_s(ours, Purpose.CONTACTS)]
+    assert waited == pytest.approx(waits, abs=2)
 
 
 async def test_another_way_out_is_not_closed_by_an_address(redis: Redis) -> None:
     """A source behind a proxy is counted by the proxy's address."""
-    budget = Budget(redis)
+    await refuse(source_budget(redis), "ip", 40.0)
 
-    await refused(budget, "ip", 40.0, Purpose.POLL, LIMIT)
-
-    proxied = budget.pay_for("webfones", lambda: "key 2", "http://proxy.example:3128", LIMIT)
+    proxied = source_budget(redis, key="key 2", egress="http://proxy.example:3128")
     assert await wait_s(proxied) == 0
 
 
 async def test_a_closed_bucket_opens_again(store: VirtualStore, redis: Redis) -> None:
-    """After the hint the next request goes."""
-    bucket = keys.budget(keys.bucket("webfones", "key", "key"))
-    await redis.hset(bucket, "closed", START_MS + 40_000)
-    pay = store.pay()
+    """After the hint the next request is sent."""
+    await redis.hset(BudgetStore.bucket("webfones", "key", "key"), "closed", START_MS + 40_000)
+    budget = store.budget()
 
     await store.at(START_MS + 39_999)
-    before = await goes(pay(Purpose.POLL))
+    before = await spends(budget)
     await store.at(START_MS + 40_000)
 
-    assert (before, await goes(pay(Purpose.POLL))) == (False, True)
+    assert (before, await spends(budget)) == (False, True)
 
 
 async def test_a_clock_that_is_set_back_does_not_close_a_budget_for_as_long(store: VirtualStore, redis: Redis) -> None:
-    """The store's clock was a day ahead while the burst was used, and a 429 came: then it is set right."""
+    """The store's clock was a day ahead while the burst was spent and a 429 came; then it is corrected."""
     await store.at(START_MS + 86_400_000)
-    pay = store.pay()
-    await how_many(pay, Purpose.POLL)
-    await redis.hset(keys.budget(keys.bucket("webfones", "key", "key")), "closed", START_MS + 86_400_000 + 60_000)
+    budget = store.budget()
+    await requests_at_once(budget, Purpose.POLL)
+    await redis.hset(BudgetStore.bucket("webfones", "key", "key"), "closed", START_MS + 86_400_000 + 60_000)
 
     await store.at(START_MS)
 
-    assert await wait_s(pay) == pytest.approx(SMALL.interval_ms / 1000, abs=0.1)
+    assert await wait_s(budget) == pytest.approx(SMALL.interval_ms / 1000, abs=0.1)
     await store.at(START_MS + int(SMALL.interval_ms) + 1)
-    assert await goes(pay(Purpose.POLL))
+    assert await spends(budget)
 
 
-async def test_what_is_left_is_counted_without_using_it(redis: Redis) -> None:
+async def test_what_is_left_is_counted_without_spending_it(redis: Redis) -> None:
     """`relay check` and the API show it."""
-    budget = Budget(redis)
-    pay = budget.pay_for("webfones", lambda: "key", "direct", LIMIT)
-    assert await budget.left("webfones", "key", LIMIT) == 300
+    budget = source_budget(redis)
+    assert await budget.requests_left() == 300
 
     for _ in range(10):
-        await pay(Purpose.POLL)
+        await budget.spend(Purpose.POLL)
 
-    assert await budget.left("webfones", "key", LIMIT) in (290, 291), "three seconds bring one back"
-    await refused(budget, "key", 40.0, Purpose.POLL, LIMIT)
-    assert await budget.left("webfones", "key", LIMIT) == 0
+    assert await budget.requests_left() in (290, 291), "three seconds bring one back"
+    await refuse(budget, "key", 40.0)
+    assert await budget.requests_left() == 0
 
 
-async def test_without_a_known_limit_everything_goes(redis: Redis) -> None:
-    """Providers that say nothing of a limit are heeded when they refuse, not before."""
-    pay = Budget(redis).pay_for("nfon", lambda: "token", "direct", None)
+async def test_without_a_known_limit_nothing_waits(redis: Redis) -> None:
+    """A provider that documents no limit is only paused by its refusals."""
+    budget = source_budget(redis, None, provider="nfon")
 
-    assert await how_many(pay, Purpose.BACKFILL, of=50) == 50
+    assert await requests_at_once(budget, Purpose.BACKFILL, most=50) == 50
+    assert await budget.requests_left() is None

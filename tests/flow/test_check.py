@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 from relay.cli import check
 from relay.cli.check import Finding
 from relay.cli.main import main
+from relay.domain.call import InvalidRow
 from relay.errors import SettingsError
-from relay.providers.base import InvalidRow
 from relay.queue import keys as queue_keys
 from relay.secrets import SecretBox, load_or_create
 from relay.settings import Settings, load
@@ -110,7 +110,7 @@ async def test_a_refused_key_is_the_first_thing_to_fix(place: Place) -> None:
     finding = await place.of("source main")
 
     assert finding.status == "fail"
-    assert "refuses the key" in finding.text
+    assert "rejected the key" in finding.text
     assert finding.fix == "set the source's api_key, or what is in its api_key_file, to one that is valid"
     assert "another" not in finding.line()
 
@@ -163,14 +163,14 @@ async def test_rows_that_nobody_could_believe_are_shown_with_their_reasons(place
 
 async def test_what_the_relay_has_noted_about_a_source_is_shown(place: Place, redis: Redis) -> None:
     states = SourceStore(redis)
-    await states.note("main", error="WebFones refuses the key", error_since=1, zone_off_s=18_000)
-    await states.note("main", contacts_off="WebFones refuses the key for the contacts (403)")
+    await states.note("main", error="WebFones rejected the key", error_since=1, zone_off_s=18_000)
+    await states.note("main", contacts_off="WebFones rejected the key for the contacts (403)")
     await states.note("main", quiet_since=int((datetime.now(UTC) - timedelta(hours=5)).timestamp() * 1000))
 
     by_name = {finding.what: finding for finding in await place.findings()}
 
     assert by_name["source main polls"].status == "fail"
-    assert "WebFones refuses the key" in by_name["source main polls"].text
+    assert "WebFones rejected the key" in by_name["source main polls"].text
     assert by_name["source main contacts"].status == "warn"
     assert by_name["source main delays"].text == "calls are first seen 5 hours late"
     assert "UTC-05:00" in by_name["source main delays"].fix

@@ -17,7 +17,7 @@ from relay.domain.clock import ManualClock
 from relay.domain.time import from_iso
 from relay.errors import OverBudget
 from relay.polling.poller import PAUSE_S
-from relay.providers.base import Page, Window
+from relay.providers.base import CallPage, Window
 from relay.queue.settlement import Done, Retry
 from relay.simulator.timeline import CallPlan, Change
 from relay.store import keys
@@ -578,7 +578,7 @@ async def test_a_refused_key_is_told_at_once_and_trouble_that_passes_is_not_told
     said = await office.said()
     assert [event["type"] for event in said] == ["source.error", "source.recovered"] * 2
     assert len({event["id"] for event in said}) == 4
-    assert "refuses the key" in said[0]["data"]["source"]["error"]
+    assert "rejected the key" in said[0]["data"]["source"]["error"]
     assert KEY not in json.dumps(said)
 
 
@@ -601,7 +601,7 @@ async def test_a_used_up_budget_waits_and_is_no_error(office: Office) -> None:
 
     async def pages(window: Window) -> Any:
         raise OverBudget(12)
-        yield Page([])
+        yield CallPage([])
 
     before = metric("relay_polls_total", outcome="over_budget")
     office.calls.pages = pages  # type: ignore[method-assign]

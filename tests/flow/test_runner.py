@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as StoreGone
 from relay.domain import ids
 from relay.domain.call import Record
 from relay.domain.json import Json
-from relay.events.decide import SourceRules
+from relay.domain.source import SourceRules
 from relay.events.publisher import Publisher
 from relay.queue import keys as queue_keys
 from relay.queue import runner

@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 from relay.domain import ids
 from relay.domain.call import Outcome, Record
 from relay.domain.json import Json
-from relay.events.decide import SourceRules
+from relay.domain.source import SourceRules
 from relay.events.payload import NO_CONTACT, NO_RECORDING
 from relay.events.publisher import Publisher
 from relay.queue import keys as queue_keys

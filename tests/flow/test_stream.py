@@ -264,7 +264,7 @@ async def test_a_transcript_that_becomes_ready_is_told_with_its_text(house_of: H
 
 async def test_a_transcript_that_cannot_be_had_now_comes_later(house_of: HouseOf, monkeypatch: Any) -> None:
     """The call is told at once, as if there were none yet; a later poll asks again."""
-    monkeypatch.setattr("relay.providers.nfon.client._DETAILS_REST_S", 0.0)
+    monkeypatch.setattr("relay.providers.nfon.client.DETAILS_PAUSE_S", 0.0)
     async with house_of(poll_interval_s=1) as relay:
         await relay.until_listening()
         relay.provider.inject(Fault(kind=FaultKind.STATUS, on=NfonEndpoint.DETAILS, status=503, times=2))

@@ -333,11 +333,11 @@ async def test_a_start_repeats_what_is_wrong(relays: Relays) -> None:
     """A refused source is not asked again for a while, and whoever starts the relay would hear nothing of it."""
     runtime = await relays.open(a={"api_key": "one"}, b={"api_key": "two"}, c={"api_key": "three", "enabled": False})
     for sid in ("a", "c"):
-        await runtime.states.note(sid, error="WebFones refuses the key", error_since=1_795_000_000_000)
+        await runtime.states.note(sid, error="WebFones rejected the key", error_since=1_795_000_000_000)
 
     with capture_logs() as logs:
         await log_failing_sources(runtime)
 
     assert [(each["event"], each["source"], each["error"], each["since"]) for each in logs] == [
-        ("source_still_failing", "a", "WebFones refuses the key", "2026-11-18T11:06:40Z")
+        ("source_still_failing", "a", "WebFones rejected the key", "2026-11-18T11:06:40Z")
     ]

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.providers.base import Purpose
-from relay.store.budget import Limit
+from relay.providers.budget import Limit
 
 limits = st.builds(
     Limit, requests=st.integers(1, 3000), window_s=st.integers(1, 3600), share=st.floats(0.01, 1.0, allow_nan=False)

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from relay.domain.call import Direction, Outcome, Record
+from relay.domain.call import Direction, InvalidRow, Outcome, Record
 from relay.domain.json import Json
 from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
-from relay.providers.base import InvalidRow
 from relay.providers.cinnox import wire
 from relay.providers.cinnox.options import CinnoxOptions
+from relay.providers.parsing import ErrorResponse
 
 SEEN_AT = datetime(2022, 11, 7, 12, tzinfo=UTC)
 
@@ -48,8 +48,7 @@ DETAIL: Json = {
 
 
 def parse(row: object, seen_at: datetime = SEEN_AT) -> Record | InvalidRow:
-    [parsed] = wire.parse_rows([row], region="HK", seen_at=seen_at)
-    return parsed
+    return wire.parse_row(row, region="HK", seen_at=seen_at)
 
 
 def record(base: Json = LOG, **changes: Any) -> Record:
@@ -222,13 +221,13 @@ def test_a_row_without_hid_goes_by_its_call_id() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"callDate": None}, "callDate is not a possible time of the form 2025-07-01T20:54:53Z"),
+        ({"callDate": None}, "callDate is not a valid time; expected the form 2025-07-01 20:54:53"),
         ({"callDate": "1970-01-01T00:00:00Z"}, "callDate is not in this century"),
         ({"hid": None, "callID": None}, "the row has neither hid nor callID"),
         ({"hid": "", "callID": []}, "the row has neither hid nor callID"),
     ],
 )
-def test_a_row_that_cannot_be_believed_says_why(change: Json, reason: str) -> None:
+def test_an_invalid_row_has_a_reason(change: Json, reason: str) -> None:
     parsed = parse({**LOG, **change})
 
     assert isinstance(parsed, InvalidRow)
@@ -355,7 +354,7 @@ def test_no_calls_at_all_may_be_written_as_null() -> None:
     [
         (400, b'{"code":6451010,"message":"Too many requests"}', RateLimited),
         (429, b"", RateLimited),
-        (400, b'{"code":6451000,"message":"endAt is prior to startAt"}', wire.BadParameter),
+        (400, b'{"code":6451000,"message":"endAt is prior to startAt"}', wire.CinnoxBadParameter),
         (400, b'{"code":6451001,"message":"bad response"}', Unavailable),
         (400, b'{"code":6450001,"message":"method not found"}', UnexpectedResponse),
         (400, b"not json", UnexpectedResponse),
@@ -367,22 +366,24 @@ def test_no_calls_at_all_may_be_written_as_null() -> None:
         (302, b"", UnexpectedResponse),
     ],
 )
-def test_every_refusal_has_a_name(status: int, body: bytes, error: type[Exception]) -> None:
-    assert type(wire.refusal(status, body, {}, what="the call list", host="h", now=SEEN_AT)) is error
+def test_every_error_response_has_its_error(status: int, body: bytes, error: type[Exception]) -> None:
+    assert type(wire.error_of(ErrorResponse(status, {}, body, "the call list", "h", SEEN_AT))) is error
 
 
-def test_being_told_to_slow_down_says_for_how_long() -> None:
-    made = wire.refusal(400, b'{"code":6451010}', {"Retry-After": "7"}, what="the call list", host="h", now=SEEN_AT)
+def test_too_many_requests_keeps_its_retry_after() -> None:
+    response = ErrorResponse(400, {"Retry-After": "7"}, b'{"code":6451010}', "the call list", "h", SEEN_AT)
 
-    assert isinstance(made, RateLimited)
-    assert (made.retry_after_s, made.bucket) == (7, "key")
+    error = wire.error_of(response)
+
+    assert isinstance(error, RateLimited)
+    assert (error.retry_after_s, error.bucket) == (7, "key")
 
 
 def test_a_message_is_masked_before_it_is_shown() -> None:
-    made = wire.coded(6451000, "invalid callID 85298765432", what="the call list", host="h")
+    error = wire.error_of_code(6451000, "invalid callID 85298765432", what="the call list", host="h")
 
-    assert "85298765432" not in str(made)
-    assert "invalid callID" in str(made)
+    assert "85298765432" not in str(error)
+    assert "invalid callID" in str(error)
 
 
 # -- options ----------------------------------------------------------------------------------------------------------
@@ -392,8 +393,8 @@ def test_a_message_is_masked_before_it_is_shown() -> None:
     ("changes", "says"),
     [
         ({"recordings": True}, "needs recording_path"),
-        ({"recording_path": "/rec?callID={id}"}, "must hold {call_id}"),
-        ({"recording_path": "/rec/{call_id}/{other}"}, "no other"),
+        ({"recording_path": "/rec?callID={id}"}, "must contain {call_id}"),
+        ({"recording_path": "/rec/{call_id}/{other}"}, "{app_id} and {call_id} only"),
         ({"recording_path": "https://elsewhere/{call_id}"}, "must begin with /"),
         ({"recording_path": "//elsewhere/{call_id}"}, "must begin with /"),
         ({"token_file": "/run/secret"}, "exactly one"),
@@ -403,7 +404,7 @@ def test_a_message_is_masked_before_it_is_shown() -> None:
         ({"base_url": None}, "base_url"),
     ],
 )
-def test_a_wrong_option_is_refused_in_a_sentence(changes: Json, says: str) -> None:
+def test_an_invalid_option_says_what_to_set(changes: Json, says: str) -> None:
     given_options = {"app_id": "app-1", "token": "secret-token", "base_url": "https://tenant.example.com", **changes}
 
     with pytest.raises(ValidationError) as caught:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from relay.domain import ids
 from relay.domain.call import Direction, NumberType, Outcome, Party, Record
 from relay.domain.json import Json
-from relay.events.decide import EventDraft, Publish, SourceRules, Wait, contact_hold_left_ms, decide, recording_of
+from relay.domain.source import SourceRules
+from relay.events.decide import EventDraft, Publish, Wait, contact_hold_left_ms, decide, recording_of
 from relay.events.payload import API_VERSION, NO_CONTACT, NO_RECORDING
 from relay.store.calls import StoredCall
 

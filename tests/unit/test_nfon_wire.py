@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from relay.domain.call import Direction, NumberType, Outcome, Record
+from relay.domain.call import Direction, InvalidRow, NumberType, Outcome, Record
 from relay.domain.json import Json
 from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
-from relay.providers.base import InvalidRow
 from relay.providers.nfon import wire
 from relay.providers.nfon.options import NfonOptions
+from relay.providers.parsing import ErrorResponse
 
 SINCE = datetime(2025, 6, 3, 10, 0, 0, 500_000, tzinfo=UTC)
 ALICE: Json = {"name": "Alice", "number": "1001", "context": "K9999"}
@@ -219,21 +219,24 @@ def test_both_versions_of_the_document_are_read() -> None:
         ({**ROW, "uuid": 17}, "uuid is not a short text"),
         ({**ROW, "uuid": "x" * 129}, "uuid is not a short text"),
         ({**ROW, "uuid": " "}, "uuid is not a short text"),
-        ({**ROW, "created": None}, "created is not a possible time such as 2025-06-03T10:12:34Z"),
-        ({**ROW, "created": 1748945554}, "created is not a possible time such as 2025-06-03T10:12:34Z"),
-        ({**ROW, "created": "2025-06-03T24:00:00Z"}, "created is not a possible time such as 2025-06-03T10:12:34Z"),
-        ({**ROW, "created": "2025-02-30T10:12:34Z"}, "created is not a possible time such as 2025-06-03T10:12:34Z"),
+        ({**ROW, "created": None}, "created is not a valid time; expected the form 2025-07-01 20:54:53"),
+        ({**ROW, "created": 1748945554}, "created is not a valid time; expected the form 2025-07-01 20:54:53"),
         (
-            {**ROW, "created": "0001-01-01T00:00:00+14:00"},
-            "created is not a possible time such as 2025-06-03T10:12:34Z",
+            {**ROW, "created": "2025-06-03T24:00:00Z"},
+            "created is not a valid time; expected the form 2025-07-01 20:54:53",
         ),
+        (
+            {**ROW, "created": "2025-02-30T10:12:34Z"},
+            "created is not a valid time; expected the form 2025-07-01 20:54:53",
+        ),
+        ({**ROW, "created": "0001-01-01T00:00:00+14:00"}, "created is not in this century"),
         ({**ROW, "created": "1999-01-01T00:00:00Z"}, "created is not in this century"),
         ("text", "the row is not a JSON object"),
         (None, "the row is not a JSON object"),
         ([], "the row is not a JSON object"),
     ],
 )
-def test_a_row_without_a_name_or_a_time_is_put_aside(row: object, reason: str) -> None:
+def test_a_row_without_a_uuid_or_a_time_is_invalid(row: object, reason: str) -> None:
     assert bad(row).reason == reason
 
 
@@ -257,7 +260,7 @@ def test_what_is_put_aside_shows_no_number() -> None:
     )
 )
 def test_no_row_can_make_reading_fail(changes: Json) -> None:
-    [found] = wire.parse_rows([{**ROW, **changes}], region="US")
+    found = wire.parse_row({**ROW, **changes}, "US")
 
     assert isinstance(found, Record | InvalidRow)
     if isinstance(found, Record):
@@ -287,7 +290,7 @@ def test_a_row_well_before_what_was_asked_for_is_noticed(created: list[Any], fou
 
 
 def test_an_older_form_of_a_row_does_not_come_back() -> None:
-    newest = wire.Newest()
+    newest = wire.NewestRevisions()
     first = {**ROW, "updated": "2025-06-03T10:13:00Z"}
     second = {**ROW, "updated": "2025-06-03T10:14:00Z", "status": "missed"}
 
@@ -295,14 +298,14 @@ def test_an_older_form_of_a_row_does_not_come_back() -> None:
 
 
 def test_a_transcript_does_not_become_unavailable() -> None:
-    newest = wire.Newest()
+    newest = wire.NewestRevisions()
     ready = {**ROW, "transcription": {"available": True}}
 
     assert [newest.of(row) for row in (ROW, ready, ROW)] == [ROW, ready, ready]
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    newest = wire.Newest(most=2)
+    newest = wire.NewestRevisions(max_rows=2)
     rows = [{**ROW, "uuid": str(n), "updated": "2025-06-03T10:13:00Z"} for n in range(3)]
     for row in rows:
         newest.of(row)
@@ -331,7 +334,7 @@ def test_what_is_remembered_is_bounded() -> None:
 )
 def test_transcripts_are_read_in_any_likely_shape(details: Json, transcript: str | None) -> None:
     record = read(transcription={"available": True})
-    made = wire.completed(record, {**ROW, "transcription": {"available": True, "summary": "Short.", **details}})
+    made = wire.with_transcript(record, {**ROW, "transcription": {"available": True, "summary": "Short.", **details}})
 
     assert made.transcription == {
         "available": True,
@@ -344,27 +347,27 @@ def test_transcripts_are_read_in_any_likely_shape(details: Json, transcript: str
 
 @pytest.mark.parametrize("answer", [None, [], "text", {}, {"transcription": None}, {"transcription": "x"}])
 def test_details_without_a_transcript_say_so(answer: object) -> None:
-    made = wire.completed(read(transcription={"available": True}), answer)
+    made = wire.with_transcript(read(transcription={"available": True}), answer)
 
     assert made.transcription == {"available": True, "summary": None, "transcript": None, "truncated": False}
 
 
 def test_a_long_transcript_is_cut_and_says_so() -> None:
-    made = wire.completed(
+    made = wire.with_transcript(
         read(transcription={"available": True}),
         {"transcription": {"summary": "s" * 5_000, "transcript": [{"text": "w" * 100}] * 500}},
     )
 
     assert made.transcription is not None
-    assert len(made.transcription["transcript"]) == wire.LONGEST_TRANSCRIPT
-    assert len(made.transcription["summary"]) == wire.LONGEST_SUMMARY
+    assert len(made.transcription["transcript"]) == wire.MAX_TRANSCRIPT_CHARS
+    assert len(made.transcription["summary"]) == wire.MAX_SUMMARY_CHARS
     assert made.transcription["truncated"] is True
 
 
 def test_a_transcript_that_was_not_had_will_be_found_changed() -> None:
     record = read(transcription={"available": True})
 
-    assert wire.not_yet(record).content_hash() == read().content_hash() != record.content_hash()
+    assert wire.without_transcript(record).content_hash() == read().content_hash() != record.content_hash()
 
 
 # -- tokens, errors, options ------------------------------------------------------------------------------------------
@@ -398,11 +401,11 @@ def test_an_odd_grant_is_not_believed(answer: object) -> None:
         (503, Unavailable),
     ],
 )
-def test_refusals_have_names(status: int, error: type[Exception]) -> None:
-    refusal = wire.refusal(status, {}, what="the call list", host="api.nfon.com", now=SINCE)
+def test_every_error_response_has_its_error(status: int, error: type[Exception]) -> None:
+    named = wire.error_of(ErrorResponse(status, {}, b"", "the call list", "api.nfon.com", SINCE))
 
-    assert type(refusal) is error
-    assert "NFON" in str(refusal)
+    assert type(named) is error
+    assert "NFON" in str(named)
 
 
 OAUTH: Json = {"client_id": "relay", "refresh_token": "first", "token_url": "https://login.example.com/token"}
@@ -414,19 +417,19 @@ OAUTH: Json = {"client_id": "relay", "refresh_token": "first", "token_url": "htt
         ({}, "exactly one"),
         ({"token": "t", "oauth": OAUTH}, "exactly one"),
         ({"token": "t", "token_file": "/t"}, "exactly one"),
-        ({"token": "two words"}, "one word"),
+        ({"token": "two words"}, "single word"),
         ({"token": "t", "base_url": "ftp://x"}, "base_url must look like"),
-        ({"token": "t", "base_url": "https://u:p@x"}, "token belongs into token"),
+        ({"token": "t", "base_url": "https://u:p@x"}, "use token instead"),
         ({"token": "t", "customer": "K 1"}, "pattern"),
         ({"token": "t", "page_size": 1}, "greater than or equal to 2"),
         ({"token": "t", "time_unit": "minutes"}, "seconds"),
-        ({"oauth": {**OAUTH, "refresh_token": None}}, "refresh_token or refresh_token_file"),
+        ({"oauth": {**OAUTH, "refresh_token": None}}, "refresh_token and refresh_token_file"),
         ({"oauth": {**OAUTH, "client_secret": "s", "client_secret_file": "/s"}}, "not both"),
         ({"oauth": {**OAUTH, "token_url": "login"}}, "token_url must look like"),
         ({"oauth": {**OAUTH, "token_url": "http://login.example.com/token"}}, "must both be https"),
     ],
 )
-def test_wrong_options_are_refused_in_a_sentence(given: Json, sentence: str) -> None:
+def test_an_invalid_option_says_what_to_set(given: Json, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence) as refused:
         NfonOptions(**given)
 

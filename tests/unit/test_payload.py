@@ -10,8 +10,9 @@ from typing import Any
 
 from relay.domain.call import Contact, Direction, NumberType, Outcome, Party, Record
 from relay.domain.json import Json
+from relay.domain.source import SourceRules
 from relay.enrichment.contacts import contact_part
-from relay.events.decide import Publish, SourceRules, decide
+from relay.events.decide import Publish, decide
 from relay.events.payload import (
     CALL_FIELDS,
     CONTACT_FIELDS,
@@ -124,7 +125,8 @@ import runpy
 from datetime import UTC, datetime
 from relay.api.calls import CallView
 from relay.domain.call import Record
-from relay.events.decide import SourceRules, decide
+from relay.domain.source import SourceRules
+from relay.events.decide import decide
 from relay.events.payload import model_of, sample, schema_of
 from relay.events.render import flatten, render
 from relay.store.calls import StoredCall

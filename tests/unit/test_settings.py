@@ -458,7 +458,7 @@ def test_an_option_of_pydantic_settings_is_not_a_setting(write: Write) -> None:
         ("sources: {a: {provider: [x]}}", "sources.a.provider: '['x']' is not a provider; expected one of " + ", ".join(sorted(PROVIDERS))),  # noqa: E501
         ("sources: {a: {provider: webfones, api_key: k, poll_interval: 3}}", "sources.a.poll_interval: is not recognized; did you mean poll_interval_s?"),  # noqa: E501
         ("sources: {a: {provider: webfones, api_key: k, region: us}}", "sources.a.region: is not valid (country whose dialling rules national numbers follow: two capital letters, such as US)"),  # noqa: E501
-        ("sources: {a: {provider: webfones, api_key: k, timezone: Mars/X}}", "sources.a.timezone: 'Mars/X' is no time zone; use a name such as UTC or America/New_York"),  # noqa: E501
+        ("sources: {a: {provider: webfones, api_key: k, timezone: Mars/X}}", "sources.a.timezone: 'Mars/X' is not a valid time zone; use a name such as UTC or America/New_York"),  # noqa: E501
         ("sources: {a: {provider: webfones, api_key: k, recordings: perhaps}}", "sources.a.recordings: must be true or false"),  # noqa: E501
         ("sources: {a: {provider: webfones, api_key: 12345}}", "sources.a.api_key: must be text; put it in quotes"),
         ("sources: {a: {provider: webfones, api_key: k, api_key_file: f}}", "sources.a: has both api_key and api_key_file; keep one of them"),  # noqa: E501

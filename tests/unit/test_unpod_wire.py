@@ -1,4 +1,4 @@
-"""Unpod rows and pages: any JSON value is a record or a bad row, and only the last page ends the list."""
+"""Unpod rows and pages: any JSON value is a record or an invalid row, and only the last page ends the list."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.domain.call import Direction, NumberType, Outcome, Party, Record
+from relay.domain.call import Direction, InvalidRow, NumberType, Outcome, Party, Record
 from relay.domain.json import Json
 from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers import parsing
-from relay.providers.base import InvalidRow, Window
+from relay.providers.base import Window
+from relay.providers.parsing import ErrorResponse
 from relay.providers.unpod import wire
-from relay.providers.unpod.wire import ListAnswer, Progress
+from relay.providers.unpod.wire import UnpodCallList, UnpodPaging
 
 SEEN_AT = datetime(2025, 11, 18, 12, tzinfo=UTC)
-IMPOSSIBLE = "creation_time is not a possible time of the form 2025-07-01T20:54:53Z"
+INVALID_TIME = "creation_time is not a valid time; expected the form 2025-07-01 20:54:53"
 BASE = "https://unpod.dev/api/v2/platform"
 
 DOCUMENTED: Json = {
@@ -46,8 +47,7 @@ NEWER: Json = {
 
 
 def parse(row: object, *, natural: bool = False, seen_at: datetime = SEEN_AT, org: str = "acme") -> Record | InvalidRow:
-    [parsed] = wire.parse_rows([row], org=org, region="IN", natural=natural, seen_at=seen_at)
-    return parsed
+    return wire.parse_row(row, org=org, region="IN", natural=natural, seen_at=seen_at)
 
 
 def record(base: Json = DOCUMENTED, **changes: Any) -> Record:
@@ -86,7 +86,7 @@ def test_the_documented_row_is_understood_in_full() -> None:
 
 
 def test_the_hash_of_the_documented_row_never_changes() -> None:
-    """A changed hash would tell every subscriber about every known call again; then MAPPING_VERSION must rise."""
+    """A changed hash would publish every known call again; then MAPPING_VERSION must rise."""
     assert record().content_hash() == "03e0bd520acf73b2"
     assert wire.MAPPING_VERSION == 1
 
@@ -143,7 +143,7 @@ def test_a_status_is_an_outcome_and_is_kept_as_written(written: str, outcome: Ou
     assert (record(call_status=written).outcome, record(call_status=written).status_raw) == (outcome, written)
 
 
-def test_both_is_no_direction() -> None:
+def test_both_is_an_unknown_direction() -> None:
     both = record(call_type="both")
 
     assert (both.direction, both.external, both.internal, both.missed) == (Direction.UNKNOWN, None, None, False)
@@ -151,7 +151,7 @@ def test_both_is_no_direction() -> None:
 
 
 @pytest.mark.parametrize("status", ["in-progress", "ringing", None])
-def test_a_call_under_way_is_told_when_it_ends_or_after_a_day(status: str | None) -> None:
+def test_a_call_in_progress_is_finished_when_it_ends_or_after_a_day(status: str | None) -> None:
     row = {**NEWER, "call_status": status}
 
     young, old = parse(row), parse(row, seen_at=SEEN_AT + timedelta(days=2))
@@ -175,7 +175,7 @@ def test_a_row_without_an_id_has_a_key_of_its_own() -> None:
     assert other.key != key
 
 
-def test_the_natural_key_can_be_asked_for() -> None:
+def test_the_natural_key_can_be_configured() -> None:
     natural = parse({**NEWER, "id": "call_1"}, natural=True)
 
     assert isinstance(natural, Record)
@@ -185,15 +185,15 @@ def test_the_natural_key_can_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"creation_time": None}, IMPOSSIBLE),
-        ({"creation_time": "2025-02-30T25:61:00Z"}, IMPOSSIBLE),
-        ({"creation_time": "2025-02-28T24:00:00Z"}, IMPOSSIBLE),
-        ({"creation_time": "0001-01-01T00:00:00+14:00"}, IMPOSSIBLE),
+        ({"creation_time": None}, INVALID_TIME),
+        ({"creation_time": "2025-02-30T25:61:00Z"}, INVALID_TIME),
+        ({"creation_time": "2025-02-28T24:00:00Z"}, INVALID_TIME),
+        ({"creation_time": "0001-01-01T00:00:00+14:00"}, "creation_time is not in this century"),
         ({"creation_time": "1970-01-01T00:00:00Z"}, "creation_time is not in this century"),
         ({"id": None, "source_number": None, "destination_number": ""}, "the row has neither an id nor a number"),
     ],
 )  # fmt: skip
-def test_a_row_that_cannot_be_believed_says_why(change: Json, reason: str) -> None:
+def test_an_invalid_row_has_a_reason(change: Json, reason: str) -> None:
     parsed = parse({**DOCUMENTED, **change})
 
     assert isinstance(parsed, InvalidRow)
@@ -219,7 +219,7 @@ def test_no_row_makes_it_raise(row: object, changes: Json) -> None:
             assert parsed.key
 
 
-# -- asking and pages -------------------------------------------------------------------------------------------------
+# -- requests and pages ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -262,12 +262,12 @@ def test_next_is_followed_at_the_same_server_only_and_never_in_a_circle(link: st
     assert wire.next_path(link, base_url=BASE, seen={"/call-logs/?page=1"}) == path
 
 
-def progress(counts: list[int | None], pages: list[int], *, page_size: int = 10) -> Progress:
+def progress(counts: list[int | None], pages: list[int], *, page_size: int = 10) -> UnpodPaging:
     """Read pages of so many rows, with these counts, all inside the window."""
-    made = Progress(since=SEEN_AT - timedelta(days=9), page_size=page_size)
+    paging = UnpodPaging(since=SEEN_AT - timedelta(days=9), page_size=page_size)
     for count, rows in zip(counts, pages, strict=True):
-        made.add(ListAnswer(count=count, data=[None] * rows), [])
-    return made
+        paging.add(UnpodCallList(count=count, data=[None] * rows), [])
+    return paging
 
 
 @pytest.mark.parametrize(
@@ -300,19 +300,19 @@ def test_when_the_list_is_complete(counts: list[int | None], pages: list[int], c
         ([40, 40], [10, 10], True),
     ],
 )
-def test_an_end_that_hides_a_page_is_none(counts: list[int | None], pages: list[int], early: bool) -> None:
+def test_an_end_before_an_announced_page_is_early(counts: list[int | None], pages: list[int], early: bool) -> None:
     """A row or two less than announced were deleted meanwhile; a whole page less was not read."""
-    assert progress(counts, pages).ended_early() is early
+    assert progress(counts, pages).ended_early is early
 
 
-def test_older_rows_end_the_reading_only_where_the_list_is_in_order() -> None:
+def test_older_rows_end_the_list_only_where_it_is_in_order() -> None:
     def row(hours: int) -> Record:
         return record(creation_time=(SEEN_AT - timedelta(hours=hours)).isoformat())
 
-    ordered = Progress(since=SEEN_AT - timedelta(hours=3), page_size=3)
-    ordered.add(ListAnswer(data=[1, 2, 3]), [row(1), row(2), row(5)])
-    mixed = Progress(since=SEEN_AT - timedelta(hours=3), page_size=3)
-    mixed.add(ListAnswer(data=[1, 2, 3]), [row(5), row(2), row(6)])
+    ordered = UnpodPaging(since=SEEN_AT - timedelta(hours=3), page_size=3)
+    ordered.add(UnpodCallList(data=[1, 2, 3]), [row(1), row(2), row(5)])
+    mixed = UnpodPaging(since=SEEN_AT - timedelta(hours=3), page_size=3)
+    mixed.add(UnpodCallList(data=[1, 2, 3]), [row(5), row(2), row(6)])
 
     assert (ordered.past_the_window, mixed.past_the_window) == (True, False)
 
@@ -321,7 +321,7 @@ def test_older_rows_end_the_reading_only_where_the_list_is_in_order() -> None:
     ("status", "page", "end"),
     [(400, 2, True), (404, 7, True), (400, 1, False), (404, 1, False), (500, 2, False), (403, 2, False)],
 )
-def test_a_refusal_ends_the_list_only_past_the_first_page(status: int, page: int, end: bool) -> None:
+def test_an_error_ends_the_list_only_past_the_first_page(status: int, page: int, end: bool) -> None:
     assert wire.past_the_end(status, page) is end
 
 
@@ -338,12 +338,12 @@ def test_a_refusal_ends_the_list_only_past_the_first_page(status: int, page: int
         {"data": [], "count": "many"},
     ],
 )
-def test_an_answer_that_contradicts_itself_is_not_believed(answer: object) -> None:
+def test_a_response_that_contradicts_itself_is_rejected(answer: object) -> None:
     with pytest.raises(UnexpectedResponse):
         wire.read_list(answer)
 
 
-def test_a_next_that_is_no_text_is_none() -> None:
+def test_a_next_link_that_is_not_text_is_ignored() -> None:
     assert wire.read_list({"data": [], "next": {"page": 2}}).next is None
     assert wire.read_list({"data": [], "next": f"{BASE}/?{'x' * 500}"}).next == f"{BASE}/?{'x' * 500}"
 
@@ -351,25 +351,25 @@ def test_a_next_that_is_no_text_is_none() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "error", "says"),
     [
-        (206, b'{"message":"Org-Handle is required"}', UnexpectedResponse, "check org_handle"),
-        (400, b'{"message":"Organization not found"}', UnexpectedResponse, "check org_handle"),
+        (206, b'{"message":"Org-Handle is required"}', UnexpectedResponse, "Check org_handle"),
+        (400, b'{"message":"Organization not found"}', UnexpectedResponse, "Check org_handle"),
         (400, b"{}", UnexpectedResponse, "status 400"),
-        (401, b"", Unauthorized, "refuses the token"),
-        (403, b"", Unauthorized, "refuses the token"),
+        (401, b"", Unauthorized, "rejected the token"),
+        (403, b"", Unauthorized, "rejected the token"),
         (429, b"", RateLimited, "too many requests"),
-        (500, b"", Unavailable, "failed to answer"),
-        (302, b"", UnexpectedResponse, "redirects"),
+        (500, b"", Unavailable, "failed to return"),
+        (302, b"", UnexpectedResponse, "redirected"),
         (206, b"", UnexpectedResponse, "206"),
     ],
 )
-def test_every_refusal_has_a_name(status: int, body: bytes, error: type[Exception], says: str) -> None:
-    made = wire.refusal(status, body, {}, what="the call list", host="unpod.dev", now=SEEN_AT)
+def test_every_error_response_has_its_error(status: int, body: bytes, error: type[Exception], says: str) -> None:
+    named = wire.error_of(ErrorResponse(status, {}, body, "the call list", "unpod.dev", SEEN_AT))
 
-    assert type(made) is error
-    assert says in str(made)
+    assert type(named) is error
+    assert says in str(named)
 
 
-def test_a_broken_character_hides_no_other_row() -> None:
+def test_an_invalid_character_hides_no_other_row() -> None:
     body = b'{"count": 2, "data": [{"id": "a\xff"}, {"id": "b"}]}'
 
     assert len(wire.read_list(parsing.load_json(body, name=wire.NAME)).data) == 2

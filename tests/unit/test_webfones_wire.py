@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from relay.domain.call import Contact, Direction, NumberType, Outcome, Party, Record
+from relay.domain.call import Contact, Direction, InvalidRow, NumberType, Outcome, Party, Record
 from relay.domain.json import Json
 from relay.errors import RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers import parsing
-from relay.providers.base import ContactChanges, InvalidRow
+from relay.providers.base import ContactChanges, NoRecordingYet, NoSuchCall
+from relay.providers.parsing import ErrorResponse
 from relay.providers.webfones import wire
 
 UTC_ZONE = ZoneInfo("UTC")
@@ -236,7 +237,7 @@ def test_long_and_odd_text_is_cut_and_cleaned() -> None:
     name = parsed.callee.name
     assert name is not None
     assert name.startswith("👩‍👩‍👧 Łódź")
-    assert len(name) == parsing.LONGEST_TEXT
+    assert len(name) == parsing.MAX_TEXT_CHARS
     assert not set("\x00\ud800") & set(name)
     assert len(orjson.dumps(parsed.content())) < 4096
     assert len(orjson.dumps(parsed.raw)) <= 8192
@@ -422,7 +423,7 @@ rows = values | st.fixed_dictionaries(
 def test_any_json_value_is_a_record_or_a_bad_row(row: object) -> None:
     parsed = parse(row, NEW_YORK)
     again = parse(row, NEW_YORK)
-    [looked_up] = wire.parse_rows([row], zone=NEW_YORK, region="US", seen_at=SEEN_AT)
+    looked_up = wire.parse_row(row, zone=NEW_YORK, region="US", seen_at=SEEN_AT)
 
     if isinstance(parsed, Record):
         assert isinstance(again, Record)
@@ -455,14 +456,13 @@ def test_a_deeply_nested_field_costs_only_itself(depth: int) -> None:
 
 def test_a_row_is_looked_up_once_it_was_read_but_a_changed_one_is_not() -> None:
     def read(row: Json) -> Record | InvalidRow:
-        [parsed] = wire.parse_rows([row], zone=NEW_YORK, region="US", seen_at=SEEN_AT)
-        return parsed
+        return wire.parse_row(row, zone=NEW_YORK, region="US", seen_at=SEEN_AT)
 
     first = read(dict(DOCUMENTED))
 
     assert read(dict(DOCUMENTED)) is first
     assert read({**DOCUMENTED, "disposition": "BUSY"}) != first
-    assert wire.parse_rows([dict(DOCUMENTED)], zone=UTC_ZONE, region="US", seen_at=SEEN_AT) != [first]
+    assert wire.parse_row(dict(DOCUMENTED), zone=UTC_ZONE, region="US", seen_at=SEEN_AT) != first
 
 
 def test_an_unfinished_row_is_judged_anew_each_time() -> None:
@@ -470,7 +470,7 @@ def test_an_unfinished_row_is_judged_anew_each_time() -> None:
     started_at = record().started_at
 
     def finished(seen_at: datetime) -> bool:
-        [parsed] = wire.parse_rows([row], zone=UTC_ZONE, region="US", seen_at=seen_at)
+        parsed = wire.parse_row(row, zone=UTC_ZONE, region="US", seen_at=seen_at)
         return isinstance(parsed, Record) and parsed.finished
 
     assert [finished(started_at), finished(started_at + timedelta(days=2))] == [False, True]
@@ -621,9 +621,13 @@ def test_changes_without_versions_are_odd(answer: object) -> None:
 # -- errors and headers -----------------------------------------------------------------------------------------------
 
 
-def refusal(status: int, text: str = "", **headers: str) -> Exception:
+def response(status: int, text: str = "", **headers: str) -> ErrorResponse:
     named = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
-    return wire.refusal(status, text.encode(), named, what="the call list", host="api.example", now=SEEN_AT)
+    return ErrorResponse(status, named, text.encode(), "the call list", "api.example", SEEN_AT)
+
+
+def refusal(status: int, text: str = "", **headers: str) -> Exception:
+    return wire.error_of(response(status, text, **headers))
 
 
 @pytest.mark.parametrize(
@@ -687,13 +691,13 @@ def test_the_text_says_whose_limit_it_is(text: str, bucket: str) -> None:
     ],
 )
 def test_the_wait_is_read_from_whatever_header_there_is(headers: dict[str, str], wait_s: float | None) -> None:
-    assert parsing.retry_after_s(CIMultiDict(headers), SEEN_AT) == wait_s
+    assert parsing.rate_limit_reset_s(CIMultiDict(headers), SEEN_AT) == wait_s
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["Retry-After", "RateLimit", "X-RateLimit-Reset", "Date"]), st.text()))
 def test_no_header_can_raise_or_make_the_wait_absurd(headers: dict[str, str]) -> None:
-    wait_s = parsing.retry_after_s(CIMultiDict(headers), SEEN_AT)
+    wait_s = parsing.rate_limit_reset_s(CIMultiDict(headers), SEEN_AT)
 
     assert wait_s is None or 1 <= wait_s <= 3600
     assert parsing.server_time(CIMultiDict(headers)) is None or "Date" in headers
@@ -707,15 +711,17 @@ def test_the_servers_time_is_its_date() -> None:
 @pytest.mark.parametrize(
     ("status", "text", "meaning"),
     [
-        (404, '{"error":"No recording available"}', "no recording"),
-        (404, '{"error":"Recording not found"}', "no call"),
-        (400, '{"error":"Invalid record ID"}', "no call"),
+        (404, '{"error":"No recording available"}', NoRecordingYet()),
+        (404, '{"error":"Recording not found"}', NoSuchCall()),
+        (400, '{"error":"Invalid record ID"}', NoSuchCall()),
         (404, "<html>nginx</html>", None),
         (200, "No recording available", None),
     ],
 )
-def test_the_ways_of_having_no_recording_are_told_apart(status: int, text: str, meaning: str | None) -> None:
-    assert wire.recording_missing(status, text.encode()) == meaning
+def test_a_missing_recording_differs_from_a_missing_call(
+    status: int, text: str, meaning: NoRecordingYet | NoSuchCall | None
+) -> None:
+    assert wire.missing_recording(response(status, text)) == meaning
 
 
 @pytest.mark.parametrize(

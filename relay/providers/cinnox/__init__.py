@@ -1,4 +1,4 @@
-"""CINNOX: the data API's call lists. Promise: what two lists say of one call is told as one call."""
+"""CINNOX: the data API's call lists. Promise: a call that two lists have is published once."""
 
 from relay.providers.base import ProviderKind
 from relay.providers.cinnox.client import Cinnox
@@ -15,4 +15,4 @@ CINNOX = ProviderKind(
     window_s=None,
     upper_bound=True,
 )
-"""There is a limit (error 6451010), and no document says which: being told to slow down is waited out."""
+"""There is a limit (error 6451010), but it is not documented; a refusal is waited out."""

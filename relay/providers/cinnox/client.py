@@ -1,213 +1,182 @@
-"""One CINNOX tenant over HTTP. Thin: what is asked and what an answer means is decided in `wire`.
+"""One CINNOX tenant over HTTP. Thin: `wire` decides what is requested and what a response means.
 
-A range is read from every list before its rows are merged; a list that fails, fails the range, so that a call is never
-told with half of its columns and told again as changed.
+A range is read from every list before its rows are merged. A list that fails, fails the range: a call must not be
+published with half of its columns and then again as changed.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 import aiohttp
 import structlog
 
-from relay.domain.call import Record
+from relay.domain.call import InvalidRow
 from relay.domain.clock import Clock, SystemClock
-from relay.errors import OverBudget, ProviderError, UnexpectedResponse
+from relay.errors import RelayError
 from relay.providers.base import (
     Audio,
-    CallList,
-    CallStream,
-    ContactSource,
-    DetailSource,
-    Health,
-    InvalidRow,
+    CallPage,
     NoRecordingYet,
     NoSuchCall,
-    Page,
-    Pay,
+    Provider,
+    ProviderHealth,
     Purpose,
-    RecordingSource,
+    RequestBudget,
     Window,
 )
 from relay.providers.cinnox import wire
 from relay.providers.cinnox.options import CinnoxOptions
-from relay.providers.http import AUDIO, LIST, HttpAccount, loaded
-from relay.providers.parsing import audio_type, server_time
+from relay.providers.http import AUDIO, LIST, HttpAccount, parse_rows
+from relay.providers.parsing import endless_list, paging_ignored
 
 log = structlog.get_logger(__name__)
 
-_ROWS_AT_ONCE: Final = 50
-_OTHER: Final[Mapping[str, wire.ListName]] = {"call-detail": "call-log", "call-log": "call-detail"}
+_OTHER_LIST: Final[Mapping[str, wire.ListName]] = {"call-detail": "call-log", "call-log": "call-detail"}
 
 
-@dataclass(slots=True)
-class _Range:
-    """What one list gave for a range; `rows` None when there were more than a range may have."""
+class _Listed(NamedTuple):
+    """What one list has for a range, or a page of it."""
 
-    rows: list[object] | None = field(default_factory=list)
+    rows: Sequence[object] = ()
     server_time: datetime | None = None
     size_bytes: int = 0
 
 
-class Cinnox:
+class _TooManyRows(Exception):
+    """A range has more rows than may be read at once."""
+
+
+class Cinnox(Provider):
     """A connected tenant; it is its own call list and, where a path for it is configured, recording source."""
 
     def __init__(
-        self, options: CinnoxOptions, http: aiohttp.ClientSession, pay: Pay, *, clock: Clock | None = None
+        self,
+        options: CinnoxOptions,
+        http: aiohttp.ClientSession,
+        budget: RequestBudget,
+        *,
+        clock: Clock | None = None,
     ) -> None:
         self._options = options
         self._clock = clock or SystemClock()
         self._account = HttpAccount(
             http,
-            pay,
+            budget,
+            self._clock,
             name=wire.NAME,
             base_url=options.base_url,
             host=options.host,
-            credentials=self._headers,
-            refuse=self._refuse,
+            auth_headers=self._auth_headers,
+            load=wire.load_json,
+            error_of=wire.error_of,
             proxy_url=options.proxy_url,
         )
-        self._other: wire.ListName | None = _OTHER[options.list_from] if options.merge_other_list else None
-        self.calls: CallList = self
-        self.recordings: RecordingSource | None = self if options.recording_path else None
-        self.contacts: ContactSource | None = None
-        self.stream: CallStream | None = None
-        self.details: DetailSource | None = None
+        self._other_list = _OTHER_LIST[options.list_from] if options.merge_other_list else None
+        self.calls = self
+        self.recordings = self if options.recording_path else None
 
-    async def pages(self, window: Window) -> AsyncIterator[Page]:
-        """List the calls of the window; a range with too many is read in halves.
-
-        A poll leaves out the last `settle_s`, which the next one brings. The steps of a backfill have no next one.
-        """
+    async def pages(self, window: Window) -> AsyncIterator[CallPage]:
+        """List the calls of the window; a range with too many rows is read in halves."""
+        # The order of rows is not documented, so a range must not change while its pages are read: a poll leaves the
+        # last `settle_s` to the next one. The steps of a backfill have no next one, and lie in the past anyway.
         settle_s = 0 if window.purpose is Purpose.BACKFILL else self._options.settle_s
         last = window.until - timedelta(seconds=settle_s)
         ranges = [(window.since - timedelta(seconds=1), max(last, window.since))]
         while ranges:
             first, last = ranges.pop()
             halves = wire.halves(first, last)
-            page = await self._range(first, last, window.purpose, may_refuse=halves is not None)
-            if page is not None:
-                yield page
-            elif halves is not None:
+            try:
+                max_rows = wire.MAX_ROWS if halves else wire.LONGEST_LIST
+                yield await self._range(first, last, window.purpose, max_rows=max_rows)
+            except _TooManyRows:
+                if halves is None:
+                    raise endless_list(wire.NAME, "the call list", f"{wire.LONGEST_LIST} rows") from None
                 ranges += reversed(halves)
 
     @asynccontextmanager
     async def recording(
         self, key: str, *, purpose: Purpose = Purpose.RECORDING
     ) -> AsyncIterator[Audio | NoRecordingYet | NoSuchCall]:
-        """Fetch the audio of the call with the callID `key`; it is read from the wire as its chunks are taken."""
+        """Stream the audio of the call with the callID `key`."""
         template, what = self._options.recording_path, "a recording"
         if template is None or not (key.isascii() and key.isprintable()) or len(key) > 256:
             yield NoSuchCall()
             return
         path = wire.recording_path(template, app_id=self._options.app_id, call_id=key)
-        account = self._account
-        async with account.ask("GET", path, what, purpose, AUDIO, accept="audio/*", also=(404,)) as response:
-            if response.status != 200:
+        async with self._account.request("GET", path, what, purpose, AUDIO, accept="audio/*", also=(404,)) as response:
+            if response.status == 404:
                 yield NoRecordingYet()
                 return
-            content_type = audio_type(response.headers.get("Content-Type"))
-            if content_type is None:
-                raise UnexpectedResponse(
-                    "CINNOX sent text where a recording was asked for; check recording_path: only audio is taken over"
-                )
-            chunks = account.chunks(response, await account.first_chunk(response, what), what)
-            size_bytes = None if "Content-Encoding" in response.headers else response.content_length
-            try:
-                yield Audio(chunks, content_type, size_bytes)
-            finally:
-                await chunks.aclose()
+            async with self._account.read_audio(response, what, hint="Check recording_path.") as audio:
+                yield audio
 
-    async def health(self) -> Health:
-        """Ask for one call of the last hour: whether the token and the App ID are taken."""
+    async def health(self) -> ProviderHealth:
+        """Request one call of the last hour, which needs the token and the App ID."""
         now = self._clock.now()
         try:
-            await self._ask(self._options.list_from, now - timedelta(hours=1), now, 0, 1, Purpose.POLL)
-        except (ProviderError, OverBudget) as error:
-            return Health(ok=False, lines=[str(error)])
-        return Health(ok=True, lines=[f"token and app_id accepted; {self._options.list_from} answers"])
+            await self._page(self._options.list_from, now - timedelta(hours=1), now, 0, 1, Purpose.POLL)
+        except RelayError as error:
+            return ProviderHealth(ok=False, lines=[str(error)])
+        return ProviderHealth(ok=True, lines=[f"token and app_id accepted; {self._options.list_from} answers"])
 
-    async def _range(self, first: datetime, last: datetime, purpose: Purpose, *, may_refuse: bool) -> Page | None:
-        """Read a range from every list; None when it has too many rows and may be refused for that."""
-        most = wire.MOST_ROWS if may_refuse else wire.LONGEST_LIST
-        begin, end = first, last
-        first, last = first - wire.EDGE, last + wire.EDGE
-        listed = await self._read(self._options.list_from, first, last, purpose, most)
-        others = await self._read_other(first, last, purpose, most) if listed.rows is not None else _Range()
-        if listed.rows is None or others.rows is None:
-            if may_refuse:
-                return None
-            raise UnexpectedResponse(f"CINNOX's call list has no end after {most} rows; nothing of it was taken over")
-        conferences: Sequence[object] = ()
+    async def _range(self, first: datetime, last: datetime, purpose: Purpose, *, max_rows: int) -> CallPage:
+        """Read a range from every list and merge them; raises _TooManyRows."""
+        read_from, read_to = first - wire.EDGE, last + wire.EDGE
+        listed = await self._read(self._options.list_from, read_from, read_to, purpose, max_rows)
+        others = await self._read_other(read_from, read_to, purpose, max_rows)
+        conferences = _Listed()
         if self._options.merge_conferences and any(map(wire.is_conference, (*listed.rows, *others.rows))):
-            conferences = (await self._read("conference-detail", first, last, purpose, wire.LONGEST_LIST)).rows or ()
-        rows = wire.merge(listed.rows, others.rows, conferences)
-        size_bytes = listed.size_bytes + others.size_bytes
-        parsed = [
-            row for row in await self._parse(rows) if isinstance(row, InvalidRow) or begin <= row.started_at <= end
-        ]
-        return Page(parsed, server_time=listed.server_time, size_bytes=size_bytes)
+            conferences = await self._read("conference-detail", read_from, read_to, purpose, wire.LONGEST_LIST)
+        parse = partial(wire.parse_row, region=self._options.region, seen_at=self._clock.now())
+        parsed = await parse_rows(wire.merge(listed.rows, others.rows, conferences.rows), parse)
+        rows = [row for row in parsed if isinstance(row, InvalidRow) or first <= row.started_at <= last]
+        return CallPage(rows, server_time=listed.server_time, size_bytes=listed.size_bytes + others.size_bytes)
 
-    async def _read_other(self, first: datetime, last: datetime, purpose: Purpose, most: int) -> _Range:
-        """Read the list that fills in. Its document demands a callID in one place: then it cannot be read as a list."""
-        if self._other is None:
-            return _Range()
+    async def _read_other(self, first: datetime, last: datetime, purpose: Purpose, max_rows: int) -> _Listed:
+        if self._other_list is None:
+            return _Listed()
         try:
-            return await self._read(self._other, first, last, purpose, most)
-        except wire.BadParameter as error:
-            log.warning("list_not_merged", provider="cinnox", list=self._other, why=str(error))
-            self._other = None
-            return _Range()
+            return await self._read(self._other_list, first, last, purpose, max_rows)
+        except wire.CinnoxBadParameter as error:
+            # The document of call-log marks callID as required, although its examples leave it out: a server that
+            # insists on it cannot list.
+            log.warning("list_not_merged", provider="cinnox", list=self._other_list, error=str(error))
+            self._other_list = None
+            return _Listed()
 
-    async def _read(self, name: wire.ListName, first: datetime, last: datetime, purpose: Purpose, most: int) -> _Range:
-        """Read all pages of a list for a range that does not move, until one is short."""
-        read = _Range()
+    async def _read(
+        self, name: wire.ListName, first: datetime, last: datetime, purpose: Purpose, max_rows: int
+    ) -> _Listed:
+        """Read all pages of a list, until one is short; there is no total. Raises _TooManyRows."""
         limit = self._options.page_size
-        found: list[object] = []
         rows: list[object] = []
+        size_bytes = 0
+        previous: Sequence[object] = ()
         while True:
-            answer = await self._ask(name, first, last, len(found), limit, purpose)
-            if answer.rows and answer.rows == rows:
-                raise UnexpectedResponse(
-                    f"CINNOX sends the same page of {name} whatever the offset; nothing was taken over"
-                )
-            rows = answer.rows or []
-            read.size_bytes += answer.size_bytes
-            read.server_time = answer.server_time
-            found += rows
-            if len(rows) < limit:
-                read.rows = found
-                return read
-            if len(found) >= most:
-                read.rows = None
-                return read
+            page = await self._page(name, first, last, len(rows), limit, purpose)
+            if page.rows and page.rows == previous:
+                raise paging_ignored(wire.NAME, name)
+            previous = page.rows
+            rows += page.rows
+            size_bytes += page.size_bytes
+            if len(page.rows) < limit:
+                return _Listed(rows, page.server_time, size_bytes)
+            if len(rows) >= max_rows:
+                raise _TooManyRows
 
-    async def _ask(
+    async def _page(
         self, name: wire.ListName, first: datetime, last: datetime, offset: int, limit: int, purpose: Purpose
-    ) -> _Range:
+    ) -> _Listed:
         what = "the call list" if name == self._options.list_from else f"the {name} list"
         path = wire.list_path(name, self._options.app_id, first=first, last=last, offset=offset, limit=limit)
-        async with self._account.ask("GET", path, what, purpose, LIST) as response:
-            body = await self._account.body(response, what)
-            said_at = server_time(response.headers)
-        rows = wire.read_list(await loaded(body, wire.load_json), what=what, host=self._options.host)
-        return _Range(rows, said_at, len(body))
+        async with self._account.request("GET", path, what, purpose, LIST) as response:
+            answer = await self._account.read_json(response, what)
+            # Inside the request, because a code for too many requests may come with status 200.
+            rows = wire.read_list(answer.document, what=what, host=self._options.host)
+        return _Listed(rows, answer.server_time, answer.size_bytes)
 
-    async def _parse(self, rows: Sequence[object]) -> list[Record | InvalidRow]:
-        """Read rows a few at a time: thousands of new ones take a second, and the loop has other things to do."""
-        parsed: list[Record | InvalidRow] = []
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            some = rows[start : start + _ROWS_AT_ONCE]
-            parsed += wire.parse_rows(some, region=self._options.region, seen_at=self._clock.now())
-            await asyncio.sleep(0)
-        return parsed
-
-    def _headers(self) -> Mapping[str, str]:
+    def _auth_headers(self) -> Mapping[str, str]:
         return {"Authorization": f"Bearer {self._options.credential()}", "Content-Type": "application/json"}
-
-    def _refuse(self, status: int, body: bytes, headers: Mapping[str, str], *, what: str) -> ProviderError:
-        return wire.refusal(status, body, headers, what=what, host=self._options.host, now=self._clock.now())

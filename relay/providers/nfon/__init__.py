@@ -1,4 +1,4 @@
-"""NFON Call History. Promise: the stream makes calls quick, the polls make them complete, and nothing is deleted."""
+"""NFON Call History. Promise: the stream makes calls fast, polls make them complete."""
 
 from relay.providers.base import ProviderKind
 from relay.providers.nfon.client import Nfon
@@ -15,4 +15,4 @@ NFON = ProviderKind(
     window_s=None,
     connect_with_store=Nfon,
 )
-"""The document names no request limit; a 429 is heeded all the same."""
+"""The document states no limit; a 429 is waited out."""

@@ -1,4 +1,4 @@
-"""Unpod: call logs of platform API v2. Promise: no page ends the reading but the last one."""
+"""Unpod: call logs of platform API v2. Promise: only the last page ends the list."""
 
 from relay.providers.base import ProviderKind
 from relay.providers.unpod.client import Unpod
@@ -15,4 +15,4 @@ UNPOD = ProviderKind(
     window_s=None,
     upper_bound=True,
 )
-"""There is a limit, and its document does not say which: a 429 is waited out."""
+"""There is a limit, but it is not documented; a 429 is waited out."""

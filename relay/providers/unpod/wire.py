@@ -1,7 +1,7 @@
 """Unpod on the wire: requests out, rows in. Pure, and no row can make it raise.
 
-The document (platform API v2, call logs) and its samples differ: `id` may be missing, `call_duration` is text, a whole
-number or a fraction. `creation_time` is when the call began, `start_time` when it was answered (null when it was not).
+The document (platform API v2, Call Logs) and its samples differ: `id` may be missing, and `call_duration` is text, a
+whole number or a fraction. `creation_time` is when the call began, `start_time` when it was answered (null if missed).
 """
 
 import hashlib
@@ -9,31 +9,27 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode, urlsplit
 
-import orjson
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainValidator
 
-from relay.domain.call import Direction, Outcome, Record
+from relay.domain.call import Direction, InvalidRow, Outcome, Record
 from relay.domain.json import Json
 from relay.domain.numbers import read_number
 from relay.errors import ProviderError, UnexpectedResponse
 from relay.providers import parsing
-from relay.providers.base import InvalidRow, Window, excerpt
-from relay.providers.parsing import MaybeStamp, Text, complaint, dumped, given_up, kept, seconds, shrunk, shrunk_row
+from relay.providers.base import Window
+from relay.providers.parsing import ErrorResponse, OptionalTime, Text, malformed, seconds, words
 
 NAME: Final = "Unpod"
 MAPPING_VERSION: Final = 1
-"""Raise it with every change of the mapping that changes a row's content."""
+"""Raise it with every change of the mapping that changes a record's content."""
 
+CALL_LIST: Final = "the call list"
 PATH: Final = "/call-logs/"
-MOST_PAGES: Final = 10_000
-_LARGEST_CACHED_ROW_BYTES: Final = 2048
-_CACHED_ROWS: Final = 8192
+MAX_PAGES: Final = 10_000
 _DAY: Final = timedelta(days=1)
-_NOT_LETTERS: Final = re.compile(r"[^A-Z]+")
 _DAYS: Final = re.compile(r"([0-9]{1,2}) days?, (.*)")
 
 _DIRECTIONS: Final[Mapping[str, Direction]] = {
@@ -42,11 +38,11 @@ _DIRECTIONS: Final[Mapping[str, Direction]] = {
     "outbound": Direction.OUTBOUND,
     "outgoing": Direction.OUTBOUND,
 }
-"""`both` is the server's word for calls that it could not tell: unknown."""
+"""The open server writes `both` for calls whose direction it does not know."""
 
 _OUTCOMES: Final[Mapping[str, Outcome]] = {
-    word: outcome
-    for outcome, words in {
+    spelling: outcome
+    for outcome, spellings in {
         Outcome.ANSWERED: ("ANSWERED", "COMPLETED", "COMPLETE", "SUCCESS", "CONNECTED"),
         Outcome.NO_ANSWER: ("MISSED", "NO ANSWER", "NOT ANSWERED", "UNANSWERED", "TIMEOUT"),
         Outcome.FAILED: ("FAILED", "FAILURE", "REJECTED", "ERROR"),
@@ -54,16 +50,16 @@ _OUTCOMES: Final[Mapping[str, Outcome]] = {
         Outcome.CANCELLED: ("CANCELLED", "CANCELED", "CANCEL"),
         Outcome.VOICEMAIL: ("VOICEMAIL", "VOICE MAIL"),
     }.items()
-    for word in words
+    for spelling in spellings
 }
-"""`REJECTED` is how the server writes a call that the carrier refused, so it is no decline by a person."""
+"""In the open server, `REJECTED` is a call that the carrier refused, not one that a person declined."""
 
 
-# -- asking -----------------------------------------------------------------------------------------------------------
+# -- requests ---------------------------------------------------------------------------------------------------------
 
 
 def list_path(window: Window, *, page: int, page_size: int, margin_days: int, form: Literal["date", "datetime"]) -> str:
-    """Build the path and query of one page. The filter knows whole days only, so it is wider than the window."""
+    """Build the path and query of one page. The server filters by whole days, so the range exceeds the window."""
     first = window.since.astimezone(UTC).date() - margin_days * _DAY
     last = window.until.astimezone(UTC).date() + (margin_days + 1) * _DAY
     tail = "" if form == "date" else "T00:00:00Z"
@@ -72,59 +68,54 @@ def list_path(window: Window, *, page: int, page_size: int, margin_days: int, fo
 
 
 def next_path(link: str | None, *, base_url: str, seen: set[str]) -> str | None:
-    """Take the path of `next` when it leads on at the very same server; None otherwise.
+    """Return the path of a `next` link; None unless it leads on, at the very same server.
 
-    A link elsewhere would be given the token, and one that was followed already leads in a circle.
+    A link to another server would receive the token, and one that was followed already leads in a circle.
     """
     if not link or len(link) > 4096 or not link.isascii() or not link.isprintable() or " " in link:
         return None
     try:
-        here, there = urlsplit(base_url), urlsplit(link)
-        same = (there.scheme, there.hostname, there.port) == (here.scheme, here.hostname, here.port)
+        base, target = urlsplit(base_url), urlsplit(link)
+        same_server = (target.scheme, target.hostname, target.port) == (base.scheme, base.hostname, base.port)
     except ValueError:
         return None
-    if (there.scheme or there.netloc) and (not same or there.username is not None):
+    if (target.scheme or target.netloc) and (not same_server or target.username is not None):
         return None
-    if not there.path.startswith(f"{here.path}/") or ".." in there.path:
+    if not target.path.startswith(f"{base.path}/") or ".." in target.path:
         return None
-    path = there.path.removeprefix(here.path) + (f"?{there.query}" if there.query else "")
+    path = target.path.removeprefix(base.path) + (f"?{target.query}" if target.query else "")
     return None if path in seen else path
 
 
 # -- the call list ----------------------------------------------------------------------------------------------------
 
 
-class ListAnswer(BaseModel):
-    """`GET /call-logs/`. The rows are checked one by one, later."""
+class UnpodCallList(BaseModel):
+    """`GET /call-logs/`; rows are validated one by one."""
 
     count: int | None = None
     status_code: int | None = None
     message: Text = None
     data: list[Any]
-    next: Text = None
+    next: Annotated[str | None, PlainValidator(lambda value: value if isinstance(value, str) else None)] = None
 
 
-def read_list(answer: object) -> ListAnswer:
-    """Take the rows and what leads on out of an answer; raises UnexpectedResponse when it contradicts itself."""
-    try:
-        read = ListAnswer.model_validate(answer)
-    except ValidationError:
-        raise UnexpectedResponse(
-            "Unpod sent a call list without a list of calls; nothing of it was taken over"
-        ) from None
-    if read.status_code not in (None, 200):
-        raise UnexpectedResponse(
-            f"Unpod says that listing the calls failed ({read.status_code}); it will be asked again"
-        )
-    if read.count is not None and not 0 <= read.count < 2**31:
-        raise UnexpectedResponse("Unpod sent a call list with an impossible count; nothing of it was taken over")
-    next_link = answer.get("next") if isinstance(answer, dict) else None
-    return read.model_copy(update={"next": next_link if isinstance(next_link, str) else None})
+def read_list(document: object) -> UnpodCallList:
+    """Validate a page; raises UnexpectedResponse when the response contradicts itself."""
+    listed = parsing.validate_response(UnpodCallList, document, name=NAME, what=CALL_LIST)
+    if listed.status_code not in (None, 200):
+        raise malformed(NAME, CALL_LIST, f"status_code is {listed.status_code}")
+    if listed.count is not None and not 0 <= listed.count < 2**31:
+        raise malformed(NAME, CALL_LIST, "count is out of range")
+    return listed
 
 
 @dataclass(slots=True)
-class Progress:
-    """What was read so far of one window, and when that is all. The list is said to be newest first; it is checked."""
+class UnpodPaging:
+    """What was read of one window so far, and whether that is all of it.
+
+    The open server sorts by newest first. The document does not state an order, so it is checked here.
+    """
 
     since: datetime
     page_size: int
@@ -135,45 +126,57 @@ class Progress:
     last_page: int = 0
     count: int | None = None
     count_moved: bool = False
-    in_order: bool = True
+    newest_first: bool = True
     oldest: datetime | None = None
 
-    def add(self, answer: ListAnswer, records: Sequence[Record | InvalidRow]) -> None:
-        """Take a page into account."""
+    def add(self, listed: UnpodCallList, records: Sequence[Record | InvalidRow]) -> None:
+        """Count a page in."""
         self.pages += 1
-        self.rows += len(answer.data)
-        self.last_page = len(answer.data)
+        self.rows += len(listed.data)
+        self.last_page = len(listed.data)
         self.longest_page = max(self.longest_page, self.last_page)
         if self.pages == 1:
-            self.first_count = answer.count
-        self.count_moved = self.count_moved or answer.count != self.first_count
-        self.count = answer.count
+            self.first_count = listed.count
+        self.count_moved = self.count_moved or listed.count != self.first_count
+        self.count = listed.count
         for record in records:
             if isinstance(record, Record):
-                self.in_order = self.in_order and (self.oldest is None or record.started_at <= self.oldest)
+                self.newest_first = self.newest_first and (self.oldest is None or record.started_at <= self.oldest)
                 self.oldest = record.started_at
 
     @property
     def past_the_window(self) -> bool:
-        """All that follows is older: the rows came newest first, and the last one began before the window."""
-        return self.in_order and self.oldest is not None and self.oldest < self.since
+        """Whether everything that follows is older than the window."""
+        return self.newest_first and self.oldest is not None and self.oldest < self.since
 
     @property
     def complete(self) -> bool:
-        """Nothing can follow. A server may give fewer rows than asked for, so a short page alone is no proof."""
+        """Whether nothing can follow."""
         if self.last_page == 0:
             return True
+        # A server may return fewer rows than requested (the open one at most 100), so a short page alone is no proof.
         if self.count is None:
             return self.last_page < self.longest_page or self.last_page < self.page_size
         return self.rows >= self.count and (self.last_page < self.page_size or self.count > self.last_page)
 
+    @property
     def ended_early(self) -> bool:
-        """Whether the list ended though it had announced at least another page: rows are missing."""
+        """Whether the list ended although `count` had announced at least another page."""
         return self.count is not None and self.count - self.rows >= max(self.last_page, 1) and self.pages > 0
 
 
+def incomplete(paging: UnpodPaging) -> UnexpectedResponse:
+    """The error for a list that ended early."""
+    return UnexpectedResponse(
+        f"{NAME} announced {paging.count} calls and ended the list after {paging.rows}. The request will be retried."
+    )
+
+
 def past_the_end(status: int, page: int) -> bool:
-    """Whether a refusal only says that there is no such page: the first page always is."""
+    """Whether an error only means that the page does not exist; the first one always does.
+
+    The open server answers 400 for a page behind the last one.
+    """
     return page > 1 and status in (400, 404)
 
 
@@ -181,19 +184,15 @@ def past_the_end(status: int, page: int) -> bool:
 
 
 def _duration(value: object) -> float | None:
-    """Read a duration; a day and more is written `1 day, 2:03:04`."""
-    if isinstance(value, str) and (split := _DAYS.fullmatch(value.strip())):
-        rest = seconds(split.group(2))
-        return None if rest is None else seconds(int(split.group(1)) * 86_400 + rest)
+    """Read a duration; the server writes a day and more as `1 day, 2:03:04`."""
+    if isinstance(value, str) and (match := _DAYS.fullmatch(value.strip())):
+        rest = seconds(match.group(2))
+        return None if rest is None else seconds(int(match.group(1)) * 86_400 + rest)
     return seconds(value)
 
 
-def _created(value: object) -> datetime:
-    return parsing.stamp(value, "creation_time")
-
-
-class CallRow(BaseModel):
-    """One row of the call list. Only `creation_time`, and no identity at all, can make a row bad."""
+class UnpodRow(BaseModel):
+    """One row of the call list. Only `creation_time`, or no identity at all, can invalidate it."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -202,55 +201,38 @@ class CallRow(BaseModel):
     destination_number: Text = None
     call_type: Text = None
     call_status: Text = None
-    creation_time: Annotated[datetime, PlainValidator(_created)]
-    start_time: MaybeStamp = None
-    end_time: MaybeStamp = None
+    creation_time: Annotated[datetime, parsing.required_utc_time("creation_time")]
+    start_time: OptionalTime = None
+    end_time: OptionalTime = None
     call_duration: Annotated[float | None, PlainValidator(_duration)] = None
     end_reason: Text = None
     bridge: Text = None
 
 
-def parse_rows(
-    rows: Sequence[object], *, org: str, region: str, natural: bool, seen_at: datetime
-) -> list[Record | InvalidRow]:
-    """Read rows, most of which were there in the last poll too: an unchanged row is looked up, not read again."""
-    return [_parse(row, org, region, natural, seen_at) for row in rows]
+def parse_row(row: object, *, org: str, region: str, natural: bool, seen_at: datetime) -> Record | InvalidRow:
+    """Parse one row. `natural` ignores its id and identifies the call by its time and numbers."""
+    parsed = _parse(row, org, region, natural)
+    return parsing.finished_by_age(parsed, seen_at) if isinstance(parsed, Record) else parsed
 
 
-def _parse(row: object, org: str, region: str, natural: bool, seen_at: datetime) -> Record | InvalidRow:
-    again = dumped(row)
-    if again is None or len(again) > _LARGEST_CACHED_ROW_BYTES:
-        read = _read(row, org, region, natural)
-    else:
-        read = _read_once(again, org, region, natural)
-    return given_up(read, seen_at) if isinstance(read, Record) else read
+@parsing.memoise_rows
+def _parse(row: Any, org: str, region: str, natural: bool) -> Record | InvalidRow:
+    valid = parsing.validate_row(UnpodRow, row, key="id")
+    if isinstance(valid, InvalidRow):
+        return valid
+    if valid.id is None and valid.source_number is None and valid.destination_number is None:
+        return parsing.invalid_row("the row has neither an id nor a number", row)
+    return _record(valid, org, region, natural, parsing.raw_row(row, UnpodRow.model_fields))
 
 
-@lru_cache(maxsize=_CACHED_ROWS)
-def _read_once(row: bytes, org: str, region: str, natural: bool) -> Record | InvalidRow:
-    return _read(orjson.loads(row), org, region, natural)
-
-
-def _read(row: object, org: str, region: str, natural: bool) -> Record | InvalidRow:
-    if not isinstance(row, dict):
-        return InvalidRow("the row is not a JSON object", excerpt=excerpt({"row": shrunk(row)}))
-    try:
-        parsed = CallRow.model_validate(row)
-    except ValidationError as error:
-        return InvalidRow(complaint(error), key=parsing.text(row.get("id")), excerpt=excerpt(shrunk_row(row)))
-    if parsed.id is None and parsed.source_number is None and parsed.destination_number is None:
-        return InvalidRow("the row has neither an id nor a number", excerpt=excerpt(shrunk_row(row)))
-    return _record(parsed, org, region, natural, kept(row, CallRow.model_fields))
-
-
-def natural_key(org: str, row: CallRow) -> str:
-    """Make an identity of what a call cannot share with another one: who called whom at which moment."""
+def natural_key(org: str, row: UnpodRow) -> str:
+    """Identify a call without an id by who called whom at which moment."""
     moment = row.creation_time.isoformat(timespec="microseconds")
     parts = (org, moment, row.source_number or "", row.destination_number or "")
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
 
-def _record(row: CallRow, org: str, region: str, natural: bool, raw: Json) -> Record:
+def _record(row: UnpodRow, org: str, region: str, natural: bool, raw: Json) -> Record:
     direction = _DIRECTIONS.get((row.call_type or "").lower(), Direction.UNKNOWN)
     outbound = direction is Direction.OUTBOUND
     caller = read_number(row.source_number, region, internal=outbound)
@@ -258,21 +240,21 @@ def _record(row: CallRow, org: str, region: str, natural: bool, raw: Json) -> Re
     external = internal = None
     if direction is not Direction.UNKNOWN:
         external, internal = (callee, caller) if outbound else (caller, callee)
-    said = _NOT_LETTERS.sub(" ", (row.call_status or "").upper()).strip()
+    status = words(row.call_status)
     answered_at = _not_before(row.start_time, row.creation_time)
     ended_at = _not_before(row.end_time, row.creation_time)
     duration: float | None = row.call_duration
     derived: tuple[str, ...] = ()
+    # The open server writes 0 for a duration that it does not know.
     if not duration and answered_at and ended_at and ended_at > answered_at:
         duration, derived = seconds((ended_at - answered_at).total_seconds()), ("duration_seconds",)
-    under_way = ended_at is None and (parsing.under_way(said) or (not said and not duration))
     return Record(
         key=natural_key(org, row) if natural or row.id is None else row.id,
         started_at=row.creation_time,
         local_date=row.creation_time.date().isoformat(),
         direction=direction,
-        outcome=_OUTCOMES.get(said, Outcome.UNKNOWN),
-        finished=not under_way,
+        outcome=_OUTCOMES.get(status, Outcome.UNKNOWN),
+        finished=not parsing.in_progress(status, ended_at, duration),
         status_raw=row.call_status,
         end_reason=row.end_reason,
         caller=caller,
@@ -288,20 +270,20 @@ def _record(row: CallRow, org: str, region: str, natural: bool, raw: Json) -> Re
     )
 
 
-def _not_before(moment: datetime | None, began: datetime) -> datetime | None:
-    """A moment of the call, when it can be one: clocks of two servers may differ by a little."""
-    return moment if moment is not None and moment >= began - timedelta(seconds=60) else None
+def _not_before(time: datetime | None, started_at: datetime) -> datetime | None:
+    """Drop a time well before the start; a little before is the clock of another server."""
+    return time if time is not None and time >= started_at - timedelta(seconds=60) else None
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-def refusal(
-    status: int, body: bytes, headers: Mapping[str, str], *, what: str, host: str, now: datetime
-) -> ProviderError:
-    """Turn an unwanted answer into the error that says so. A missing Org-Handle may come back as 400 or as 206."""
-    if status in (206, 400) and b"org" in body.lower():
+def error_of(response: ErrorResponse) -> ProviderError:
+    """Map an error response."""
+    # The open server answers 400 when Org-Handle is missing, and 206 with a message in sibling views.
+    if response.status in (206, 400) and b"org" in response.body.lower():
         return UnexpectedResponse(
-            f"Unpod at {host} answered {what} with status {status} and speaks of the organisation; check org_handle"
+            f"{NAME} at {response.host} answered the request for {response.what} with status {response.status} and a "
+            "message about the organisation. Check org_handle."
         )
-    return parsing.refusal(status, headers, name=NAME, what=what, host=host, now=now)
+    return parsing.provider_error(response, name=NAME)

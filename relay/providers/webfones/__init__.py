@@ -1,4 +1,4 @@
-"""WebFones: call log 3.1 and contacts 3.0. Promise: one odd row never hides its neighbours."""
+"""WebFones: call log 3.1 and contacts 3.0. Promise: an invalid row never hides its neighbours."""
 
 from relay.providers.base import ProviderKind
 from relay.providers.webfones.client import Webfones
@@ -14,4 +14,4 @@ WEBFONES = ProviderKind(
     requests_per_window=1000,
     window_s=15 * 60,
 )
-"""The documented limit is 1,000 requests in 15 minutes, per key (call log) or per address (contacts)."""
+"""Documented limit: 1,000 requests in 15 minutes, per key (call log) or per IP address (contacts)."""

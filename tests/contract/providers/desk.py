@@ -14,10 +14,8 @@ from typing import Any, cast
 import aiohttp
 from redis.asyncio import Redis
 
-from relay.errors import OverBudget
 from relay.polling.poller import Poller
 from relay.polling.window import Tier
-from relay.providers.base import Pay, Purpose
 from relay.providers.source import Source, connect_source
 from relay.queue.lane import Lane
 from relay.queue.settlement import Done, Renew, Retry, Settlement
@@ -26,6 +24,7 @@ from relay.simulator.timeline import CallPlan
 from relay.store.calls import Ledger, Row
 from relay.store.sources import SourceStore
 from tests.contract.providers.subject import MakeSubject, Subject
+from tests.fakes.budget import FakeBudgetStore
 from workers.poll import PollWorker
 
 START = datetime(2025, 7, 1, 12, tzinfo=UTC)
@@ -44,29 +43,6 @@ class WatchedLedger(Ledger):
         letters = await super().ingest(sid, rows, **options)
         self.answers += [(letter, row.record.key) for letter, row in zip(letters, rows, strict=True)]
         return letters
-
-
-class Till:
-    """Stands for the budget: counts what is paid for, lets the test act just before a request, and may be empty."""
-
-    def __init__(self) -> None:
-        self.paid = 0
-        self.empty = False
-        self.before: Callable[[int], None] | None = None
-
-    async def pay(self, _purpose: Purpose) -> None:
-        if self.empty:
-            raise OverBudget(60)
-        self.paid += 1
-        if self.before is not None:
-            self.before(self.paid)
-
-    def pay_for(self, *_: object) -> Pay:
-        return self.pay
-
-    @contextlib.asynccontextmanager
-    async def heeding(self, *_: object, **__: object) -> AsyncIterator[None]:
-        yield
 
 
 @dataclass
@@ -96,10 +72,10 @@ class NoMarkers:
 class Desk:
     """A poller, a source, and the provider behind it."""
 
-    def __init__(self, subject: Subject, redis: Redis, till: Till, now: "Moment") -> None:
+    def __init__(self, subject: Subject, redis: Redis, budgets: FakeBudgetStore, now: "Moment") -> None:
         self.subject = subject
         self.redis = redis
-        self.till = till
+        self.budgets = budgets
         self.moment = now
         self.ledger = WatchedLedger(redis)
         self.states = SourceStore(redis)
@@ -187,11 +163,11 @@ async def open_desk(
     await redis.flushall()
     moment = Moment()
     subject = make(moment, zone)
-    desk = Desk(subject, redis, Till(), moment)
+    desk = Desk(subject, redis, FakeBudgetStore(), moment)
     async with subject.serve() as base_url:
         known = {name: value for name, value in options.items() if name in subject.kind.options.model_fields}
         chosen = subject.options(base_url, **known)
-        desk.source = connect_source(SID, chosen, http, cast(Any, desk.till), public_url=None)
+        desk.source = connect_source(SID, chosen, http, cast(Any, desk.budgets), public_url=None)
         yield desk
 
 

@@ -87,8 +87,8 @@ class Weather:
 
     async def poll(self, step: Step) -> None:
         """Poll under this step's mishap."""
-        subject, till = self._desk.subject, self._desk.till
-        first = till.paid
+        subject, budgets = self._desk.subject, self._desk.budgets
+        first = budgets.requests
         transient = [each for each in subject.refusals if each.status >= 500 or each.status == 429]
         gone: list[CallPlan] = []
 
@@ -112,9 +112,9 @@ class Weather:
                 case _:
                     pass
 
-        till.before = strike
+        budgets.before_request = strike
         await self._desk.poll()
-        till.before = None
+        budgets.before_request = None
         subject.behave()
         subject.add(gone)
 

@@ -8,11 +8,11 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
-from relay.domain.call import Direction, Outcome, Record
+from relay.domain.call import Direction, InvalidRow, Outcome, Record
 from relay.errors import OverBudget, ProviderError
 from relay.providers import PROVIDERS
 from relay.providers import http as http_module
-from relay.providers.base import InvalidRow, Purpose, Window
+from relay.providers.base import Purpose, Window
 from relay.providers.source import Source
 from relay.simulator.timeline import CallPlan
 from tests.contract.providers.desk import START, Desk, open_desk
@@ -146,15 +146,15 @@ async def test_rows_that_come_while_pages_are_read_are_told(desk: Desk) -> None:
     await desk.poll()
     desk.pass_(seconds=600)
     calls = [desk.call(rid, start_s=-rid * 10) for rid in range(10, 35)]
-    before = desk.till.paid
+    before = desk.budgets.requests
 
     def one_more(paid: int) -> None:
         if paid < before + 6:
             calls.append(desk.call(1000 + paid, start_s=-50 + paid - before, talk_s=1))
 
-    desk.till.before = one_more
+    desk.budgets.before_request = one_more
     await desk.poll()
-    desk.till.before = None
+    desk.budgets.before_request = None
     desk.pass_(seconds=30)
     await desk.poll()
 
@@ -167,10 +167,10 @@ async def test_rows_that_go_while_pages_are_read_hide_no_others_for_long(desk: D
     desk.pass_(seconds=600)
     calls = [desk.call(rid, start_s=-rid * 10) for rid in range(10, 35)]
     going = [call for call in calls if call.rid % 5 == 0]
-    before = desk.till.paid
-    desk.till.before = lambda paid: desk.subject.remove(going.pop()) if paid > before + 1 and going else None
+    before = desk.budgets.requests
+    desk.budgets.before_request = lambda paid: desk.subject.remove(going.pop()) if paid > before + 1 and going else None
     await desk.poll()
-    desk.till.before = None
+    desk.budgets.before_request = None
     gone = {desk.subject.key(call) for call in calls if call.rid % 5 == 0}
     desk.pass_(seconds=30)
     await desk.poll()
@@ -319,8 +319,8 @@ async def test_a_reading_that_breaks_off_half_way_moves_no_cursor(desk: Desk) ->
     calls = [desk.call(rid, start_s=-rid * 10) for rid in range(10, 35)]
     cursor = await desk.cursor()
     for nth in range(1, 30):
-        before = desk.till.paid
-        desk.till.before = lambda paid, last=before + nth: (
+        before = desk.budgets.requests
+        desk.budgets.before_request = lambda paid, last=before + nth: (
             desk.subject.trouble(Trouble.DROP, times=None) if paid == last else None
         )
         await desk.poll()
@@ -328,7 +328,7 @@ async def test_a_reading_that_breaks_off_half_way_moves_no_cursor(desk: Desk) ->
         if not await desk.error():
             break
         assert await desk.cursor() == cursor
-    desk.till.before = None
+    desk.budgets.before_request = None
 
     assert desk.told_keys == Counter(desk.subject.key(call) for call in calls)
     assert nth > 1
@@ -354,7 +354,7 @@ async def test_garbage_hides_no_neighbour(make: MakeSubject, redis: Redis, http:
 
 
 async def test_a_body_over_the_cap_is_given_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_module, "LARGEST_BODY_BYTES", 1024 * 1024)
+    monkeypatch.setattr(http_module, "MAX_BODY_BYTES", 1024 * 1024)
     await desk.poll()
     desk.pass_(seconds=90)
     call = desk.call(1)
@@ -374,7 +374,7 @@ async def test_wrong_credentials_pause_the_source_and_are_told(
     async with open_desk(make, redis, http) as desk:
         base_url = str(getattr(desk.source.options, "base_url"))  # noqa: B009 - the base class has none
         for options in desk.subject.wrong_credentials(base_url):
-            provider = desk.source.kind.connect(options, http, desk.till.pay)
+            provider = desk.source.kind.connect(options, http, desk.source.budget)
             with pytest.raises(ProviderError) as caught:
                 [page async for page in provider.calls.pages(Window(desk.now - timedelta(hours=1), desk.now))]
             assert type(caught.value).__name__ == "Unauthorized"
@@ -406,11 +406,11 @@ async def test_every_request_is_paid_for_before_it_is_sent(desk: Desk) -> None:
     await desk.poll()
     await desk.source.provider.health()
 
-    assert desk.till.paid == desk.subject.requests > 0
+    assert desk.budgets.requests == desk.subject.requests > 0
 
 
 async def test_nothing_is_sent_that_the_budget_does_not_pay_for(desk: Desk) -> None:
-    desk.till.empty = True
+    desk.budgets.exhausted = True
 
     with pytest.raises(OverBudget):
         await listed(desk.source, Window(desk.now - timedelta(hours=1), desk.now, Purpose.BACKFILL))

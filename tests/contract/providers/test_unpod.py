@@ -86,7 +86,9 @@ async def test_a_list_in_no_order_is_read_to_its_end(unpod: Desk) -> None:
 
 async def test_the_first_page_is_read_again_where_the_count_moved(unpod: Desk) -> None:
     plans = [unpod.call(rid, start_s=-rid * 60) for rid in range(1, 13)]
-    unpod.till.before = lambda paid: plans.append(unpod.call(100, start_s=-31, talk_s=1)) if paid == 2 else None
+    unpod.budgets.before_request = lambda paid: (
+        plans.append(unpod.call(100, start_s=-31, talk_s=1)) if paid == 2 else None
+    )
 
     read = await pages(unpod)
 
@@ -103,9 +105,9 @@ async def test_an_end_before_what_was_announced_is_an_error(unpod: Desk) -> None
         if paid == 3:
             simulator(unpod).inject(Fault(kind=FaultKind.STATUS, on=LIST, status=400, body='{"message":"Failed"}'))
 
-    unpod.till.before = fail
+    unpod.budgets.before_request = fail
 
-    with pytest.raises(UnexpectedResponse, match="announced 30 calls and ended its list after 10"):
+    with pytest.raises(UnexpectedResponse, match="announced 30 calls and ended the list after 10"):
         await pages(unpod)
 
 
@@ -133,5 +135,5 @@ async def test_a_missing_handle_is_named(unpod: Desk, status: Any) -> None:
     )
     simulator(unpod).no_org_status = status
 
-    with pytest.raises(UnexpectedResponse, match="check org_handle"):
+    with pytest.raises(UnexpectedResponse, match="Check org_handle"):
         await pages(unpod)
