@@ -1,4 +1,4 @@
-"""What is owed for a call: tables of what is held, folded, updated and said once, and the properties behind them."""
+"""Which events are due for a call: tables of what is held, merged, updated and published once, and properties."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ READY_MS = 1_751_403_284_000
 RULES = SourceRules("webfones", "UTC", True, True, 5_000, 30_000, "https://relay.example.com")
 PLAIN = replace(RULES, contacts=False, recordings=False)
 MATCHED: Json = NO_CONTACT | {"lookup_status": "matched", "count": 1, "id": "c1", "name": "Jo"}
-NOBODY: Json = NO_CONTACT | {"lookup_status": "none"}
+NO_MATCH: Json = NO_CONTACT | {"lookup_status": "none"}
 AUDIO: Json = NO_RECORDING | {"status": "available", "size_bytes": 320, "path": "2025/07/01/call.wav"}
 NO_AUDIO: Json = NO_RECORDING | {"status": "none"}
 LOST_AUDIO: Json = NO_RECORDING | {"status": "unavailable"}
@@ -59,24 +59,26 @@ def stored(**parts: Any) -> StoredCall:
     return StoredCall(**defaults | parts)
 
 
-def owed(call: StoredCall, *, now_ms: int = LATER_MS, rules: SourceRules = RULES) -> Publish:
-    verdict = decide(call, now_ms=now_ms, rules=rules)
-    assert isinstance(verdict, Publish), verdict
-    return verdict
+def due(call: StoredCall, *, now_ms: int = LATER_MS, rules: SourceRules = RULES) -> Publish:
+    decision = decide(call, now_ms=now_ms, rules=rules)
+    assert isinstance(decision, Publish), decision
+    return decision
 
 
-def types(verdict: Publish) -> list[str]:
-    return [draft.type for draft in verdict.events]
+def types(decision: Publish) -> list[str]:
+    return [draft.type for draft in decision.events]
 
 
-def heard(call: StoredCall, *, rules: SourceRules = RULES) -> StoredCall:
-    """The call after everything owed was said, as the store gives it back."""
-    said = owed(call, rules=rules).published
-    return call if said is None else replace(call, said=orjson.loads(orjson.dumps(said)), version=call.version + 1)
+def after_publishing(call: StoredCall, *, rules: SourceRules = RULES) -> StoredCall:
+    """The call after everything due was published, as the store returns it."""
+    published = due(call, rules=rules).published
+    if published is None:
+        return call
+    return replace(call, said=orjson.loads(orjson.dumps(published)), version=call.version + 1)
 
 
-def the(verdict: Publish, event_type: str) -> EventDraft:
-    [draft] = [draft for draft in verdict.events if draft.type == event_type]
+def the(decision: Publish, event_type: str) -> EventDraft:
+    [draft] = [draft for draft in decision.events if draft.type == event_type]
     return draft
 
 
@@ -94,7 +96,7 @@ def the(verdict: Publish, event_type: str) -> EventDraft:
         ({"record": record(outcome=Outcome.NO_ANSWER)}, RULES, 5_000),
         ({"recording": NO_AUDIO, "contact": NO_CONTACT | {"lookup_status": "unavailable"}}, RULES, 5_000),
         ({"recording": NO_AUDIO, "contact": MATCHED}, RULES, 0),
-        ({"recording": NO_AUDIO, "contact": NOBODY}, RULES, 0),
+        ({"recording": NO_AUDIO, "contact": NO_MATCH}, RULES, 0),
         ({"recording": NO_AUDIO, "contact": NO_CONTACT}, RULES, 0),
         ({}, replace(RULES, contacts=False), 30_000),
         ({}, replace(RULES, recordings=False), 5_000),
@@ -106,10 +108,10 @@ def the(verdict: Publish, event_type: str) -> EventDraft:
 def test_an_event_is_held_for_what_may_still_come_and_no_longer(
     parts: dict[str, Any], rules: SourceRules, waits_ms: int
 ) -> None:
-    """The longest hold that still has something to wait for decides; to the millisecond nothing is said before."""
+    """The longest hold that still has something to wait for decides; to the millisecond nothing is published before."""
     call = stored(**parts)
 
-    assert types(owed(call, now_ms=READY_MS + waits_ms, rules=rules))[0] == "call.completed"
+    assert types(due(call, now_ms=READY_MS + waits_ms, rules=rules))[0] == "call.completed"
     if waits_ms:
         assert decide(call, now_ms=READY_MS, rules=rules) == Wait(waits_ms)
         assert decide(call, now_ms=READY_MS + waits_ms - 1, rules=rules) == Wait(1)
@@ -122,22 +124,22 @@ def test_the_hold_counts_from_the_end_of_the_call_not_from_its_first_sight() -> 
     assert decide(call, now_ms=READY_MS, rules=RULES) == Wait(5_000)
 
 
-def test_a_call_that_goes_on_is_not_told_however_long_it_waits() -> None:
-    """A row of an unfinished call is remembered, nothing more."""
+def test_a_call_in_progress_is_not_published_however_long_it_lasts() -> None:
+    """A row of an unfinished call is stored, nothing more."""
     call = stored(finished=False, contact=MATCHED, recording=AUDIO)
 
     assert decide(call, now_ms=LATER_MS, rules=RULES) == Publish((), None)
 
 
-def test_a_told_call_is_never_held_again() -> None:
+def test_a_published_call_is_never_held_again() -> None:
     """After the first event each difference goes out at once."""
-    call = replace(heard(stored()), record=record(status_raw="BUSY"))
+    call = replace(after_publishing(stored()), record=record(status_raw="BUSY"))
 
-    assert types(owed(call, now_ms=READY_MS)) == ["call.updated"]
+    assert types(due(call, now_ms=READY_MS)) == ["call.updated"]
 
 
-def test_the_contact_may_hold_a_call_up_until_it_is_settled() -> None:
-    """`unavailable` is no answer: the hold goes on while it is tried again."""
+def test_the_contact_may_hold_a_call_until_it_is_settled() -> None:
+    """`unavailable` is not final: the hold goes on while the look-up is retried."""
     unavailable = NO_CONTACT | {"lookup_status": "unavailable"}
 
     assert contact_hold_left_ms(stored(), now_ms=READY_MS + 1, rules=RULES) == 4_999
@@ -150,23 +152,23 @@ def test_the_contact_may_hold_a_call_up_until_it_is_settled() -> None:
 # The first event
 
 
-def test_what_changed_while_held_is_folded_into_the_first_event() -> None:
+def test_what_changed_while_held_is_merged_into_the_first_event() -> None:
     """A row that is corrected within the hold makes one event with the correction, not two."""
     call = stored()
     assert isinstance(decide(call, now_ms=READY_MS + 1, rules=RULES), Wait)
     corrected = replace(call, record=record(outcome=Outcome.NO_ANSWER), contact=MATCHED, version=3)
 
-    verdict = owed(corrected)
+    decision = due(corrected)
 
-    assert types(verdict) == ["call.completed"]
-    about = verdict.events[0].document["data"]["call"]
+    assert types(decision) == ["call.completed"]
+    about = decision.events[0].document["data"]["call"]
     assert (about["outcome"], about["contact"]["name"], about["revision"]) == ("no_answer", "Jo", 1)
-    assert "changes" not in verdict.events[0].document["data"]
+    assert "changes" not in decision.events[0].document["data"]
 
 
 def test_the_first_event_has_the_whole_document() -> None:
     """Envelope and call object, name by name."""
-    [draft] = owed(stored(contact=MATCHED, recording=NO_AUDIO)).events
+    [draft] = due(stored(contact=MATCHED, recording=NO_AUDIO)).events
 
     assert draft.document["id"] == draft.id == ids.event_id("main", "7", "call.completed")
     assert draft.document["timestamp"] == "2025-07-01T21:54:44Z"
@@ -191,8 +193,8 @@ def test_the_first_event_has_the_whole_document() -> None:
 
 
 def test_without_a_public_url_there_are_no_links() -> None:
-    """A relay behind NAT says null instead of an address nobody can open."""
-    [draft] = owed(stored(recording=NO_AUDIO), rules=replace(RULES, public_url=None)).events
+    """A relay behind NAT has null instead of an address that cannot be opened."""
+    [draft] = due(stored(recording=NO_AUDIO), rules=replace(RULES, public_url=None)).events
 
     assert draft.document["links"] == {"call": None, "recording": None}
 
@@ -202,19 +204,19 @@ def test_without_a_public_url_there_are_no_links() -> None:
     [
         (None, RULES, "unavailable"),
         (None, PLAIN, "skipped"),
-        (NOBODY, RULES, "none"),
+        (NO_MATCH, RULES, "none"),
         (MATCHED, RULES, "matched"),
         (NO_CONTACT, RULES, "skipped"),
     ],
 )
-def test_an_event_says_how_the_contact_look_up_went(contact: Json | None, rules: SourceRules, status: str) -> None:
-    """Nobody found and not asked are different things to a CRM."""
-    [draft] = owed(stored(contact=contact, recording=NO_AUDIO), rules=rules).events
+def test_an_event_has_the_result_of_the_contact_look_up(contact: Json | None, rules: SourceRules, status: str) -> None:
+    """No match and no look-up are different things to a CRM."""
+    [draft] = due(stored(contact=contact, recording=NO_AUDIO), rules=rules).events
 
     assert draft.document["data"]["call"]["contact"]["lookup_status"] == status
 
 
-# The audio
+# The recording
 
 
 @pytest.mark.parametrize(
@@ -228,20 +230,20 @@ def test_an_event_says_how_the_contact_look_up_went(contact: Json | None, rules:
         (None, Outcome.ANSWERED, PLAIN, "unsupported", []),
     ],
 )
-def test_the_audio_is_told_right_after_the_call(
+def test_the_recording_is_published_right_after_the_call(
     recording: Json | None, outcome: Outcome, rules: SourceRules, status: str, also: list[str]
 ) -> None:
-    """The first event says what is known of the recording, and an event of its own says that it is there, or lost."""
-    verdict = owed(stored(record=record(outcome=outcome), recording=recording), rules=rules)
+    """The first event has what is known of the recording; one of its own follows when it is stored, or failed."""
+    decision = due(stored(record=record(outcome=outcome), recording=recording), rules=rules)
 
-    assert types(verdict) == ["call.completed", *also]
-    assert [draft.document["data"]["call"]["recording"]["status"] for draft in verdict.events] == [status] * len(
-        verdict.events
+    assert types(decision) == ["call.completed", *also]
+    assert [draft.document["data"]["call"]["recording"]["status"] for draft in decision.events] == [status] * len(
+        decision.events
     )
 
 
-def test_where_the_audio_lies_is_nobody_elses_business() -> None:
-    """The path in our storage is part of what we know, not of what we say."""
+def test_the_path_of_a_recording_is_not_published() -> None:
+    """The path in our storage is stored with the call, but no field of the payload."""
     part = recording_of(stored(recording=AUDIO), RULES)
 
     assert "path" not in part
@@ -259,13 +261,13 @@ def test_where_the_audio_lies_is_nobody_elses_business() -> None:
         ([NO_AUDIO, AUDIO], [[], ["call.recording.completed"]]),
     ],
 )
-def test_audio_that_comes_late_is_one_later_event(steps: list[Json], expected: list[list[str]]) -> None:
-    """`.completed` once; `.failed` once, and `.completed` after it when a person got the audio after all."""
-    call = heard(stored())
+def test_a_recording_that_comes_late_is_one_later_event(steps: list[Json], expected: list[list[str]]) -> None:
+    """`.completed` once; `.failed` once, and `.completed` after it when the recording came after all."""
+    call = after_publishing(stored())
     for recording, event_types in zip(steps, expected, strict=True):
         call = replace(call, recording=recording)
-        assert types(owed(call)) == event_types
-        call = heard(call)
+        assert types(due(call)) == event_types
+        call = after_publishing(call)
 
 
 # Updates
@@ -273,9 +275,9 @@ def test_audio_that_comes_late_is_one_later_event(steps: list[Json], expected: l
 
 def test_each_difference_is_named_with_what_it_was_and_what_it_is() -> None:
     """An automation can act on the one field it cares about."""
-    call = replace(heard(stored(contact=MATCHED)), record=record(outcome=Outcome.BUSY, status_raw="BUSY"))
+    call = replace(after_publishing(stored(contact=MATCHED)), record=record(outcome=Outcome.BUSY, status_raw="BUSY"))
 
-    draft = the(owed(call), "call.updated")
+    draft = the(due(call), "call.updated")
 
     assert draft.document["data"]["changes"] == {"outcome": ["answered", "busy"], "status_raw": [None, "BUSY"]} | {
         "missed": [False, True]
@@ -285,69 +287,69 @@ def test_each_difference_is_named_with_what_it_was_and_what_it_is() -> None:
 def test_a_difference_inside_a_party_is_named_by_its_path() -> None:
     """`from.name`, not the whole of `from`."""
     named = Party("+12125550100", "(212) 555-0100", NumberType.E164, name="B WHITTAKER")
-    call = replace(heard(stored()), record=record(caller=named))
+    call = replace(after_publishing(stored()), record=record(caller=named))
 
-    assert the(owed(call), "call.updated").document["data"]["changes"] == {"from.name": [None, "B WHITTAKER"]}
+    assert the(due(call), "call.updated").document["data"]["changes"] == {"from.name": [None, "B WHITTAKER"]}
 
 
 def test_a_contact_that_resolves_late_is_an_update() -> None:
-    """The address book was down: the call is told without it, and again when it is known."""
-    call = replace(heard(stored()), contact=MATCHED)
+    """The address book was down: the call is published without a contact, and updated when there is one."""
+    call = replace(after_publishing(stored()), contact=MATCHED)
 
-    changes = the(owed(call), "call.updated").document["data"]["changes"]
+    changes = the(due(call), "call.updated").document["data"]["changes"]
 
     assert changes["contact.lookup_status"] == ["unavailable", "matched"]
     assert changes["contact.name"] == [None, "Jo"]
 
 
 def test_revisions_count_updates() -> None:
-    """1 is the first telling; every update is one more; a recording's event carries the number that stands."""
-    call = heard(stored())
+    """The first event has 1, every update one more; a recording event has the current one."""
+    call = after_publishing(stored())
     revisions = []
     for status in ("A", "B", "C"):
         call = replace(call, record=record(status_raw=status))
-        revisions.append(the(owed(call), "call.updated").document["data"]["call"]["revision"])
-        call = heard(call)
+        revisions.append(the(due(call), "call.updated").document["data"]["call"]["revision"])
+        call = after_publishing(call)
     call = replace(call, recording=AUDIO)
 
     assert revisions == [2, 3, 4]
-    assert the(owed(call), "call.recording.completed").document["data"]["call"]["revision"] == 4
+    assert the(due(call), "call.recording.completed").document["data"]["call"]["revision"] == 4
 
 
-def test_nobody_found_late_is_no_event() -> None:
-    """The address book answered late, and knows nobody: nothing that a subscriber was told has changed."""
-    call = heard(stored(contact=None), rules=RULES)
-    later = replace(call, contact=NOBODY)
+def test_a_late_look_up_without_a_match_is_no_event() -> None:
+    """The address book answered late, without a match: nothing that was published has changed."""
+    call = after_publishing(stored(contact=None), rules=RULES)
+    later = replace(call, contact=NO_MATCH)
 
-    assert owed(later, rules=RULES).events == ()
+    assert due(later, rules=RULES).events == ()
 
 
 def test_a_contact_of_a_corrected_number_does_not_count() -> None:
-    """The provider corrected the number after the look-up: whoever was found has another number."""
+    """The provider corrected the number after the look-up: the contact has another number."""
     call = stored(contact={**MATCHED, "number": "+15550000000"})
 
     assert isinstance(decide(call, now_ms=call.ready_ms, rules=RULES), Wait)
 
 
-def test_a_change_to_and_fro_is_two_updates_with_ids_of_their_own() -> None:
-    """The third state equals the first; it is news all the same."""
-    first = heard(stored(contact=MATCHED))
+def test_a_change_back_and_forth_is_two_updates_with_ids_of_their_own() -> None:
+    """The third state equals the first; it is a change all the same."""
+    first = after_publishing(stored(contact=MATCHED))
     second = replace(first, record=record(status_raw="X"))
-    third = replace(heard(second), record=first.record)
+    third = replace(after_publishing(second), record=first.record)
 
-    to, fro = the(owed(second), "call.updated"), the(owed(third), "call.updated")
+    there, back = the(due(second), "call.updated"), the(due(third), "call.updated")
 
-    assert to.id != fro.id
-    assert fro.document["data"]["changes"] == {"status_raw": ["X", None]}
+    assert there.id != back.id
+    assert back.document["data"]["changes"] == {"status_raw": ["X", None]}
 
 
-def test_a_told_call_that_goes_on_again_waits_for_its_end() -> None:
-    """A provider that reopens a row is not believed until the call is over again."""
-    told = heard(stored())
-    reopened = replace(told, finished=False, record=record(status_raw="ONGOING"))
+def test_a_published_call_that_reopens_waits_for_its_end() -> None:
+    """A row that a provider reopens is published again only once it is finished again."""
+    published_call = after_publishing(stored())
+    reopened = replace(published_call, finished=False, record=record(status_raw="ONGOING"))
 
-    assert owed(reopened) == Publish((), None)
-    assert types(owed(replace(reopened, finished=True))) == ["call.updated"]
+    assert due(reopened) == Publish((), None)
+    assert types(due(replace(reopened, finished=True))) == ["call.updated"]
 
 
 # Transcripts
@@ -355,50 +357,50 @@ def test_a_told_call_that_goes_on_again_waits_for_its_end() -> None:
 TRANSCRIPT: Json = {"available": True, "transcript": "hello"}
 
 
-def test_a_transcript_is_told_with_the_call_when_it_is_there_already() -> None:
+def test_a_transcript_that_is_there_already_follows_the_call() -> None:
     """After `call.completed`, as an event of its own."""
-    verdict = owed(stored(record=record(transcription=TRANSCRIPT)), rules=PLAIN)
+    decision = due(stored(record=record(transcription=TRANSCRIPT)), rules=PLAIN)
 
-    assert types(verdict) == ["call.completed", "call.transcript.completed"]
+    assert types(decision) == ["call.completed", "call.transcript.completed"]
 
 
 def test_a_transcript_that_comes_later_is_one_event_and_no_update() -> None:
-    """Its coming changes the row; the event of its own says so, once."""
+    """It changes the row, but has an event of its own, once."""
     for before in (None, {"available": False, "text": None}):
-        told = heard(stored(record=record(transcription=before)), rules=PLAIN)
-        call = replace(told, record=record(transcription=TRANSCRIPT))
+        published_call = after_publishing(stored(record=record(transcription=before)), rules=PLAIN)
+        call = replace(published_call, record=record(transcription=TRANSCRIPT))
 
-        assert types(owed(call, rules=PLAIN)) == ["call.transcript.completed"]
-        assert types(owed(heard(call, rules=PLAIN), rules=PLAIN)) == []
+        assert types(due(call, rules=PLAIN)) == ["call.transcript.completed"]
+        assert types(due(after_publishing(call, rules=PLAIN), rules=PLAIN)) == []
 
 
 def test_a_transcript_that_comes_with_another_change_is_two_events() -> None:
     """The update names the change alone."""
-    told = heard(stored(), rules=PLAIN)
-    call = replace(told, record=record(transcription=TRANSCRIPT, status_raw="X"))
+    published_call = after_publishing(stored(), rules=PLAIN)
+    call = replace(published_call, record=record(transcription=TRANSCRIPT, status_raw="X"))
 
-    verdict = owed(call, rules=PLAIN)
+    decision = due(call, rules=PLAIN)
 
-    assert types(verdict) == ["call.updated", "call.transcript.completed"]
-    assert verdict.events[0].document["data"]["changes"] == {"status_raw": [None, "X"]}
+    assert types(decision) == ["call.updated", "call.transcript.completed"]
+    assert decision.events[0].document["data"]["changes"] == {"status_raw": [None, "X"]}
 
 
-def test_a_transcript_that_goes_and_comes_again_is_told_as_updates() -> None:
-    """`call.transcript.completed` has one id for ever, so its second coming must be heard another way."""
-    call = heard(stored(record=record(transcription=TRANSCRIPT)), rules=PLAIN)
+def test_a_transcript_that_goes_and_returns_is_published_as_updates() -> None:
+    """`call.transcript.completed` has one id for ever, so its return must be published another way."""
+    call = after_publishing(stored(record=record(transcription=TRANSCRIPT)), rules=PLAIN)
     gone = replace(call, record=record(transcription=None))
-    assert types(owed(gone, rules=PLAIN)) == ["call.updated"]
-    back = replace(heard(gone, rules=PLAIN), record=record(transcription=TRANSCRIPT))
+    assert types(due(gone, rules=PLAIN)) == ["call.updated"]
+    back = replace(after_publishing(gone, rules=PLAIN), record=record(transcription=TRANSCRIPT))
 
-    assert types(owed(back, rules=PLAIN)) == ["call.updated"]
+    assert types(due(back, rules=PLAIN)) == ["call.updated"]
 
 
 def test_a_corrected_transcript_is_an_update() -> None:
     """After its own event a transcript is content like any other."""
-    call = heard(stored(record=record(transcription=TRANSCRIPT)), rules=PLAIN)
+    call = after_publishing(stored(record=record(transcription=TRANSCRIPT)), rules=PLAIN)
     corrected = replace(call, record=record(transcription=TRANSCRIPT | {"transcript": "hallo"}))
 
-    changes = the(owed(corrected, rules=PLAIN), "call.updated").document["data"]["changes"]
+    changes = the(due(corrected, rules=PLAIN), "call.updated").document["data"]["changes"]
     assert changes == {"transcription.transcript": ["hello", "hallo"]}
 
 
@@ -418,7 +420,7 @@ RECORDS = st.builds(
     st.sampled_from([None, {"available": False}, TRANSCRIPT]),
     st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 2) | st.none(), max_size=2),
 )
-CONTACTS = st.sampled_from([None, MATCHED, NOBODY, NO_CONTACT, NO_CONTACT | {"lookup_status": "unavailable"}])
+CONTACTS = st.sampled_from([None, MATCHED, NO_MATCH, NO_CONTACT, NO_CONTACT | {"lookup_status": "unavailable"}])
 RECORDINGS = st.sampled_from([None, AUDIO, NO_AUDIO, LOST_AUDIO])
 STATES = st.fixed_dictionaries(
     {"record": RECORDS, "contact": CONTACTS, "recording": RECORDINGS, "finished": st.sampled_from([True, True, False])}
@@ -427,13 +429,13 @@ ALL_RULES = st.builds(replace, st.just(RULES), contacts=st.booleans(), recording
 
 
 @given(st.lists(STATES, min_size=1, max_size=6), ALL_RULES)
-def test_saying_everything_and_then_asking_again_owes_nothing(states: list[dict[str, Any]], rules: SourceRules) -> None:
-    """Whatever a call has been through, what was said is said; a crash before the settle repeats nothing."""
+def test_after_publishing_nothing_more_is_due(states: list[dict[str, Any]], rules: SourceRules) -> None:
+    """Whatever a call has been through; so a crash before the settlement repeats nothing."""
     call = stored()
     for parts in states:
-        call = heard(replace(call, **parts), rules=rules)
+        call = after_publishing(replace(call, **parts), rules=rules)
 
-        assert owed(call, rules=rules) == Publish((), None)
+        assert due(call, rules=rules) == Publish((), None)
 
 
 def amended(old: Any, path: list[str], pair: list[Any]) -> Any:
@@ -454,7 +456,7 @@ def dropping_none(document: Any) -> Any:
     return document
 
 
-def nobody(status: str) -> str:
+def same_to_a_subscriber(status: str) -> str:
     return "none" if status == "unavailable" else status
 
 
@@ -462,56 +464,59 @@ def nobody(status: str) -> str:
 def test_a_subscriber_that_applies_every_change_knows_the_call(
     states: list[dict[str, Any]], rules: SourceRules
 ) -> None:
-    """One `call.completed`; each update's changes lead from what was said to what is said now; ids are unique."""
+    """One `call.completed`; each update's changes lead from the last published state to the next; ids are unique."""
     call = stored()
     drafts: list[EventDraft] = []
     for parts in states:
         call = replace(call, **parts)
-        verdict = owed(call, rules=rules)
-        drafts += verdict.events
-        call = heard(call, rules=rules)
+        decision = due(call, rules=rules)
+        drafts += decision.events
+        call = after_publishing(call, rules=rules)
 
-    told: Json | None = None
+    known: Json | None = None
     revision = 1
     for draft in drafts:
         about = draft.document["data"]["call"]
         content = {name: about[name] for name in (*record(), "contact") if name != "provider_call_id"}
-        # A look-up that failed and one that found nobody are the same to a subscriber: neither names anybody.
-        content["contact"] = {**content["contact"], "lookup_status": nobody(content["contact"]["lookup_status"])}
+        # A failed look-up and one without a match are the same to a subscriber: no contact.
+        content["contact"] = {
+            **content["contact"],
+            "lookup_status": same_to_a_subscriber(content["contact"]["lookup_status"]),
+        }
         if draft.type == "call.completed":
-            assert told is None
+            assert known is None
         elif draft.type == "call.updated":
             revision += 1
-            assert told is not None
+            assert known is not None
             for field, values in draft.document["data"]["changes"].items():
-                pair = [nobody(value) for value in values] if field == "contact.lookup_status" else values
-                told = amended(told, field.split("."), pair)
-            if about["transcription"] == told["transcription"]:
-                assert dropping_none(told) == dropping_none(content)
+                pair = [same_to_a_subscriber(value) for value in values] if field == "contact.lookup_status" else values
+                known = amended(known, field.split("."), pair)
+            if about["transcription"] == known["transcription"]:
+                assert dropping_none(known) == dropping_none(content)
         assert about["revision"] == revision
-        told = content
+        known = content
     assert [draft.type for draft in drafts[:1]] in ([], ["call.completed"])
     assert len({draft.id for draft in drafts}) == len(drafts)
     for once in ("call.completed", "call.recording.completed", "call.recording.failed", "call.transcript.completed"):
         assert [draft.type for draft in drafts].count(once) <= 1
-    if told is not None and call.finished:
-        assert told["outcome"] == call.record["outcome"]
+    if known is not None and call.finished:
+        assert known["outcome"] == call.record["outcome"]
 
 
 @given(STATES, STATES, st.integers(0, 10**9), st.sampled_from(["poll", "backfill", "stream"]))
 def test_ids_do_not_depend_on_when_or_how_a_call_was_seen(
     first: dict[str, Any], second: dict[str, Any], later_ms: int, via: str
 ) -> None:
-    """The same story, seen by another relay at another time, has the same ids."""
+    """The same history, seen by another relay at another time, has the same ids."""
     stories = []
     for at_ms, way in ((LATER_MS, "poll"), (LATER_MS + later_ms, via)):
         call = stored(via=way, first_seen_ms=at_ms - 7_200_000, ready_ms=at_ms - 3_600_000)
-        told: list[str] = []
+        event_ids: list[str] = []
         for parts in (first, second):
             call = replace(call, **parts)
-            verdict = owed(call, now_ms=at_ms)
-            told += [draft.id for draft in verdict.events]
-            call = call if verdict.published is None else replace(call, said=verdict.published)
-        stories.append(told)
+            decision = due(call, now_ms=at_ms)
+            event_ids += [draft.id for draft in decision.events]
+            call = call if decision.published is None else replace(call, said=decision.published)
+        stories.append(event_ids)
 
     assert stories[0] == stories[1]

@@ -1,8 +1,8 @@
-"""Whoever acts between any two round trips of whom, each difference is said exactly once; against a real Valkey.
+"""Each difference is published exactly once, whatever happens between two round trips; against a real Valkey.
 
-Two workers advance one call, stopped before and after every round trip to the store. Between any two of them a poll may
-bring a change, the audio may arrive, a lease may end, a worker may be killed. When all is quiet, a subscriber that
-applied every event in order knows the call as it is, and heard nothing twice.
+Two workers publish one call, stopped before and after every round trip to the store. Between any two of them a poll may
+bring a change, the recording may arrive, a lease may end, a worker may be killed. At the end a subscriber that applied
+every event in order has the call as it is, and received nothing twice.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ ONCE = ("call.completed", "call.recording.completed", "call.recording.failed", "
 
 
 class Stepped(Ledger):
-    """A ledger that stops before each round trip, and after one that wrote, until it is let go."""
+    """A ledger that stops before each round trip, and after one that wrote, until it may go on."""
 
     def __init__(self, redis: Redis, pause: Callable[[], Awaitable[None]]) -> None:
         super().__init__(redis, calls_ttl_s=1000, events_ttl_s=1000, keep_raw=lambda: False)
@@ -71,14 +71,14 @@ class Stepped(Ledger):
 
 
 class Everybody:
-    """One subscriber, who wants everything."""
+    """One subscription, which receives everything."""
 
     def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
         return ("sub",)
 
 
 class Worker:
-    """Holds the call's enrich item and advances the call, a round trip at a time."""
+    """Holds the call's enrich item and publishes the call, a round trip at a time."""
 
     def __init__(self, bench: "Bench", claim: Claim, contact: str | None) -> None:
         self._bench = bench
@@ -132,12 +132,12 @@ class Bench:
         self.enrich = open_lane(redis, LaneName.ENRICH, lease_s=600)
         self.record = open_lane(redis, LaneName.RECORD, lease_s=600)
         self.now_ms = 0
-        self.told_before: list[str] = []
+        self.published_before: list[str] = []
 
     async def ingest(
         self, status: str, *, answered: bool = True, finished: bool = True, text: str | None = None
     ) -> str:
-        """A poll brings the row; whether it was finished can be read off what is said."""
+        """A poll brings the row; `custom` shows in each event whether the row was finished."""
         record = Record(
             key="7",
             started_at=NOON,
@@ -157,24 +157,24 @@ class Bench:
         return claims[0] if claims else None
 
     async def worker(self, contact: str | None) -> Worker | None:
-        """Give the call to a worker, if it is there to be had."""
+        """Give the call to a worker, if its item is due."""
         claim = await self.claim(self.enrich)
         return Worker(self, claim, contact) if claim else None
 
     async def fetched(self, claim: Claim, status: str) -> None:
-        """The audio is there, or not, or lost."""
+        """The recording is stored, missing or lost."""
         part = NO_RECORDING | {"status": status}
         await self.record.exchange([(claim, Done(RecordingStored(part)))])
 
     async def audio(self, status: str) -> bool:
-        """Claim the fetch and end it; False when there is none to be had."""
+        """Claim the fetch and complete it; False when none is due."""
         claim = await self.claim(self.record)
         if claim:
             await self.fetched(claim, status)
         return claim is not None
 
     async def let_pass(self, name: Callable[[LaneName, str], str], lane: Lane) -> None:
-        """Move what a sorted set of a lane says into the past."""
+        """Move the times in a sorted set of a lane into the past."""
         await self.redis.zadd(name(lane.name, "main"), {CALL: 1}, xx=True)
         await lane.drop("main", "nobody")
 
@@ -183,12 +183,12 @@ class Bench:
             await self.let_pass(queue_keys.leased, lane)
 
     async def let_holds_end(self) -> None:
-        """Hours go by: every hold is over, and what was put off is due."""
+        """Hours pass: every hold is over, and every retry is due."""
         self.now_ms = 10**14
         await self.let_pass(queue_keys.waiting, self.enrich)
 
     async def settle_down(self) -> None:
-        """Everything comes to rest by itself: by leases that end and by what the lanes still hold."""
+        """Run until nothing is left to do: leases end, and the lanes' items are worked off."""
         await self.let_holds_end()
         for _ in range(20):
             await self.let_leases_end()
@@ -197,10 +197,10 @@ class Bench:
                 await worker.step()
             if worker is None and not await self.audio("available"):
                 return
-        raise AssertionError("the call never comes to rest")
+        raise AssertionError("the call never settles")
 
     async def events(self) -> list[Json]:
-        """What the subscriber will hear, in order."""
+        """What the subscriber will receive, in order."""
         queue = await self.redis.zrange(keys.pending("sub", CALL), 0, -1, withscores=True)
         assert [int(number) for _, number in queue] == list(range(1, len(queue) + 1))
         found = []
@@ -212,18 +212,18 @@ class Bench:
         return found
 
     async def check(self) -> list[Json]:
-        """Follow the events as a subscriber does: each leads from what was known to what it says."""
+        """Follow the events as a subscriber does: each leads from the state before to its own."""
         events = await self.events()
         eids = [event["id"] for event in events]
-        assert eids[: len(self.told_before)] == self.told_before
-        self.told_before = eids
+        assert eids[: len(self.published_before)] == self.published_before
+        self.published_before = eids
         kinds = Counter(event["type"] for event in events)
         assert all(kinds[kind] <= 1 for kind in ONCE)
         known: Json = {}
         revision = 0
         for event in events:
-            said = content(event)
-            assert said["custom"] == {"finished": True}
+            state = content(event)
+            assert state["custom"] == {"finished": True}
             if event["type"] in ONCE:
                 assert event["id"] == ids.event_id("main", "7", event["type"])
             if event["type"] == "call.completed":
@@ -232,15 +232,15 @@ class Bench:
             elif event["type"] == "call.updated":
                 revision += 1
                 assert event["data"]["changes"]
-                assert without_transcript(applied(known, event["data"]["changes"])) == without_transcript(said)
+                assert without_transcript(applied(known, event["data"]["changes"])) == without_transcript(state)
             else:
-                assert without_transcript(known) == without_transcript(said)
+                assert without_transcript(known) == without_transcript(state)
             assert event["data"]["call"]["revision"] == revision
-            known = said
+            known = state
         return events
 
     async def check_nothing_is_lost(self) -> None:
-        """All is quiet: what was said last is what is."""
+        """Nothing is left to do: the last published state is the call as it is."""
         events = await self.check()
         call = await self.ledger.call(CALL)
         if call is None or not call.finished:
@@ -248,7 +248,7 @@ class Bench:
         assert events
         assert events[0]["type"] == "call.completed"
         contact = call.contact or NO_CONTACT | {"lookup_status": "unavailable"}
-        assert content(events[-1]) == {**call.record, "contact": nobody_either_way(contact)}
+        assert content(events[-1]) == {**call.record, "contact": same_to_a_subscriber(contact)}
         kinds = {event["type"] for event in events}
         status = (call.recording or {}).get("status")
         assert ("call.recording.completed" in kinds) == (status == "available")
@@ -263,36 +263,36 @@ def content(event: Json) -> Json:
     """The part of an event that changes are about."""
     own = ("id", "provider", "source_id", "revision", "recording")
     about = {name: value for name, value in event["data"]["call"].items() if name not in own}
-    return {**about, "contact": nobody_either_way(about["contact"])}
+    return {**about, "contact": same_to_a_subscriber(about["contact"])}
 
 
-def nobody_either_way(contact: Json) -> Json:
-    """That a look-up which had failed finds nobody later is worth no event: both are nobody."""
-    return {**contact, "lookup_status": _NOBODY.get(contact["lookup_status"], contact["lookup_status"])}
+def same_to_a_subscriber(contact: Json) -> Json:
+    """A failed look-up and one without a match: both mean no contact, so a change between them is no event."""
+    return {**contact, "lookup_status": _SAME_STATUS.get(contact["lookup_status"], contact["lookup_status"])}
 
 
-_NOBODY = {"unavailable": "none"}
+_SAME_STATUS = {"unavailable": "none"}
 
 
-def without_transcript(said: Json) -> Json:
-    """A transcript's coming has an event of its own and is in no `changes`."""
-    return {name: value for name, value in said.items() if name != "transcription"}
+def without_transcript(state: Json) -> Json:
+    """A new transcript has an event of its own and is in no `changes`."""
+    return {name: value for name, value in state.items() if name != "transcription"}
 
 
 def applied(known: Json, changes: dict[str, list[Any]]) -> Json:
     """Apply changes, each of which must begin where we are."""
-    said = {name: dict(value) if isinstance(value, dict) else value for name, value in known.items()}
+    state = {name: dict(value) if isinstance(value, dict) else value for name, value in known.items()}
     for path, (before, after) in changes.items():
         name, _, inner = path.partition(".")
-        there = said[name] if inner else said
+        there = state[name] if inner else state
         if path == "contact.lookup_status":
-            before, after = _NOBODY.get(before, before), _NOBODY.get(after, after)
+            before, after = _SAME_STATUS.get(before, before), _SAME_STATUS.get(after, after)
         assert there[inner or name] == before
         there[inner or name] = after
-    return said
+    return state
 
 
-async def test_every_interleaving_of_two_holders_and_two_writers_says_each_difference_once(redis: Redis) -> None:
+async def test_every_interleaving_of_two_holders_and_two_writers_publishes_each_difference_once(redis: Redis) -> None:
     """A lease ended unnoticed, so two workers hold the call; meanwhile a poll changes it and its audio arrives.
 
     All orders of the first three round trips of each worker and of the two writes; then each comes to its end.
@@ -407,7 +407,7 @@ class OneCall(RuleBasedStateMachine):
         self.run(self.bench.let_holds_end())
 
     @invariant()
-    def what_was_said_holds_together(self) -> None:
+    def published_events_are_consistent(self) -> None:
         self.run(self.bench.check())
 
     def teardown(self) -> None:
@@ -428,7 +428,7 @@ class OneCall(RuleBasedStateMachine):
             self.loop.close()
 
 
-def test_whatever_happens_to_a_call_each_difference_is_said_once(valkey_url: str) -> None:
+def test_whatever_happens_to_a_call_each_difference_is_published_once(valkey_url: str) -> None:
     """Polls, audio, contacts, holds, leases that end, workers that are killed: in any order, at any point."""
     machine = type("OneCall", (OneCall,), {"url": valkey_url})
     run_state_machine_as_test(
