@@ -124,7 +124,7 @@ class Registry:
                     if await self.load():
                         await changed()
                 except RelayError as error:
-                    log.error("directory_unreadable", error=str(error))
+                    log.error("registry_load_failed", error=str(error))
 
     def _all_sources(self, declared: Mapping[str, Declaration]) -> dict[str, Source]:
         found: dict[str, Source] = {}
@@ -134,7 +134,7 @@ class Registry:
             try:
                 found[sid] = self._connect(sid, self._options_of(made), made.tenant, made=True)
             except ValidationError as error:
-                log.error("source_unreadable", source=sid, errors=error.error_count())
+                log.error("source_load_failed", source=sid, errors=error.error_count())
         for sid, options in self._settings.sources.items():
             found[sid] = self._connect(sid, options, None, made=False)
         self._connected = {sid: self._connected[sid] for sid in found}
@@ -172,7 +172,7 @@ class Registry:
             try:
                 found[sid] = made_subscription(each)
             except ValidationError as error:
-                log.error("subscription_unreadable", subscription=sid, errors=error.error_count())
+                log.error("subscription_load_failed", subscription=sid, errors=error.error_count())
         for sid, options in self._settings.subscriptions.items():
             found[sid] = Subscription.of(sid, options)
         return found

@@ -138,7 +138,7 @@ class DeliverWorker:
             at_most_once=subscription.options.delivery == "at_most_once",
         )
         log.info(
-            "attempt_failed",
+            "delivery_attempt_failed",
             event_id=event.id,
             subscription=subscription.id,
             attempt=state.attempts + 1,

@@ -162,7 +162,7 @@ class _Backfill:
             stands = {"at": iso(at) or "", "total": json.dumps(counts)}
             await self._progress.write(state="running", done=done, **stands, **counts)
         await self._progress.write(state="done", done=1, **self._total.counts())
-        log.info("backfill_done", source=source.id, **self._total.counts())
+        log.info("backfill_completed", source=source.id, **self._total.counts())
 
     async def beat(self) -> None:
         """Say how far it is, while a window is being read, and whether it was cancelled."""
@@ -277,7 +277,7 @@ async def replay(ctx: dict[str, Any], sub: str, since_ms: int, status: ReplaySta
             await progress.write(state="failed", error=f"{sub} is switched off; enable it, then replay again")
             return
         await progress.write(state="done", done=1, **done.counts())
-        log.info("replay_done", subscription=sub, **done.counts())
+        log.info("replay_completed", subscription=sub, **done.counts())
 
 
 async def erase(ctx: dict[str, Any], number: str, sources: list[str] | None, job: str) -> None:
@@ -292,7 +292,7 @@ async def erase(ctx: dict[str, Any], number: str, sources: list[str] | None, job
         eraser = Eraser(runtime.ledger, runtime.storage)
         done = await eraser.number(number, sources=sources, books=books, step=step)
         await progress.write(state="done", done=1, **done.counts())
-        log.info("erased", **done.counts())
+        log.info("erase_completed", **done.counts())
 
 
 async def forget_source(ctx: dict[str, Any], sid: str, job: str) -> None:
@@ -306,7 +306,7 @@ async def forget_source(ctx: dict[str, Any], sid: str, job: str) -> None:
         await runtime.markers.delete(sid)
         await runtime.redis.expire(keys.forgotten(sid), REMEMBERED_S)
         await progress.write(state="done", done=1, **done.counts())
-        log.info("source_forgotten", source=sid, **done.counts())
+        log.info("source_erased", source=sid, **done.counts())
 
 
 def _erasing(runtime: Runtime, progress: Progress) -> Callable[[Erased], Awaitable[None]]:

@@ -34,7 +34,7 @@ class PollWorker:
                 source, token=claim.token, renew_lease=lambda: settle(claim, Renew())
             )
         except LeaseLost:
-            log.warning("poll_overtaken", source=source.id, reason="its lease ended and another process polls it")
+            log.warning("poll_lease_lost", source=source.id, reason="its lease ended and another process polls it")
             outcome, wait_s = "overtaken", source.options.poll_interval_s
         metrics.POLLS.labels(outcome).inc()
         settle(claim, Retry(int(wait_s * 1000) + 1))

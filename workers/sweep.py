@@ -39,7 +39,7 @@ async def sweep(runtime: Runtime) -> None:
         await trim(runtime)
         resealed = await runtime.registry.declarations.reseal()
         if resealed:
-            log.info("sealed_again", count=resealed, why="RELAY_SECRET_KEY has a newer key")
+            log.info("secrets_reencrypted", count=resealed, why="RELAY_SECRET_KEY has a newer key")
 
 
 async def _time_went_back(runtime: Runtime) -> None:
@@ -89,10 +89,10 @@ async def listen_for_silence(runtime: Runtime) -> None:
         calls = await _calls_in_same_stretches(runtime, source, quiet_since_ms, int(began)) if newest else []
         if too_quiet(calls) and not noted:
             since = iso(from_ms(quiet_since_ms))
-            log.warning("source_is_quiet", source=source.id, since=since, usual_calls=min(calls), hint=_QUIET_HINT)
+            log.warning("source_went_quiet", source=source.id, since=since, usual_calls=min(calls), hint=_QUIET_HINT)
             await runtime.states.note(source.id, quiet_since=quiet_since_ms)
         elif noted and not too_quiet(calls):
-            log.info("source_is_heard_again", source=source.id)
+            log.info("source_quiet_resolved", source=source.id)
             await runtime.states.note(source.id, quiet_since="")
 
 
@@ -124,7 +124,7 @@ async def trim(runtime: Runtime) -> None:
     try:
         gone = await runtime.storage.trim(now - timedelta(days=retention.recordings_days))
     except StorageError as error:
-        log.warning("recordings_not_trimmed", error=str(error))
+        log.warning("recordings_trim_failed", error=str(error))
     else:
         if gone:
             log.info("recordings_trimmed", count=gone)

@@ -195,7 +195,7 @@ def _abort(request: web.Request) -> None:
 
 
 def _unavailable(call_id: str, error: Exception) -> web.Response:
-    log.warning("recording_unavailable", call=call_id, error=str(error))
+    log.warning("recording_read_failed", call=call_id, error=str(error))
     headers = {"Retry-After": str(RETRY_AFTER_S)}
     return problem_response(
         HTTPStatus.SERVICE_UNAVAILABLE, "The recording is temporarily unavailable; retry later.", headers=headers

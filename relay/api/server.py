@@ -37,7 +37,7 @@ async def serve_api(runtime: Runtime) -> AsyncIterator[int]:
     app.add_routes(_probes(runtime))
     options = runtime.settings.api
     async with _serving(app, options.host, options.port, what="api") as port:
-        log.info("api_listening", host=options.host, port=port)
+        log.info("api_started", host=options.host, port=port)
         yield port
 
 

@@ -287,7 +287,7 @@ class Poller:
         if stats.new or stats.changed:
             self._wake()
         if planned.first or planned.recovery:
-            log.info("source_first_poll", source=source.id, text=first_sentence(planned, stats))
+            log.info("source_first_polled", source=source.id, text=first_sentence(planned, stats))
         notes = self._note_clocks(source, state, stats) | self._note_zone(source, state, planned, stats, now)
         await self._states.polled(
             source.id, rows=stats.rows, bad=stats.bad, too_old=stats.too_old, new=stats.new, notes=notes
@@ -302,7 +302,9 @@ class Poller:
             started_at = poll_state.started_at or now
             await self._markers.write(source.id, Marker(started_at, started_at))
             return poll_state
-        log.warning("source_recovering", source=source.id, cursor=marker.cursor.isoformat(), why="the store was empty")
+        log.warning(
+            "source_recovery_started", source=source.id, cursor=marker.cursor.isoformat(), why="the store was empty"
+        )
         return await self._states.begin(source.id, marker.started_at, cursor=marker.cursor)
 
     async def _mark(
@@ -321,9 +323,9 @@ class Poller:
         if ahead is None or (abs(ahead) > NOTED_S) == state.clock_noted:
             return {}
         if state.clock_noted:
-            log.info("clocks_agree", source=source.id)
+            log.info("clock_skew_resolved", source=source.id)
             return {"clock_ahead_s": ""}
-        log.warning("clocks_differ", source=source.id, provider_ahead_s=round(ahead))
+        log.warning("clock_skew_detected", source=source.id, provider_ahead_s=round(ahead))
         return {"clock_ahead_s": round(ahead)}
 
     def _note_zone(
@@ -341,14 +343,14 @@ class Poller:
         if off_s and off_s != state.zone_off_s:
             offset = now.astimezone(ZoneInfo(source.options.timezone)).utcoffset() or timedelta()
             log.warning(
-                "zone_looks_wrong",
+                "timezone_mismatch_detected",
                 source=source.id,
                 configured=source.options.timezone,
                 rows_look_like=rows_look_like(offset, off_s),
                 fix="set the source's timezone to that of the account; `relay check` shows how old its newest call is",
             )
         elif not off_s and state.zone_off_s:
-            log.info("zone_fits", source=source.id)
+            log.info("timezone_mismatch_resolved", source=source.id)
         return {"delay_calls": 0, "delay_least_s": "inf", "zone_off_s": off_s}
 
     async def _failed(self, source: Source, token: bytes, error: RelayError) -> float:
@@ -356,7 +358,7 @@ class Poller:
         failing = await self._states.failed(source.id, str(error), token=token)
         wait_s = _wait_s(error, failing.failures, source.options.poll_interval_s)
         if not failing.known:
-            log.error("source_error", source=source.id, error=str(error), next_try_s=round(wait_s))
+            log.error("source_poll_failed", source=source.id, error=str(error), next_try_s=round(wait_s))
         needs_a_person = isinstance(error, Unauthorized | UnexpectedResponse | SettingsError)
         if (needs_a_person or failing.failures >= LASTING_FAILURES) and not failing.told:
             await self._operations.source_error(source, str(error), since_ms=failing.since_ms)

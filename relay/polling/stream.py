@@ -141,11 +141,11 @@ class Streams:
             except (RelayError, RedisError, OSError) as error:
                 trouble = error
             except Exception as error:
-                log.exception("stream_failed", source=source.id)
+                log.exception("call_stream_failed", source=source.id)
                 trouble = error
             failures = failures + 1 if trouble or time.monotonic() - began < SHORT_LIVED_S else 0
             if trouble is not None and failures == 1:
-                log.warning("stream_lost", source=source.id, error=str(trouble), hint="polling goes on")
+                log.warning("call_stream_disconnected", source=source.id, error=str(trouble), hint="polling goes on")
                 await self._note(source, str(trouble))
             await asyncio.sleep(pause_s(trouble, failures, self._rng))
 

@@ -95,7 +95,7 @@ class Declarations:
                         continue
                     fresh = self._seal(kind, self._open(kind, name.decode(), value))
                 except RelayError as error:
-                    log.error("declaration_unreadable", kind=kind, name=name.decode(), error=str(error))
+                    log.error("declaration_load_failed", kind=kind, name=name.decode(), error=str(error))
                     continue
                 count += await self._declare(args=[kind, name.decode(), value, fresh])
         return count

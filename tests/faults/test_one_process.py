@@ -78,7 +78,7 @@ def test_a_killed_relay_is_started_again_on_the_same_directory(
     embedded.end_leases()
     again = lab.start("up")
 
-    assert again.lines("store_taken_over")
+    assert again.lines("store_orphan_stopped")
     assert store_pid(lab) != orphan
     lab.finish("relay up killed and started again", ledger=embedded, within_s=150)
     assert again.stop() == 0

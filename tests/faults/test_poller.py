@@ -57,14 +57,14 @@ def test_a_poller_that_was_thought_dead_admits_nothing(lab: Lab) -> None:
     second = lab.start("poller")
     until(lambda: lab.heard() == 30, "the second poller tells all")
     first.resume()
-    until(lambda: first.lines("poll_overtaken"), "the first notices that it was overtaken")
+    until(lambda: first.lines("poll_lease_lost"), "the first notices that it was overtaken")
     lab.call(10)
 
     figures = lab.finish("two pollers, one past its lease")
 
     assert figures.events == 40
     assert figures.duplicates == 0
-    assert not second.lines("poll_overtaken")
+    assert not second.lines("poll_lease_lost")
 
 
 @pytest.mark.parametrize("rounds", [pytest.param(2, id="short"), pytest.param(40, id="long", marks=pytest.mark.long)])

@@ -173,7 +173,7 @@ def test_a_subscriber_without_tls_hears_all_once_its_url_is_right(lab: Lab) -> N
     lab.await_first_poll()
     lab.call(4)
     until(lambda: lab.heard(hooks=["b"]) == 4, "the other subscriber hears all")
-    failed = until(lambda: worker.lines("attempt_failed"), "the first attempt fails")
+    failed = until(lambda: worker.lines("delivery_attempt_failed"), "the first attempt fails")
     assert failed[0]["why"] == "the subscriber does not speak TLS on this port"
     lab.configure(urls=urls)
     assert worker.stop() == 0

@@ -145,7 +145,7 @@ async def test_the_relay_that_was_made_is_found_by_its_configuration(tmp_path: P
         made = await run("init", "-f", str(file), *options, "--no-check", environ=ENVIRON)
         relay = await start("up", "--config", str(file), environ=environ)
         try:
-            await heard(relay, "source_first_poll")
+            await heard(relay, "source_first_polled")
             listed = await run("sources", "list", "--config", str(file), "--json", environ=environ)
             checked = await run("sources", "check", "main", "--config", str(file), environ=environ)
             filled = await run("sources", "backfill", "main", "--since", "1h", "-c", str(file), environ=environ)

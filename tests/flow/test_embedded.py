@@ -50,14 +50,14 @@ async def test_a_store_that_died_for_want_of_room_comes_back_when_there_is_some(
             disk.free_mb = 3
             assert store.pid is not None
             os.kill(store.pid, signal.SIGKILL)
-            await eventually(lambda: _named(logs, "store_does_not_start"), bool)
+            await eventually(lambda: _named(logs, "store_start_failed"), bool)
             disk.free_mb = 300
             await eventually(lambda: _named(logs, "store_restarted"), bool)
             assert await redis.get("kept") == b"1"
 
-    [died] = await _named(logs, "store_died")
+    [died] = await _named(logs, "store_crashed")
     assert "why" not in died  # it was killed and had nothing to say
-    assert "Make room" in (await _named(logs, "store_does_not_start"))[0]["error"]
+    assert "Make room" in (await _named(logs, "store_start_failed"))[0]["error"]
 
 
 async def test_a_store_that_ends_by_itself_says_why(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ async def test_a_store_that_ends_by_itself_says_why(tmp_path: Path) -> None:
                 await redis.shutdown(nosave=True)
             await eventually(lambda: _named(logs, "store_restarted"), bool)
 
-    [died] = await _named(logs, "store_died")
+    [died] = await _named(logs, "store_crashed")
     assert "bye bye" in died["why"]
 
 

@@ -150,8 +150,8 @@ async def test_a_providers_clock_that_is_off(office: Office, skew_s: int) -> Non
         await office.poll()
 
     assert office.told() == {str(rid): 1 for rid in range(1, 60)}
-    said = [(log["event"], log.get("provider_ahead_s")) for log in logs if log["event"].startswith("clocks")]
-    assert said == [("clocks_differ", skew_s), ("clocks_agree", None)]
+    said = [(log["event"], log.get("provider_ahead_s")) for log in logs if log["event"].startswith("clock_skew")]
+    assert said == [("clock_skew_detected", skew_s), ("clock_skew_resolved", None)]
 
 
 async def test_a_first_poll_that_succeeds_late_knows_when_the_relay_began_by_the_providers_clock(
@@ -194,7 +194,7 @@ async def test_a_zone_that_is_configured_wrong(redis: Redis, configured: str) ->
         await polls(office, every_s=60, times=240)
 
     assert office.told() == {str(rid): 1 for rid in range(1, 60)}
-    hints = [log["rows_look_like"] for log in logs if log["event"] == "zone_looks_wrong"]
+    hints = [log["rows_look_like"] for log in logs if log["event"] == "timezone_mismatch_detected"]
     assert hints == ["UTC+00:00"]
 
 
@@ -208,7 +208,7 @@ async def test_a_zone_that_fits_is_not_talked_about(office: Office) -> None:
     with capture_logs() as logs:
         await polls(office, every_s=60, times=330)
 
-    assert not [log for log in logs if log["event"].startswith("zone")]
+    assert not [log for log in logs if log["event"].startswith("timezone")]
     assert (await office.state()).zone_off_s == 0
 
 
@@ -252,7 +252,7 @@ async def test_a_source_that_was_edited_and_redeployed_goes_on_where_it_stood(re
         await polls(deployed, every_s=60, times=3)
 
     assert not deployed.told()
-    assert not [log for log in logs if log["event"] == "source_first_poll"]
+    assert not [log for log in logs if log["event"] == "source_first_polled"]
 
 
 @pytest.mark.parametrize("mishap", ODD)
@@ -378,7 +378,7 @@ async def test_the_first_poll_knows_what_was_there_and_sends_none(office: Office
         await polls(office, every_s=30, times=3)
 
     assert not office.told()
-    texts = [log["text"] for log in logs if log["event"] == "source_first_poll"]
+    texts = [log["text"] for log in logs if log["event"] == "source_first_polled"]
     assert texts == ["214 calls of the last 78 h known, none sent; waiting for the next."]
     assert (await office.state()).poll_state.started_at == START
 
@@ -395,7 +395,7 @@ async def test_when_the_relay_began_is_written_before_the_first_answer(office: O
         await office.poll()
 
     assert office.told() == {"2": 1, "3": 1}
-    (text,) = [log["text"] for log in logs if log["event"] == "source_first_poll"]
+    (text,) = [log["text"] for log in logs if log["event"] == "source_first_polled"]
     assert text == "1 call of the 78 h before the relay began known, 2 since then sent; waiting for the next."
 
 
@@ -444,7 +444,7 @@ async def test_an_empty_store_is_recovered_from_the_marker_with_the_same_ids(off
     with capture_logs() as logs:
         await office.poll()
 
-    assert "source_recovering" in [log["event"] for log in logs]
+    assert "source_recovery_started" in [log["event"] for log in logs]
     assert {str(rid) for rid in range(1, 84)} == set(office.told())
     assert await office.redis.exists(keys.call(ids.call_id(SID, "83")))
     assert (await office.state()).poll_state.started_at == START

@@ -277,7 +277,9 @@ async def test_a_source_without_calls_at_a_busy_hour_is_named_once(relays: Relay
         await listen_for_silence(runtime)
     await measure(runtime)
 
-    assert [(each["source"], each["usual_calls"]) for each in logs if each["event"] == "source_is_quiet"] == [("a", 4)]
+    assert [(each["source"], each["usual_calls"]) for each in logs if each["event"] == "source_went_quiet"] == [
+        ("a", 4)
+    ]
     quiet_since = (await runtime.states.read("a")).quiet_since
     assert quiet_since is not None
     assert quiet_since.timestamp() == pytest.approx(await now_ms(redis) / 1000 - 3600, abs=60)
@@ -296,7 +298,7 @@ async def test_the_next_call_ends_the_silence(relays: Relays, redis: Redis) -> N
         await listen_for_silence(runtime)
     await measure(runtime)
 
-    assert [each["event"] for each in logs] == ["source_is_heard_again"]
+    assert [each["event"] for each in logs] == ["source_quiet_resolved"]
     assert (await runtime.states.read("a")).quiet_since is None
     assert REGISTRY.get_sample_value("relay_sources_quiet") == 0
 

@@ -1,5 +1,6 @@
 """Everything the documents name exists, and everything that exists is documented."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -22,6 +23,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def text(name: str) -> str:
     return (ROOT / name).read_text()
+
+
+def section(name: str, title: str) -> str:
+    return text(name).split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 def script(name: str) -> ModuleType:
@@ -72,11 +77,33 @@ def test_exactly_the_existing_metrics_are_documented() -> None:
     ours = {metric.name for metric in REGISTRY.collect() if metric.name.startswith("relay_")}
     named = {
         re.sub(r"_(total|bucket|count|sum)$", "", name)
-        for name in re.findall(r"`(relay_\w+)", text("docs/operations.md"))
+        for name in re.findall(r"`(relay_\w+)", section("docs/operations.md", "Metrics"))
     }
 
     assert ours - named == set()
     assert named - ours == set()
+
+
+def test_exactly_the_existing_log_events_are_documented() -> None:
+    """docs/operations.md lists the events that the code logs, each with its level."""
+    logged: set[tuple[str, str]] = set()
+    for path in [*(ROOT / "relay").rglob("*.py"), *(ROOT / "workers").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(ast.Name("log"), level), args=[ast.Constant(str() as event), *_]):
+                    logged.add((event, "error" if level == "exception" else level))
+    documented = re.findall(r"^\| `(\w+)` \| (\w+) \|", section("docs/operations.md", "Log events"), re.M)
+
+    assert sorted(documented) == sorted(logged)
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)+", event) for event, _ in documented)
+
+
+def test_files_named_for_contributors_exist() -> None:
+    """docs/contributing.md says where things are."""
+    files = re.findall(r"`((?:relay|docs|tests|\.ci)/[\w./]+\.\w+)`", text("docs/contributing.md"))
+
+    assert files
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -143,7 +143,7 @@ class Cinnox(Provider):
         except wire.CinnoxBadParameter as error:
             # The document of call-log marks callID as required, although its examples leave it out: a server that
             # insists on it cannot list.
-            log.warning("list_not_merged", provider="cinnox", list=self._other_list, error=str(error))
+            log.warning("call_list_merge_failed", provider="cinnox", list=self._other_list, error=str(error))
             self._other_list = None
             return _Listed()
 
