@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from relay.delivery.guard import Guard
 from relay.delivery.lifecycle import Lifecycle
 from relay.delivery.send import Sender
+from relay.domain.numbers import load_metadata
 from relay.domain.time import from_ms
 from relay.enrichment.contacts import AddressBook
 from relay.errors import SettingsError
@@ -165,6 +166,7 @@ class Runtime:
 @contextlib.asynccontextmanager
 async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Sequence[str]) -> AsyncIterator[Runtime]:
     """Open what a process needs. Raises StoreError, also as StoreInUse and StoreTooNew, and SettingsError."""
+    load_metadata()
     async with AsyncExitStack() as stack:
         redis = connection.connect(redis_url)
         stack.push_async_callback(redis.aclose)

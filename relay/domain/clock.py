@@ -1,4 +1,4 @@
-"""What time it is, handed in: logic asks a clock, so that a test can be the one who says."""
+"""Clocks as a dependency: logic takes one, so that a test can set the time."""
 
 import asyncio
 import heapq
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time and waits. `now` may be set back and forth by an administrator; `monotonic` never goes back."""
+    """Reads the time and waits. `now` may step (NTP, an administrator); `monotonic` never goes back."""
 
     def now(self) -> datetime: ...
 
@@ -19,23 +19,23 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The clock of this machine."""
 
     def now(self) -> datetime:
         """Read the wall clock, aware UTC."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Read the clock that only goes forward, in seconds from some start."""
+        """Read the clock that never goes back, in seconds since an arbitrary start."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; zero or less still gives the others a turn."""
+        """Wait; zero or less still yields to other tasks."""
         await asyncio.sleep(max(0.0, seconds))
 
 
 class ManualClock:
-    """A virtual clock: it stands still until `advance`, which wake_ups sleepers in the order of their times."""
+    """A virtual clock: it stands still until `advance`, which wakes sleepers in the order of their times."""
 
     def __init__(self, now: datetime = datetime(2025, 7, 1, 12, tzinfo=UTC)) -> None:
         if now.utcoffset() is None:
@@ -50,11 +50,11 @@ class ManualClock:
         return self._now
 
     def monotonic(self) -> float:
-        """Read the virtual seconds passed since the clock was made; a `step` does not count."""
+        """Read the virtual seconds since the clock was created; a `step` does not count."""
         return self._monotonic_s
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until the clock was advanced by so much; zero or less only gives the others a turn."""
+        """Wait until the clock has advanced that far; zero or less only yields to other tasks."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return
@@ -63,7 +63,7 @@ class ManualClock:
         await woken
 
     async def advance(self, seconds: float, *, turns: int = 25) -> None:
-        """Let time pass. Before it moves, and after each sleeper that wake_ups, everybody gets `turns` of the loop."""
+        """Let time pass. Before it moves, and after each sleeper that wakes, others get `turns` of the event loop."""
         if seconds < 0:
             raise ValueError("time only advances; use step to set the wall clock back")
         target_s = self._monotonic_s + seconds
@@ -79,11 +79,11 @@ class ManualClock:
         await _give_turns(turns)
 
     def step(self, seconds: float) -> None:
-        """Set the wall clock forward or back, as NTP or a person may; nobody wake_ups, `monotonic` is as it was."""
+        """Set the wall clock forward or back, as NTP may; no sleeper wakes, and `monotonic` stays."""
         self._now += timedelta(seconds=seconds)
 
     def next_due_s(self) -> float | None:
-        """Seconds until the next sleeper wake_ups, or None when nobody sleeps."""
+        """Return the seconds until the next sleeper wakes, or None without one."""
         dues = [due_s for due_s, _, woken in self._sleepers if not woken.done()]
         return min(dues) - self._monotonic_s if dues else None
 

@@ -1,11 +1,14 @@
-"""Numbers: what is no complete number never becomes one."""
+"""Phone numbers: an incomplete number never becomes a complete one."""
+
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.domain.call import NumberType, Party
-from relay.domain.numbers import LONGEST_NUMBER, match_key, national_digits, read_number
+from relay.domain.numbers import MAX_NUMBER_CHARS, match_key, national_digits, read_number
 
 E164, UNKNOWN, SIP = NumberType.E164, NumberType.UNKNOWN, NumberType.SIP
 ANONYMOUS, SHORT, EMERGENCY, EXTENSION = (
@@ -56,7 +59,7 @@ ANONYMOUS, SHORT, EMERGENCY, EXTENSION = (
         ("SIP:3203@pbx.example", SIP, None, None, None),
     ],
 )
-def test_the_other_sides_number_is_read_for_what_it_is(
+def test_an_external_number_is_classified(
     raw: str, kind: NumberType, number: str | None, extension: str | None, country: str | None
 ) -> None:
     party = read_number(raw, "US")
@@ -77,7 +80,7 @@ def test_the_other_sides_number_is_read_for_what_it_is(
         ("desk 12", UNKNOWN, None, None),
     ],
 )
-def test_few_digits_on_our_own_side_are_an_extension(
+def test_few_digits_on_the_internal_side_are_an_extension(
     raw: str, kind: NumberType, number: str | None, extension: str | None
 ) -> None:
     party = read_number(raw, "US", internal=True)
@@ -86,12 +89,12 @@ def test_few_digits_on_our_own_side_are_an_extension(
 
 
 @pytest.mark.parametrize("raw", [None, "", "  "])
-def test_no_text_is_no_number(raw: str | None) -> None:
+def test_empty_text_is_an_empty_party(raw: str | None) -> None:
     assert read_number(raw, "US") == Party()
 
 
-def test_text_that_is_too_long_is_kept_and_not_read() -> None:
-    raw = "+12125551234" + "0" * LONGEST_NUMBER
+def test_text_that_is_too_long_is_passed_on_and_not_parsed() -> None:
+    raw = "+12125551234" + "0" * MAX_NUMBER_CHARS
 
     assert read_number(raw, "US") == Party(raw=raw)
 
@@ -102,7 +105,7 @@ def test_an_unknown_region_still_reads_international_numbers() -> None:
 
 
 def test_a_german_extension_never_becomes_a_german_number() -> None:
-    """Four digits are a possible length for a number in Germany; they are a desk all the same."""
+    """Four digits are a possible length for a number in Germany, and still an extension."""
     assert read_number("3203", "DE", internal=True).number is None
     assert read_number("3203", "DE").number is None
 
@@ -123,18 +126,18 @@ def test_a_german_extension_never_becomes_a_german_number() -> None:
         ("", "US", ""),
     ],
 )
-def test_an_address_book_is_asked_in_its_own_digits(e164: str, region: str, digits: str) -> None:
+def test_a_look_up_uses_the_digits_of_the_address_book(e164: str, region: str, digits: str) -> None:
     assert national_digits(e164, region) == digits
 
 
 @pytest.mark.parametrize("text", ["2125551234", "12125551234", "+1 (212) 555-1234", "1-212-555-1234"])
-def test_both_sides_of_a_match_look_alike(text: str) -> None:
+def test_every_spelling_of_a_number_has_one_match_key(text: str) -> None:
     assert match_key(text) == "2125551234"
 
 
 @settings(deadline=None)
 @given(st.text(max_size=80) | st.from_regex(r"[+(]?[0-9 ().x,#-]{1,40}", fullmatch=True), st.booleans())
-def test_any_text_is_read_without_an_error_and_only_digits_make_a_number(raw: str, internal: bool) -> None:
+def test_any_text_is_parsed_and_only_digits_become_a_number(raw: str, internal: bool) -> None:
     party = read_number(raw, "US", internal=internal)
 
     assert party.internal is internal
@@ -145,3 +148,24 @@ def test_any_text_is_read_without_an_error_and_only_digits_make_a_number(raw: st
         assert national_digits(party.number)
     else:
         assert party.type is not NumberType.E164
+
+
+_NUMBERS_OF_MANY_COUNTRIES = """
+import sys
+from relay.domain.numbers import load_metadata, read_number
+load_metadata()
+loaded = set(sys.modules)
+for raw in ("+12125551234", "+442079460000", "+4989123456", "+85298765432", "+91 98765 43210", "+800 1234 5678", "112"):
+    for region in ("US", "GB", "DE", "HK", "IN", "ZA"):
+        read_number(raw, region)
+print(set(sys.modules) - loaded)
+"""
+
+
+def test_no_number_needs_a_file_after_the_start() -> None:
+    """Opening one may fail (EMFILE), and phonenumbers would never recover from that."""
+    result = subprocess.run(
+        [sys.executable, "-c", _NUMBERS_OF_MANY_COUNTRIES], capture_output=True, text=True, check=True
+    )
+
+    assert result.stdout == "set()\n"
