@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 from benchmarks.figures import Figure
 from benchmarks.house import Bench
-from relay.polling.window import FLOOR, HEAVY_ROWS, PollState, Tier, next_cursor, plan
+from relay.domain.polling import PollState
+from relay.polling.window import FLOOR, HEAVY_ROWS, Tier, next_cursor, plan
 from relay.settings import PollOptions
 from relay.simulator.timeline import CallPlan, Habits, calls_between
 

@@ -27,7 +27,7 @@ from benchmarks.house import (
 )
 from relay.events.decide import EventDraft
 from relay.runtime import Runtime
-from relay.store.calls import NewEvent
+from relay.store.events import NewEvent
 from workers.runners import DELIVER_CONCURRENCY
 
 SUBSCRIBERS = tuple(f"s{index:02d}" for index in range(50))
@@ -40,8 +40,8 @@ async def publish(runtime: Runtime, events: Sequence[EventDraft], subs: Sequence
 
     async def some() -> None:
         for event in todo:
-            subject = event.document["data"]["call"]["id"]
-            await runtime.ledger.publish(None, {}, [NewEvent(event.id, event.document, subs)], subject=subject)
+            ordering_key = event.document["data"]["call"]["id"]
+            await runtime.store.events.publish(NewEvent(event.id, event.document, subs), ordering_key=ordering_key)
 
     await asyncio.gather(*(some() for _ in range(at_once)))
 

@@ -164,7 +164,7 @@ async def _hosted(host: Host, runtime: Runtime) -> AsyncIterator[None]:
 async def log_failing_sources(runtime: Runtime) -> None:
     """Log again which sources were failing before this start: one that was rejected is not polled for a while."""
     active = [source for source in runtime.sources.values() if not source.paused]
-    states = await asyncio.gather(*(runtime.states.read(source.id) for source in active))
+    states = await asyncio.gather(*(runtime.store.sources.read(source.id) for source in active))
     for source, state in zip(active, states, strict=True):
         if state.error:
             since = iso(from_ms(state.error_since_ms))

@@ -35,8 +35,8 @@ from relay.registry import Registry
 from relay.secrets import SecretBox
 from relay.settings import Settings
 from relay.store import connection, database
-from relay.store.calls import Ledger
 from relay.store.lanes import LaneName, open_lanes
+from relay.store.ledger import Ledger
 from relay.store.store import Store
 from relay.tasks import cancel
 
@@ -68,10 +68,17 @@ class Runtime:
         self.markers = Markers(storage)
         self.wake_ups = WakeUps()
         calls_ttl_s, events_ttl_s = settings.retention.calls_days * DAY_S, settings.retention.events_days * DAY_S
-        self.store = Store(redis, box, calls_ttl_s=calls_ttl_s, events_ttl_s=events_ttl_s)
+        self.store = Store(
+            redis,
+            box,
+            calls_ttl_s=calls_ttl_s,
+            events_ttl_s=events_ttl_s,
+            keep_raw=lambda: any(each.options.include_raw for each in self.subscriptions.values()),
+        )
+        self.ledger = Ledger(self.store)
         self.states = self.store.sources
         self.budget = self.store.budget
-        self.book = AddressBook(redis)
+        self.book = AddressBook(self.store.contacts)
         self.lanes = open_lanes(redis, attempt_timeout_s=settings.delivery.timeout_s, events_ttl_s=events_ttl_s)
         self.registry = Registry(
             settings,
@@ -82,16 +89,10 @@ class Runtime:
             credentials_of=self.store.credentials,
         )
         self.subscriptions = self.registry.subscriptions
-        self.ledger = Ledger(
-            redis,
-            calls_ttl_s=calls_ttl_s,
-            events_ttl_s=events_ttl_s,
-            keep_raw=lambda: any(each.options.include_raw for each in self.subscriptions.values()),
-        )
-        self.operations = Operations(self.ledger, self.subscriptions)
+        self.operations = Operations(self.store.events, self.subscriptions)
         self.links = LinkIssuer(
             storage,
-            self.ledger.call,
+            self.store.calls.get,
             kind=settings.recording_links,
             public_url=settings.public_url,
             key=box.signing_keys("recording-links")[0],

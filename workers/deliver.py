@@ -23,8 +23,7 @@ from relay.queue.claim import Claim
 from relay.queue.lane import Lane
 from relay.queue.runner import Settle
 from relay.queue.settlement import Done, Intent, PartitionHealth, Retry
-from relay.store.calls import ClaimedEvent, claimed_event
-from relay.store.deliveries import DeliveryState, Status
+from relay.store.deliveries import ClaimedEvent, DeliveryState, Status, claimed_event
 from relay.store.lanes import DeliveryUpdate
 from relay.store.subscriptions import SubscriptionHealth
 

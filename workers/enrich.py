@@ -79,7 +79,7 @@ class EnrichWorker:
 
     async def _look_up(self, source: Source, calls: _Calls, now_ms: int, settle: Settle) -> None:
         holds = [contact_hold_left_ms(call, now_ms=now_ms, rules=source.rules) for _, call in calls]
-        overdue = [call for (_, call), hold in zip(calls, holds, strict=True) if call.said is None and hold <= 0]
+        overdue = [call for (_, call), hold in zip(calls, holds, strict=True) if call.published is None and hold <= 0]
         # No hold is left (or none was set): published now, and again when the contact is there.
         await asyncio.gather(
             *(self._publisher.publish(call, source.rules, {}, tenant=source.tenant) for call in overdue)

@@ -1,149 +1,145 @@
-"""What arq runs: wake-ups, which return at once, and the operator's long work. Each may run twice without harm."""
+"""What arq runs: wake-ups, which return at once, and long work. Each job may run twice without harm."""
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 from arq import Retry
-from arq.constants import in_progress_key_prefix
-from redis.exceptions import RedisError
 
-from relay.delivery.replay import Replayed, ReplayStatus, SwitchedOff, replay_since
+from relay.delivery.replay import ReplayProgress, ReplayStatus, SubscriptionDisabled, replay_since
 from relay.domain.json import Json
-from relay.domain.time import from_iso, iso
+from relay.domain.polling import PollState
+from relay.domain.time import from_iso, from_ms, iso
 from relay.errors import OverBudget, RateLimited, RelayError, StorageError, StoreError, Unavailable
 from relay.polling.poller import PollStats, Reader
-from relay.polling.window import PollState, floor
-from relay.privacy.erase import REMEMBERED_S, Erased, Eraser
+from relay.polling.window import floor
+from relay.privacy.erase import Erased, Eraser
 from relay.providers.base import Purpose, Window
 from relay.providers.source import Source
 from relay.runtime import Runtime
-from relay.store import keys
-from relay.store.calls import LeaseLost
+from relay.store.connection import STORE_ERRORS
+from relay.store.jobs import Job, JobState
 from relay.store.lanes import LaneName
-from relay.store.sources import Progress
+from relay.store.sources import LeaseLost
 from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
 
 _STEP = timedelta(hours=6)
-_BEAT_S = 1.0
-_HELD_MS = 45_000
-"""How long a job counts as running after its last beat; a killed worker's job goes on elsewhere after that."""
-_STINT_S = 3600.0
-"""How long one run may go on before it lines up again, well before arq would end it."""
-_LONGEST_WAIT_S = 60.0
+_HEARTBEAT_S = 1.0
+_LEASE_MS = 45_000
+"""How long a job counts as running after its last heartbeat; after that another worker takes a killed worker's job."""
+_MAX_RUN_S = 3600.0
+"""A run that lasts longer queues itself again, well before arq would time it out."""
+_MAX_WAIT_S = 60.0
 _UNAVAILABLE_WAITS_S = (1.0, 5.0, 20.0, 60.0)
-_STORE_AWAY_S = 5
+_STORE_RETRY_S = 5
+
+
+class Cancelled(Exception):
+    """Someone has cancelled the job."""
 
 
 async def wake(ctx: dict[str, Any], lane: str) -> None:
-    """Have this process look at a lane now."""
-    for known in LaneName:
-        if known == lane:
-            ctx["runtime"].wake_ups.wake_here(known)
+    """Wake the runners of this process that work on a lane."""
+    if lane in list(LaneName):
+        ctx["runtime"].wake_ups.wake_here(LaneName(lane))
 
 
-async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job: str, force: bool = False) -> None:
-    """Read a range of a source again and tell what was never told. Never moves the cursor.
+async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job_id: str, force: bool = False) -> None:
+    """Read a range of a source again and publish what was never published. Never moves the cursor.
 
-    Rows older than what can be told apart from known ones are only taken with `force`. A run that was cut short, by a
-    restart or a kill, is taken up where its progress stands; two at once only read twice.
+    Rows too old to be told apart from known ones are only ingested with `force`. An interrupted run is resumed where it
+    stopped; two at once only read twice.
     """
     runtime: Runtime = ctx["runtime"]
-    progress = Progress(runtime.redis, job)
+    jobs = runtime.store.jobs
     try:
-        kept = await progress.read()
-        if kept.get("state") in ("done", "failed"):
+        job = await jobs.get(job_id) or Job(job_id, "backfill")
+        if job.state.ended:
             return
         source = runtime.sources.get(sid)
-        poll_state = (await runtime.states.read(sid)).poll_state
-        if (why_not := _why_not(sid, source, poll_state, force=force)) or source is None:
-            await progress.write(state="failed", error=why_not)
+        poll_state = (await runtime.store.sources.read(sid)).poll_state
+        if (reason := _why_not(sid, source, poll_state, force=force)) or source is None:
+            await jobs.update(job_id, JobState.FAILED, error=reason)
             return
-        total = PollStats(**json.loads(kept["total"])) if "total" in kept else PollStats()
         oldest = None if force else floor(poll_state, now=await _store_now(runtime))
-        reading = _Backfill(runtime, source, progress, oldest=oldest, total=total, sleep=ctx["sleep"])
-        at = from_iso(kept["at"]) if "at" in kept else from_iso(since)
-        async with _beating(ctx, reading.beat):
-            await reading.read(at, from_iso(since), from_iso(until))
+        run = _Backfill(runtime, source, job, oldest=oldest, sleep=ctx["sleep"])
+        async with _heartbeat(ctx, run.heartbeat):
+            await run.read(from_iso(since), from_iso(until))
     except Cancelled:
-        await progress.write(state="failed", error="cancelled")
+        await jobs.update(job_id, JobState.CANCELLED, error="cancelled")
     except LeaseLost:
-        await progress.write(state="failed", error=f"the source {sid} was removed meanwhile")
-    except (RedisError, OSError) as error:
-        log.warning("backfill_interrupted", source=sid, error=str(error), again_in_s=_STORE_AWAY_S)
-        raise Retry(defer=_STORE_AWAY_S) from error
+        await jobs.update(job_id, JobState.FAILED, error=f"the source {sid} was removed meanwhile")
+    except STORE_ERRORS as error:
+        log.warning("backfill_interrupted", source=sid, error=str(error), retry_in_s=_STORE_RETRY_S)
+        raise Retry(defer=_STORE_RETRY_S) from error
 
 
 def _why_not(sid: str, source: Source | None, poll_state: PollState, *, force: bool) -> str:
-    """Say why a source cannot be read again as things are; nothing when it can."""
+    """Say why a source cannot be backfilled; empty when it can."""
     if source is None:
         return f"no source called {sid} is configured where the relay runs"
     if source.paused:
-        return f"the source {sid} is switched off, so it is not asked"
+        return f"the source {sid} is paused, so it is not polled"
     if not poll_state.reached and not force:
         return (
-            f"{sid} has not been polled with success so far, so what is known of it cannot be told from what is new; "
+            f"{sid} has not been polled successfully so far, so known calls cannot be told from new ones; "
             "wait for its first poll, and run this again"
         )
     return ""
 
 
 async def _store_now(runtime: Runtime) -> datetime:
-    seconds, micros = await runtime.redis.time()
-    return datetime.fromtimestamp(int(seconds) + int(micros) / 1_000_000, UTC)
-
-
-class Cancelled(Exception):
-    """A person has ended the job."""
+    return from_ms(await runtime.store.now_ms())
 
 
 class _Backfill:
-    """One run of a backfill: window by window, with the time that each of them may take to come through."""
+    """One run of a backfill, window by window."""
 
     def __init__(
         self,
         runtime: Runtime,
         source: Source,
-        progress: Progress,
+        job: Job,
         *,
         oldest: datetime | None,
-        total: PollStats,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._runtime = runtime
+        self._jobs = runtime.store.jobs
         self._source = source
-        self._progress = progress
+        self._job = job
         self._oldest = oldest
-        self._total = total
         self._sleep = sleep
-        self._under_way = PollStats()
+        self._total = PollStats(**job.position.get("total", {}))
+        self._window_stats = PollStats()
         self._cancelled = False
 
-    async def read(self, at: datetime, first: datetime, end: datetime) -> None:
-        """Read from `at` to `end`; `first` is where the whole began."""
-        source = self._source
-        await self._progress.write(state="running")
+    async def read(self, since: datetime, until: datetime) -> None:
+        """Read the range, from where an earlier run stopped."""
+        source, job_id = self._source, self._job.id
+        at = from_iso(self._job.position["at"]) if self._job.position else since
+        await self._jobs.update(job_id, JobState.RUNNING)
         failures = 0
         began = time.monotonic()
-        while at < end:
-            if time.monotonic() - began > _STINT_S:
+        while at < until:
+            if time.monotonic() - began > _MAX_RUN_S:
                 raise Retry
-            await heed_cancel(self._progress)
-            upto = min(at + _STEP, end) if source.kind.upper_bound else end
+            if await self._jobs.cancel_requested(job_id):
+                raise Cancelled
+            window_end = min(at + _STEP, until) if source.kind.upper_bound else until
             try:
-                await self._window(at, upto, end)
+                await self._read_window(at, window_end, until)
             except OverBudget as error:
                 await self._wait(error.wait_s, "our share of the provider's limit is used up")
                 continue
             except RateLimited as error:
-                await self._wait(error.retry_after_s or _LONGEST_WAIT_S, str(error))
+                await self._wait(error.retry_after_s or _MAX_WAIT_S, str(error))
                 continue
             except Unavailable as error:
                 if failures == len(_UNAVAILABLE_WAITS_S):
@@ -156,69 +152,68 @@ class _Backfill:
                 await self._failed(error)
                 return
             failures = 0
-            at = upto
+            at = window_end
             counts = self._total.counts()
-            done = round((at - first) / (end - first), 3)
-            stands = {"at": iso(at) or "", "total": json.dumps(counts)}
-            await self._progress.write(state="running", done=done, **stands, **counts)
-        await self._progress.write(state="done", done=1, **self._total.counts())
+            position = {"at": iso(at), "total": counts}
+            share = (at - since) / (until - since)
+            await self._jobs.update(job_id, JobState.RUNNING, share=share, counts=counts, position=position)
+        await self._jobs.update(job_id, JobState.DONE, share=1, counts=self._total.counts())
         log.info("backfill_completed", source=source.id, **self._total.counts())
 
-    async def beat(self) -> None:
-        """Say how far it is, while a window is being read, and whether it was cancelled."""
-        self._cancelled = bool((await self._progress.read()).get("cancel"))
+    async def heartbeat(self) -> None:
+        """Write how far the window is while it is being read, and find out whether the job was cancelled."""
+        self._cancelled = await self._jobs.cancel_requested(self._job.id)
         so_far = PollStats()
         so_far.add(self._total)
-        so_far.add(self._under_way)
-        await self._progress.write(**so_far.counts())
+        so_far.add(self._window_stats)
+        await self._jobs.update(self._job.id, counts=so_far.counts())
 
-    async def _window(self, at: datetime, upto: datetime, end: datetime) -> None:
+    async def _read_window(self, since: datetime, window_end: datetime, until: datetime) -> None:
         runtime = self._runtime
-        reader = Reader(runtime.ledger, runtime.states)
 
-        def noted(stats: PollStats) -> None:
-            self._under_way = stats
+        def on_page(stats: PollStats) -> None:
+            self._window_stats = stats
             if self._cancelled:
                 raise Cancelled
 
         try:
-            stats = await reader.read(
+            stats = await Reader(runtime.store).read(
                 self._source,
-                Window(at, upto, Purpose.BACKFILL),
+                Window(since, window_end, Purpose.BACKFILL),
                 now=await _store_now(runtime),
                 via="backfill",
                 floor=self._oldest,
-                until=end,
-                on_page=noted,
+                until=until,
+                on_page=on_page,
             )
         finally:
-            self._under_way = PollStats()
+            self._window_stats = PollStats()
             runtime.wake_ups(LaneName.ENRICH)
             runtime.wake_ups(LaneName.RECORD)
         self._total.add(stats)
 
-    async def _wait(self, wait_s: float, why: str) -> None:
-        wait_s = min(max(wait_s, 0.05), _LONGEST_WAIT_S)
-        await self._progress.write(state="waiting", wait_s=round(wait_s), error=why)
-        await self._sleep(wait_s)
-        await self._progress.write(state="running", error="")
+    async def _wait(self, wait_s: float, reason: str) -> None:
+        await self._jobs.update(self._job.id, JobState.WAITING, error=reason)
+        await self._sleep(min(max(wait_s, 0.05), _MAX_WAIT_S))
+        await self._jobs.update(self._job.id, JobState.RUNNING, error="")
 
     async def _failed(self, error: RelayError) -> None:
         log.error("backfill_failed", source=self._source.id, error=str(error))
-        await self._progress.write(state="failed", error=str(error), **self._total.counts())
+        await self._jobs.update(self._job.id, JobState.FAILED, error=str(error), counts=self._total.counts())
 
 
 @contextlib.asynccontextmanager
-async def _beating(ctx: dict[str, Any], say: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Keep the job ours for as long as we live, and not for the hours that arq would believe us dead or alive."""
+async def _heartbeat(ctx: dict[str, Any], report: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[None]:
+    """Hold the job while this process lives: without this arq would give a killed worker's job away after hours."""
     runtime: Runtime = ctx["runtime"]
 
     async def beat() -> None:
         while True:
-            with contextlib.suppress(RedisError, OSError):
-                await runtime.redis.pexpire(in_progress_key_prefix + ctx["job_id"], _HELD_MS)
-                await say()
-            await asyncio.sleep(_BEAT_S)
+            with contextlib.suppress(*STORE_ERRORS):
+                await runtime.store.jobs.hold(ctx["job_id"], ttl_ms=_LEASE_MS)
+                if report is not None:
+                    await report()
+            await asyncio.sleep(_HEARTBEAT_S)
 
     beating = asyncio.create_task(beat())
     try:
@@ -227,111 +222,99 @@ async def _beating(ctx: dict[str, Any], say: Callable[[], Awaitable[None]]) -> A
         await cancel(beating)
 
 
-async def heed_cancel(progress: Progress) -> None:
-    """Raise Cancelled when a person has ended the job."""
-    if (await progress.read()).get("cancel"):
-        raise Cancelled
-
-
-async def replay(ctx: dict[str, Any], sub: str, since_ms: int, status: ReplayStatus, force: bool, job: str) -> None:
-    """Deliver the events of a subscription since a time again. Taken up where its progress stands."""
+async def replay(ctx: dict[str, Any], sub: str, since_ms: int, status: ReplayStatus, force: bool, job_id: str) -> None:
+    """Replay the events of a subscription since a time. An interrupted run is resumed where it stopped."""
     runtime: Runtime = ctx["runtime"]
-    progress = Progress(runtime.redis, job)
+    jobs = runtime.store.jobs
 
-    async def step(done: Replayed) -> None:
+    async def step(progress: ReplayProgress) -> None:
         runtime.wake_ups(LaneName.DELIVER)
-        share = (done.at_ms - since_ms) / max(until_ms - since_ms, 1)
-        stands = {"at_ms": done.at_ms, "until_ms": until_ms, "done": round(min(max(share, 0), 1), 3)}
-        await progress.write(state="running", **stands, **done.counts())
-        await heed_cancel(progress)
+        share = (progress.at_ms - since_ms) / max(until_ms - since_ms, 1)
+        position = {"at_ms": progress.at_ms, "until_ms": until_ms}
+        await jobs.update(job_id, JobState.RUNNING, share=share, counts=progress.counts(), position=position)
+        if await jobs.cancel_requested(job_id):
+            raise Cancelled
 
-    def belongs(document: Json) -> str | None:
+    def owner_of(document: Json) -> str | None:
         data = document["data"]
         sid = data["call"]["source_id"] if "call" in data else data.get("source", {}).get("id")
         source = runtime.sources.get(sid)
         other = runtime.subscriptions.get(data.get("subscription", {}).get("id"))
         return source.tenant if source else other.tenant if other else None
 
-    async with _long(ctx, progress) as kept:
+    async with _resumable(ctx, job_id) as job:
+        if job is None:
+            return
         await runtime.registry.load()
         subscription = runtime.subscriptions.get(sub)
-        if kept is None or subscription is None:
-            if kept is not None:
-                await progress.write(state="failed", error=f"there is no subscription {sub}")
+        if subscription is None:
+            await jobs.update(job_id, JobState.FAILED, error=f"subscription {sub} not found")
             return
-        seconds, micros = await runtime.redis.time()
-        until_ms = int(kept.get("until_ms") or int(seconds) * 1000 + int(micros) // 1000)
-        done = Replayed(int(kept.get("at_ms") or since_ms), **{n: int(kept.get(n) or 0) for n in Replayed(0).counts()})
+        until_ms = job.position.get("until_ms") or await runtime.store.now_ms()
+        progress = ReplayProgress(job.position.get("at_ms", since_ms), **job.counts)
         try:
             await replay_since(
-                runtime.ledger,
+                runtime.store,
                 subscription,
-                done=done,
+                progress=progress,
                 until_ms=until_ms,
                 status=status,
                 force=force,
-                belongs=belongs,
+                owner_of=owner_of,
                 step=step,
             )
-        except SwitchedOff:
-            await progress.write(state="failed", error=f"{sub} is switched off; enable it, then replay again")
+        except SubscriptionDisabled:
+            await jobs.update(job_id, JobState.FAILED, error=f"{sub} is disabled; enable it, then replay again")
             return
-        await progress.write(state="done", done=1, **done.counts())
-        log.info("replay_completed", subscription=sub, **done.counts())
+        await jobs.update(job_id, JobState.DONE, share=1, counts=progress.counts())
+        log.info("replay_completed", subscription=sub, **progress.counts())
 
 
-async def erase(ctx: dict[str, Any], number: str, sources: list[str] | None, job: str) -> None:
-    """Forget a person by number, in some sources or everywhere. What was found before a restart is gone already."""
+async def erase(ctx: dict[str, Any], number: str, sources: list[str] | None, job_id: str) -> None:
+    """Erase a person by number, in some sources or everywhere. An interrupted run starts over with what is left."""
     runtime: Runtime = ctx["runtime"]
-    progress = Progress(runtime.redis, job)
-    step = _erasing(runtime, progress)
-    async with _long(ctx, progress) as kept:
-        if kept is None:
+    async with _resumable(ctx, job_id) as job:
+        if job is None:
             return
         books = list(runtime.sources) if sources is None else sources
-        eraser = Eraser(runtime.ledger, runtime.storage)
-        done = await eraser.number(number, sources=sources, books=books, step=step)
-        await progress.write(state="done", done=1, **done.counts())
-        log.info("erase_completed", **done.counts())
+        eraser = Eraser(runtime.store, runtime.storage)
+        erased = await eraser.number(number, sources=sources, books=books, step=_erasure_step(runtime, job_id))
+        await runtime.store.jobs.update(job_id, JobState.DONE, share=1, counts=erased.counts())
+        log.info("erase_completed", **erased.counts())
 
 
-async def forget_source(ctx: dict[str, Any], sid: str, job: str) -> None:
-    """Clear up after a source that was removed; nothing of it is admitted meanwhile."""
+async def forget_source(ctx: dict[str, Any], sid: str, job_id: str) -> None:
+    """Erase everything of a source that is being removed."""
     runtime: Runtime = ctx["runtime"]
-    progress = Progress(runtime.redis, job)
-    async with _long(ctx, progress) as kept:
-        if kept is None:
+    async with _resumable(ctx, job_id) as job:
+        if job is None:
             return
-        done = await Eraser(runtime.ledger, runtime.storage).source(sid, step=_erasing(runtime, progress))
+        erased = await Eraser(runtime.store, runtime.storage).source(sid, step=_erasure_step(runtime, job_id))
         await runtime.markers.delete(sid)
-        await runtime.redis.expire(keys.forgotten(sid), REMEMBERED_S)
-        await progress.write(state="done", done=1, **done.counts())
-        log.info("source_erased", source=sid, **done.counts())
+        await runtime.store.sources.end_removal(sid)
+        await runtime.store.jobs.update(job_id, JobState.DONE, share=1, counts=erased.counts())
+        log.info("source_erased", source=sid, **erased.counts())
 
 
-def _erasing(runtime: Runtime, progress: Progress) -> Callable[[Erased], Awaitable[None]]:
-    async def step(done: Erased) -> None:
-        await progress.write(state="running", **done.counts())
-        await heed_cancel(progress)
+def _erasure_step(runtime: Runtime, job_id: str) -> Callable[[Erased], Awaitable[None]]:
+    async def step(erased: Erased) -> None:
+        await runtime.store.jobs.update(job_id, JobState.RUNNING, counts=erased.counts())
+        if await runtime.store.jobs.cancel_requested(job_id):
+            raise Cancelled
 
     return step
 
 
 @contextlib.asynccontextmanager
-async def _long(ctx: dict[str, Any], progress: Progress) -> AsyncIterator[dict[str, str] | None]:
-    """Run a long job: gives what it wrote down before, None when it has ended. It is taken up again after a restart,
-    and after trouble with the store or the storage."""
-
-    async def nothing() -> None:
-        return
-
+async def _resumable(ctx: dict[str, Any], job_id: str) -> AsyncIterator[Job | None]:
+    """Run a job that is resumed after a restart and after store or storage errors; yields None when it has ended."""
+    runtime: Runtime = ctx["runtime"]
     try:
-        kept = await progress.read()
-        over = kept.get("state") in ("done", "failed")
-        async with _beating(ctx, nothing):
-            yield None if over else kept
+        job = await runtime.store.jobs.get(job_id) or Job(job_id, ctx["job_id"].partition("-")[0])
+        async with _heartbeat(ctx):
+            yield None if job.state.ended else job
     except Cancelled:
-        await progress.write(state="failed", error="cancelled")
-    except (RedisError, OSError, StorageError, StoreError) as error:
-        log.warning("job_interrupted", job=ctx["job_id"], error=str(error), again_in_s=_STORE_AWAY_S)
-        raise Retry(defer=_STORE_AWAY_S) from error
+        await runtime.store.jobs.update(job_id, JobState.CANCELLED, error="cancelled")
+    except (*STORE_ERRORS, StorageError, StoreError) as error:
+        log.warning("job_interrupted", job=ctx["job_id"], error=str(error), retry_in_s=_STORE_RETRY_S)
+        raise Retry(defer=_STORE_RETRY_S) from error

@@ -10,7 +10,7 @@ from relay.providers.source import Source
 from relay.queue.claim import Claim
 from relay.queue.runner import Settle
 from relay.queue.settlement import Done, Renew, Retry
-from relay.store.calls import LeaseLost
+from relay.store.sources import LeaseLost
 
 log = structlog.get_logger(__name__)
 

@@ -33,8 +33,7 @@ def add_poller(runtime: Runtime) -> Streams:
 
     lane = runtime.lanes[LaneName.POLL]
     poller = Poller(
-        runtime.ledger,
-        runtime.states,
+        runtime.store,
         runtime.operations,
         runtime.markers,
         tiers=[Tier(int(tier.every_s), int(tier.depth_s)) for tier in runtime.settings.poll.tiers],
@@ -44,9 +43,9 @@ def add_poller(runtime: Runtime) -> Streams:
     worker = PollWorker(lambda: runtime.sources, poller)
     runtime.add_runner(Runner(lane, worker.work, concurrency=POLL_CONCURRENCY, min_lease_s=70))
     streams = Streams(
-        runtime.redis,
-        Reader(runtime.ledger, runtime.states),
-        runtime.states,
+        runtime.store.stream_leases,
+        Reader(runtime.store),
+        runtime.store.sources,
         lambda: runtime.sources,
         now=runtime.store_now,
         catch_up=poll_now,
@@ -72,12 +71,12 @@ def add_poller_and_workers(runtime: Runtime) -> None:
 def _add_enrich(runtime: Runtime) -> None:
     lane = runtime.lanes[LaneName.ENRICH]
     publisher = Publisher(
-        runtime.ledger,
+        runtime.store,
         runtime.subscriptions,
         now_ms=lambda: lane.store_now_ms,
         on_deliveries=lambda: runtime.wake_ups(LaneName.DELIVER),
     )
-    worker = EnrichWorker(lane, lambda: runtime.sources, runtime.book, publisher, runtime.states)
+    worker = EnrichWorker(lane, lambda: runtime.sources, runtime.book, publisher, runtime.store.sources)
     runtime.add_runner(Runner(lane, worker.work, concurrency=ENRICH_CONCURRENCY, min_lease_s=15, batch=ENRICH_BATCH))
 
 
@@ -87,9 +86,9 @@ def _add_record(runtime: Runtime) -> None:
         lane,
         lambda: runtime.sources,
         runtime.storage,
-        runtime.states,
+        runtime.store.sources,
         wake_enrich=lambda: runtime.wake_ups(LaneName.ENRICH),
-        find_call=runtime.ledger.call,
+        find_call=runtime.store.calls.get,
     )
     runtime.add_runner(
         Runner(
@@ -107,7 +106,7 @@ def _add_deliver(runtime: Runtime) -> None:
     lane = runtime.lanes[LaneName.DELIVER]
     timeout_s = runtime.settings.delivery.timeout_s
     attempts = Attempts(
-        runtime.sender, link=runtime.links.for_event, find_call=runtime.ledger.call, timeout_s=timeout_s
+        runtime.sender, link=runtime.links.for_event, find_call=runtime.store.calls.get, timeout_s=timeout_s
     )
     worker = DeliverWorker(
         lane,

@@ -1,6 +1,6 @@
-"""What is looked at now and then: every source has its place in the lane, nothing outlives its retention, time goes on.
+"""The sweep: corrects what can drift. Every source is in the poll lane, nothing outlives its retention.
 
-Runs from arq's cron and, in one process, beside it; twice at once does no harm.
+Runs from arq's cron and, in one process, beside it; two sweeps at once do no harm.
 """
 
 import contextlib
@@ -13,87 +13,79 @@ from relay.domain.time import from_ms, iso
 from relay.errors import SettingsError, StorageError
 from relay.polling.silence import same_stretches, too_quiet
 from relay.providers.source import Source
-from relay.queue import keys as queue_keys
 from relay.queue.changes import Put
 from relay.runtime import DAY_S, Runtime
-from relay.store import keys
 from relay.store.lanes import LaneName
 
 log = structlog.get_logger(__name__)
 
 EVERY_S = 30
-_TRIM_EVERY_S = 3600
-_LISTEN_EVERY_S = 300
 _STEP_BACK_MS = 5000
-_QUIET_HINT = "polls go well and bring no call, as never before at this time: does the key still see the account?"
+_QUIET_HINT = "polls succeed and return no calls, as never before at this time: can the key still see the account?"
 
 
 async def sweep(runtime: Runtime) -> None:
-    """Put right what can drift."""
-    await _time_went_back(runtime)
+    """Sweep once."""
+    await _follow_clock(runtime)
     await runtime.reconciler.everything()
-    await _credentials_changed(runtime)
-    if await runtime.redis.set(keys.LISTENED, 1, nx=True, ex=_LISTEN_EVERY_S):
-        await listen_for_silence(runtime)
-    if await runtime.redis.set(keys.TRIMMED, 1, nx=True, ex=_TRIM_EVERY_S):
+    await _retry_changed_credentials(runtime)
+    if await runtime.store.upkeep.claim_silence_check():
+        await check_for_silence(runtime)
+    if await runtime.store.upkeep.claim_trim():
         await trim(runtime)
         resealed = await runtime.registry.declarations.reseal()
         if resealed:
             log.info("secrets_reencrypted", count=resealed, why="RELAY_SECRET_KEY has a newer key")
 
 
-async def _time_went_back(runtime: Runtime) -> None:
-    """The store's clock was set back: polls that now seem far off become due. Other dues are short or may wait."""
-    seconds, micros = await runtime.redis.time()
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
-    before = int(await runtime.redis.getset(queue_keys.CLOCK, now_ms) or 0)
-    if before - now_ms > _STEP_BACK_MS:
-        log.warning("store_clock_stepped_back", by_s=(before - now_ms) / 1000)
-        polled = [sid for sid, each in runtime.sources.items() if not each.paused]
+async def _follow_clock(runtime: Runtime) -> None:
+    """Make polls due that a step back of the store's clock put far off. Other dues are near, or may wait."""
+    step_ms = await runtime.store.upkeep.clock_step_back_ms()
+    if step_ms > _STEP_BACK_MS:
+        log.warning("store_clock_stepped_back", by_s=step_ms / 1000)
+        polled = [sid for sid, source in runtime.sources.items() if not source.paused]
         await runtime.lanes[LaneName.POLL].apply(*(Put("", sid) for sid in polled))
 
 
-async def _credentials_changed(runtime: Runtime) -> None:
-    """A source that was refused is tried at once when its credential is another one, its extras too."""
+async def _retry_changed_credentials(runtime: Runtime) -> None:
+    """Poll a source at once when its credential has changed: the provider may have refused the former one."""
     credentials: dict[str, str] = {}
     for sid, source in runtime.sources.items():
         if not source.paused:
-            with contextlib.suppress(SettingsError):  # its poll says that the key file holds no key
-                credentials[sid] = keys.bucket("credential", source.kind.credential(source.options))
-    async with runtime.redis.pipeline(transaction=False) as pipe:
-        for sid in credentials:
-            pipe.hget(keys.source(sid), "credential")
-        known = await pipe.execute()
-    for (sid, credential), before in zip(credentials.items(), known, strict=True):
-        if before is None:
-            await runtime.states.note(sid, credential=credential)
-        elif before.decode() != credential:
-            log.info("credential_changed", source=sid)
-            await runtime.lanes[LaneName.POLL].put("", sid)
-            await runtime.states.note(sid, credential=credential, contacts_off="", recordings_off="")
-            runtime.wake_ups(LaneName.POLL)
+            with contextlib.suppress(SettingsError):  # an empty key file is reported by the poll
+                credentials[sid] = source.kind.credential(source.options)
+    for sid in await runtime.store.sources.changed_credentials(credentials):
+        log.info("credential_changed", source=sid)
+        await runtime.lanes[LaneName.POLL].put("", sid)
+        await runtime.store.sources.accept_credential(sid, credentials[sid])
+        runtime.wake_ups(LaneName.POLL)
 
 
-async def listen_for_silence(runtime: Runtime) -> None:
-    """Find the sources that are polled well and yet have no calls when they always have some."""
-    asked = [source for source in runtime.sources.values() if not source.paused]
-    async with runtime.redis.pipeline(transaction=False) as pipe:
-        for source in asked:
-            pipe.hmget(keys.source(source.id), ["started_at", "error", "quiet_since"])
-            pipe.zrevrange(keys.calls_of(source.id), 0, 0, withscores=True)
-        answers = await pipe.execute()
-    for source, (began, error, noted), newest in zip(asked, answers[::2], answers[1::2], strict=True):
-        if not began or error:
-            continue  # one whose polls fail is spoken of already
-        quiet_since_ms = int(newest[0][1]) if newest else 0
-        calls = await _calls_in_same_stretches(runtime, source, quiet_since_ms, int(began)) if newest else []
-        if too_quiet(calls) and not noted:
-            since = iso(from_ms(quiet_since_ms))
-            log.warning("source_went_quiet", source=source.id, since=since, usual_calls=min(calls), hint=_QUIET_HINT)
-            await runtime.states.note(source.id, quiet_since=quiet_since_ms)
-        elif noted and not too_quiet(calls):
+async def check_for_silence(runtime: Runtime) -> None:
+    """Find the sources whose polls succeed but bring no calls at a time at which they always did."""
+    sources = [source for source in runtime.sources.values() if not source.paused]
+    source_ids = [source.id for source in sources]
+    states = await runtime.store.sources.read_many(source_ids)
+    newest = await runtime.store.calls.newest(source_ids)
+    for source, state, entry in zip(sources, states, newest, strict=True):
+        if state.poll_state.started_at is None or state.error:
+            continue  # failing polls are reported already
+        newest_ms = entry[0] if entry else 0
+        began_ms = int(state.poll_state.started_at.timestamp() * 1000)
+        usual_calls = await _calls_in_same_stretches(runtime, source, newest_ms, began_ms) if entry else []
+        if too_quiet(usual_calls) and not state.quiet_since:
+            quiet_since = from_ms(newest_ms)
+            log.warning(
+                "source_went_quiet",
+                source=source.id,
+                since=iso(quiet_since),
+                usual_calls=min(usual_calls),
+                hint=_QUIET_HINT,
+            )
+            await runtime.store.sources.note(source.id, quiet_since=quiet_since)
+        elif state.quiet_since and not too_quiet(usual_calls):
             log.info("source_quiet_resolved", source=source.id)
-            await runtime.states.note(source.id, quiet_since="")
+            await runtime.store.sources.note(source.id, quiet_since=None)
 
 
 async def _calls_in_same_stretches(runtime: Runtime, source: Source, newest_ms: int, began_ms: int) -> list[int]:
@@ -101,30 +93,18 @@ async def _calls_in_same_stretches(runtime: Runtime, source: Source, newest_ms: 
     known_since_ms = max(began_ms, now_ms - runtime.settings.retention.calls_days * DAY_S * 1000)
     zone = ZoneInfo(source.rules.timezone)
     stretches = same_stretches(from_ms(newest_ms), from_ms(now_ms), zone=zone, known_since=from_ms(known_since_ms))
-    async with runtime.redis.pipeline(transaction=False) as pipe:
-        for begin, end in stretches:
-            pipe.zcount(keys.calls_of(source.id), begin.timestamp() * 1000, end.timestamp() * 1000)
-        return [int(count) for count in await pipe.execute()]
+    return await runtime.store.calls.count_first_seen(source.id, stretches)
 
 
 async def trim(runtime: Runtime) -> None:
-    """Let go of what is older than its retention; bodies expire by themselves, this is about lists and audio."""
-    retention = runtime.settings.retention
+    """Remove list entries and recordings that are older than their retention."""
     now_ms = runtime.lanes[LaneName.POLL].store_now_ms
-    now = from_ms(now_ms)
-    calls = [keys.CALLS, *map(keys.calls_of, runtime.sources), *map(queue_keys.quarantine, LaneName)]
-    events = [keys.EVENTS, keys.DEAD, *map(keys.events_of, runtime.sources)]
-    events += map(keys.deliveries_of, runtime.subscriptions)
-    for names, days in ((calls, retention.calls_days), (events, retention.events_days)):
-        async with runtime.redis.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.zremrangebyscore(name, "-inf", now_ms - days * DAY_S * 1000)
-                pipe.expire(name, (days + 1) * DAY_S)  # nobody trims the list of a source that was removed
-            await pipe.execute()
+    await runtime.store.upkeep.trim_lists(now_ms=now_ms, sources=runtime.sources, subscriptions=runtime.subscriptions)
     try:
-        gone = await runtime.storage.trim(now - timedelta(days=retention.recordings_days))
+        oldest = from_ms(now_ms) - timedelta(days=runtime.settings.retention.recordings_days)
+        trimmed = await runtime.storage.trim(oldest)
     except StorageError as error:
         log.warning("recordings_trim_failed", error=str(error))
     else:
-        if gone:
-            log.info("recordings_trimmed", count=gone)
+        if trimmed:
+            log.info("recordings_trimmed", count=trimmed)

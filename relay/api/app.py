@@ -45,7 +45,7 @@ def management(runtime: Runtime) -> web.Application:
     context = ApiContext(
         runtime=runtime,
         authenticator=Authenticator(runtime.registry.declarations, configured),
-        eraser=Eraser(runtime.ledger, runtime.storage),
+        eraser=Eraser(runtime.store, runtime.storage),
         now=SystemClock().now,
         closing=asyncio.Event(),
         streams=set(),

@@ -110,7 +110,7 @@ def view(context: ApiContext, call: StoredCall) -> Json:
         "source_id": call.source_id,
         "provider": source.kind.name if source else None,
         "finished": call.finished,
-        "revision": (call.said or {}).get("revision", 0),
+        "revision": (call.published or {}).get("revision", 0),
         "contact": {name: (call.contact or NO_CONTACT).get(name) for name in NO_CONTACT},
         "recording": recording,
         "first_seen_at": instant(call.first_seen_ms),

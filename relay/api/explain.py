@@ -159,8 +159,8 @@ async def _by_key(context: ApiContext, caller: Caller, source: Source, key: str)
         day, mark = seen
         return _not_a_call(source, key, _remembered_words(source, mark.flag, state), seen=f"in a call list of {day}")
     for row in await context.store.sources.quarantined(source.id):
-        if row["key"] == key:
-            return _not_a_call(source, key, f"The row is invalid and was quarantined: {row['reason']}.")
+        if row.key == key:
+            return _not_a_call(source, key, f"The row is invalid and was quarantined: {row.reason}.")
     return None
 
 

@@ -226,7 +226,8 @@ async def read_source(context: ApiContext, caller: Caller, source_id: str) -> So
     """Read a source with its quarantined rows."""
     view = await _view(context, caller, source_id)
     rows = await context.store.sources.quarantined(source_id)
-    return SourceDetail(**dict(view), quarantine=[QuarantinedRow.model_validate(row) for row in rows])
+    quarantine = [QuarantinedRow(reason=row.reason, key=row.key, excerpt=row.excerpt) for row in rows]
+    return SourceDetail(**dict(view), quarantine=quarantine)
 
 
 # --- creating and changing -------------------------------------------------------------------------------------------

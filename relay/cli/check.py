@@ -458,7 +458,7 @@ async def _remembered(sid: str, options: SourceOptions, redis: Redis) -> list[Fi
             findings.append(Finding(f"{what} {extra}", "warn", text, fix))
     quarantined = await states.quarantined(sid)
     if quarantined:
-        reasons = list(dict.fromkeys(str(entry.get("reason")) for entry in reversed(quarantined)))[:_OLD_REASONS]
+        reasons = list(dict.fromkeys(entry.reason for entry in reversed(quarantined)))[:_OLD_REASONS]
         count = f"{len(quarantined)} rows" if len(quarantined) != 1 else "1 row"
         text = f"{count} of the last 7 days could not be believed and were put aside: {'; '.join(reasons)}"
         findings.append(Finding(f"{what} rows", "warn", text, "tell the provider; their neighbours went on"))

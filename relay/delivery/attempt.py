@@ -14,7 +14,8 @@ from relay.delivery.send import Sender
 from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
 from relay.events.render import MAX_BODY_BYTES, render
-from relay.store.calls import ClaimedEvent, StoredCall
+from relay.store.calls import StoredCall
+from relay.store.deliveries import ClaimedEvent
 
 _HAS_AUDIO = b'"recording":{"status":"available"'
 

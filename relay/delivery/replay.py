@@ -1,23 +1,20 @@
-"""Delivering many events again: those of a subscription since a time, each in its old place of its call's order."""
+"""Replaying many events: those of a subscription since a time, each in its old place of its call's order."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, Protocol
-
-from redis.asyncio import Redis
+from typing import Final, Literal, Protocol, assert_never
 
 from relay.delivery import filters
 from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
-from relay.store import keys
-from relay.store.calls import Ledger
-from relay.store.deliveries import DeliveryState
-from relay.store.documents import unpack
+from relay.store.codes import ReplayOutcome
+from relay.store.deliveries import Status
+from relay.store.store import Store
 
 ReplayStatus = Literal["exhausted", "missing", "any"]
-"""Which deliveries: given up (or put aside), never queued because it was off, or all that it would want now."""
+"""Which deliveries: failed for good, never queued because the subscription was disabled, or all that match it now."""
 
-_STATUSES: Final[dict[ReplayStatus, frozenset[str]]] = {
+_STATUSES: Final[dict[ReplayStatus, frozenset[Status]]] = {
     "exhausted": frozenset({"exhausted", "poison"}),
     "missing": frozenset({"missing", "dropped"}),
     "any": frozenset(),
@@ -25,15 +22,15 @@ _STATUSES: Final[dict[ReplayStatus, frozenset[str]]] = {
 _BATCH: Final = 200
 
 
-class Belongs(Protocol):
-    """Whose an event is; None is the operator."""
+class OwnerOf(Protocol):
+    """Knows the tenant that an event belongs to; None is the operator."""
 
     def __call__(self, document: Json) -> str | None: ...
 
 
 @dataclass(slots=True)
-class Replayed:
-    """How far a replay is. `at_ms` is the time up to which the index was read."""
+class ReplayProgress:
+    """How far a replay has come. `at_ms` is the time up to which the list was read."""
 
     at_ms: int
     looked_at: int = 0
@@ -43,86 +40,78 @@ class Replayed:
     gone: int = 0
 
     def counts(self) -> dict[str, int]:
-        """Give the numbers by name."""
         return {name: value for name, value in asdict(self).items() if name != "at_ms"}
 
 
-class SwitchedOff(Exception):
-    """The subscription was switched off meanwhile: nothing can be queued for it."""
+class SubscriptionDisabled(Exception):
+    """The subscription was disabled meanwhile: nothing can be queued for it."""
 
 
 async def replay_since(
-    ledger: Ledger,
+    store: Store,
     subscription: Subscription,
     *,
-    done: Replayed,
+    progress: ReplayProgress,
     until_ms: int,
     status: ReplayStatus,
     force: bool,
-    belongs: Belongs,
-    step: Callable[[Replayed], Awaitable[None]],
+    owner_of: OwnerOf,
+    step: Callable[[ReplayProgress], Awaitable[None]],
 ) -> None:
-    """Go on from `done`, oldest first, up to `until_ms`. Raises SwitchedOff; `step` may raise to end it.
+    """Go on from `progress`, oldest first, up to `until_ms`. Raises SubscriptionDisabled; `step` may raise to end it.
 
-    What is due already, and what was delivered (unless forced), is left alone, so running it twice does no harm.
+    What is queued already, and what was delivered (unless forced), is left alone, so running it twice does no harm.
     """
-    redis = ledger.redis
-    index = keys.EVENTS if status == "any" else keys.deliveries_of(subscription.id)
-    before: set[bytes] = set()
+    listing = store.events.all() if status == "any" else store.deliveries.of_subscriptions([subscription.id])
+    read_before: set[str] = set()
     while True:
-        rows = await _batch(redis, index, done.at_ms, until_ms, before)
-        if not rows:
-            await step(done)
+        # A batch may end between events of one millisecond, so that is read again without those read before.
+        _, entries = await listing.oldest_first(progress.at_ms, until_ms=until_ms, limit=_BATCH + len(read_before))
+        entries = [entry for entry in entries if entry[1] not in read_before][:_BATCH]
+        if not entries:
+            await step(progress)
             return
-        members = [member for member, _ in rows]
-        wanted = await _wanted(ledger, subscription, [member.decode() for member in members], status, belongs)
-        for eid, subject in wanted:
-            letter = await ledger.replay(eid, subject, [subscription.id], at_ms=until_ms, force=force)
-            match letter:
-                case "q":
-                    done.queued += 1
-                case "w":
-                    done.waiting += 1
-                case "d":
-                    done.delivered += 1
-                case "o":
-                    raise SwitchedOff
+        event_ids = [event_id for _, event_id in entries]
+        for event_id, ordering_key in await _wanted(store, subscription, event_ids, status, owner_of):
+            [outcome] = await store.deliveries.replay(
+                event_id, ordering_key, [subscription.id], at_ms=until_ms, force=force
+            )
+            match outcome:
+                case ReplayOutcome.QUEUED:
+                    progress.queued += 1
+                case ReplayOutcome.WAITING:
+                    progress.waiting += 1
+                case ReplayOutcome.DELIVERED:
+                    progress.delivered += 1
+                case ReplayOutcome.DISABLED:
+                    raise SubscriptionDisabled
+                case ReplayOutcome.GONE:
+                    progress.gone += 1
                 case _:
-                    done.gone += 1
-        newest = rows[-1][1]
-        before = {member for member, score in rows if score == newest} | (before if newest == done.at_ms else set())
-        done.at_ms = newest
-        done.looked_at += len(rows)
-        await step(done)
-
-
-async def _batch(
-    redis: Redis, index: str, from_ms: int, until_ms: int, before: set[bytes]
-) -> Sequence[tuple[bytes, int]]:
-    """Read what follows, oldest first; of the very ms at which the last batch ended only what was not in it."""
-    rows = await redis.zrangebyscore(index, from_ms, until_ms, start=0, num=_BATCH + len(before), withscores=True)
-    return [(member, int(score)) for member, score in rows if member not in before][:_BATCH]
+                    assert_never(outcome)
+        newest_ms = entries[-1][0]
+        same_ms = {event_id for at_ms, event_id in entries if at_ms == newest_ms}
+        read_before = same_ms | (read_before if newest_ms == progress.at_ms else set())
+        progress.at_ms = newest_ms
+        progress.looked_at += len(entries)
+        await step(progress)
 
 
 async def _wanted(
-    ledger: Ledger, subscription: Subscription, eids: Sequence[str], status: ReplayStatus, belongs: Belongs
+    store: Store, subscription: Subscription, event_ids: Sequence[str], status: ReplayStatus, owner_of: OwnerOf
 ) -> list[tuple[str, str]]:
-    """Choose from events those to deliver again, each with its subject."""
-    async with ledger.redis.pipeline(transaction=False) as pipe:
-        for eid in eids:
-            pipe.hmget(keys.event(eid), [keys.BODY, subscription.id])
-        answers = await pipe.execute()
-    chosen: list[tuple[str, str]] = []
-    for eid, (packed, stored) in zip(eids, answers, strict=True):
-        if not packed:
+    """Choose the events to replay, each with its ordering key."""
+    wanted: list[tuple[str, str]] = []
+    rows = await store.deliveries.with_documents(event_ids, subscription.id)
+    for event_id, (document, state) in zip(event_ids, rows, strict=True):
+        if document is None:
             continue
-        if status != "any" and (stored is None or DeliveryState.read(stored).status not in _STATUSES[status]):
+        if status != "any" and (state is None or state.status not in _STATUSES[status]):
             continue
-        document: Json = unpack(packed)
-        if subscription.tenant not in (None, belongs(document)):
+        if subscription.tenant not in (None, owner_of(document)):
             continue
         if status == "any" and filters.mismatch(subscription.options, document, subscription_id=subscription.id):
             continue
         call = document["data"].get("call")
-        chosen.append((eid, str(call["id"]) if call else eid))
-    return chosen
+        wanted.append((event_id, str(call["id"]) if call else event_id))
+    return wanted

@@ -54,7 +54,7 @@ def decide(call: StoredCall, *, now_ms: int, rules: SourceRules) -> Publish | Wa
     """Decide what is due for a call at `now_ms`, the store's clock."""
     if not call.finished:
         return Publish((), None)
-    if call.said is None:
+    if call.published is None:
         hold_ms = _hold_left_ms(call, now_ms, rules)
         if hold_ms > 0:
             return Wait(hold_ms)
@@ -116,7 +116,7 @@ class _Due:
 
 
 def _publish(call: StoredCall, now_ms: int, rules: SourceRules) -> Publish:
-    before = call.said or _NOTHING_PUBLISHED
+    before = call.published or _NOTHING_PUBLISHED
     content = {**call.record, "contact": _contact_of(call, rules)}
     recording = recording_of(call, rules)
     transcript = before["transcript"] or _has_transcript(call.record)
@@ -141,7 +141,7 @@ def _publish(call: StoredCall, now_ms: int, rules: SourceRules) -> Publish:
     after = {"content": content, "revision": revision, "audio": audio, "transcript": transcript}
     call_payload = _call_payload(call, content, revision, recording, rules) if due else {}
     events = tuple(_draft(call, event, call_payload, now_ms, rules) for event in due)
-    return Publish(events, None if after == call.said else after)
+    return Publish(events, None if after == call.published else after)
 
 
 def _changes_to_publish(before: Json, content: Json) -> Json:

@@ -8,7 +8,7 @@ from relay.domain.json import Json
 from relay.domain.time import iso
 from relay.events.payload import API_VERSION
 from relay.events.publisher import Audience
-from relay.store.calls import Ledger, NewEvent
+from relay.store.events import EventStore, NewEvent
 
 
 class SourceIdentity(Protocol):
@@ -27,8 +27,8 @@ class SourceIdentity(Protocol):
 class Operations:
     """Publishes events about sources and subscriptions."""
 
-    def __init__(self, ledger: Ledger, audience: Audience) -> None:
-        self._ledger = ledger
+    def __init__(self, events: EventStore, audience: Audience) -> None:
+        self._events = events
         self._audience = audience
 
     async def source_error(self, source: SourceIdentity, error: str, *, since_ms: int) -> None:
@@ -70,5 +70,5 @@ class Operations:
             "data": data,
         }
         audience = [to] if to is not None else self._audience.of(document, tenant=tenant)
-        await self._ledger.publish(None, {}, [NewEvent(event_id, document, audience)], subject=event_id)
+        await self._events.publish(NewEvent(event_id, document, audience))
         return event_id

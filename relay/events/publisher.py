@@ -14,7 +14,9 @@ from relay import metrics
 from relay.domain.json import Json
 from relay.domain.source import SourceRules
 from relay.events.decide import Publish, Wait, decide
-from relay.store.calls import Ledger, NewEvent, StoredCall
+from relay.store.calls import StoredCall
+from relay.store.events import NewEvent
+from relay.store.store import Store
 
 log = structlog.get_logger(__name__)
 
@@ -32,9 +34,9 @@ class Publisher:
     """Publishes the events that are due for a call. `on_deliveries` runs after each write that created deliveries."""
 
     def __init__(
-        self, ledger: Ledger, audience: Audience, *, now_ms: Callable[[], int], on_deliveries: Callable[[], None]
+        self, store: Store, audience: Audience, *, now_ms: Callable[[], int], on_deliveries: Callable[[], None]
     ) -> None:
-        self._ledger = ledger
+        self._store = store
         self._audience = audience
         self._now_ms = now_ms
         self._on_deliveries = on_deliveries
@@ -53,7 +55,7 @@ class Publisher:
             decision = decide(replace(current, **parts), now_ms=self._now_ms(), rules=rules)
             match decision:
                 case Wait(wait_ms):
-                    if not parts or await self._ledger.publish(current, parts, ()) is not None:
+                    if not parts or await self._store.events.publish_call(current, parts, ()) is not None:
                         return wait_ms
                 case Publish():
                     if await self._write(current, parts, decision, tenant):
@@ -61,7 +63,7 @@ class Publisher:
                 case _:
                     assert_never(decision)
             # Another stage has written to the call since it was read, a poll or the recording: decide anew.
-            current = await self._ledger.call(call.id)
+            current = await self._store.calls.get(call.id)
         log.warning("call_publish_conflict", call=call.id, attempts=_MAX_ATTEMPTS)
         return _RETRY_MS
 
@@ -73,10 +75,10 @@ class Publisher:
         ]
         fields = dict(parts)
         if decision.published is not None:
-            fields["said"] = decision.published
+            fields["published"] = decision.published
         if not fields and not events:
             return True
-        deliveries = await self._ledger.publish(call, fields, events)
+        deliveries = await self._store.events.publish_call(call, fields, events)
         if deliveries is None:
             return False
         for draft in decision.events:

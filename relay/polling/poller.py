@@ -14,16 +14,19 @@ import structlog
 
 from relay import metrics
 from relay.domain.call import InvalidRow, Record
+from relay.domain.polling import Delays, PollState
 from relay.errors import OverBudget, RateLimited, RelayError, SettingsError, Unauthorized, UnexpectedResponse
 from relay.events.operations import Operations
 from relay.polling.clock_skew import NOTED_S, ahead_s, rows_look_like
-from relay.polling.window import FUTURE, Plan, PollState, Tier, days_to_forget, floor, heavy_after, next_cursor, plan
+from relay.polling.window import FUTURE, Plan, Tier, days_to_forget, floor, heavy_after, next_cursor, plan
 from relay.providers.base import Window
 from relay.providers.parsing import excerpt
 from relay.providers.source import Source
 from relay.recordings.markers import Marker, Markers
-from relay.store.calls import CHUNK, CursorUpdate, Ledger, Row
-from relay.store.sources import SourceState, SourceStore
+from relay.store.calls import CHUNK, Row
+from relay.store.codes import RowOutcome
+from relay.store.sources import CursorUpdate, SourceNote, SourceState
+from relay.store.store import Store
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +41,6 @@ _LONGEST_HINT_S = 3600
 _MARK_EVERY = timedelta(hours=1)
 _MARK_AGAIN = timedelta(minutes=5)
 _SOON = timedelta(minutes=10)
-_LETTERS = {"n": "new", "c": "changed", "k": "known", "s": "seeded", "r": "rehashed"}
 _FOUND_WITHIN = ((7_200, "2h"), (93_600, "26h"), (280_800, "78h"))
 
 
@@ -61,11 +63,11 @@ class PollStats:
     server_ahead_s: float | None = None
     found_late_s: list[float] = field(default_factory=list)
 
-    def count(self, letters: str) -> None:
-        """Count the answers of an admission."""
-        self.new += letters.count("n")
-        self.changed += letters.count("c")
-        self.seeded += letters.count("s")
+    def count(self, outcomes: Sequence[RowOutcome]) -> None:
+        """Count what ingesting some rows came to."""
+        self.new += outcomes.count(RowOutcome.NEW)
+        self.changed += outcomes.count(RowOutcome.CHANGED)
+        self.seeded += outcomes.count(RowOutcome.SEEDED)
 
     @property
     def known(self) -> int:
@@ -84,11 +86,10 @@ class PollStats:
 
 
 class Reader:
-    """Reads a window of a source's calls into the ledger. The poller, a backfill and a stream's catch-up all use it."""
+    """Reads a window of a source's calls into the store, for the poller, a backfill and a stream's catch-up alike."""
 
-    def __init__(self, ledger: Ledger, states: SourceStore, *, clock: Now = _utc_now) -> None:
-        self._ledger = ledger
-        self._states = states
+    def __init__(self, store: Store, *, clock: Now = _utc_now) -> None:
+        self._store = store
         self._clock = clock
 
     async def read(
@@ -116,8 +117,8 @@ class Reader:
             rows = await self._believe(source, page.rows, stats, now=now, floor=floor, seed_before=seed_before)
             if until is not None:
                 rows = [row for row in rows if row.record.started_at <= until]
-            fresh = await self._ledger.unknown(
-                source.id, rows, mapping=source.kind.mapping_version, untold_too=via == "backfill"
+            fresh = await self._store.calls.unseen(
+                source.id, rows, mapping=source.kind.mapping_version, with_seeded=via == "backfill"
             )
             metrics.ROWS.labels("known").inc(len(rows) - len(fresh))
             waiting += fresh
@@ -126,9 +127,9 @@ class Reader:
                 del waiting[:CHUNK]
             if on_page:
                 on_page(stats)
-        last = cursor_update(stats) if cursor_update else None
-        if waiting or last:
-            await self._ingest(source, waiting, stats, token=token, via=via, now=now, last=last)
+        update = cursor_update(stats) if cursor_update else None
+        if waiting or update:
+            await self._ingest(source, waiting, stats, token=token, via=via, now=now, cursor_update=update)
         return stats
 
     async def take(
@@ -143,7 +144,7 @@ class Reader:
         """Admit rows that came by themselves; they move no cursor."""
         stats = PollStats()
         believed = await self._believe(source, rows, stats, now=now, floor=floor, seed_before=None)
-        fresh = await self._ledger.unknown(source.id, believed, mapping=source.kind.mapping_version)
+        fresh = await self._store.calls.unseen(source.id, believed, mapping=source.kind.mapping_version)
         metrics.ROWS.labels("known").inc(len(believed) - len(fresh))
         for start in range(0, len(fresh), CHUNK):
             await self._ingest(source, fresh[start : start + CHUNK], stats, token=b"", via=via, now=now)
@@ -166,17 +167,19 @@ class Reader:
         token: bytes,
         via: str,
         now: datetime,
-        last: CursorUpdate | None = None,
+        cursor_update: CursorUpdate | None = None,
     ) -> None:
         mapping = source.kind.mapping_version
         rows = await self._complete(source, rows)
-        letters = await self._ledger.ingest(source.id, rows, token=token, mapping=mapping, via=via, last=last)
-        stats.count(letters)
-        for letter, kind in _LETTERS.items():
-            if count := letters.count(letter):
-                metrics.ROWS.labels(kind).inc(count)
-        for row, letter in zip(rows, letters, strict=True):
-            if letter == "n":
+        outcomes = await self._store.calls.ingest(
+            source.id, rows, token=token, mapping=mapping, via=via, cursor_update=cursor_update
+        )
+        stats.count(outcomes)
+        for outcome in RowOutcome:
+            if count := outcomes.count(outcome):
+                metrics.ROWS.labels(outcome.value).inc(count)
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if outcome is RowOutcome.NEW:
                 late_s = (now - row.record.started_at).total_seconds()
                 stats.found_late_s.append(late_s)
                 metrics.CALLS.labels(_found_within(late_s)).inc()
@@ -216,7 +219,7 @@ class Reader:
         stats.too_old += too_old
         metrics.ROWS.labels("quarantined").inc(len(bad))
         metrics.ROWS.labels("too_old").inc(too_old)
-        if bad and (fresh := await self._states.quarantine(source.id, bad)):
+        if bad and (fresh := await self._store.sources.quarantine(source.id, bad)):
             log.warning("rows_quarantined", source=source.id, rows=fresh, why=bad[0].reason)
         return believed
 
@@ -226,8 +229,7 @@ class Poller:
 
     def __init__(
         self,
-        ledger: Ledger,
-        states: SourceStore,
+        store: Store,
         operations: Operations,
         markers: Markers,
         *,
@@ -235,18 +237,18 @@ class Poller:
         wake: Callable[[], None],
         now: Now,
     ) -> None:
-        self._states = states
+        self._store = store
         self._operations = operations
         self._markers = markers
         self._tiers = tiers
         self._wake = wake
         self._now = now
-        self._reader = Reader(ledger, states, clock=now)
+        self._reader = Reader(store, clock=now)
 
     async def poll(self, source: Source, *, token: bytes, renew_lease: Callable[[], None]) -> tuple[str, float]:
         """Poll once; returns how that ended, and seconds until the next poll. Raises LeaseLost."""
         began = time.monotonic()
-        state = await self._states.read(source.id)
+        state = await self._store.sources.read(source.id)
         try:
             await self._poll(source, state, token, renew_lease)
         except OverBudget as error:
@@ -255,9 +257,9 @@ class Poller:
             return _outcome(error), await self._failed(source, token, error)
         if state.error:
             log.info("source_recovered", source=source.id)
-        if state.error_told:
+        if state.error_published:
             await self._operations.source_recovered(source, since_ms=state.error_since_ms)
-            await self._states.note(source.id, error_told=0)
+            await self._store.sources.note(source.id, error_published=False)
         return "ok", max(source.options.poll_interval_s - (time.monotonic() - began), 0.05)
 
     async def _poll(self, source: Source, state: SourceState, token: bytes, renew_lease: Callable[[], None]) -> None:
@@ -269,10 +271,9 @@ class Poller:
 
         def cursor_update(stats: PollStats) -> CursorUpdate:
             cursor = next_cursor(poll_state, stats.newest, poll_started=now)
-            fields: dict[str, str | int] = {f"tier:{depth}": _ms(now) for depth in planned.depths}
             heavy = heavy_after(poll_state, planned, self._tiers, rows=stats.rows, size_bytes=stats.size_bytes)
-            fields |= {"cursor": _ms(cursor), "last_poll": _ms(now), "heavy": int(heavy), "error": "", "failures": 0}
-            return CursorUpdate(fields, days_to_forget(poll_state.cursor, cursor))
+            forget_days = days_to_forget(poll_state.cursor, cursor)
+            return CursorUpdate(cursor, now, planned.depths, heavy=heavy, forget_days=forget_days)
 
         stats = await self._reader.read(
             source,
@@ -288,9 +289,9 @@ class Poller:
             self._wake()
         if planned.first or planned.recovery:
             log.info("source_first_polled", source=source.id, text=first_sentence(planned, stats))
-        notes = self._note_clocks(source, state, stats) | self._note_zone(source, state, planned, stats, now)
-        await self._states.polled(
-            source.id, rows=stats.rows, bad=stats.bad, too_old=stats.too_old, new=stats.new, notes=notes
+        note = self._note_clocks(source, state, stats) | self._note_zone(source, state, planned, stats, now)
+        await self._store.sources.poll_succeeded(
+            source.id, rows=stats.rows, invalid=stats.bad, too_old=stats.too_old, new=stats.new, note=note
         )
         await self._mark(source, poll_state, next_cursor(poll_state, stats.newest, poll_started=now), state, now)
 
@@ -298,39 +299,39 @@ class Poller:
         """First contact with a source: from its marker when the store was lost, else from now on."""
         marker = await self._markers.read(source.id)
         if marker is None:
-            poll_state = await self._states.begin(source.id, now)
+            poll_state = await self._store.sources.begin(source.id, now)
             started_at = poll_state.started_at or now
             await self._markers.write(source.id, Marker(started_at, started_at))
             return poll_state
         log.warning(
             "source_recovery_started", source=source.id, cursor=marker.cursor.isoformat(), why="the store was empty"
         )
-        return await self._states.begin(source.id, marker.started_at, cursor=marker.cursor)
+        return await self._store.sources.begin(source.id, marker.started_at, cursor=marker.cursor)
 
     async def _mark(
         self, source: Source, poll_state: PollState, cursor: datetime, state: SourceState, now: datetime
     ) -> None:
         """Renew the marker when that is due; a storage that refuses is asked again soon, but not with each poll."""
-        due = state.mark_due
+        due = state.marker_due
         if poll_state.started_at is None or (due is not None and now < due <= now + _MARK_EVERY):
             return
         written = await self._markers.write(source.id, Marker(poll_state.started_at, cursor))
-        await self._states.note(source.id, mark_due=_ms(now + (_MARK_EVERY if written else _MARK_AGAIN)))
+        await self._store.sources.note(source.id, marker_due=now + (_MARK_EVERY if written else _MARK_AGAIN))
 
-    def _note_clocks(self, source: Source, state: SourceState, stats: PollStats) -> dict[str, str | float]:
+    def _note_clocks(self, source: Source, state: SourceState, stats: PollStats) -> SourceNote:
         """Say once that the provider's clock is off, and once that it is not any more."""
         ahead = stats.server_ahead_s
-        if ahead is None or (abs(ahead) > NOTED_S) == state.clock_noted:
+        if ahead is None or (abs(ahead) > NOTED_S) == bool(state.clock_ahead_s):
             return {}
-        if state.clock_noted:
+        if state.clock_ahead_s:
             log.info("clock_skew_resolved", source=source.id)
-            return {"clock_ahead_s": ""}
+            return {"clock_ahead_s": None}
         log.warning("clock_skew_detected", source=source.id, provider_ahead_s=round(ahead))
         return {"clock_ahead_s": round(ahead)}
 
     def _note_zone(
         self, source: Source, state: SourceState, planned: Plan, stats: PollStats, now: datetime
-    ) -> dict[str, str | float]:
+    ) -> SourceNote:
         """Judge the zone by how late calls are seen where one poll follows the other; say so when that changes."""
         steady = not (planned.first or planned.recovery) and state.last_poll and now - state.last_poll <= _SOON
         if not steady or not stats.found_late_s:
@@ -339,7 +340,7 @@ class Poller:
         delays = state.delays.and_(late_s + ahead for late_s in stats.found_late_s)
         off_s = delays.off_s()
         if off_s is None:
-            return {"delay_calls": delays.calls, "delay_least_s": delays.least_s}
+            return {"delays": delays}
         if off_s and off_s != state.zone_off_s:
             offset = now.astimezone(ZoneInfo(source.options.timezone)).utcoffset() or timedelta()
             log.warning(
@@ -351,18 +352,18 @@ class Poller:
             )
         elif not off_s and state.zone_off_s:
             log.info("timezone_mismatch_resolved", source=source.id)
-        return {"delay_calls": 0, "delay_least_s": "inf", "zone_off_s": off_s}
+        return {"delays": Delays(), "zone_off_s": off_s}
 
     async def _failed(self, source: Source, token: bytes, error: RelayError) -> float:
         """Write down what is wrong, tell those who asked to be told, and say when to try again."""
-        failing = await self._states.failed(source.id, str(error), token=token)
+        failing = await self._store.sources.poll_failed(source.id, str(error), token=token)
         wait_s = _wait_s(error, failing.failures, source.options.poll_interval_s)
-        if not failing.known:
+        if failing.new:
             log.error("source_poll_failed", source=source.id, error=str(error), next_try_s=round(wait_s))
         needs_a_person = isinstance(error, Unauthorized | UnexpectedResponse | SettingsError)
-        if (needs_a_person or failing.failures >= LASTING_FAILURES) and not failing.told:
+        if (needs_a_person or failing.failures >= LASTING_FAILURES) and not failing.published:
             await self._operations.source_error(source, str(error), since_ms=failing.since_ms)
-            await self._states.note(source.id, error_told=1)
+            await self._store.sources.note(source.id, error_published=True)
         return wait_s
 
 
@@ -400,7 +401,3 @@ def _wait_s(error: RelayError, failures: int, interval_s: float) -> float:
 
 def _found_within(late_s: float) -> str:
     return next((label for limit_s, label in _FOUND_WITHIN if late_s <= limit_s), "older")
-
-
-def _ms(instant: datetime) -> int:
-    return int(instant.timestamp() * 1000)

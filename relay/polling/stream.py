@@ -7,25 +7,23 @@ did not tell; rows are admitted like those of a poll, so what both bring is told
 import asyncio
 import contextlib
 import random
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import resources
 from typing import Final
 
 import structlog
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from relay.domain.call import InvalidRow, Record
+from relay.domain.polling import PollState
 from relay.errors import OverBudget, RateLimited, RelayError, SettingsError, Unauthorized, UnexpectedResponse
 from relay.polling.poller import Reader
-from relay.polling.window import SEED_DEPTH, PollState, floor
+from relay.polling.window import SEED_DEPTH, floor
 from relay.providers.source import Source
-from relay.store import keys
+from relay.store.connection import STORE_ERRORS
 from relay.store.sources import SourceStore
+from relay.store.streams import StreamLeases
 from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
@@ -53,7 +51,7 @@ class Streams:
 
     def __init__(
         self,
-        redis: Redis,
+        leases: StreamLeases,
         reader: Reader,
         states: SourceStore,
         sources: Callable[[], Mapping[str, Source]],
@@ -65,6 +63,7 @@ class Streams:
         lease_s: float = LEASE_S,
     ) -> None:
         """`catch_up` makes a source due for a poll; `fresh_calls` says that something was admitted."""
+        self._leases = leases
         self._reader = reader
         self._states = states
         self._sources = sources
@@ -73,8 +72,6 @@ class Streams:
         self._fresh_calls = fresh_calls
         self._rng = rng or random.Random()  # noqa: S311 - spreads reconnects, nothing secret
         self._lease_s = lease_s
-        self._name = secrets.token_hex(8)
-        self._script = redis.register_script(resources.files("relay.store").joinpath("stream_lease.lua").read_text())
         self._listeners: dict[str, _Listener] = {}
         self._until = 0.0
 
@@ -89,15 +86,15 @@ class Streams:
             while True:
                 try:
                     await self._share_out()
-                except (RedisError, OSError):  # the runners say that the store is away
+                except STORE_ERRORS:  # the runners say that the store is away
                     if time.monotonic() >= self._until:
                         await self._end(list(self._listeners))
                 await asyncio.sleep(self._lease_s / 4)
         finally:
             held = list(self._listeners)
             await self._end(held)
-            with contextlib.suppress(RedisError, OSError):
-                await self._lease(held, 0)
+            with contextlib.suppress(*STORE_ERRORS):
+                await self._leases.release(held)
 
     async def _share_out(self) -> None:
         """Take the streams that nobody has, keep ours, and end those that are not ours any more."""
@@ -107,23 +104,17 @@ class Streams:
             if source.provider.stream is not None and not source.paused
         }
         asked_at = time.monotonic()
-        held = await self._lease(list(wanted), int(self._lease_s * 1000))
+        held = await self._leases.acquire(list(wanted), lease_s=self._lease_s)
         self._until = asked_at + self._lease_s
         gone = [sid for sid, each in self._listeners.items() if sid not in held or wanted[sid] is not each.source]
         unwanted = [sid for sid in gone if sid not in wanted]
         broken = [sid for sid, each in self._listeners.items() if each.task.done() and sid not in gone]
         await self._end([*gone, *broken])
-        await self._lease(unwanted, 0)
+        await self._leases.release(unwanted)
         for sid in held:
             if sid not in self._listeners:
                 task = asyncio.create_task(self._listen(wanted[sid]), name=f"stream:{sid}")
                 self._listeners[sid] = _Listener(wanted[sid], task)
-
-    async def _lease(self, sids: Sequence[str], lease_ms: int) -> set[str]:
-        if not sids:
-            return set()
-        answers = await self._script(keys=[keys.listener(sid) for sid in sids], args=[self._name, lease_ms])
-        return {sid for sid, ours in zip(sids, answers, strict=True) if ours}
 
     async def _end(self, sids: Sequence[str]) -> None:
         await cancel(*[self._listeners.pop(sid).task for sid in sids])
@@ -138,7 +129,7 @@ class Streams:
                 await self._connected_once(source, quiet=failures == 0)
             except _NotOurs:
                 return
-            except (RelayError, RedisError, OSError) as error:
+            except (RelayError, *STORE_ERRORS) as error:
                 trouble = error
             except Exception as error:
                 log.exception("call_stream_failed", source=source.id)
@@ -176,7 +167,7 @@ class Streams:
             self._fresh_calls()
 
     async def _note(self, source: Source, how: str) -> None:
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(*STORE_ERRORS):
             await self._states.note(source.id, stream=how[:200])
 
 

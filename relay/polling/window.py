@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from relay.domain.polling import PollState
+
 SEED_DEPTH = timedelta(hours=78)
 """How far back the first poll looks to know, without telling, what was there before the relay. A recovery looks as far
 back from its marker: what is shown within 72 h, and had not been looked for since the last deep look, 6 h before."""
@@ -34,19 +36,6 @@ class Tier:
 
     every_s: int
     depth_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class PollState:
-    """Where a source stands: aware UTC, None where it never was. `reached` is each tier's last success, by depth.
-
-    A cursor without any success is that of a marker: the store was lost.
-    """
-
-    started_at: datetime | None = None
-    cursor: datetime | None = None
-    reached: Mapping[int, datetime] | None = None
-    heavy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""Calls and events as the ledger keeps them: the only place that knows their fields."""
+"""Calls: ingesting rows, reading calls, and what is remembered of rows (`seen`)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date, timedelta
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
@@ -12,14 +12,15 @@ from relay.domain.call import Record
 from relay.domain.json import Json
 from relay.queue.claim import Claim
 from relay.store import keys
-from relay.store.codes import SeenMark
-from relay.store.deliveries import DeliveryState
-from relay.store.documents import pack, unpack, unpack_bytes
-from relay.store.listings import Listing
+from relay.store.codes import RowOutcome, SeenFlag, SeenMark
+from relay.store.connection import scan
+from relay.store.documents import pack, unpack
+from relay.store.listings import Entry, Listing
 from relay.store.scripts import load_script
+from relay.store.sources import CursorUpdate, LeaseLost
 
-CHUNK = 50
-"""Rows in one admission: 50 new ones hold the store for about 1 ms, 1,000 for about 90."""
+CHUNK: Final = 50
+"""Most rows that one ingest takes: 50 new ones keep the store busy for about 1 ms, 1,000 for about 90."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +40,28 @@ class StoredCall:
     contact: Json | None = None
     lookup: Json | None = None
     recording: Json | None = None
-    said: Json | None = None
+    published: Json | None = None
     fetch: Json | None = None
     raw_packed: bytes = b""
     events: Sequence[str] = ()
 
     @property
     def raw(self) -> Json | None:
-        """The provider's row as it came, where a subscription wants such."""
+        """The provider's row as it came, kept only while a subscription asks for it."""
         return unpack(self.raw_packed) if self.raw_packed else None
 
 
-def read_call(cid: str, flat: Sequence[bytes] | Mapping[bytes, bytes]) -> StoredCall:
-    """Read the call HASH, flat as a script answers it or as a mapping."""
+def read_call(call_id: str, flat: Sequence[bytes] | Mapping[bytes, bytes]) -> StoredCall:
+    """Parse the call HASH, flat as a script replies it or as a mapping."""
     fields = flat if isinstance(flat, Mapping) else dict(zip(flat[::2], flat[1::2], strict=True))
 
     def part(name: bytes) -> Json | None:
         packed = fields.get(name)
         return unpack(packed) if packed else None
 
-    record, contact, said = unpack(fields[b"record"]), part(b"contact"), part(b"said")
+    record, contact, published = unpack(fields[b"record"]), part(b"contact"), part(b"published")
     return StoredCall(
-        id=cid,
+        id=call_id,
         source_id=fields[b"source"].decode(),
         key=fields[b"key"].decode(),
         version=int(fields[b"version"]),
@@ -73,75 +74,76 @@ def read_call(cid: str, flat: Sequence[bytes] | Mapping[bytes, bytes]) -> Stored
         contact=contact,
         lookup=part(b"lookup"),
         recording=part(b"recording"),
-        said=_in_full(said, part(b"was") or record, contact) if said else None,
+        published=_in_full(published, part(b"published_record") or record, contact) if published else None,
         fetch=part(b"fetch"),
         raw_packed=fields.get(b"raw", b""),
         events=fields.get(b"events", b"").decode().split(),
     )
 
 
-# What was said repeats the call nearly always, and would be a fifth of what a call costs. So its content is kept only
-# where it differs from what stands beside it: the record (`was`, once another one has come) and the contact.
+# What was published nearly always repeats the call, and would be a fifth of what a call costs. So its content is stored
+# only where it differs from what stands beside it: the record (`published_record`, once another one has come; see
+# ingest.lua) and the contact.
 
 
-def _without_repetition(said: Json, record: Json, contact: Json | None) -> Json:
-    content = dict(said["content"])
-    told = content.pop("contact")
+def write_parts(call: StoredCall, parts: Mapping[str, Json | None]) -> dict[str, Json | None]:
+    """Choose the fields of the call HASH that change with `parts`; a value of None removes the field."""
+    published = parts.get("published", call.published)
+    if published is None or not parts.keys() & {"published", "contact"}:
+        return dict(parts)
+    contact = parts.get("contact", call.contact)
+    return {
+        **parts,
+        "published": _without_repetition(published, call.record, contact),
+        "published_record": None,
+    }
+
+
+def _without_repetition(published: Json, record: Json, contact: Json | None) -> Json:
+    content = dict(published["content"])
+    published_contact = content.pop("contact")
     if content != record:
-        return said
-    kept = {name: value for name, value in said.items() if name != "content"}
-    return kept if told == _published(contact) else {**kept, "contact": told}
+        return published
+    short = {name: value for name, value in published.items() if name != "content"}
+    return short if published_contact == _as_published(contact) else {**short, "contact": published_contact}
 
 
-def _in_full(kept: Json, record: Json, contact: Json | None) -> Json:
-    if "content" in kept:
-        return kept
-    said = {"content": {**record, "contact": _published(contact)}, **kept}
-    if "contact" in said:
-        said["content"]["contact"] = said.pop("contact")
-    return said
+def _in_full(stored: Json, record: Json, contact: Json | None) -> Json:
+    if "content" in stored:
+        return stored
+    published = {"content": {**record, "contact": _as_published(contact)}, **stored}
+    if "contact" in published:
+        published["content"]["contact"] = published.pop("contact")
+    return published
 
 
-def _published(contact: Json | None) -> Json | None:
-    """The contact as events have it: without the number that it was looked up for."""
+def _as_published(contact: Json | None) -> Json | None:
+    """Leave out the number that a contact was looked up for: events do not have it."""
     return contact and {name: value for name, value in contact.items() if name != "number"}
+
+
+def claimed_call(claim: Claim) -> StoredCall:
+    """Read the call that comes with a claim of the enrich and record lanes."""
+    return read_call(claim.item, claim.payload[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A record on its way into the ledger. `seed` = to be known, not told."""
+    """A record to be ingested. A `seed` is only remembered, so that it is not published."""
 
     record: Record
     hash: str
     seed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CursorUpdate:
-    """What the last chunk of a poll moves: fields of the source, and the days of `seen` that may be forgotten."""
-
-    fields: Mapping[str, str | int] = field(default_factory=dict)
-    forget_days: Sequence[str] = ()
-
-
-class LeaseLost(Exception):
-    """Somebody else polls this source now; nothing was taken in."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewEvent:
-    """An event that is to be published: its id, its canonical document, and who is to hear it."""
-
-    id: str
-    document: Json
-    subscriptions: Sequence[str]
-
-
 class CallStore:
-    """Reads calls, and what `seen` has of rows."""
+    """Ingests rows and reads calls."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, ttl_s: int, keep_raw: Callable[[], bool]) -> None:
         self._redis = redis
+        self._ttl_s = ttl_s
+        self._keep_raw = keep_raw
+        self._ingest = load_script(redis, "ingest")
 
     async def get(self, call_id: str) -> StoredCall | None:
         return (await self.get_many([call_id]))[0]
@@ -154,6 +156,12 @@ class CallStore:
             rows = await pipe.execute()
         return [read_call(call_id, fields) if fields else None for call_id, fields in zip(call_ids, rows, strict=True)]
 
+    async def every(self) -> AsyncIterator[list[StoredCall]]:
+        """Walk over every call, in batches. Unlike `all`, this finds calls that outlived their place in the lists."""
+        async for names in scan(self._redis, keys.call("*")):
+            call_ids = [name.removeprefix(keys.call("")) for name in names]
+            yield [call for call in await self.get_many(call_ids) if call is not None]
+
     def all(self) -> Listing:
         """List every call, by when it was first seen."""
         return Listing(self._redis, (keys.CALLS,))
@@ -161,6 +169,21 @@ class CallStore:
     def of_sources(self, source_ids: Sequence[str]) -> Listing:
         """List the calls of some sources, by when they were first seen."""
         return Listing(self._redis, tuple(map(keys.calls_of, source_ids)))
+
+    async def newest(self, source_ids: Sequence[str]) -> list[Entry | None]:
+        """Read the newest entry of each source's calls."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for source_id in source_ids:
+                pipe.zrevrange(keys.calls_of(source_id), 0, 0, withscores=True)
+            rows = await pipe.execute()
+        return [(int(row[0][1]), row[0][0].decode()) if row else None for row in rows]
+
+    async def count_first_seen(self, source_id: str, spans: Sequence[tuple[datetime, datetime]]) -> list[int]:
+        """Count, for each span of time, the calls of a source that were first seen in it."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for begin, end in spans:
+                pipe.zcount(keys.calls_of(source_id), begin.timestamp() * 1000, end.timestamp() * 1000)
+            return [int(count) for count in await pipe.execute()]
 
     async def seen(self, source_id: str, row_key: str, days: Sequence[str]) -> tuple[str, SeenMark] | None:
         """Find what is remembered of a row, with the day it is filed under; `days` are ISO dates, likeliest first."""
@@ -170,57 +193,51 @@ class CallStore:
             marks = await pipe.execute()
         return next(((day, SeenMark.parse(mark)) for day, mark in zip(days, marks, strict=True) if mark), None)
 
-
-class Ledger:
-    """Takes records in and gives events out, each in one step of the store."""
-
-    def __init__(self, redis: Redis, *, calls_ttl_s: int, events_ttl_s: int, keep_raw: Callable[[], bool]) -> None:
-        self.redis = redis
-        self.calls_ttl_s = calls_ttl_s
-        self.events_ttl_s = events_ttl_s
-        self.keep_raw = keep_raw
-        self._ingest = load_script(redis, "ingest")
-        self._publish = load_script(redis, "publish")
-        self._replay = load_script(redis, "replay")
-
-    async def unknown(self, sid: str, rows: Sequence[Row], *, mapping: int, untold_too: bool = False) -> list[Row]:
+    async def unseen(
+        self, source_id: str, rows: Sequence[Row], *, mapping: int, with_seeded: bool = False
+    ) -> list[Row]:
         """Leave out the rows that `seen` has exactly as they are: with deep overlap more than 99 % are repeats.
 
-        With `untold_too` rows that were seeded, and so never told, are not left out. One HMGET a day. Only saves work:
-        `ingest` decides.
+        With `with_seeded`, rows that were only seeded, so never published, stay in. One HMGET a day. This only saves
+        work: `ingest` decides.
         """
         by_day: dict[str, list[Row]] = {}
         for row in rows:
             by_day.setdefault(row.record.local_date, []).append(row)
-        async with self.redis.pipeline(transaction=False) as pipe:
+        async with self._redis.pipeline(transaction=False) as pipe:
             for day, members in by_day.items():
-                pipe.hmget(keys.seen(sid, day), [row.record.key for row in members])
-            answers = await pipe.execute()
-        prefix = str(mapping).encode()
-        fresh: list[Row] = []
-        for members, values in zip(by_day.values(), answers, strict=True):
-            for row, value in zip(members, values, strict=True):
-                end = len(prefix) + 1
-                known = value is not None and value[:-17] == prefix and value[end:] == row.hash.encode()
-                if not known or (untold_too and value[end - 1 : end] != b"e"):
-                    fresh.append(row)
-        return fresh
+                pipe.hmget(keys.seen(source_id, day), [row.record.key for row in members])
+            replies = await pipe.execute()
+        flags = (SeenFlag.INGESTED,) if with_seeded else tuple(SeenFlag)
+        return [
+            row
+            for members, marks in zip(by_day.values(), replies, strict=True)
+            for row, mark in zip(members, marks, strict=True)
+            if not any(mark == SeenMark(mapping, flag, row.hash).write() for flag in flags)
+        ]
 
     async def ingest(
-        self, sid: str, rows: Sequence[Row], *, token: bytes, mapping: int, via: str, last: CursorUpdate | None = None
-    ) -> str:
-        """Take at most `CHUNK` rows in: a letter a row, see ingest.lua. Raises LeaseLost; a backfill has no token."""
-        keep_raw = self.keep_raw()
-        args: list[Any] = [sid, token, mapping, via, self.calls_ttl_s, len(rows)]
+        self,
+        source_id: str,
+        rows: Sequence[Row],
+        *,
+        token: bytes,
+        mapping: int,
+        via: str,
+        cursor_update: CursorUpdate | None = None,
+    ) -> list[RowOutcome]:
+        """Ingest at most `CHUNK` rows in one step, see ingest.lua. `token` is the poll's lease; a backfill has none.
+
+        Raises LeaseLost when another poller has the source, or when the source is being removed.
+        """
+        keep_raw = self._keep_raw()
+        args: list[Any] = [source_id, token, mapping, via, self._ttl_s, len(rows)]
         for row in rows:
             record = row.record
-            day, before, after = _days_around(record.local_date)
             args += (
                 record.key,
-                day,
-                before,
-                after,
-                ids.call_id(sid, record.key),
+                *_days_around(record.local_date),
+                ids.call_id(source_id, record.key),
                 row.hash,
                 int(row.seed),
                 int(record.finished),
@@ -229,92 +246,20 @@ class Ledger:
                 pack(record.content()),
                 pack(record.raw) if keep_raw else b"",
             )
-        if last is None:
+        if cursor_update is None:
             args.append(0)
         else:
-            args += (1, len(last.fields))
-            for name, value in last.fields.items():
+            fields = cursor_update.fields()
+            args += (1, len(fields))
+            for name, value in fields.items():
                 args += (name, value)
-            args += (len(last.forget_days), *last.forget_days)
-        answer = await self._ingest(args=args)
-        if answer is None:
+            args += (len(cursor_update.forget_days), *cursor_update.forget_days)
+        reply = await self._ingest(args=args)
+        if reply is None:
             raise LeaseLost
-        return b"".join(answer).decode()
-
-    async def publish(
-        self, call: StoredCall | None, fields: Mapping[str, Any], events: Sequence[NewEvent], *, subject: str = ""
-    ) -> int | None:
-        """Write parts of a call and say events, in one step. None: the call changed since it was read, read again.
-
-        `fields` are parts by name; a value of None removes the part.
-        """
-        fields = dict(fields)
-        if call is not None:
-            said = fields.get("said", call.said)
-            if said is not None and fields.keys() & {"said", "contact"}:
-                fields["said"] = _without_repetition(said, call.record, fields.get("contact", call.contact))
-                fields["was"] = None
-        args: list[Any] = [
-            call.id if call else "",
-            call.version if call else 0,
-            call.id if call else subject,
-            self.calls_ttl_s,
-            self.events_ttl_s,
-            len(fields),
-        ]
-        for name, value in fields.items():
-            args += (name, b"" if value is None else pack(value))
-        args.append(len(events))
-        for event in events:
-            args += (event.id, pack(event.document), len(event.subscriptions), *event.subscriptions)
-        made = await self._publish(args=args)
-        return None if made < 0 else int(made)
-
-    async def replay(self, eid: str, subject: str, subscriptions: Sequence[str], *, at_ms: int, force: bool) -> str:
-        """Queue an event again in its old place; a letter a subscription, see replay.lua. Its schedule begins anew."""
-        state = DeliveryState(restarted_ms=at_ms).write()
-        args: list[Any] = [eid, subject, int(force), self.events_ttl_s, state, len(subscriptions), *subscriptions]
-        letters = {b"queued": "q", b"waiting": "w", b"delivered": "d", b"disabled": "o", b"gone": "g"}
-        return "".join(letters[reply] for reply in await self._replay(args=args))
-
-    async def call(self, cid: str) -> StoredCall | None:
-        """Read one call."""
-        fields: dict[bytes, bytes] = await self.redis.hgetall(keys.call(cid))  # type: ignore[misc]  # typed for both clients
-        return read_call(cid, fields) if fields else None
-
-    async def event(self, eid: str) -> Json | None:
-        """Read one event; None when it is not kept any more."""
-        return (await self.events([eid]))[0]
-
-    async def events(self, eids: Sequence[str]) -> list[Json | None]:
-        """Read events; None for those that are not kept any more."""
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for eid in eids:
-                pipe.hget(keys.event(eid), keys.BODY)
-            return [unpack(packed) if packed else None for packed in await pipe.execute()]
-
-
-def claimed_call(claim: Claim) -> StoredCall:
-    """Read the call that comes with a claim of the enrich and record lanes."""
-    return read_call(claim.item, claim.payload[0])
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimedEvent:
-    """What comes with a claim of the deliver lane: the head of the subject's pending events. `body` is None when the
-    event is gone from the store."""
-
-    id: str
-    body: bytes | None
-    state: bytes
-
-
-def claimed_event(claim: Claim) -> ClaimedEvent:
-    """Read it."""
-    eid, packed, state = claim.payload
-    return ClaimedEvent(eid.decode(), unpack_bytes(packed) if packed else None, state)
+        return [RowOutcome(outcome.decode()) for outcome in reply]
 
 
 def _days_around(day: str) -> tuple[str, str, str]:
-    there = date.fromisoformat(day)
-    return day, (there - timedelta(days=1)).isoformat(), (there + timedelta(days=1)).isoformat()
+    at = date.fromisoformat(day)
+    return day, (at - timedelta(days=1)).isoformat(), (at + timedelta(days=1)).isoformat()

@@ -11,7 +11,7 @@ class RowOutcome(StrEnum):
 
     NEW = "new"
     CHANGED = "changed"
-    UNCHANGED = "unchanged"
+    KNOWN = "known"
     SEEDED = "seeded"
     """Remembered, not published."""
     REHASHED = "rehashed"
@@ -55,6 +55,9 @@ class SeenMark:
             raise ValueError(f"not a mark of `seen`: {value!r}")
         mapping, flag, content_hash = match.groups()
         return cls(int(mapping), SeenFlag(flag), content_hash)
+
+    def write(self) -> bytes:
+        return f"{self.mapping}{self.flag}{self.hash}".encode()
 
 
 _MARK: Final = re.compile(r"(\d+)([a-z])(.*)")

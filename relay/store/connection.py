@@ -1,5 +1,6 @@
 """Connections to Redis or Valkey: the only place outside the embedded store that opens them."""
 
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -27,3 +28,14 @@ async def now_ms(redis: Redis) -> int:
     """Read the store's clock, which all processes share."""
     seconds, micros = await redis.time()
     return int(seconds) * 1000 + int(micros) // 1000
+
+
+async def scan(redis: Redis, pattern: str, *, batch: int = 200) -> AsyncIterator[list[str]]:
+    """Walk over the keys of a pattern: every key that exists from beginning to end, perhaps twice."""
+    cursor = 0
+    while True:
+        cursor, names = await redis.scan(cursor, match=pattern, count=1000)
+        for at in range(0, len(names), batch):
+            yield [name.decode() for name in names[at : at + batch]]
+        if cursor == 0:
+            return

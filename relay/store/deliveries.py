@@ -8,9 +8,10 @@ import orjson
 from redis.asyncio import Redis
 
 from relay.domain.json import Json
+from relay.queue.claim import Claim
 from relay.store import keys
 from relay.store.codes import ReplayOutcome
-from relay.store.documents import unpack
+from relay.store.documents import unpack, unpack_bytes
 from relay.store.listings import Entry, Listing
 from relay.store.scripts import load_script
 
@@ -93,7 +94,6 @@ class DeliveryStore:
         self._redis = redis
         self._events_ttl_s = events_ttl_s
         self._replay = load_script(redis, "replay")
-        self._remove_subscription = load_script(redis, "remove_subscription")
 
     async def get(self, event_id: str, subscription: str) -> Delivery | None:
         return (await self.get_many([(event_id, subscription)]))[0]
@@ -185,7 +185,18 @@ class DeliveryStore:
         ]
         return [ReplayOutcome(reply.decode()) for reply in await self._replay(args=args)]
 
-    async def remove_subscription(self, subscription: str, *, batch: int = 200) -> None:
-        """Drop all deliveries of a subscription, which is disabled as removed before."""
-        while await self._remove_subscription(args=[subscription, batch]):
-            pass
+
+@dataclass(frozen=True, slots=True)
+class ClaimedEvent:
+    """What comes with a claim of the deliver lane: the first pending event of the ordering key. `body` is None when
+    the event is not kept any more."""
+
+    id: str
+    body: bytes | None
+    state: bytes
+
+
+def claimed_event(claim: Claim) -> ClaimedEvent:
+    """Read the event that comes with a claim of the deliver lane."""
+    event_id, packed, state = claim.payload
+    return ClaimedEvent(event_id.decode(), unpack_bytes(packed) if packed else None, state)

@@ -1,18 +1,18 @@
--- Erase a call and events, with everything that hangs on them, in one step.
+-- Erase a call and events, with everything that depends on them, in one step.
 --
 -- KEYS   none
--- ARGV   call id ('' for events whose call is gone already), version as it was read ('' for no call), subject,
+-- ARGV   call id ('' for events whose call is gone already), version as it was read ('' for no call), ordering key,
 --        source id ('' when unknown), n, then n event ids
 -- REPLY  -1 when the call changed since it was read (nothing was done), else { events erased, deliveries ended }
 --
 -- Races closed here:
--- * an event is published, a contact or a recording arrives while a call is being erased: the version is another one,
---   and whoever erases reads again, so that no event is left behind.
--- * an attempt is in flight: when nothing else waits for its subject its lease ends here and its settle is refused;
---   otherwise its settle finds the event not pending and writes nothing. The delivery has ended as expired either way.
--- * audio is being fetched: the record lane's item is gone, the part that arrives is refused.
+-- * An event is published, a contact or a recording arrives while a call is being erased: the version is another one,
+--   and the caller reads again, so that no event is left behind.
+-- * An attempt is in flight: when nothing else is pending for its ordering key its lease ends here and its settlement is
+--   refused; otherwise its settlement finds the event not pending and writes nothing. The delivery has expired either way.
+-- * Audio is being fetched: the record lane's item is gone, the part that arrives is refused.
 
-local cid, version, subject, sid = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local cid, version, ordering_key, sid = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local k_call = 'relay:call:' .. cid
 if cid ~= '' and (redis.call('HGET', k_call, 'version') or '') ~= version then return -1 end
 
@@ -29,11 +29,11 @@ if cid ~= '' then
   end
 end
 
--- What an answer said may quote what was sent: attempts keep their outcome and lose their words.
-local function without_words(state)
+-- A response may quote what was sent: attempts are dropped, their outcome stays.
+local function without_attempts(state)
   if not string.find(state, '"a":', 1, true) then return state end
-  local known, fields = pcall(cjson.decode, state)
-  if not known then return state end
+  local valid, fields = pcall(cjson.decode, state)
+  if not valid then return state end
   fields.a = nil
   return cjson.encode(fields)
 end
@@ -49,19 +49,19 @@ for n = 1, tonumber(ARGV[5]) do
   for i = 1, #states, 2 do
     local sub, state = states[i], states[i + 1]
     if sub ~= '#' then
-      local head = redis.call('ZRANGE', k_pending(sub, subject), 0, 0)[1]
-      if redis.call('ZREM', k_pending(sub, subject), eid) == 1 then
+      local head = redis.call('ZRANGE', k_pending(sub, ordering_key), 0, 0)[1]
+      if redis.call('ZREM', k_pending(sub, ordering_key), eid) == 1 then
         redis.call('HSET', k_event, sub, '{"s":"expired","t":' .. stamp .. '}')
         redis.call('ZADD', 'relay:dead', now, sub .. '\31' .. eid)
         ended = ended + 1
-        if redis.call('EXISTS', k_pending(sub, subject)) == 0 then
-          forget('deliver', sub, subject)
+        if redis.call('EXISTS', k_pending(sub, ordering_key)) == 0 then
+          forget('deliver', sub, ordering_key)
           rescore('deliver', sub)
         elseif head == eid then
-          put('deliver', sub, subject, now, 'LT') -- the backoff was the erased one's
+          put('deliver', sub, ordering_key, now, 'LT') -- the backoff was the erased event's
         end
       else
-        redis.call('HSET', k_event, sub, without_words(state))
+        redis.call('HSET', k_event, sub, without_attempts(state))
       end
     end
   end

@@ -1,21 +1,23 @@
--- Take rows of one poll (at most 50) into the ledger: what is new becomes a call, what changed becomes a new version.
+-- Ingest rows of one poll (at most 50): new ones become calls, changed ones new versions of their call.
 --
 -- KEYS   none
 -- ARGV   source id, poll lease token ('' for a backfill), mapping version, via, call TTL s,
 --        n, then n × (record key, day, day before, day after, call id, content hash, seed 1|0, finished 1|0,
 --                     audio 1|0, started ms, packed record, packed raw row or ''),
---        last chunk 1|0, m, then m × (field, value) of the source, k, then k days of `seen` to forget
--- REPLY  false when the lease is not ours any more or the source is being removed (nothing was done), else one letter a
---        row:
---        n new, or seeded once and asked for by a backfill · c changed · k known · s seeded (known, not told) · r re-hashed after an upgrade
+--        last chunk 1|0, m, then m × (field, value) of the source, k, then k days of `seen` to drop
+-- REPLY  false when the lease is not ours any more or the source is being removed (nothing was done), else a word a row:
+--        new (also: seeded before, and asked for by a backfill) · changed · known · seeded (remembered, not published) ·
+--        rehashed (another mapping version)
+-- MARKS  `seen` has, by record key, <mapping version><flag><content hash>; flags, as in codes.py: e ingested · s seeded ·
+--        u seeded unfinished
 --
 -- Races closed here:
--- * a poller that was thought dead wakes up: its token is old, nothing of its answer is taken and no cursor moves.
--- * a source is removed while a poll or a backfill reads it: nothing comes in behind the one who clears up.
--- * two pollers, or a poll and a backfill, bring the same row: `seen` and the call are written in the same step, so one
---   of them is new and the other known.
--- * a poll dies half way: the cursor moves with the last chunk only; the chunks before it are simply known next time.
--- * a call finishes while the relay is upgraded: a row that the new mapping writes otherwise is re-hashed in silence, but
+-- * A poller that was taken for dead wakes up: its token is old, no row is ingested and no cursor moves.
+-- * A source is removed while a poll or a backfill reads it: nothing is ingested behind the removal.
+-- * Two pollers, or a poll and a backfill, bring the same row: `seen` and the call are written in the same step, so one
+--   of them finds it new and the other known.
+-- * A poll dies half way: the cursor moves with the last chunk only; the rows of the chunks before are known next time.
+-- * A call finishes while the relay is upgraded: a row that the new mapping writes differently is rehashed silently, but
 --   not where that would swallow the end of the call.
 
 local sid, token, mapping, via = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -28,27 +30,27 @@ end
 
 local now = now_ms()
 local stamp = string.format('%.0f', now)
-local answers = {}
+local outcomes = {}
 local i = 7
 
 local function k_seen(day) return 'relay:seen:' .. sid .. ':' .. day end
 
 local function recall(key, days, cid)
   for _, day in ipairs(days) do
-    local value = redis.call('HGET', k_seen(day), key)
-    if value then return value, day end
+    local mark = redis.call('HGET', k_seen(day), key)
+    if mark then return mark, day end
   end
   local hash = redis.call('HMGET', 'relay:call:' .. cid, 'mapping', 'hash')
   if hash[1] and hash[2] then return hash[1] .. 'e' .. hash[2], nil end
 end
 
-local function remember(key, day, flag, hash, found_on)
-  if found_on and found_on ~= day then redis.call('HDEL', k_seen(found_on), key) end
+local function remember(key, day, flag, hash, former_day)
+  if former_day and former_day ~= day then redis.call('HDEL', k_seen(former_day), key) end
   redis.call('HSET', k_seen(day), key, mapping .. flag .. hash)
   redis.call('EXPIRE', k_seen(day), 7776000)
 end
 
--- A holder may just have seen that there is nothing to fetch: then its lease becomes dirty, so that it looks again.
+-- The holder of a lease may have just seen that there is nothing to fetch: 'LT' makes its lease dirty, so it looks again.
 local function want_audio(cid)
   if redis.call('HEXISTS', 'relay:call:' .. cid, 'recording') == 1 then return end
   put('record', sid, cid, now, lease_of('record', sid, cid) and 'LT' or 'NX')
@@ -62,18 +64,18 @@ for n = 1, tonumber(ARGV[6]) do
   local key, day, cid, hash = ARGV[i], ARGV[i + 1], ARGV[i + 4], ARGV[i + 5]
   local seed, finished, audio = ARGV[i + 6] == '1', ARGV[i + 7], ARGV[i + 8] == '1'
   local started, record, raw = ARGV[i + 9], ARGV[i + 10], ARGV[i + 11]
-  local known, found_on = recall(key, { day, ARGV[i + 2], ARGV[i + 3] }, cid)
+  local mark, marked_on = recall(key, { day, ARGV[i + 2], ARGV[i + 3] }, cid)
   local k_call = 'relay:call:' .. cid
   i = i + 12
-  local answer = 'k'
-  local flag, old, by = nil, nil, nil
-  if known then
-    by, flag, old = string.match(known, '^(%d+)(%a)(.*)$')
+  local outcome = 'known'
+  local marked_mapping, flag, marked_hash = nil, nil, nil
+  if mark then
+    marked_mapping, flag, marked_hash = string.match(mark, '^(%d+)(%a)(.*)$')
   end
 
-  local untold = flag == 's' or flag == 'u'
-  if (not known and not seed) or (flag == 'u' and finished == '1' and old ~= hash)
-    or (via == 'backfill' and untold and finished == '1') then
+  local seeded = flag == 's' or flag == 'u'
+  if (not mark and not seed) or (flag == 'u' and finished == '1' and marked_hash ~= hash)
+    or (via == 'backfill' and seeded and finished == '1') then
     redis.call('HSET', k_call, 'version', 1, 'source', sid, 'key', key, 'mapping', mapping, 'hash', hash,
       'finished', finished, 'started', started, 'first_seen', stamp, 'ready', stamp, 'via', via,
       'record', record, 'raw', raw)
@@ -81,27 +83,30 @@ for n = 1, tonumber(ARGV[6]) do
     redis.call('ZADD', 'relay:calls', 'NX', now, cid)
     redis.call('ZADD', 'relay:calls:' .. sid, 'NX', now, cid)
     redis.call('HINCRBY', 'relay:counts', 'calls', 1)
-    remember(key, day, 'e', hash, found_on)
+    remember(key, day, 'e', hash, marked_on)
     put('enrich', sid, cid, now, 'LT')
     if audio then want_audio(cid) end
-    answer = 'n'
-  elseif not known then
+    outcome = 'new'
+  elseif not mark then
     remember(key, day, finished == '1' and 's' or 'u', hash, nil)
-    answer = 's'
-  elseif old == hash then
-    if by ~= mapping or found_on ~= day then remember(key, day, flag, hash, found_on) end
-    if by ~= mapping and redis.call('EXISTS', k_call) == 1 then redis.call('HSET', k_call, 'mapping', mapping) end
-  elseif by ~= mapping and not finishes(k_call, finished) then
-    remember(key, day, flag, hash, found_on)
+    outcome = 'seeded'
+  elseif marked_hash == hash then
+    if marked_mapping ~= mapping or marked_on ~= day then remember(key, day, flag, hash, marked_on) end
+    if marked_mapping ~= mapping and redis.call('EXISTS', k_call) == 1 then
+      redis.call('HSET', k_call, 'mapping', mapping)
+    end
+  elseif marked_mapping ~= mapping and not finishes(k_call, finished) then
+    remember(key, day, flag, hash, marked_on)
     if redis.call('EXISTS', k_call) == 1 then redis.call('HSET', k_call, 'mapping', mapping, 'hash', hash) end
-    answer = 'r'
+    outcome = 'rehashed'
   else
-    remember(key, day, flag, hash, found_on)
-    answer = 's'
+    remember(key, day, flag, hash, marked_on)
+    outcome = 'seeded'
     if flag == 'e' and redis.call('EXISTS', k_call) == 1 then
       if finishes(k_call, finished) then redis.call('HSET', k_call, 'ready', stamp) end
-      if redis.call('HEXISTS', k_call, 'said') == 1 then
-        redis.call('HSETNX', k_call, 'was', redis.call('HGET', k_call, 'record')) -- what was said repeats it no more
+      if redis.call('HEXISTS', k_call, 'published') == 1 then
+        -- `published` leaves out what equals the record; from now on that is the former record
+        redis.call('HSETNX', k_call, 'published_record', redis.call('HGET', k_call, 'record'))
       end
       redis.call('HSET', k_call, 'mapping', mapping, 'hash', hash, 'finished', finished, 'record', record, 'raw', raw,
         'started', started)
@@ -109,10 +114,10 @@ for n = 1, tonumber(ARGV[6]) do
       redis.call('EXPIRE', k_call, call_ttl)
       put('enrich', sid, cid, now, 'LT')
       if audio then want_audio(cid) end
-      answer = 'c'
+      outcome = 'changed'
     end
   end
-  answers[n] = answer
+  outcomes[n] = outcome
 end
 
 if ARGV[i] == '1' then
@@ -123,4 +128,4 @@ if ARGV[i] == '1' then
   i = i + 2 + 2 * fields
   for d = 1, tonumber(ARGV[i]) do redis.call('DEL', k_seen(ARGV[i + d])) end
 end
-return answers
+return outcomes

@@ -134,14 +134,17 @@ def listener(sid: str) -> str:
     return f"relay:listener:{sid}"
 
 
-def progress(job: str) -> str:
-    """HASH  how far a backfill, a replay or the like has come; TTL 7 d from its last step."""
-    return f"relay:progress:{job}"
+def job(job_id: str) -> str:
+    """HASH  state, progress and position of a backfill, a replay or the like; TTL 7 d from its last step."""
+    return f"relay:job:{job_id}"
 
 
-def bucket(*parts: str) -> str:
-    """Name a budget bucket without spelling out what it is about (an API key, say)."""
+def digest(*parts: str) -> str:
+    """Name something without spelling it out (an API key, say)."""
     return base64.urlsafe_b64encode(hashlib.sha256("\x1f".join(parts).encode()).digest()[:12]).decode()
+
+
+bucket = digest
 
 
 forgotten, told, LISTENED = removing, failing_notice, SILENCE_CHECKED

@@ -1,21 +1,21 @@
--- Say what is to be said of a call: events, what was said, and the deliveries, in one step or not at all.
+-- Publish: write parts of a call, its events and their deliveries, in one step or not at all.
 --
 -- KEYS   none
--- ARGV   call id ('' for an event without a call), version as it was read, subject, call TTL s, event TTL s,
+-- ARGV   call id ('' for an event without a call), version as it was read, ordering key, call TTL s, event TTL s,
 --        n, then n × (field, value) of the call, or value '' to remove the field,
 --        m, then m × (event id, packed event, k, then k subscriptions)
 -- REPLY  -1 when the call changed since it was read (nothing was done), else the number of new deliveries
 --
 -- Races closed here:
--- * the record, the contact or the recording changes between reading the call and publishing: every write raises
---   `version`, so the publish is refused and whoever wanted it reads again.
--- * two holders of one call (a lease that ended) publish the same difference: the second finds another version.
--- * an event that exists already (the call was forgotten and found again): it keeps its body, and a subscription that
---   has a delivery of it gets no second one. What is new then comes after it.
--- * a subscription is switched off meanwhile: nothing is queued for it; that it is missing is written down. One that is
---   being deleted gets nothing at all.
+-- * The record, the contact or the recording changes between reading the call and publishing: every write raises
+--   `version`, so the publish is refused and the caller reads again.
+-- * Two holders of one call (a lease that ended) publish the same difference: the second finds another version.
+-- * An event exists already (the call was erased and found again): it keeps its body, and a subscription that has a
+--   delivery of it gets no second one. Events that are new are numbered after it.
+-- * A subscription is disabled meanwhile: nothing is queued for it, and its delivery is recorded as missing. One that is
+--   being deleted gets no delivery at all.
 
-local cid, version, subject = ARGV[1], ARGV[2], ARGV[3]
+local cid, version, ordering_key = ARGV[1], ARGV[2], ARGV[3]
 local call_ttl, event_ttl = tonumber(ARGV[4]), tonumber(ARGV[5])
 local k_call = 'relay:call:' .. cid
 if cid ~= '' and redis.call('HGET', k_call, 'version') ~= version then return -1 end
@@ -32,16 +32,16 @@ if cid ~= '' then
   redis.call('EXPIRE', k_call, call_ttl)
 end
 
-local function belongs_to_call(eid)
-  local known = redis.call('HGET', k_call, 'events')
-  if not known then
+local function add_to_call(eid)
+  local eids = redis.call('HGET', k_call, 'events')
+  if not eids then
     redis.call('HSET', k_call, 'events', eid)
-  elseif not string.find(known, eid, 1, true) then
-    redis.call('HSET', k_call, 'events', known .. ' ' .. eid)
+  elseif not string.find(eids, eid, 1, true) then
+    redis.call('HSET', k_call, 'events', eids .. ' ' .. eid)
   end
 end
 
-local made = 0
+local queued = 0
 local events = tonumber(ARGV[i])
 i = i + 1
 for _ = 1, events do
@@ -52,7 +52,7 @@ for _ = 1, events do
   redis.call('ZADD', 'relay:events', 'NX', now, eid)
   if sid then
     redis.call('ZADD', 'relay:events:' .. sid, 'NX', now, eid)
-    belongs_to_call(eid)
+    add_to_call(eid)
   end
   local sequence = redis.call('HGET', k_event, '#')
   if not sequence then
@@ -64,19 +64,19 @@ for _ = 1, events do
   for s = 1, subs do
     local sub = ARGV[i]
     i = i + 1
-    local off = redis.call('HGET', k_partition('deliver', sub), 'disabled')
-    if off ~= 'deleted' and redis.call('HEXISTS', k_event, sub) == 0 then
+    local disabled = redis.call('HGET', k_partition('deliver', sub), 'disabled')
+    if disabled ~= 'deleted' and redis.call('HEXISTS', k_event, sub) == 0 then
       redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
-      if off then
+      if disabled then
         redis.call('HSET', k_event, sub, '{"s":"missing"}')
       else
         redis.call('HSET', k_event, sub, '')
-        redis.call('ZADD', k_pending(sub, subject), sequence, eid)
-        put('deliver', sub, subject, now, 'NX')
-        made = made + 1
+        redis.call('ZADD', k_pending(sub, ordering_key), sequence, eid)
+        put('deliver', sub, ordering_key, now, 'NX')
+        queued = queued + 1
       end
     end
   end
   redis.call('EXPIRE', k_event, event_ttl)
 end
-return made
+return queued

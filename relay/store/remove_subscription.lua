@@ -1,22 +1,21 @@
--- Forget what waits for a subscription that is being deleted, and what was told to it, a piece at a time.
+-- Drop the deliveries of a subscription that is being deleted, pending and past, some at a time.
 --
 -- KEYS   none
 -- ARGV   subscription, most of each kind in this step
 -- REPLY  how much is left; call again until 0
 --
 -- Races closed here:
--- * events are published meanwhile: the subscription is switched off as `deleted` before, and publish.lua leaves it out.
--- * an attempt is in flight: its lease ends here, its settle is refused.
+-- * Events are published meanwhile: the subscription is disabled as `deleted` before, and publish.lua leaves it out.
+-- * An attempt is in flight: its lease ends here, its settlement is refused.
 
 local sub, most = ARGV[1], tonumber(ARGV[2])
 for _, name in ipairs({ k_waiting('deliver', sub), k_leased('deliver', sub) }) do
-  for _, subject in ipairs(redis.call('ZRANGE', name, 0, most - 1)) do
-    redis.call('DEL', k_pending(sub, subject))
-    forget('deliver', sub, subject)
+  for _, ordering_key in ipairs(redis.call('ZRANGE', name, 0, most - 1)) do
+    redis.call('DEL', k_pending(sub, ordering_key))
+    forget('deliver', sub, ordering_key)
   end
 end
-local told = redis.call('ZRANGE', 'relay:deliveries-of:' .. sub, 0, most - 1)
-for _, eid in ipairs(told) do
+for _, eid in ipairs(redis.call('ZRANGE', 'relay:deliveries-of:' .. sub, 0, most - 1)) do
   redis.call('HDEL', 'relay:event:' .. eid, sub)
   redis.call('ZREM', 'relay:dead', sub .. '\31' .. eid)
 end

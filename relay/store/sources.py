@@ -1,47 +1,145 @@
-"""Where each source stands: its cursor, its tiers, its health, and the rows that nobody could believe."""
+"""The state of sources: cursor, tiers, errors, what was noticed about them, and their quarantined rows."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final, TypedDict, Unpack
 
 import orjson
 from redis.asyncio import Redis
 
 from relay.domain.call import InvalidRow
+from relay.domain.polling import Delays, PollState
 from relay.domain.time import from_ms
-from relay.polling.clock_skew import Delays
-from relay.polling.window import PollState
 from relay.queue import keys as queue_keys
 from relay.store import keys
-from relay.store.calls import LeaseLost
 from relay.store.lanes import LaneName
 from relay.store.scripts import load_script
 
-_QUARANTINE_TTL_S = 7 * 86_400
-_QUARANTINE_MOST = 100
-_REMOVAL_TTL_S = 7 * 86_400
-_REMOVED_TTL_S = 5
+_QUARANTINE_TTL_S: Final = 7 * 86_400
+_QUARANTINE_MOST: Final = 100
+_REMOVAL_TTL_S: Final = 7 * 86_400
+_REMOVED_TTL_S: Final = 5
+
+
+class LeaseLost(Exception):
+    """Another poller has the source now, or it is being removed; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class CursorUpdate:
+    """What a successful poll writes with its last rows: the cursor, the tiers it covered, and which days of `seen` it
+    drops. `depths` are those of the tiers, in seconds."""
+
+    cursor: datetime
+    polled_at: datetime
+    depths: Sequence[int] = ()
+    heavy: bool = False
+    forget_days: Sequence[str] = ()
+
+    def fields(self) -> dict[str, str | int]:
+        """The fields of the source's HASH; the poll succeeded, so its errors end here."""
+        polled_ms = _ms(self.polled_at)
+        return {
+            **{f"tier:{depth_s}": polled_ms for depth_s in self.depths},
+            "cursor": _ms(self.cursor),
+            "last_poll": polled_ms,
+            "heavy": int(self.heavy),
+            "error": "",
+            "failures": 0,
+        }
+
+
+class SourceNote(TypedDict, total=False):
+    """What may be noted of a source at any time, by the names that `SourceState` has. None and "" take a note back."""
+
+    error_published: bool
+    marker_due: datetime
+    clock_ahead_s: int | None
+    delays: Delays
+    zone_off_s: int
+    contacts_off: str
+    recordings_off: str
+    quiet_since: datetime | None
+    stream: str
 
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """A source as it was read. `zone_off_s` is None before enough calls were seen to judge the zone by; `quiet_since`
-    is the time of the newest call of a source that always has some at this time of the week."""
+    """A source as it was read.
+
+    `marker_due` is when its marker is to be written again, `clock_ahead_s` by how much its provider's clock is wrong.
+    `zone_off_s` is None before enough calls were seen to judge the time zone. `contacts_off` and `recordings_off` say
+    why the extra is off. `quiet_since` is the time of the newest call of a source that usually has calls by now.
+    """
 
     poll_state: PollState
     error: str = ""
     error_since_ms: int = 0
-    error_told: bool = False
+    error_published: bool = False
     failures: int = 0
     last_poll: datetime | None = None
-    mark_due: datetime | None = None
-    clock_noted: bool = False
+    marker_due: datetime | None = None
+    clock_ahead_s: int | None = None
     delays: Delays = field(default_factory=Delays)
     zone_off_s: int | None = None
     contacts_off: str = ""
     recordings_off: str = ""
     quiet_since: datetime | None = None
+
+
+def _read_state(fields: Mapping[bytes, bytes]) -> SourceState:
+    def instant(name: bytes) -> datetime | None:
+        value = fields.get(name)
+        return from_ms(int(value)) if value else None
+
+    def number(name: bytes) -> int | None:
+        value = fields.get(name)
+        return int(value) if value else None
+
+    reached = {int(name[5:]): from_ms(int(value)) for name, value in fields.items() if name.startswith(b"tier:")}
+    return SourceState(
+        poll_state=PollState(
+            started_at=instant(b"started_at"),
+            cursor=instant(b"cursor"),
+            reached=reached or None,
+            heavy=fields.get(b"heavy") == b"1",
+        ),
+        error=fields.get(b"error", b"").decode(),
+        error_since_ms=number(b"error_since") or 0,
+        error_published=fields.get(b"error_published") == b"1",
+        failures=number(b"failures") or 0,
+        last_poll=instant(b"last_poll"),
+        marker_due=instant(b"marker_due"),
+        clock_ahead_s=number(b"clock_ahead_s"),
+        delays=Delays(number(b"delay_calls") or 0, float(fields.get(b"delay_least_s") or "inf")),
+        zone_off_s=number(b"zone_off_s"),
+        contacts_off=fields.get(b"contacts_off", b"").decode(),
+        recordings_off=fields.get(b"recordings_off", b"").decode(),
+        quiet_since=instant(b"quiet_since"),
+    )
+
+
+def _write_note(note: SourceNote) -> dict[str, str | float]:
+    fields: dict[str, str | float] = {}
+    for name, value in note.items():
+        match value:
+            case Delays():
+                fields |= {"delay_calls": value.calls, "delay_least_s": value.least_s}
+            case datetime():
+                fields[name] = _ms(value)
+            case bool():
+                fields[name] = int(value)
+            case str() | int():
+                fields[name] = value
+            case _:
+                fields[name] = ""
+    return fields
+
+
+def _ms(at: datetime) -> int:
+    return int(at.timestamp() * 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +153,27 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True)
 class Failing:
-    """A stretch of failed polls: how many in a row, since when, and whether it began or was told before."""
+    """Failed polls in a row: since when (ms), and whether the error is new or was published before."""
 
     failures: int
     since_ms: int
-    told: bool
-    known: bool
+    new: bool
+    published: bool
 
 
 class SourceStore:
-    """Reads and writes what is known of sources. The cursor itself only moves with an admission."""
+    """Reads and writes the state of sources. The cursor itself only moves with an ingest."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._fail = load_script(redis, "poll_failed")
+        self._poll_failed = load_script(redis, "poll_failed")
 
     async def read(self, sid: str) -> SourceState:
-        """Read the state of one; an unknown source has none."""
-        return _read_state(await self._redis.hgetall(keys.source(sid)))  # type: ignore[misc]  # both clients
+        """Read the state of a source; one that was never polled has an empty state."""
+        return (await self.read_many([sid]))[0]
 
     async def read_many(self, sids: Sequence[str]) -> list[SourceState]:
-        """Read the states of several in one round trip."""
+        """Read the states of several sources in one round trip."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for sid in sids:
                 pipe.hgetall(keys.source(sid))
@@ -94,6 +192,83 @@ class SourceStore:
             for fields, due_ms, quarantined in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
         ]
 
+    async def begin(self, sid: str, started_at: datetime, *, cursor: datetime | None = None) -> PollState:
+        """Record when the relay began with a source, unless that is recorded; `cursor` is that of a marker."""
+        name = keys.source(sid)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hsetnx(name, "started_at", str(_ms(started_at)))
+            if cursor is not None:
+                pipe.hsetnx(name, "cursor", str(_ms(cursor)))
+            await pipe.execute()
+        return (await self.read(sid)).poll_state
+
+    async def poll_failed(self, sid: str, error: str, *, token: bytes) -> Failing:
+        """Record a failed poll, under its lease. Raises LeaseLost."""
+        reply = await self._poll_failed(args=[sid, token, error[:500]])
+        if reply is None:
+            raise LeaseLost
+        failures, since_ms, published, had_error = reply
+        return Failing(failures, since_ms, new=not had_error, published=bool(published))
+
+    async def poll_succeeded(
+        self, sid: str, *, rows: int, invalid: int, too_old: int, new: int, note: SourceNote
+    ) -> None:
+        """Count the rows of a poll, with what was noticed about the source."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hset(keys.source(sid), mapping={"last_rows": rows, **_write_note(note)})
+            for name, count in (("invalid", invalid), ("too_old", too_old), ("new", new)):
+                if count:
+                    pipe.hincrby(keys.source(sid), name, count)
+            await pipe.execute()
+
+    async def note(self, sid: str, **note: Unpack[SourceNote]) -> None:
+        """Note something about a source, see `SourceNote`."""
+        await self._redis.hset(keys.source(sid), mapping=_write_note(note))  # type: ignore[misc]  # both clients
+
+    async def changed_credentials(self, credentials: Mapping[str, str]) -> list[str]:
+        """List the sources whose credential differs from the accepted one; the first is accepted at once."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for sid, credential in credentials.items():
+                pipe.hsetnx(keys.source(sid), "credential", keys.digest(credential))
+                pipe.hget(keys.source(sid), "credential")
+            rows = await pipe.execute()
+        return [
+            sid
+            for (sid, credential), accepted in zip(credentials.items(), rows[1::2], strict=True)
+            if accepted.decode() != keys.digest(credential)
+        ]
+
+    async def accept_credential(self, sid: str, credential: str) -> None:
+        """Remember a credential, by its digest, and turn on again the extras that the former one was refused."""
+        fields = {"credential": keys.digest(credential), "contacts_off": "", "recordings_off": ""}
+        await self._redis.hset(keys.source(sid), mapping=fields)  # type: ignore[misc]  # both clients
+
+    async def quarantine(self, sid: str, rows: Sequence[InvalidRow]) -> int:
+        """Keep invalid rows for inspection, each once and at most 100; returns how many are new."""
+        name = keys.quarantine(sid)
+        entries: dict[str, str] = {}
+        for row in rows:
+            if len(entries) == _QUARANTINE_MOST:
+                break
+            excerpt = row.excerpt.encode("utf-8", "replace").decode()  # a lone surrogate is not valid JSON
+            fingerprint = hashlib.sha256(f"{row.key}\x1f{row.reason}\x1f{excerpt}".encode()).hexdigest()[:12]
+            entries[fingerprint] = orjson.dumps({"reason": row.reason, "key": row.key, "excerpt": excerpt}).decode()
+        if not entries:
+            return 0
+        room = _QUARANTINE_MOST - await self._redis.hlen(name)  # type: ignore[misc]  # both clients
+        present = await self._redis.hmget(name, list(entries))  # type: ignore[misc]  # both clients
+        fresh = [entry for entry, value in zip(entries.items(), present, strict=True) if not value][: max(room, 0)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for fingerprint, entry in fresh:
+                pipe.hsetnx(name, fingerprint, entry)
+            pipe.expire(name, _QUARANTINE_TTL_S)
+            await pipe.execute()
+        return len(fresh)
+
+    async def quarantined(self, sid: str) -> list[InvalidRow]:
+        values = await self._redis.hvals(keys.quarantine(sid))  # type: ignore[misc]  # both clients
+        return [InvalidRow(**orjson.loads(value)) for value in values]
+
     async def begin_removal(self, sid: str, *, tenant: str | None) -> None:
         """Ingest nothing more of a source, and keep its id from being used again, until its removal has ended."""
         await self._redis.set(keys.removing(sid), tenant or "", ex=_REMOVAL_TTL_S)
@@ -105,108 +280,22 @@ class SourceStore:
     async def being_removed(self, sid: str) -> bool:
         return bool(await self._redis.exists(keys.removing(sid)))
 
-    async def begin(self, sid: str, started_at: datetime, *, cursor: datetime | None = None) -> PollState:
-        """Write down when the relay began with a source, once; gives what stands. `cursor` is that of a marker."""
-        name = keys.source(sid)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hsetnx(name, "started_at", str(int(started_at.timestamp() * 1000)))
-            if cursor is not None:
-                pipe.hsetnx(name, "cursor", str(int(cursor.timestamp() * 1000)))
-            await pipe.execute()
-        return (await self.read(sid)).poll_state
-
-    async def failed(self, sid: str, error: str, *, token: bytes) -> Failing:
-        """Write an error down, under the poll's lease. Raises LeaseLost: another poller has the source."""
-        answer = await self._fail(args=[sid, token, error[:500]])
-        if answer is None:
-            raise LeaseLost
-        failures, since_ms, told, known = answer
-        return Failing(failures, since_ms, told=bool(told), known=bool(known))
-
-    async def note(self, sid: str, **fields: str | int) -> None:
-        """Write fields of a source."""
-        await self._redis.hset(keys.source(sid), mapping=dict(fields))  # type: ignore[misc]
-
-    async def polled(
-        self, sid: str, *, rows: int, bad: int, too_old: int, new: int, notes: Mapping[str, str | float]
-    ) -> None:
-        """Count what a poll brought, and write what was noticed with it."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hset(keys.source(sid), mapping={"last_rows": rows, **notes})
-            for name, count in (("bad_rows", bad), ("too_old", too_old), ("new", new)):
-                if count:
-                    pipe.hincrby(keys.source(sid), name, count)
-            await pipe.execute()
-
-    async def quarantine(self, sid: str, rows: Sequence[InvalidRow]) -> int:
-        """Keep rows that cannot be believed where a person finds them, the same row once; gives how many are new."""
-        name = keys.quarantine(sid)
-        entries: dict[str, str] = {}
-        for row in rows:
-            if len(entries) == _QUARANTINE_MOST:
-                break
-            excerpt = row.excerpt.encode("utf-8", "replace").decode()  # half a character is no JSON
-            fingerprint = hashlib.sha256(f"{row.key}\x1f{row.reason}\x1f{excerpt}".encode()).hexdigest()[:12]
-            entries[fingerprint] = orjson.dumps({"reason": row.reason, "key": row.key, "excerpt": excerpt}).decode()
-        if not entries:
-            return 0
-        room = _QUARANTINE_MOST - await self._redis.hlen(name)  # type: ignore[misc]
-        known = await self._redis.hmget(name, list(entries))  # type: ignore[misc]
-        fresh = [(print_, entry) for (print_, entry), value in zip(entries.items(), known, strict=True) if not value]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for fingerprint, entry in fresh[: max(room, 0)]:
-                pipe.hsetnx(name, fingerprint, entry)
-            pipe.expire(name, _QUARANTINE_TTL_S)
-            await pipe.execute()
-        return len(fresh[: max(room, 0)])
-
-    async def quarantined(self, sid: str) -> list[dict[str, str | None]]:
-        """List the rows put aside."""
-        values = await self._redis.hvals(keys.quarantine(sid))  # type: ignore[misc]
-        return [orjson.loads(value) for value in values]
-
-
-def _read_state(fields: Mapping[bytes, bytes]) -> SourceState:
-    def instant(name: bytes) -> datetime | None:
-        value = fields.get(name)
-        return from_ms(int(value)) if value else None
-
-    reached = {int(name[5:]): from_ms(int(value)) for name, value in fields.items() if name.startswith(b"tier:")}
-    return SourceState(
-        poll_state=PollState(
-            started_at=instant(b"started_at"),
-            cursor=instant(b"cursor"),
-            reached=reached or None,
-            heavy=fields.get(b"heavy") == b"1",
-        ),
-        error=fields.get(b"error", b"").decode(),
-        error_since_ms=int(fields.get(b"error_since") or 0),
-        error_told=fields.get(b"error_told") == b"1",
-        failures=int(fields.get(b"failures") or 0),
-        last_poll=instant(b"last_poll"),
-        mark_due=instant(b"mark_due"),
-        clock_noted=bool(fields.get(b"clock_ahead_s")),
-        delays=Delays(int(fields.get(b"delay_calls") or 0), float(fields.get(b"delay_least_s") or "inf")),
-        zone_off_s=int(fields[b"zone_off_s"]) if fields.get(b"zone_off_s") else None,
-        contacts_off=fields.get(b"contacts_off", b"").decode(),
-        recordings_off=fields.get(b"recordings_off", b"").decode(),
-        quiet_since=instant(b"quiet_since"),
-    )
-
 
 class Progress:
-    """How far a long job has come, for whoever watches; forgotten after a week."""
+    """What the API still uses instead of JobStore; goes away with its last caller."""
 
     def __init__(self, redis: Redis, job: str) -> None:
         self._redis = redis
-        self._name = keys.progress(job)
+        self._name = keys.job(job)
 
     async def write(self, **fields: str | float) -> None:
-        """Write fields of it."""
         await self._redis.hset(self._name, mapping={name: str(value) for name, value in fields.items()})  # type: ignore[misc]
         await self._redis.expire(self._name, _QUARANTINE_TTL_S)
 
     async def read(self) -> dict[str, str]:
-        """Read all of it."""
-        fields: dict[bytes, bytes] = await self._redis.hgetall(self._name)  # type: ignore[misc]
-        return {name.decode(): value.decode() for name, value in fields.items()}
+        raw: dict[bytes, bytes] = await self._redis.hgetall(self._name)  # type: ignore[misc]
+        fields = {name.decode(): value.decode() for name, value in raw.items()}
+        fields |= {name: str(count) for name, count in orjson.loads(fields.pop("counts", "{}")).items()}
+        if fields.get("state") == "cancelled":
+            fields["state"] = "failed"
+        return fields | ({"done": fields.pop("share")} if "share" in fields else {})

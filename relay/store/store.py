@@ -1,45 +1,47 @@
 """The store in domain terms: what everything outside `store` and `queue` knows of Redis."""
 
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from relay.secrets import SecretBox
 from relay.store import connection
 from relay.store.budget import BudgetStore
 from relay.store.calls import CallStore
+from relay.store.contacts import ContactStore
 from relay.store.credentials import StoredCredentials
 from relay.store.declarations import Declarations
 from relay.store.deliveries import DeliveryStore
+from relay.store.erasure import ErasureStore
 from relay.store.events import EventStore
 from relay.store.jobs import JobStore
 from relay.store.sources import SourceStore
+from relay.store.streams import StreamLeases
 from relay.store.subscriptions import SubscriptionStore
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes that the store uses and may use; a limit of 0 is none, or one that a managed store hides."""
-
-    used_bytes: int
-    limit_bytes: int
+from relay.store.upkeep import Upkeep
 
 
 class Store:
     """Opened once from a Redis client and handed to whatever needs it."""
 
-    def __init__(self, redis: Redis, box: SecretBox, *, calls_ttl_s: int, events_ttl_s: int) -> None:
+    def __init__(
+        self, redis: Redis, box: SecretBox, *, calls_ttl_s: int, events_ttl_s: int, keep_raw: Callable[[], bool]
+    ) -> None:
+        """`keep_raw` says whether calls keep their provider's row as it came."""
         self._redis = redis
-        self.calls = CallStore(redis)
-        self.events = EventStore(redis)
+        self.calls = CallStore(redis, ttl_s=calls_ttl_s, keep_raw=keep_raw)
+        self.events = EventStore(redis, ttl_s=events_ttl_s, calls_ttl_s=calls_ttl_s)
         self.deliveries = DeliveryStore(redis, events_ttl_s=events_ttl_s)
         self.sources = SourceStore(redis)
         self.subscriptions = SubscriptionStore(redis)
         self.declarations = Declarations(redis, box)
         self.jobs = JobStore(redis)
+        self.contacts = ContactStore(redis)
+        self.erasure = ErasureStore(redis)
+        self.upkeep = Upkeep(redis, calls_ttl_s=calls_ttl_s, events_ttl_s=events_ttl_s)
         self.budget = BudgetStore(redis)
+        self.stream_leases = StreamLeases(redis, holder=secrets.token_hex(8))
         self.credentials: Callable[[str], StoredCredentials] = lambda sid: StoredCredentials(redis, box, sid)
 
     async def ping(self) -> None:
@@ -53,11 +55,3 @@ class Store:
     async def size(self) -> int:
         """Count the keys: how much there is to search."""
         return int(await self._redis.dbsize())
-
-    async def memory(self) -> Memory:
-        used_bytes = int((await self._redis.info("memory"))["used_memory"])
-        try:
-            limit_bytes = int((await self._redis.config_get("maxmemory")).get("maxmemory", 0))
-        except ResponseError:
-            limit_bytes = 0
-        return Memory(used_bytes, limit_bytes)

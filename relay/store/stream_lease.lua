@@ -1,13 +1,13 @@
--- Take, keep or give up the right to listen to sources: one process a source, over all pollers.
+-- Acquire, renew or release leases on sources' streams: one process a source, over all pollers.
 --
--- KEYS   one a source (STR: who listens; its TTL is how long that holds)
--- ARGV   who asks, lease ms (0: give up what is ours)
--- REPLY  1 or 0 a key: ours from now on, or somebody else's
+-- KEYS   one a source (STR: the holder; its TTL is the lease)
+-- ARGV   holder, lease ms (0: release what is ours)
+-- REPLY  1 or 0 a key: ours from now on, or another holder's
 --
--- Race closed here: two pollers find a source without a listener; one of them gets it. One whose lease has ended keeps
+-- Race closed here: two pollers find a source without a holder; one of them gets it. One whose lease has ended keeps
 -- nothing: the key is gone, or it is another's.
 
-local answers = {}
+local replies = {}
 for n, key in ipairs(KEYS) do
   local holder = redis.call('GET', key)
   local ours = not holder or holder == ARGV[1]
@@ -16,6 +16,6 @@ for n, key in ipairs(KEYS) do
   elseif ours then
     redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
   end
-  answers[n] = ours and 1 or 0
+  replies[n] = ours and 1 or 0
 end
-return answers
+return replies

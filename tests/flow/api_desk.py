@@ -120,7 +120,7 @@ class Desk:
             "external": Party(number="+12025550123", raw="(202) 555-0123"),
         }
         record = Record(**values | fields)
-        await self.relay.runtime.ledger.ingest(
+        await self.relay.runtime.store.calls.ingest(
             sid, [Row(record, record.content_hash())], token=b"", mapping=1, via="poll"
         )
         self.relay.runtime.wake_ups(LaneName.ENRICH)
@@ -136,7 +136,7 @@ class Desk:
         """Admit a call and wait for its event; gives the event's id."""
         await self.call_of(sid, key, **fields)
         eid = ids.event_id(sid, key, event_type)
-        await eventually(lambda: self.relay.runtime.ledger.event(eid), lambda event: event is not None)
+        await eventually(lambda: self.relay.runtime.store.events.get(eid), lambda event: event is not None)
         return eid
 
     async def until_over(self, job: str) -> Any:

@@ -1,4 +1,4 @@
-"""A relay inside the test: the real ledger, runners and sender, a verifying subscriber on loopback, no provider.
+"""A relay inside the test: the real store, runners and sender, a verifying subscriber on loopback, no provider.
 
 Calls are admitted by hand, so a test says exactly what became known and when.
 """
@@ -58,7 +58,7 @@ class RelayHarness:
 
     async def _ingest(self, records: list[Record]) -> None:
         rows = [Row(record, record.content_hash()) for record in records]
-        await self.runtime.ledger.ingest("main", rows, token=b"", mapping=1, via="poll")
+        await self.runtime.store.calls.ingest("main", rows, token=b"", mapping=1, via="poll")
         self.runtime.wake_ups(LaneName.ENRICH)
 
     def event_of(self, key: str, event_type: str = "call.completed") -> str:

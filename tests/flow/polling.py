@@ -1,4 +1,4 @@
-"""A poller inside the test: the real poller, ledger and lane in a real store, and the simulated provider without HTTP.
+"""A poller inside the test: the real poller and lane on a real store, and the simulated provider without HTTP.
 
 The clock is the test's. A `Mishap` is what happens to one poll.
 """
@@ -34,10 +34,12 @@ from relay.queue.settlement import Settlement
 from relay.recordings.markers import Markers
 from relay.store import keys
 from relay.store.budget import BudgetStore
-from relay.store.calls import CursorUpdate, Ledger, Row, StoredCall
-from relay.store.sources import SourceState, SourceStore
+from relay.store.calls import StoredCall
+from relay.store.codes import RowOutcome
+from relay.store.sources import SourceState
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.webfones import FaultyWebFones
+from tests.store import WatchedCalls, open_store
 from workers.poll import PollWorker
 
 SID = "office"
@@ -162,19 +164,6 @@ class Everybody:
         return ["ops"]
 
 
-class WatchedLedger(Ledger):
-    """The ledger, with a list of what each admission said of each row."""
-
-    letters: list[tuple[str, str]]
-
-    async def ingest(
-        self, sid: str, rows: Sequence[Row], *, token: bytes, mapping: int, via: str, last: CursorUpdate | None = None
-    ) -> str:
-        answer = await super().ingest(sid, rows, token=token, mapping=mapping, via=via, last=last)
-        self.letters += [(row.record.key, letter) for row, letter in zip(rows, answer, strict=True)]
-        return answer
-
-
 class Office:
     """One source, its provider and its poller."""
 
@@ -193,13 +182,11 @@ class Office:
             provider=NoPorts(self.calls),
         )
         self.lane = Lane(redis, "poll", lease_s=120)
-        self.ledger = WatchedLedger(redis, calls_ttl_s=30 * 86_400, events_ttl_s=14 * 86_400, keep_raw=lambda: False)
-        self.ledger.letters = []
-        self.states = SourceStore(redis)
+        self.store = open_store(redis, calls_ttl_s=30 * 86_400, events_ttl_s=14 * 86_400)
+        self.store.calls = self.ingested = WatchedCalls(redis)
         poller = Poller(
-            self.ledger,
-            self.states,
-            Operations(self.ledger, Everybody()),
+            self.store,
+            Operations(self.store.events, Everybody()),
             Markers(self.notes),  # type: ignore[arg-type]  # only the small notes are used
             tiers=TIERS,
             wake=self._wake,
@@ -253,22 +240,22 @@ class Office:
         await self.redis.flushdb()
 
     async def state(self) -> SourceState:
-        return await self.states.read(SID)
+        return await self.store.sources.read(SID)
 
     async def call(self, rid: int) -> StoredCall | None:
-        return await self.ledger.call(ids.call_id(SID, str(rid)))
+        return await self.store.calls.get(ids.call_id(SID, str(rid)))
 
     async def calls_stored(self) -> int:
         return int(await self.redis.zcard(keys.CALLS))
 
-    def told(self, letter: str = "n") -> Counter[str]:
-        """How often each row was taken in as new (or what else `letter` says)."""
-        return Counter(key for key, said in self.ledger.letters if said == letter)
+    def told(self, wanted: RowOutcome = RowOutcome.NEW) -> Counter[str]:
+        """How often each row was ingested as new (or with another outcome)."""
+        return self.ingested.count(wanted)
 
     async def said(self) -> list[Json]:
         """The operational events so far, in order."""
         names = await self.redis.zrange(keys.EVENTS, 0, -1)
-        events = [await self.ledger.event(name.decode()) for name in names]
+        events = [await self.store.events.get(name.decode()) for name in names]
         return sorted((event for event in events if event), key=lambda event: str(event["timestamp"]))
 
     async def seen(self) -> dict[str, set[str]]:

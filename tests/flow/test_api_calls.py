@@ -119,15 +119,15 @@ async def _keep_audio(desk: Desk, call_id: str) -> dict[str, Any]:
     path = await _store_audio(desk, call_id)
     part: dict[str, Any] = {"status": "available", "path": path, "sha256": "0" * 64, "size_bytes": 10}
     part |= {"content_type": "audio/wav", "url": None, "expires_at": None, "duration_seconds": None}
-    call = await runtime.ledger.call(call_id)
-    while await runtime.ledger.publish(call, {"recording": part}, ()) is None:  # it is being told just now
-        call = await runtime.ledger.call(call_id)
+    call = await runtime.store.calls.get(call_id)
+    while await runtime.store.events.publish_call(call, {"recording": part}, ()) is None:  # it is being told just now
+        call = await runtime.store.calls.get(call_id)
     return part
 
 
 async def _store_audio(desk: Desk, call_id: str) -> str:
     runtime = desk.relay.runtime
-    call = await runtime.ledger.call(call_id)
+    call = await runtime.store.calls.get(call_id)
     assert call is not None
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -276,7 +276,7 @@ async def test_an_erased_call_does_not_come_back(desk: Desk) -> None:
 
     call_id = await desk.call_of("main", "1", caller=JO, external=JO)
 
-    assert await desk.relay.runtime.ledger.call(call_id) is None
+    assert await desk.relay.runtime.store.calls.get(call_id) is None
     assert (await desk.get("/v1/calls"))["items"] == []
 
 
@@ -390,9 +390,9 @@ async def test_audio_that_arrives_after_the_erasure_is_dropped(desk: Desk) -> No
         runtime.lanes[LaneName.RECORD],
         lambda: {"main": source},  # type: ignore[dict-item]  # what a fetch needs of a source
         runtime.storage,
-        runtime.states,
+        runtime.store.sources,
         wake_enrich=lambda: None,
-        find_call=runtime.ledger.call,
+        find_call=runtime.store.calls.get,
     )
     flat = [each for pair in stored.items() for each in pair]
 

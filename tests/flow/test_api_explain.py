@@ -23,7 +23,7 @@ async def ingest(desk: Desk, key: str, *, seed: bool = False, finished: bool = T
         key=key, started_at=datetime.now(UTC), local_date=datetime.now(UTC).date().isoformat(), finished=finished
     )
     row = Row(record, record.content_hash(), seed)
-    await desk.relay.runtime.ledger.ingest("main", [row], token=b"", mapping=1, via="poll")
+    await desk.relay.runtime.store.calls.ingest("main", [row], token=b"", mapping=1, via="poll")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ async def test_what_was_there_before_the_relay_is_said_to_be_known(desk: Desk, f
 
 async def test_a_row_that_was_put_aside_says_why(desk: Desk) -> None:
     """The reason that is kept with it."""
-    await desk.relay.runtime.states.quarantine("main", [InvalidRow("it starts in the year 9999", "bad", "{}")])
+    await desk.relay.runtime.store.sources.quarantine("main", [InvalidRow("it starts in the year 9999", "bad", "{}")])
 
     item = await explained(desk, "bad")
 

@@ -188,7 +188,7 @@ async def test_a_name_that_is_gone_keeps_nobody_from_pausing(desk: Desk, monkeyp
 
 async def test_rows_put_aside_are_shown(desk: Desk) -> None:
     """A person finds what could not be believed."""
-    await desk.relay.runtime.states.quarantine("main", [InvalidRow("has no start", "7", "{'rid': 7}")])
+    await desk.relay.runtime.store.sources.quarantine("main", [InvalidRow("has no start", "7", "{'rid': 7}")])
 
     read = await desk.get("/v1/sources/main")
 
@@ -253,7 +253,7 @@ async def test_deleting_a_source_leaves_nothing(desk: Desk, monkeypatch: pytest.
     await desk.post("/v1/sources", {**SOURCE, "id": "new"})
     eid = await desk.told("new", "1")
     await desk.told("main", "1")
-    await runtime.states.quarantine("new", [InvalidRow("odd", "7", "…")])
+    await runtime.store.sources.quarantine("new", [InvalidRow("odd", "7", "…")])
     await redis.set(keys.contact("new", 0, "+12025550123"), b"x")
     await desk.relay.until_state(eid, "delivered")
 

@@ -32,6 +32,7 @@ from relay.store.sources import Progress
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.subscriber import ScriptedSubscriber
 from tests.fakes.webfones import FaultyWebFones
+from tests.store import open_store
 from workers.jobs import backfill
 from workers.runners import add_poller, add_workers
 from workers.settings import host
@@ -75,7 +76,7 @@ class House:
         """Wait until the first poll has been taken in."""
 
         async def taken_in() -> bool:
-            return (await self.runtime.states.read("main")).poll_state.cursor is not None
+            return (await self.runtime.store.sources.read("main")).poll_state.cursor is not None
 
         await _until(taken_in)
 
@@ -149,7 +150,7 @@ async def test_a_call_that_no_poll_saw_is_told_once_under_its_own_id(house: Hous
     """It is as if the poll had seen it; reading the range again tells nothing, and the cursor stays."""
     await house.polled()
     rid = house.call(hours_ago=5)
-    cursor = (await house.runtime.states.read("main")).poll_state.cursor
+    cursor = (await house.runtime.store.sources.read("main")).poll_state.cursor
 
     first = await house.backfill(6)
     await house.heard(rid)
@@ -160,7 +161,7 @@ async def test_a_call_that_no_poll_saw_is_told_once_under_its_own_id(house: Hous
     assert poll_state(second).words() == "read 1 rows: 0 new, 0 changed, 1 known"
     assert [event["id"] for event in house.subscriber.events("a")] == [ids.event_id("main", rid, "call.completed")]
     assert house.subscriber.events("a")[0]["context"]["via"] == "backfill"
-    assert (await house.runtime.states.read("main")).poll_state.cursor == cursor
+    assert (await house.runtime.store.sources.read("main")).poll_state.cursor == cursor
 
 
 async def test_a_call_that_was_there_before_the_relay_is_told_when_it_is_asked_for(house: House) -> None:
@@ -335,7 +336,7 @@ async def test_a_source_that_the_relay_does_not_have_is_said(house: House) -> No
 
 async def test_a_store_that_is_away_makes_the_job_line_up_again(house: House) -> None:
     class Gone:
-        redis = Redis(unix_socket_path="/nowhere/valkey.sock")
+        store = open_store(Redis(unix_socket_path="/nowhere/valkey.sock"))
 
     with pytest.raises(Retry):
         await backfill({"runtime": Gone(), "job_id": "j", "sleep": asyncio.sleep}, "main", "", "", "job")

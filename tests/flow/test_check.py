@@ -163,9 +163,10 @@ async def test_rows_that_nobody_could_believe_are_shown_with_their_reasons(place
 
 async def test_what_the_relay_has_noted_about_a_source_is_shown(place: Place, redis: Redis) -> None:
     states = SourceStore(redis)
-    await states.note("main", error="WebFones rejected the key", error_since=1, zone_off_s=18_000)
+    await redis.hset(keys.source("main"), mapping={"error": "WebFones rejected the key", "error_since": 1})  # type: ignore[misc]
+    await states.note("main", zone_off_s=18_000)
     await states.note("main", contacts_off="WebFones rejected the key for the contacts (403)")
-    await states.note("main", quiet_since=int((datetime.now(UTC) - timedelta(hours=5)).timestamp() * 1000))
+    await states.note("main", quiet_since=datetime.now(UTC) - timedelta(hours=5))
 
     by_name = {finding.what: finding for finding in await place.findings()}
 

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from relay.domain import ids
 from relay.domain.call import Direction, Outcome, Party
+from relay.store import keys
 from tests.fakes.subscriber import ScriptedReply
 from tests.flow.api_desk import SOURCE, TOKEN, Desk, open_desk
 from tests.flow.cli import environ_for, relay, run
@@ -178,7 +179,9 @@ async def test_explain_says_who_heard_and_who_did_not_want_it(desk: Desk) -> Non
 
 async def test_explain_says_why_nothing_is_known(desk: Desk) -> None:
     """How each source is, and exit code 1."""
-    await desk.relay.runtime.states.note("main", error="the provider refuses the API key (401)", error_since=1)
+    await desk.relay.redis.hset(  # type: ignore[misc]
+        keys.source("main"), mapping={"error": "the provider refuses the API key (401)", "error_since": 1}
+    )
 
     nothing = await relay(desk, "explain", "404404")
     document = await relay(desk, "explain", "call_" + "a" * 26, "--json")

@@ -16,7 +16,9 @@ from relay.domain.call import Outcome
 from relay.queue import keys as queue_keys
 from relay.queue.changes import EnablePartition
 from relay.store import keys
-from relay.store.calls import ClaimedEvent, NewEvent
+from relay.store.codes import ReplayOutcome
+from relay.store.deliveries import ClaimedEvent
+from relay.store.events import NewEvent
 from relay.store.health import read_health
 from relay.store.lanes import LaneName
 from tests.fakes.subscriber import ReplyKind, ScriptedReply
@@ -98,12 +100,12 @@ async def test_410_switches_the_subscription_off_and_loses_nothing_that_is_liste
         await relay.runtime.lanes[LaneName.DELIVER].apply(EnablePartition("a"))
         relay.runtime.wake_ups(LaneName.DELIVER)
         await relay.until_heard("a", 1)
-        letters = await relay.runtime.ledger.replay(
+        outcomes = await relay.runtime.store.deliveries.replay(
             relay.event_of("2"), ids.call_id("main", "2"), ["a"], at_ms=1, force=False
         )
         await relay.until_heard("a", 2)
 
-        assert letters == "q"
+        assert outcomes == [ReplayOutcome.QUEUED]
         assert set(relay.report().completed) == {"1", "2"}
 
 
@@ -124,7 +126,7 @@ async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> No
         await eventually(lambda: relay.redis.zcard(update_pending), bool)
 
         relay.subscriber.script("a")
-        letters = await relay.runtime.ledger.replay(
+        outcomes = await relay.runtime.store.deliveries.replay(
             first, cid, ["a"], at_ms=relay.runtime.lanes[LaneName.DELIVER].store_now_ms, force=False
         )
         relay.runtime.wake_ups(LaneName.DELIVER)
@@ -133,7 +135,7 @@ async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> No
         await relay.until_heard("a", 2)
 
         assert dead == [f"a\x1f{first}".encode()]
-        assert letters == "q"
+        assert outcomes == [ReplayOutcome.QUEUED]
         assert relay.report().order_violations == ()
         assert await relay.redis.zcard(keys.DEAD) == 0
 
@@ -144,12 +146,12 @@ async def test_replay_repeats_nothing_that_was_heard_unless_forced(start: Start)
         cid = await relay.call("1")
         await relay.until_state(relay.event_of("1"), "delivered")
 
-        left_alone = await relay.runtime.ledger.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=False)
-        forced = await relay.runtime.ledger.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=True)
+        left_alone = await relay.runtime.store.deliveries.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=False)
+        forced = await relay.runtime.store.deliveries.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=True)
         relay.runtime.wake_ups(LaneName.DELIVER)
         await relay.until_heard("a", 2)
 
-        assert (left_alone, forced) == ("d", "q")
+        assert (left_alone, forced) == ([ReplayOutcome.DELIVERED], [ReplayOutcome.QUEUED])
         assert sum(relay.report().duplicates.values()) >= 1
 
 
@@ -210,7 +212,7 @@ async def test_at_most_once_finds_the_intent_of_a_worker_that_died(start: Start)
         await relay.until_state(eid, "missing")
         await relay.runtime.lanes[LaneName.DELIVER].apply(EnablePartition("a"))
         cid = ids.call_id("main", "1")
-        await relay.runtime.ledger.replay(eid, cid, ["a"], at_ms=1, force=False)
+        await relay.runtime.store.deliveries.replay(eid, cid, ["a"], at_ms=1, force=False)
         await relay.redis.hset(keys.event(eid), "a", '{"s":"intent","n":1}')  # type: ignore[misc]
         relay.runtime.wake_ups(LaneName.DELIVER)
         await relay.until_state(eid, "unknown")
@@ -239,7 +241,7 @@ async def test_what_expired_for_a_subscription_that_nobody_knows_is_not_kept_for
     """A subscription that was taken out of the configuration is waited for no longer than its events live."""
     async with start({"a": {}}) as relay:
         said = NewEvent("evt_1", {"id": "evt_1", "data": {}}, ["gone"])
-        await relay.runtime.ledger.publish(None, {}, [said], subject="evt_1")
+        await relay.runtime.store.events.publish(said)
         await relay.redis.delete(keys.event("evt_1"))
         relay.runtime.wake_ups(LaneName.DELIVER)
 

@@ -13,9 +13,13 @@ from relay.privacy.erase import Erased, Eraser
 from relay.queue.lane import Lane
 from relay.queue.settlement import Done, Intent, PartitionHealth, Retry, Settlement
 from relay.store import keys
-from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_event
-from relay.store.deliveries import DeliveryState
+from relay.store.calls import Row, StoredCall
+from relay.store.codes import ReplayOutcome
+from relay.store.deliveries import DeliveryState, claimed_event
+from relay.store.events import NewEvent
 from relay.store.lanes import DeliveryUpdate, LaneName, open_lane
+from relay.store.store import Store
+from tests.store import open_store
 
 JO, OTHER = "+12025550123", "+12025550199"
 CALL = ids.call_id("main", "7")
@@ -32,8 +36,8 @@ class NoAudio:
         raise AssertionError(path)
 
 
-def ledger_of(redis: Redis) -> Ledger:
-    return Ledger(redis, calls_ttl_s=3000, events_ttl_s=1000, keep_raw=lambda: False)
+def store_of(redis: Redis) -> Store:
+    return open_store(redis, calls_ttl_s=3000, events_ttl_s=1000)
 
 
 def lane_of(redis: Redis) -> Lane:
@@ -42,8 +46,8 @@ def lane_of(redis: Redis) -> Lane:
 
 async def bring(redis: Redis) -> StoredCall:
     record = Record(key="7", started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01")
-    await ledger_of(redis).ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
-    call = await ledger_of(redis).call(CALL)
+    await store_of(redis).calls.ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    call = await store_of(redis).calls.get(CALL)
     assert call is not None
     return call
 
@@ -57,7 +61,7 @@ async def tell(redis: Redis, *numbers: str) -> list[str]:
         )
         for n, number in enumerate(numbers, 1)
     ]
-    await ledger_of(redis).publish(call, {}, events)
+    await store_of(redis).events.publish_call(call, {}, events)
     return [event.id for event in events]
 
 
@@ -66,7 +70,7 @@ async def nothing_more(done: Erased) -> None:
 
 
 async def erase(redis: Redis, number: str = JO) -> Erased:
-    eraser = Eraser(ledger_of(redis), NoAudio())
+    eraser = Eraser(store_of(redis), NoAudio())
     return await eraser.number(number, sources=None, books=[], step=nothing_more)
 
 
@@ -156,7 +160,7 @@ async def test_what_a_subscriber_answered_is_erased_with_the_event(redis: Redis)
 
     state = await state_of(redis, first)
     assert (state.status, state.attempts, state.at_ms, state.log) == ("exhausted", 1, 7, ())
-    assert await ledger_of(redis).event(first) is None
+    assert await store_of(redis).events.get(first) is None
 
 
 async def test_erasing_twice_finds_nothing_more(redis: Redis) -> None:
@@ -172,7 +176,7 @@ async def test_an_erased_event_cannot_be_replayed(redis: Redis) -> None:
     await erase(redis)
     await redis.expire(keys.event(first), 5)
 
-    assert await ledger_of(redis).replay(first, CALL, ["sub"], at_ms=1, force=True) == "g"
+    assert await store_of(redis).deliveries.replay(first, CALL, ["sub"], at_ms=1, force=True) == [ReplayOutcome.GONE]
     assert await redis.zscore(keys.pending("sub", CALL), first) is None
     assert await redis.ttl(keys.event(first)) <= 5
 
@@ -182,7 +186,7 @@ async def test_a_removed_source_takes_the_calls_along_that_its_list_has_lost(red
     await tell(redis, OTHER)
     await redis.zrem(keys.calls_of("main"), CALL)
 
-    done = await Eraser(ledger_of(redis), NoAudio()).source("main", step=nothing_more)
+    done = await Eraser(store_of(redis), NoAudio()).source("main", step=nothing_more)
 
     assert (done.calls, done.events) == (1, 1)
     assert await redis.keys("relay:call:*") == []

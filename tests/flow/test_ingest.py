@@ -15,34 +15,51 @@ from relay.queue import keys as queue_keys
 from relay.queue.lane import Lane
 from relay.queue.settlement import Done, Retry, Settlement
 from relay.store import keys
-from relay.store.calls import CHUNK, CursorUpdate, LeaseLost, Ledger, Row, StoredCall
+from relay.store.calls import CHUNK, Row, StoredCall
+from relay.store.codes import RowOutcome
 from relay.store.documents import pack
 from relay.store.lanes import FetchProgress, LaneName, RecordingStored, open_lane
+from relay.store.sources import CursorUpdate, LeaseLost
+from relay.store.store import Store
+from tests.store import open_store
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
+LATER = NOON + timedelta(minutes=1)
 CALL_TTL_S = 30 * 86_400
+NEW, CHANGED, KNOWN, SEEDED, REHASHED = RowOutcome
 
 
 def a_record(key: str = "7", *, start: datetime = NOON, **fields: Any) -> Record:
     return Record(key=key, started_at=start, local_date=start.date().isoformat(), **fields)
 
 
+def ms(at: datetime) -> bytes:
+    return b"%d" % (at.timestamp() * 1000)
+
+
 def row(record: Record, *, seed: bool = False) -> Row:
     return Row(record, record.content_hash(), seed)
 
 
-def ledger_of(redis: Redis, *, keep_raw: bool = False) -> Ledger:
-    return Ledger(redis, calls_ttl_s=CALL_TTL_S, events_ttl_s=86_400, keep_raw=lambda: keep_raw)
+def store_of(redis: Redis, *, keep_raw: bool = False) -> Store:
+    return open_store(redis, calls_ttl_s=CALL_TTL_S, keep_raw=keep_raw)
 
 
 async def admitted(
-    redis: Redis, *rows: Row, token: bytes = b"", mapping: int = 1, via: str = "poll", last: CursorUpdate | None = None
-) -> str:
-    return await ledger_of(redis).ingest("main", rows, token=token, mapping=mapping, via=via, last=last)
+    redis: Redis,
+    *rows: Row,
+    token: bytes = b"",
+    mapping: int = 1,
+    via: str = "poll",
+    cursor_update: CursorUpdate | None = None,
+) -> list[RowOutcome]:
+    return await store_of(redis).calls.ingest(
+        "main", rows, token=token, mapping=mapping, via=via, cursor_update=cursor_update
+    )
 
 
 async def the_call(redis: Redis, key: str = "7") -> StoredCall:
-    call = await ledger_of(redis).call(ids.call_id("main", key))
+    call = await store_of(redis).calls.get(ids.call_id("main", key))
     assert call is not None
     return call
 
@@ -75,11 +92,12 @@ async def test_a_new_row_becomes_a_call_that_is_looked_at(redis: Redis) -> None:
     """Everything that the next stages need is there, and they have it to do."""
     record = a_record(audio=True, outcome=Outcome.ANSWERED)
 
-    assert await admitted(redis, row(record), via="backfill") == "n"
+    assert await admitted(redis, row(record), via="backfill") == [NEW]
 
     call = await the_call(redis)
     assert (call.id, call.source_id, call.key, call.version) == (ids.call_id("main", "7"), "main", "7", 1)
-    assert (call.finished, call.via, call.said, call.contact, call.recording) == (True, "backfill", None, None, None)
+    assert (call.finished, call.via) == (True, "backfill")
+    assert (call.published, call.contact, call.recording) == (None, None, None)
     assert call.record == record.content()
     assert call.started_ms == int(NOON.timestamp() * 1000)
     assert call.ready_ms == call.first_seen_ms
@@ -93,13 +111,13 @@ async def test_a_row_that_is_seen_again_changes_nothing(redis: Redis) -> None:
     await admitted(redis, row(a_record(audio=True)))
     before = await dump(redis)
 
-    assert await admitted(redis, row(a_record(audio=True)), row(a_record(audio=True))) == "kk"
+    assert await admitted(redis, row(a_record(audio=True)), row(a_record(audio=True))) == [KNOWN, KNOWN]
     assert await dump(redis) == before
 
 
 async def test_a_row_twice_in_one_answer_is_one_call(redis: Redis) -> None:
     """Providers repeat themselves within a page."""
-    assert await admitted(redis, row(a_record()), row(a_record())) == "nk"
+    assert await admitted(redis, row(a_record()), row(a_record())) == [NEW, KNOWN]
     assert await redis.zcard(keys.CALLS) == 1
 
 
@@ -111,13 +129,13 @@ async def test_a_changed_row_is_a_new_version(redis: Redis) -> None:
     await redis.delete(queue_keys.waiting("enrich", "main"), queue_keys.lane("enrich"))
     changed = a_record(outcome=Outcome.BUSY)
 
-    assert await admitted(redis, row(changed)) == "c"
+    assert await admitted(redis, row(changed)) == [CHANGED]
 
     call = await the_call(redis)
     assert (call.version, call.record, call.contact) == (2, changed.content(), {"lookup_status": "none"})
     assert (call.ready_ms, call.first_seen_ms) == (first.ready_ms, first.first_seen_ms)
     assert await waiting(redis, "enrich") == [call.id]
-    assert await admitted(redis, row(changed)) == "k"
+    assert await admitted(redis, row(changed)) == [KNOWN]
 
 
 async def test_audio_is_wanted_when_a_call_turns_out_answered(redis: Redis) -> None:
@@ -130,7 +148,7 @@ async def test_audio_is_wanted_when_a_call_turns_out_answered(redis: Redis) -> N
     call = await the_call(redis)
     await redis.delete(queue_keys.waiting("record", "main"), queue_keys.lane("record"))
     await redis.hset(keys.call(call.id), mapping={"recording": pack({"status": "available"})})  # type: ignore[misc]
-    assert await admitted(redis, row(a_record(outcome=Outcome.ANSWERED, audio=True, status_raw="x"))) == "c"
+    assert await admitted(redis, row(a_record(outcome=Outcome.ANSWERED, audio=True, status_raw="x"))) == [CHANGED]
 
     assert await waiting(redis, "record") == []
 
@@ -168,7 +186,7 @@ async def test_a_change_while_audio_is_fetched_neither_repeats_nor_hastens_it(
 async def test_raw_rows_are_kept_only_where_somebody_wants_them(redis: Redis) -> None:
     """Most relays never store a provider's row as it came."""
     await admitted(redis, row(a_record("plain", raw={"rid": 7})))
-    await ledger_of(redis, keep_raw=True).ingest(
+    await store_of(redis, keep_raw=True).calls.ingest(
         "main", [row(a_record("raw", raw={"rid": 8}))], token=b"", mapping=1, via="poll"
     )
 
@@ -178,9 +196,9 @@ async def test_raw_rows_are_kept_only_where_somebody_wants_them(redis: Redis) ->
 
 async def test_rows_of_two_sources_never_mix(redis: Redis) -> None:
     """Two accounts count their calls from 1."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     for sid in ("a", "b"):
-        assert await ledger.ingest(sid, [row(a_record("1"))], token=b"", mapping=1, via="poll") == "n"
+        assert await store.calls.ingest(sid, [row(a_record("1"))], token=b"", mapping=1, via="poll") == [NEW]
 
     assert await redis.zcard(keys.CALLS) == 2
 
@@ -194,7 +212,7 @@ async def test_a_call_that_goes_on_is_ready_when_it_finishes(redis: Redis) -> No
     going_on = await the_call(redis)
     await redis.hset(keys.call(going_on.id), mapping={"ready": 5, "first_seen": 5})  # type: ignore[misc]  # both clients
 
-    assert await admitted(redis, row(a_record(finished=True))) == "c"
+    assert await admitted(redis, row(a_record(finished=True))) == [CHANGED]
 
     call = await the_call(redis)
     assert (going_on.finished, call.finished) == (False, True)
@@ -207,7 +225,7 @@ async def test_a_change_after_the_end_does_not_hold_a_call_up_again(redis: Redis
     await admitted(redis, row(a_record()))
     await redis.hset(keys.call(ids.call_id("main", "7")), mapping={"ready": 5})  # type: ignore[misc]
 
-    assert await admitted(redis, row(a_record(status_raw="x"))) == "c"
+    assert await admitted(redis, row(a_record(status_raw="x"))) == [CHANGED]
     assert (await the_call(redis)).ready_ms == 5
 
 
@@ -217,10 +235,10 @@ async def test_a_change_after_the_end_does_not_hold_a_call_up_again(redis: Redis
 async def test_what_was_there_before_the_relay_is_known_and_not_told(redis: Redis) -> None:
     """The first poll of an account with a thousand calls sends nothing, then or later."""
     old = a_record("old")
-    assert await admitted(redis, row(old, seed=True)) == "s"
-    assert await admitted(redis, row(old)) == "k"
-    assert await admitted(redis, row(replace(old, status_raw="corrected"))) == "s"
-    assert await admitted(redis, row(replace(old, status_raw="corrected"))) == "k"
+    assert await admitted(redis, row(old, seed=True)) == [SEEDED]
+    assert await admitted(redis, row(old)) == [KNOWN]
+    assert await admitted(redis, row(replace(old, status_raw="corrected"))) == [SEEDED]
+    assert await admitted(redis, row(replace(old, status_raw="corrected"))) == [KNOWN]
 
     assert await redis.keys("relay:call*") == []
     assert await waiting(redis, "enrich") == []
@@ -229,16 +247,16 @@ async def test_what_was_there_before_the_relay_is_known_and_not_told(redis: Redi
 async def test_a_seeded_call_that_was_going_on_is_told_when_it_finishes(redis: Redis) -> None:
     """It began before the relay and ended after: its end is news."""
     going_on = a_record("long", finished=False)
-    assert await admitted(redis, row(going_on, seed=True)) == "s"
-    assert await admitted(redis, row(replace(going_on, status_raw="RINGING"))) == "s"
+    assert await admitted(redis, row(going_on, seed=True)) == [SEEDED]
+    assert await admitted(redis, row(replace(going_on, status_raw="RINGING"))) == [SEEDED]
     assert await redis.keys("relay:call*") == []
 
-    assert await admitted(redis, row(replace(going_on, finished=True, audio=True), seed=True)) == "n"
+    assert await admitted(redis, row(replace(going_on, finished=True, audio=True), seed=True)) == [NEW]
 
     call = await the_call(redis, "long")
     assert call.finished
     assert await waiting(redis, "enrich") == await waiting(redis, "record") == [call.id]
-    assert await admitted(redis, row(replace(going_on, finished=True, audio=True))) == "k"
+    assert await admitted(redis, row(replace(going_on, finished=True, audio=True))) == [KNOWN]
 
 
 async def test_a_seeded_call_that_went_on_over_an_upgrade_is_told_when_it_finishes(redis: Redis) -> None:
@@ -250,9 +268,9 @@ async def test_a_seeded_call_that_went_on_over_an_upgrade_is_told_when_it_finish
             (going_on, replace(going_on, status_raw="x"), replace(going_on, status_raw="x", finished=True)),
             strict=True,
         ):
-            answer = await admitted(redis, row(each, seed=each is going_on), mapping=mapping)
+            outcomes = await admitted(redis, row(each, seed=each is going_on), mapping=mapping)
 
-        assert answer == "n", key
+        assert outcomes == [NEW], key
 
 
 # Midnight
@@ -264,41 +282,41 @@ async def test_a_start_that_moves_across_midnight_is_the_same_call(redis: Redis,
     await admitted(redis, row(a_record()))
     moved = a_record(start=NOON + timedelta(days=days))
 
-    assert await admitted(redis, row(moved)) == "c"
-    assert await admitted(redis, row(moved)) == "k"
+    assert await admitted(redis, row(moved)) == [CHANGED]
+    assert await admitted(redis, row(moved)) == [KNOWN]
 
     assert await redis.zcard(keys.CALLS) == 1
     assert await seen_days(redis) == [moved.local_date]
 
 
-@pytest.mark.parametrize(("seed_finished", "then"), [(True, "s"), (False, "n")])
+@pytest.mark.parametrize(("seed_finished", "then"), [(True, SEEDED), (False, NEW)])
 async def test_a_seeded_start_that_moves_across_midnight_stays_seeded(
-    redis: Redis, seed_finished: bool, then: str
+    redis: Redis, seed_finished: bool, then: RowOutcome
 ) -> None:
     """Neither told by mistake, nor forgotten when it was still going on."""
     await admitted(redis, row(a_record(finished=seed_finished), seed=True))
     moved = a_record(start=NOON + timedelta(days=1), status_raw="x")
 
-    assert await admitted(redis, row(moved)) == then
+    assert await admitted(redis, row(moved)) == [then]
 
 
 async def test_a_start_that_moves_by_a_week_is_the_same_call(redis: Redis) -> None:
     """Too far for `seen`; the call itself is remembered as long as it is kept."""
     await admitted(redis, row(a_record()))
 
-    assert await admitted(redis, row(a_record(start=NOON + timedelta(days=7)))) == "c"
+    assert await admitted(redis, row(a_record(start=NOON + timedelta(days=7)))) == [CHANGED]
     assert await redis.zcard(keys.CALLS) == 1
 
 
 async def test_a_call_whose_day_is_forgotten_is_known_by_itself(redis: Redis) -> None:
     """A backfill of last week tells nothing twice: `seen` has let go, the call has not."""
-    await admitted(redis, row(a_record()), last=CursorUpdate(forget_days=["2025-07-01"]))
+    await admitted(redis, row(a_record()), cursor_update=CursorUpdate(NOON, NOON, forget_days=["2025-07-01"]))
     assert await seen_days(redis) == []
 
-    assert await admitted(redis, row(a_record()), via="backfill") == "k"
+    assert await admitted(redis, row(a_record()), via="backfill") == [KNOWN]
     assert await seen_days(redis) == ["2025-07-01"]
     await redis.delete(keys.seen("main", "2025-07-01"))
-    assert await admitted(redis, row(a_record(status_raw="x")), via="backfill") == "c"
+    assert await admitted(redis, row(a_record(status_raw="x")), via="backfill") == [CHANGED]
 
 
 # Upgrades
@@ -311,28 +329,28 @@ async def test_an_upgrade_of_the_mapping_does_not_shout(redis: Redis) -> None:
     before = await the_call(redis)
     await redis.delete(queue_keys.waiting("enrich", "main"), queue_keys.lane("enrich"))
 
-    assert await admitted(redis, row(new), mapping=2) == "r"
+    assert await admitted(redis, row(new), mapping=2) == [REHASHED]
     assert await the_call(redis) == before
     assert await waiting(redis, "enrich") == []
-    assert await admitted(redis, row(new), mapping=2) == "k"
+    assert await admitted(redis, row(new), mapping=2) == [KNOWN]
     await redis.delete(keys.seen("main", "2025-07-01"))
-    assert await admitted(redis, row(new), mapping=2) == "k"
+    assert await admitted(redis, row(new), mapping=2) == [KNOWN]
 
     moved = replace(new, status_raw="x", started_at=new.started_at + timedelta(seconds=30))
-    assert await admitted(redis, row(moved), mapping=2) == "c"
+    assert await admitted(redis, row(moved), mapping=2) == [CHANGED]
     assert await waiting(redis, "enrich") == [before.id]
     after = await the_call(redis)
     assert (after.started_ms, after.via) == (before.started_ms + 30_000, before.via)
-    assert not await redis.hexists(keys.call(before.id), "was")  # type: ignore[misc]  # nothing was said of it
+    assert not await redis.hexists(keys.call(before.id), "published_record")  # type: ignore[misc]  # nothing was published
 
 
 async def test_an_upgrade_that_writes_a_call_alike_still_counts(redis: Redis) -> None:
     """Whatever remembers the call afterwards, a change under the new mapping is a change."""
     await admitted(redis, row(a_record()))
-    assert await admitted(redis, row(a_record()), mapping=2) == "k"
+    assert await admitted(redis, row(a_record()), mapping=2) == [KNOWN]
     await redis.delete(keys.seen("main", "2025-07-01"))
 
-    assert await admitted(redis, row(a_record(status_raw="x")), mapping=2) == "c"
+    assert await admitted(redis, row(a_record(status_raw="x")), mapping=2) == [CHANGED]
 
 
 async def test_an_upgrade_does_not_swallow_the_end_of_a_call(redis: Redis) -> None:
@@ -340,7 +358,7 @@ async def test_an_upgrade_does_not_swallow_the_end_of_a_call(redis: Redis) -> No
     await admitted(redis, row(a_record(finished=False, end_reason="")))
     await redis.delete(queue_keys.waiting("enrich", "main"), queue_keys.lane("enrich"))
 
-    assert await admitted(redis, row(a_record(finished=True, end_reason="caller_hangup")), mapping=2) == "c"
+    assert await admitted(redis, row(a_record(finished=True, end_reason="caller_hangup")), mapping=2) == [CHANGED]
 
     call = await the_call(redis)
     assert call.finished
@@ -355,7 +373,7 @@ async def test_a_rolled_back_release_does_not_shout_either(redis: Redis) -> None
 
     answers = [await admitted(redis, row(each), mapping=mapping) for each, mapping in ((new, 2), (old, 1), (new, 2))]
 
-    assert answers == ["r", "r", "r"]
+    assert answers == [[REHASHED], [REHASHED], [REHASHED]]
     assert (await the_call(redis)).version == 1
 
 
@@ -370,11 +388,12 @@ async def test_a_poller_that_was_thought_dead_takes_nothing_in(redis: Redis) -> 
     [heir] = (await lane.exchange(want=1)).claims
     before = await dump(redis)
 
+    update = CursorUpdate(NOON, NOON, forget_days=["2025-06-01"])
     with pytest.raises(LeaseLost):
-        await admitted(redis, row(a_record()), token=old_token, last=CursorUpdate({"cursor": 9}, ["2025-06-01"]))
+        await admitted(redis, row(a_record()), token=old_token, cursor_update=update)
     assert await dump(redis) == before
 
-    assert await admitted(redis, row(a_record()), token=heir.token, last=CursorUpdate({"cursor": 9})) == "n"
+    assert await admitted(redis, row(a_record()), token=heir.token, cursor_update=CursorUpdate(NOON, NOON)) == [NEW]
 
 
 async def test_a_poll_that_was_settled_takes_nothing_in(redis: Redis) -> None:
@@ -391,20 +410,21 @@ async def test_a_poll_whose_lease_ended_unnoticed_still_counts(redis: Redis) -> 
     _, token = await poll_token(redis)
     await redis.zadd(queue_keys.leased("poll", ""), {"main": 1})
 
-    assert await admitted(redis, row(a_record()), token=token) == "n"
+    assert await admitted(redis, row(a_record()), token=token) == [NEW]
 
 
 async def test_a_backfill_and_a_poll_bring_the_same_row_once(redis: Redis) -> None:
     """A backfill has no lease, runs beside the polls, and moves no cursor."""
     _, token = await poll_token(redis)
+    update = CursorUpdate(NOON, NOON)
 
     answers = [
         await admitted(redis, row(a_record("1")), row(a_record("2")), via="backfill"),
-        await admitted(redis, row(a_record("2")), row(a_record("3")), token=token, last=CursorUpdate({"cursor": 5})),
+        await admitted(redis, row(a_record("2")), row(a_record("3")), token=token, cursor_update=update),
         await admitted(redis, row(a_record("3")), via="backfill"),
     ]
 
-    assert answers == ["nn", "kn", "k"]
+    assert answers == [[NEW, NEW], [KNOWN, NEW], [KNOWN]]
     assert await redis.zcard(keys.CALLS) == 3
     assert (await the_call(redis, "2")).via == "backfill"
 
@@ -416,19 +436,19 @@ async def test_the_cursor_moves_with_the_last_rows_and_only_then(redis: Redis) -
     await admitted(redis, *rows[:CHUNK], token=token)
     assert await redis.hgetall(keys.source("main")) == {}  # type: ignore[misc]  # both clients
 
-    again = await admitted(redis, *rows[2:], token=token, last=CursorUpdate({"cursor": 5, "tier:7200": 9}))
+    again = await admitted(redis, *rows[2:], token=token, cursor_update=CursorUpdate(NOON, LATER, depths=[7200]))
 
-    assert again == "k" * (CHUNK - 2) + "nn"
+    assert again == [KNOWN] * (CHUNK - 2) + [NEW, NEW]
     source = await redis.hgetall(keys.source("main"))  # type: ignore[misc]  # both clients
-    assert source == {b"cursor": b"5", b"tier:7200": b"9"}
+    assert (source[b"cursor"], source[b"tier:7200"], source[b"last_poll"]) == (ms(NOON), ms(LATER), ms(LATER))
 
 
 async def test_an_empty_poll_moves_the_cursor_too(redis: Redis) -> None:
     """Nothing new is an answer as well."""
     _, token = await poll_token(redis)
 
-    assert await admitted(redis, token=token, last=CursorUpdate({"cursor": 7})) == ""
-    assert await redis.hget(keys.source("main"), "cursor") == b"7"  # type: ignore[misc]  # both clients
+    assert await admitted(redis, token=token, cursor_update=CursorUpdate(NOON, NOON)) == []
+    assert await redis.hget(keys.source("main"), "cursor") == ms(NOON)  # type: ignore[misc]  # both clients
 
 
 async def test_days_below_the_floor_are_forgotten_with_the_last_rows(redis: Redis) -> None:
@@ -437,7 +457,8 @@ async def test_days_below_the_floor_are_forgotten_with_the_last_rows(redis: Redi
         await admitted(redis, row(a_record(str(day), start=NOON + timedelta(days=day))))
     assert await seen_days(redis) == ["2025-07-02", "2025-07-03", "2025-07-04"]
 
-    await admitted(redis, last=CursorUpdate(forget_days=["2025-07-01", "2025-07-02", "2025-07-03"]))
+    days = ["2025-07-01", "2025-07-02", "2025-07-03"]
+    await admitted(redis, cursor_update=CursorUpdate(NOON, NOON, forget_days=days))
 
     assert await seen_days(redis) == ["2025-07-04"]
 
@@ -469,12 +490,12 @@ async def test_the_shortcut_leaves_out_only_what_is_known_exactly(redis: Redis) 
         row(a_record("new")),
         row(a_record("known", start=NOON + timedelta(days=1))),
     ]
-    ledger = ledger_of(redis)
+    store = store_of(redis)
 
-    assert await ledger.unknown("main", rows, mapping=1) == rows[3:]
-    assert len(await ledger.unknown("main", rows, mapping=2)) == len(rows)
-    assert len(await ledger.unknown("main", rows, mapping=11)) == len(rows)
-    assert await ledger.unknown("main", [], mapping=1) == []
+    assert await store.calls.unseen("main", rows, mapping=1) == rows[3:]
+    assert len(await store.calls.unseen("main", rows, mapping=2)) == len(rows)
+    assert len(await store.calls.unseen("main", rows, mapping=11)) == len(rows)
+    assert await store.calls.unseen("main", [], mapping=1) == []
 
 
 @given(st.text(min_size=1, max_size=20), st.integers(1, 120))

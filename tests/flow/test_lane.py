@@ -21,9 +21,13 @@ from relay.queue.claim import Claim
 from relay.queue.lane import Lane
 from relay.queue.settlement import Done, Intent, PartitionHealth, Renew, Retry, Settlement
 from relay.store import keys
-from relay.store.calls import Ledger, NewEvent, Row, claimed_call, claimed_event
-from relay.store.deliveries import DeliveryState
+from relay.store.calls import Row, claimed_call
+from relay.store.codes import ReplayOutcome
+from relay.store.deliveries import DeliveryState, claimed_event
+from relay.store.events import NewEvent
 from relay.store.lanes import DeliveryUpdate, FetchProgress, LaneName, RecordingStored, open_lane
+from relay.store.store import Store
+from tests.store import open_store
 
 EVENT_TTL_S = 1000
 DONE = Done()
@@ -33,8 +37,8 @@ def lane_of(redis: Redis, name: LaneName = LaneName.POLL, *, lease_s: float = 60
     return open_lane(redis, name, lease_s=lease_s, most=most, events_ttl_s=EVENT_TTL_S)
 
 
-def ledger_of(redis: Redis) -> Ledger:
-    return Ledger(redis, calls_ttl_s=3000, events_ttl_s=EVENT_TTL_S, keep_raw=lambda: False)
+def store_of(redis: Redis) -> Store:
+    return open_store(redis, calls_ttl_s=3000, events_ttl_s=EVENT_TTL_S)
 
 
 async def claims_of(lane: Lane, want: int = 100) -> list[Claim]:
@@ -70,7 +74,7 @@ async def due_of(redis: Redis, lane: Lane, item: str, partition: str = "") -> fl
 
 async def publish(redis: Redis, sub: str, subject: str, *eids: str) -> None:
     for eid in eids:
-        await ledger_of(redis).publish(None, {}, [NewEvent(eid, {"id": eid}, [sub])], subject=subject)
+        await store_of(redis).events.publish(NewEvent(eid, {"id": eid}, [sub]), ordering_key=subject)
 
 
 async def ingest(redis: Redis, *record_keys: str) -> list[str]:
@@ -79,7 +83,7 @@ async def ingest(redis: Redis, *record_keys: str) -> list[str]:
     for key in record_keys:
         record = Record(key=key, started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01", audio=True)
         rows.append(Row(record, record.content_hash()))
-    await ledger_of(redis).ingest("main", rows, token=b"", mapping=1, via="poll")
+    await store_of(redis).calls.ingest("main", rows, token=b"", mapping=1, via="poll")
     return [cid.decode() for cid in await redis.zrange(keys.CALLS, 0, -1)]
 
 
@@ -567,7 +571,7 @@ async def test_a_call_that_changed_while_it_killed_its_fifth_holder_is_due_at_on
         await let_leases_end(redis, lane, "main")
     await claim_one(lane)
     record = Record(key="7", started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01", status_raw="x")
-    await ledger_of(redis).ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    await store_of(redis).calls.ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
     await let_leases_end(redis, lane, "main")
 
     claim = await claim_one(lane)
@@ -611,7 +615,8 @@ async def test_a_poisonous_event_lets_the_next_of_its_call_go(redis: Redis) -> N
     assert await settled(lane, following, Done(DeliveryUpdate("evt_2", DeliveryState("delivered"))))
     assert await redis.exists(keys.pending("sub", "subject")) == 0
     assert await redis.zcard(queue_keys.quarantine("deliver")) == 1
-    assert await ledger_of(redis).replay("evt_1", "subject", ["sub"], at_ms=1, force=False) == "q"
+    outcomes = await store_of(redis).deliveries.replay("evt_1", "subject", ["sub"], at_ms=1, force=False)
+    assert outcomes == [ReplayOutcome.QUEUED]
     assert await redis.zcard(queue_keys.quarantine("deliver")) == 0
 
 
@@ -708,7 +713,7 @@ async def test_the_audio_is_written_down_and_the_call_looked_at_again(redis: Red
 
     assert await settled(record, claim, Done(RecordingStored({"status": "none"})))
 
-    kept = await ledger_of(redis).call(cid)
+    kept = await store_of(redis).calls.get(cid)
     assert kept is not None
     assert (kept.recording, kept.fetch) == ({"status": "none"}, None)
     assert kept.version == claimed_call(enriching).version + 1

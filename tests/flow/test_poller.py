@@ -21,6 +21,7 @@ from relay.providers.base import CallPage, Window
 from relay.queue.settlement import Done, Retry
 from relay.simulator.timeline import CallPlan, Change
 from relay.store import keys
+from relay.store.codes import RowOutcome
 from tests.fakes.faults import Fault, FaultKind
 from tests.flow.polling import KEY, SID, Mishap, Office
 
@@ -110,7 +111,7 @@ async def test_a_row_that_changes_later_is_told_once_more_and_a_cosmetic_change_
 
     await polls(office, every_s=60, times=20)
 
-    assert (office.told("n"), office.told("c")) == ({"1": 1}, {"1": 1})
+    assert (office.told(), office.told(RowOutcome.CHANGED)) == ({"1": 1}, {"1": 1})
     stored = await office.call(1)
     assert stored is not None
     assert stored.record["from"]["name"] == "CORRECTED"
@@ -130,7 +131,7 @@ async def test_a_call_is_listed_while_it_goes_on(office: Office) -> None:
 
     finished = await office.call(1)
     assert (unfinished and unfinished.finished, finished and finished.finished) == (False, True)
-    assert (office.told("n"), office.told("c")) == ({"1": 1}, {"1": 1})
+    assert (office.told(), office.told(RowOutcome.CHANGED)) == ({"1": 1}, {"1": 1})
 
 
 @pytest.mark.parametrize("skew_s", [-300, 300])
@@ -180,7 +181,7 @@ async def test_clocks_that_change(redis: Redis, start: datetime) -> None:
     await polls(office, every_s=120, times=200)
 
     assert office.told() == {str(rid): 1 for rid in range(1, 120)}
-    assert not office.told("c")
+    assert not office.told(RowOutcome.CHANGED)
 
 
 @pytest.mark.parametrize("configured", ["Etc/GMT-14", "Etc/GMT+9", "Asia/Kolkata"])
@@ -287,9 +288,9 @@ async def test_a_bad_row_does_not_hide_its_neighbours(office: Office) -> None:
         await office.poll(Mishap.NONE, garbage)
 
     assert {"1", "2", "3", "4"} <= set(office.told())
-    put_aside = await office.states.quarantined(SID)
+    put_aside = await office.store.sources.quarantined(SID)
     assert len(put_aside) == 9
-    assert "rid is missing" in {entry["reason"] for entry in put_aside}
+    assert "rid is missing" in {entry.reason for entry in put_aside}
     assert [log["rows"] for log in logs if log["event"] == "rows_quarantined"] == [9]
 
 
@@ -311,8 +312,8 @@ async def test_a_row_of_the_far_future_is_put_aside_and_leads_nothing_astray(off
 
     assert office.told() == {"2": 1, "3": 1}
     assert (await office.state()).poll_state.cursor == office.now
-    (entry,) = await office.states.quarantined(SID)
-    assert "future" in str(entry["reason"])
+    (entry,) = await office.store.sources.quarantined(SID)
+    assert "future" in str(entry.reason)
 
 
 async def test_very_many_rows_make_short_looks(office: Office) -> None:
@@ -432,7 +433,7 @@ async def lived(office: Office) -> None:
     office.simulator.add_calls(KEY, [call(rid, START + timedelta(hours=rid)) for rid in range(-20, 100) if rid])
     await office.poll()
     await polls(office, every_s=600, times=6 * 72)
-    office.ledger.letters.clear()
+    office.ingested.outcomes.clear()
     await office.lose_the_store()
 
 
@@ -587,11 +588,11 @@ async def test_a_recovery_that_was_not_said_is_said_by_the_next_poll(office: Off
     await begun(office)
     await office.poll(Mishap.REFUSED)
     await office.poll()
-    await office.states.note(SID, error_told=1)
+    await office.store.sources.note(SID, error_published=True)
 
     await office.poll()
 
-    assert not (await office.state()).error_told
+    assert not (await office.state()).error_published
     assert [event["type"] for event in await office.said()] == ["source.error", "source.recovered"]
 
 
@@ -633,7 +634,7 @@ async def test_a_poll_whose_lease_ended_changes_nothing(office: Office) -> None:
 
     assert settled is None
     assert state.last_poll == START + timedelta(seconds=30 + 600 + 600)
-    assert (office.told("n"), office.told("c")) == ({"1": 1, "2": 1}, {"1": 1})
+    assert (office.told(), office.told(RowOutcome.CHANGED)) == ({"1": 1, "2": 1}, {"1": 1})
 
 
 async def test_a_failure_that_comes_after_the_lease_calls_nothing_broken(office: Office) -> None:

@@ -18,10 +18,14 @@ from relay.queue import keys as queue_keys
 from relay.queue.changes import DisablePartition, EnablePartition
 from relay.queue.settlement import Done, Retry
 from relay.store import keys
-from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_event
-from relay.store.deliveries import DeliveryState, Status
+from relay.store.calls import Row, StoredCall
+from relay.store.codes import ReplayOutcome
+from relay.store.deliveries import DeliveryState, Status, claimed_event
 from relay.store.documents import unpack
+from relay.store.events import EventStore, NewEvent
 from relay.store.lanes import DeliveryUpdate, LaneName, open_lane
+from relay.store.store import Store
+from tests.store import open_store
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 CALL_TTL_S, EVENT_TTL_S = 3000, 1000
@@ -32,16 +36,16 @@ NAMED: Json = {"lookup_status": "matched", "name": "Jo"}
 MATCHED: Json = NAMED | {"number": "+12125550100"}
 
 
-def ledger_of(redis: Redis) -> Ledger:
-    return Ledger(redis, calls_ttl_s=CALL_TTL_S, events_ttl_s=EVENT_TTL_S, keep_raw=lambda: False)
+def store_of(redis: Redis) -> Store:
+    return open_store(redis, calls_ttl_s=CALL_TTL_S, events_ttl_s=EVENT_TTL_S)
 
 
 async def bring(redis: Redis, **fields: Any) -> StoredCall:
     """Admit the call, or a change of it, and read it."""
     record = Record(key="7", started_at=NOON, local_date="2025-07-01", **fields)
-    ledger = ledger_of(redis)
-    await ledger.ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
-    call = await ledger.call(CALL)
+    store = store_of(redis)
+    await store.calls.ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    call = await store.calls.get(CALL)
     assert call is not None
     return call
 
@@ -88,9 +92,9 @@ class Everybody:
         return self._subscriptions
 
 
-def publisher_of(ledger: Ledger, *subscriptions: str, woken: list[str] | None = None) -> Publisher:
+def publisher_of(store: Store, *subscriptions: str, woken: list[str] | None = None) -> Publisher:
     return Publisher(
-        ledger,
+        store,
         Everybody(*(subscriptions or ("sub",))),
         now_ms=lambda: int(NOON.timestamp() * 1000),
         on_deliveries=lambda: woken.append("deliver") if woken is not None else None,
@@ -104,17 +108,17 @@ async def test_an_event_is_said_to_all_who_want_it_in_one_step(redis: Redis) -> 
     """The document, what was said, and a delivery each; nothing is stored for a delivery before its first attempt."""
     call = await bring(redis)
 
-    made = await ledger_of(redis).publish(call, {"said": told(call)}, [said("evt_1", "a", "b")])
+    made = await store_of(redis).events.publish_call(call, {"published": told(call)}, [said("evt_1", "a", "b")])
 
     assert made == 2
-    assert await ledger_of(redis).event("evt_1") == {"id": "evt_1"}
+    assert await store_of(redis).events.get("evt_1") == {"id": "evt_1"}
     for sub in ("a", "b"):
         assert await pending(redis, sub) == [("evt_1", 1)]
         assert await delivery(redis, "evt_1", sub) == b""
         assert await redis.zrange(queue_keys.waiting("deliver", sub), 0, -1) == [CALL.encode()]
-    after = await ledger_of(redis).call(CALL)
+    after = await store_of(redis).calls.get(CALL)
     assert after is not None
-    assert (after.version, after.said) == (call.version + 1, told(call))
+    assert (after.version, after.published) == (call.version + 1, told(call))
     assert await redis.zrange(keys.EVENTS, 0, -1) == [b"evt_1"]
     assert await redis.hget(keys.COUNTS, "events") == b"1"  # type: ignore[misc]  # both clients
 
@@ -123,8 +127,8 @@ async def test_an_event_that_nobody_wants_is_kept(redis: Redis) -> None:
     """A subscription that is made tomorrow can have it replayed."""
     call = await bring(redis)
 
-    assert await ledger_of(redis).publish(call, {}, [said("evt_1")]) == 0
-    assert await ledger_of(redis).event("evt_1") == {"id": "evt_1"}
+    assert await store_of(redis).events.publish_call(call, {}, [said("evt_1")]) == 0
+    assert await store_of(redis).events.get("evt_1") == {"id": "evt_1"}
     assert await redis.keys("relay:pending*") == await redis.keys("relay:lane:deliver*") == []
 
 
@@ -133,7 +137,7 @@ async def test_what_was_said_lives_as_long_as_it_should(redis: Redis) -> None:
     call = await bring(redis)
     await redis.expire(keys.call(CALL), 5)
 
-    await ledger_of(redis).publish(call, {}, [said("evt_1", "sub")])
+    await store_of(redis).events.publish_call(call, {}, [said("evt_1", "sub")])
 
     for name, ttl_s in ((keys.call(CALL), CALL_TTL_S), (keys.event("evt_1"), EVENT_TTL_S)):
         assert ttl_s - 60 < await redis.ttl(name) <= ttl_s
@@ -142,20 +146,20 @@ async def test_what_was_said_lives_as_long_as_it_should(redis: Redis) -> None:
 async def test_a_part_can_be_written_and_removed(redis: Redis) -> None:
     """None removes; what is not named stays."""
     call = await bring(redis)
-    ledger = ledger_of(redis)
-    await ledger.publish(call, {"contact": {"n": 1}, "lookup": {"tries": 1}}, ())
-    current = await ledger.call(CALL)
+    store = store_of(redis)
+    await store.events.publish_call(call, {"contact": {"n": 1}, "lookup": {"tries": 1}}, ())
+    current = await store.calls.get(CALL)
     assert current is not None
-    await ledger.publish(current, {"lookup": None}, ())
+    await store.events.publish_call(current, {"lookup": None}, ())
 
-    after = await ledger.call(CALL)
+    after = await store.calls.get(CALL)
     assert after is not None
     assert (after.contact, after.lookup) == ({"n": 1}, None)
 
 
 async def test_an_event_without_a_call_is_a_subject_of_its_own(redis: Redis) -> None:
     """`source.error` and the like: no call is read or made."""
-    made = await ledger_of(redis).publish(None, {}, [said("evt_1", "sub")], subject="evt_1")
+    made = await store_of(redis).events.publish(said("evt_1", "sub"))
 
     assert made == 1
     assert await pending(redis, "sub", "evt_1") == [("evt_1", 0)]
@@ -171,7 +175,7 @@ async def test_a_call_that_moved_on_since_it_was_read_is_not_published(redis: Re
     await bring(redis, status_raw="changed")
     before = await dump(redis)
 
-    assert await ledger_of(redis).publish(stale, {"said": told(stale)}, [said("evt_1", "sub")]) is None
+    assert await store_of(redis).events.publish_call(stale, {"published": told(stale)}, [said("evt_1", "sub")]) is None
     assert await dump(redis) == before
 
 
@@ -179,7 +183,9 @@ async def test_one_of_two_holders_says_a_difference(redis: Redis) -> None:
     """A lease ended and its holder did not notice: both read the same call, one publishes."""
     call = await bring(redis)
 
-    answers = [await ledger_of(redis).publish(call, {"said": told(call)}, [said("evt_1", "sub")]) for _ in range(2)]
+    events = store_of(redis).events
+
+    answers = [await events.publish_call(call, {"published": told(call)}, [said("evt_1", "sub")]) for _ in range(2)]
 
     assert answers == [1, None]
     assert await pending(redis, "sub") == [("evt_1", 1)]
@@ -190,7 +196,7 @@ async def test_a_call_that_was_erased_is_not_brought_back(redis: Redis) -> None:
     call = await bring(redis)
     await redis.delete(keys.call(CALL))
 
-    assert await ledger_of(redis).publish(call, {"said": told(call)}, [said("evt_1", "sub")]) is None
+    assert await store_of(redis).events.publish_call(call, {"published": told(call)}, [said("evt_1", "sub")]) is None
     assert await redis.exists(keys.call(CALL), keys.event("evt_1")) == 0
 
 
@@ -206,37 +212,37 @@ async def test_what_was_said_is_not_kept_twice_and_comes_back_whole(
 ) -> None:
     """Whatever a contact was known then; most calls are said as they are."""
     call = await bring(redis)
-    ledger = ledger_of(redis)
+    store = store_of(redis)
 
-    await ledger.publish(call, {"contact": contact, "said": told(call, heard)}, ())
+    await store.events.publish_call(call, {"contact": contact, "published": told(call, heard)}, ())
 
-    after = await ledger.call(CALL)
+    after = await store.calls.get(CALL)
     assert after is not None
-    assert after.said == told(call, heard)
-    kept = unpack(await redis.hget(keys.call(CALL), "said") or b"")  # type: ignore[misc]  # both clients
+    assert after.published == told(call, heard)
+    kept = unpack(await redis.hget(keys.call(CALL), "published") or b"")  # type: ignore[misc]  # both clients
     assert "content" not in kept
     assert ("contact" in kept) == (heard != NAMED)
 
 
 async def test_what_was_said_stays_what_changes_come_after_it(redis: Redis) -> None:
     """A difference is one to what was said last, not to the row before: nothing between is forgotten."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     call = await bring(redis)
-    await ledger.publish(call, {"contact": MATCHED, "said": told(call, NAMED)}, ())
+    await store.events.publish_call(call, {"contact": MATCHED, "published": told(call, NAMED)}, ())
     await bring(redis, status_raw="second")
     third = await bring(redis, status_raw="third")
-    assert (third.record["status_raw"], third.said) == ("third", told(call, NAMED))
+    assert (third.record["status_raw"], third.published) == ("third", told(call, NAMED))
 
-    await ledger.publish(third, {"contact": MATCHED | {"name": "Joe"}}, ())
-    renamed = await ledger.call(CALL)
+    await store.events.publish_call(third, {"contact": MATCHED | {"name": "Joe"}}, ())
+    renamed = await store.calls.get(CALL)
     assert renamed is not None
-    assert ((renamed.contact or {})["name"], renamed.said) == ("Joe", told(call, NAMED))
+    assert ((renamed.contact or {})["name"], renamed.published) == ("Joe", told(call, NAMED))
 
-    await ledger.publish(renamed, {"said": told(renamed, NAMED | {"name": "Joe"})}, ())
-    after = await ledger.call(CALL)
+    await store.events.publish_call(renamed, {"published": told(renamed, NAMED | {"name": "Joe"})}, ())
+    after = await store.calls.get(CALL)
     assert after is not None
-    assert after.said == told(third, NAMED | {"name": "Joe"})
-    assert await redis.hexists(keys.call(CALL), "was") is False  # type: ignore[misc]  # both clients
+    assert after.published == told(third, NAMED | {"name": "Joe"})
+    assert await redis.hexists(keys.call(CALL), "published_record") is False  # type: ignore[misc]  # both clients
 
 
 # Again
@@ -245,16 +251,16 @@ async def test_what_was_said_stays_what_changes_come_after_it(redis: Redis) -> N
 async def test_an_event_that_exists_keeps_its_body_and_is_not_delivered_again(redis: Redis) -> None:
     """The call was lost and found again: who has heard it, or is about to, hears it once; who is new hears it too."""
     call = await bring(redis)
-    ledger = ledger_of(redis)
-    await ledger.publish(call, {}, [said("evt_1", "heard", "waits", body="first")])
+    store = store_of(redis)
+    await store.events.publish_call(call, {}, [said("evt_1", "heard", "waits", body="first")])
     await redis.hset(keys.event("evt_1"), "heard", '{"s":"delivered"}')  # type: ignore[misc]  # both clients
     await redis.delete(keys.call(CALL), keys.pending("heard", CALL), *await redis.keys("relay:seen*"))
     call = await bring(redis, status_raw="found again")
 
-    made = await ledger.publish(call, {}, [said("evt_1", "heard", "waits", "new", body="second")])
+    made = await store.events.publish_call(call, {}, [said("evt_1", "heard", "waits", "new", body="second")])
 
     assert made == 1
-    assert (await ledger.event("evt_1") or {})["body"] == "first"
+    assert (await store.events.get("evt_1") or {})["body"] == "first"
     assert await pending(redis, "heard") == []
     assert await pending(redis, "waits") == [("evt_1", 1)]
     assert await pending(redis, "new") == [("evt_1", 1)]
@@ -262,13 +268,13 @@ async def test_an_event_that_exists_keeps_its_body_and_is_not_delivered_again(re
 
 async def test_what_is_new_comes_after_what_exists_already(redis: Redis) -> None:
     """The call was lost with its count: an event that is made now must not overtake those from before."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     call = await bring(redis)
-    await ledger.publish(call, {}, [said("evt_1", "sub"), said("evt_2", "sub")])
+    await store.events.publish_call(call, {}, [said("evt_1", "sub"), said("evt_2", "sub")])
     await redis.delete(keys.call(CALL), *await redis.keys("relay:seen*"))
 
     call = await bring(redis, status_raw="found again")
-    await ledger.publish(call, {}, [said("evt_1", "sub"), said("evt_2", "sub"), said("evt_3", "sub")])
+    await store.events.publish_call(call, {}, [said("evt_1", "sub"), said("evt_2", "sub"), said("evt_3", "sub")])
 
     assert await pending(redis, "sub") == [("evt_1", 1), ("evt_2", 2), ("evt_3", 3)]
 
@@ -282,14 +288,14 @@ async def test_nothing_is_queued_for_a_subscription_that_is_off(redis: Redis) ->
     lane = open_lane(redis, LaneName.DELIVER, lease_s=60)
     await lane.apply(DisablePartition("off", "410"))
 
-    assert await ledger_of(redis).publish(call, {}, [said("evt_1", "off", "on")]) == 1
+    assert await store_of(redis).events.publish_call(call, {}, [said("evt_1", "off", "on")]) == 1
 
     assert DeliveryState.read(await delivery(redis, "evt_1", "off") or b"").status == "missing"
     assert await pending(redis, "off") == []
     assert await pending(redis, "on") == [("evt_1", 1)]
     await lane.apply(EnablePartition("off"))
     call = await bring(redis, status_raw="x")
-    assert await ledger_of(redis).publish(call, {}, [said("evt_2", "off")]) == 1
+    assert await store_of(redis).events.publish_call(call, {}, [said("evt_2", "off")]) == 1
 
 
 # Order
@@ -297,11 +303,11 @@ async def test_nothing_is_queued_for_a_subscription_that_is_off(redis: Redis) ->
 
 async def test_the_events_of_a_call_are_numbered_in_the_order_they_were_said(redis: Redis) -> None:
     """Over several publishes, whoever hears which of them."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     call = await bring(redis)
-    await ledger.publish(call, {}, [said("evt_z", "a", "b"), said("evt_m", "a")])
+    await store.events.publish_call(call, {}, [said("evt_z", "a", "b"), said("evt_m", "a")])
     call = await bring(redis, status_raw="x")
-    await ledger.publish(call, {}, [said("evt_a", "a", "b")])
+    await store.events.publish_call(call, {}, [said("evt_a", "a", "b")])
 
     assert await pending(redis, "a") == [("evt_z", 1), ("evt_m", 2), ("evt_a", 3)]
     assert await pending(redis, "b") == [("evt_z", 1), ("evt_a", 3)]
@@ -310,32 +316,32 @@ async def test_the_events_of_a_call_are_numbered_in_the_order_they_were_said(red
 
 async def test_a_stuck_call_holds_up_no_other_call(redis: Redis) -> None:
     """Each call is a subject of its own in the lane."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     lane = open_lane(redis, LaneName.DELIVER, lease_s=60, events_ttl_s=EVENT_TTL_S)
     call = await bring(redis)
-    await ledger.publish(call, {}, [said("evt_stuck", "sub")])
+    await store.events.publish_call(call, {}, [said("evt_stuck", "sub")])
     [claim] = (await lane.exchange(want=1)).claims
     retry = (claim, Retry(10**6, DeliveryUpdate("evt_stuck", DeliveryState("waiting"))))
     await lane.exchange([retry])
-    await ledger.publish(None, {}, [said("evt_other", "sub")], subject="other")
+    await store.events.publish(said("evt_other", "sub"), ordering_key="other")
 
     assert await deliver_one(redis) == "evt_other"
 
 
 async def test_a_replayed_event_goes_back_to_its_place(redis: Redis) -> None:
     """The first was given up, the second waits: the first is said before it."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     call = await bring(redis)
-    await ledger.publish(call, {}, [said("evt_1", "sub"), said("evt_2", "sub")])
+    await store.events.publish_call(call, {}, [said("evt_1", "sub"), said("evt_2", "sub")])
     assert await deliver_one(redis, "exhausted") == "evt_1"
 
     await redis.expire(keys.event("evt_1"), 5)
-    assert await ledger.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == "q"
+    assert await store.deliveries.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == [ReplayOutcome.QUEUED]
     assert await redis.ttl(keys.event("evt_1")) > EVENT_TTL_S - 60
-    assert await ledger.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == "w"
+    assert await store.deliveries.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == [ReplayOutcome.WAITING]
 
     assert [await deliver_one(redis), await deliver_one(redis)] == ["evt_1", "evt_2"]
-    assert await ledger.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == "d"
+    assert await store.deliveries.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == [ReplayOutcome.DELIVERED]
 
 
 # Publisher over it
@@ -343,60 +349,60 @@ async def test_a_replayed_event_goes_back_to_its_place(redis: Redis) -> None:
 
 async def test_a_call_that_moves_on_while_it_is_said_is_read_again(redis: Redis) -> None:
     """The change arrives between reading and publishing: one `call.completed`, with the change in it."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     stale = await bring(redis, outcome=Outcome.NO_ANSWER)
     await bring(redis, outcome=Outcome.BUSY)
     woken: list[str] = []
 
-    assert await publisher_of(ledger, woken=woken).publish(stale, RULES, {}) is None
+    assert await publisher_of(store, woken=woken).publish(stale, RULES, {}) is None
 
     [(eid, _)] = await pending(redis, "sub")
     assert eid == ids.event_id("main", "7", "call.completed")
-    assert (await ledger.event(eid) or {})["data"]["call"]["outcome"] == "busy"
+    assert (await store.events.get(eid) or {})["data"]["call"]["outcome"] == "busy"
     assert woken == ["deliver"]
 
 
 async def test_saying_a_call_twice_says_it_once(redis: Redis) -> None:
     """The worker was killed between publishing and settling: the next one finds nothing owed and writes nothing."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     call = await bring(redis)
     woken: list[str] = []
-    await publisher_of(ledger).publish(call, RULES, {})
-    current = await ledger.call(CALL)
+    await publisher_of(store).publish(call, RULES, {})
+    current = await store.calls.get(CALL)
     assert current is not None
     before = await dump(redis)
 
-    assert await publisher_of(ledger, woken=woken).publish(current, RULES, {}) is None
+    assert await publisher_of(store, woken=woken).publish(current, RULES, {}) is None
     assert await dump(redis) == before
     assert woken == []
 
 
 async def test_parts_are_written_while_a_call_is_held(redis: Redis) -> None:
     """What was found out is kept, though nothing is said yet; the wait is what is left of the hold."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     call = await bring(redis, outcome=Outcome.ANSWERED)
     held = replace(RULES, contacts=True, recordings=True, hold_for_contact_ms=5000, hold_for_recording_ms=30_000)
-    publisher = Publisher(ledger, Everybody("sub"), now_ms=lambda: call.ready_ms + 1000, on_deliveries=lambda: None)
+    publisher = Publisher(store, Everybody("sub"), now_ms=lambda: call.ready_ms + 1000, on_deliveries=lambda: None)
 
     wait_ms = await publisher.publish(call, held, {"contact": NO_CONTACT | {"lookup_status": "none"}})
 
     assert wait_ms == 29_000
-    kept = await ledger.call(CALL)
+    kept = await store.calls.get(CALL)
     assert kept is not None
     assert kept.contact == NO_CONTACT | {"lookup_status": "none"}
-    assert (kept.said, await redis.keys("relay:event:*")) == (None, [])
+    assert (kept.published, await redis.keys("relay:event:*")) == (None, [])
 
 
 async def test_parts_for_a_call_that_moved_on_go_to_the_call_as_it_is_now(redis: Redis) -> None:
     """The contact was looked up while the audio arrived: neither is lost."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     stale = await bring(redis, outcome=Outcome.ANSWERED)
-    await ledger.publish(stale, {"recording": NO_RECORDING | {"status": "available"}}, ())
+    await store.events.publish_call(stale, {"recording": NO_RECORDING | {"status": "available"}}, ())
 
-    await publisher_of(ledger).publish(stale, replace(RULES, recordings=True), {"contact": NO_CONTACT | {"count": 3}})
+    await publisher_of(store).publish(stale, replace(RULES, recordings=True), {"contact": NO_CONTACT | {"count": 3}})
 
     assert len(await pending(redis, "sub")) == 2
-    kept = await ledger.call(CALL)
+    kept = await store.calls.get(CALL)
     assert kept is not None
     assert kept.contact is not None
     assert kept.recording is not None
@@ -405,11 +411,11 @@ async def test_parts_for_a_call_that_moved_on_go_to_the_call_as_it_is_now(redis:
 
 async def test_a_call_that_was_erased_meanwhile_is_let_go(redis: Redis) -> None:
     """Nothing to say, nothing to wait for."""
-    ledger = ledger_of(redis)
+    store = store_of(redis)
     call = await bring(redis)
     await redis.delete(keys.call(CALL))
 
-    assert await publisher_of(ledger).publish(call, RULES, {"contact": NO_CONTACT}) is None
+    assert await publisher_of(store).publish(call, RULES, {"contact": NO_CONTACT}) is None
     assert await redis.keys("relay:event:*") == []
 
 
@@ -417,14 +423,15 @@ async def test_a_call_that_never_rests_is_looked_at_later(redis: Redis) -> None:
     """Another writer wins every time: the worker does not spin, and comes back."""
     call = await bring(redis)
 
-    class Restless(Ledger):
-        async def publish(self, *args: Any, **also: Any) -> int | None:
+    class Restless(EventStore):
+        async def publish_call(self, *args: Any) -> int | None:
             await bring(redis, status_raw=str(next(changes)))
-            return await super().publish(*args, **also)
+            return await super().publish_call(*args)
 
     changes = iter(range(100))
-    ledger = Restless(redis, calls_ttl_s=CALL_TTL_S, events_ttl_s=EVENT_TTL_S, keep_raw=lambda: False)
+    store = store_of(redis)
+    store.events = Restless(redis, ttl_s=EVENT_TTL_S, calls_ttl_s=CALL_TTL_S)
 
-    assert await publisher_of(ledger).publish(call, RULES, {}) == 1000
+    assert await publisher_of(store).publish(call, RULES, {}) == 1000
     assert next(changes) < 20
     assert await redis.keys("relay:event:*") == []

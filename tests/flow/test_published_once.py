@@ -35,8 +35,10 @@ from relay.queue.claim import Claim
 from relay.queue.lane import Lane
 from relay.queue.settlement import Done, Retry
 from relay.store import keys
-from relay.store.calls import Ledger, NewEvent, Row, StoredCall, claimed_call
+from relay.store.calls import CallStore, Row, StoredCall, claimed_call
+from relay.store.events import EventStore, NewEvent
 from relay.store.lanes import LaneName, RecordingStored, open_lane
+from tests.store import open_store
 
 T = TypeVar("T")
 CALL = ids.call_id("main", "7")
@@ -50,24 +52,33 @@ CONTACTS: dict[str, Json] = {
 ONCE = ("call.completed", "call.recording.completed", "call.recording.failed", "call.transcript.completed")
 
 
-class Stepped(Ledger):
-    """A ledger that stops before each round trip, and after one that wrote, until it may go on."""
+Pause = Callable[[], Awaitable[None]]
 
-    def __init__(self, redis: Redis, pause: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(redis, calls_ttl_s=1000, events_ttl_s=1000, keep_raw=lambda: False)
+
+class SteppedCalls(CallStore):
+    """Pauses before each read."""
+
+    def __init__(self, redis: Redis, pause: Pause) -> None:
+        super().__init__(redis, ttl_s=1000, keep_raw=lambda: False)
         self._pause = pause
 
-    async def call(self, cid: str) -> StoredCall | None:
+    async def get(self, call_id: str) -> StoredCall | None:
         await self._pause()
-        return await super().call(cid)
+        return await super().get(call_id)
 
-    async def publish(
-        self, call: StoredCall | None, fields: Any, events: Sequence[NewEvent], *, subject: str = ""
-    ) -> int | None:
+
+class SteppedEvents(EventStore):
+    """Pauses before each publish, and after it."""
+
+    def __init__(self, redis: Redis, pause: Pause) -> None:
+        super().__init__(redis, ttl_s=1000, calls_ttl_s=1000)
+        self._pause = pause
+
+    async def publish_call(self, call: StoredCall, parts: Any, events: Sequence[NewEvent]) -> int | None:
         await self._pause()
-        made = await super().publish(call, fields, events, subject=subject)
+        created = await super().publish_call(call, parts, events)
         await self._pause()
-        return made
+        return created
 
 
 class Everybody:
@@ -85,8 +96,9 @@ class Worker:
         self._claim = claim
         self._go = asyncio.Event()
         self._stopped = asyncio.Event()
-        ledger = Stepped(bench.redis, self._pause)
-        self._publisher = Publisher(ledger, Everybody(), now_ms=lambda: bench.now_ms, on_deliveries=lambda: None)
+        store = open_store(bench.redis, calls_ttl_s=1000)
+        store.calls, store.events = SteppedCalls(bench.redis, self._pause), SteppedEvents(bench.redis, self._pause)
+        self._publisher = Publisher(store, Everybody(), now_ms=lambda: bench.now_ms, on_deliveries=lambda: None)
         self._parts = {"contact": CONTACTS[contact]} if contact else {}
         self._task = asyncio.create_task(self._work())
 
@@ -128,7 +140,7 @@ class Bench:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
-        self.ledger = Ledger(redis, calls_ttl_s=1000, events_ttl_s=1000, keep_raw=lambda: False)
+        self.store = open_store(redis, calls_ttl_s=1000, events_ttl_s=1000)
         self.enrich = open_lane(redis, LaneName.ENRICH, lease_s=600)
         self.record = open_lane(redis, LaneName.RECORD, lease_s=600)
         self.now_ms = 0
@@ -150,7 +162,7 @@ class Bench:
             custom={"finished": finished},
         )
         row = Row(record, record.content_hash())
-        return await self.ledger.ingest("main", [row], token=b"", mapping=1, via="poll")
+        return await self.store.calls.ingest("main", [row], token=b"", mapping=1, via="poll")
 
     async def claim(self, lane: Lane) -> Claim | None:
         claims = (await lane.exchange(want=1)).claims
@@ -205,7 +217,7 @@ class Bench:
         assert [int(number) for _, number in queue] == list(range(1, len(queue) + 1))
         found = []
         for eid, _ in queue:
-            document = await self.ledger.event(eid.decode())
+            document = await self.store.events.get(eid.decode())
             assert document is not None
             assert document["id"] == eid.decode()
             found.append(document)
@@ -242,7 +254,7 @@ class Bench:
     async def check_nothing_is_lost(self) -> None:
         """Nothing is left to do: the last published state is the call as it is."""
         events = await self.check()
-        call = await self.ledger.call(CALL)
+        call = await self.store.calls.get(CALL)
         if call is None or not call.finished:
             return
         assert events
@@ -323,7 +335,7 @@ async def test_every_interleaving_of_two_holders_and_two_writers_publishes_each_
         await bench.settle_down()
 
         await bench.check_nothing_is_lost()
-        call = await bench.ledger.call(CALL)
+        call = await bench.store.calls.get(CALL)
         assert call is not None
         assert call.contact == CONTACTS["matched"], schedule
         assert call.record["status_raw"] == "second"

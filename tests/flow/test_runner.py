@@ -24,8 +24,9 @@ from relay.queue.claim import Claim
 from relay.queue.lane import Exchange, Lane
 from relay.queue.runner import Runner, Settle
 from relay.queue.settlement import Done, Renew, Retry, Settlement
-from relay.store.calls import Ledger, Row, claimed_call
+from relay.store.calls import Row, claimed_call
 from relay.store.lanes import LaneName, open_lane
+from tests.store import open_store
 
 LONG_S = 60.0
 
@@ -580,9 +581,9 @@ async def test_a_process_clock_that_is_wrong_decides_nothing(
     true_time = time.time
     lane = open_lane(redis, LaneName.ENRICH, lease_s=LONG_S)
     monkeypatch.setattr(time, "time", lambda: true_time() + wrong_by_s)
-    ledger = Ledger(redis, calls_ttl_s=1000, events_ttl_s=1000, keep_raw=lambda: False)
+    store = open_store(redis, calls_ttl_s=1000, events_ttl_s=1000)
     record = Record(key="7", started_at=datetime(2025, 7, 1, tzinfo=UTC), local_date="2025-07-01")
-    await ledger.ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+    await store.calls.ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
     rules = SourceRules("webfones", "UTC", True, False, 30_000, 0)
     waits: list[int | None] = []
 
@@ -590,7 +591,7 @@ async def test_a_process_clock_that_is_wrong_decides_nothing(
         def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
             return ()
 
-    publisher = Publisher(ledger, Nobody(), now_ms=lambda: lane.store_now_ms, on_deliveries=lambda: None)
+    publisher = Publisher(store, Nobody(), now_ms=lambda: lane.store_now_ms, on_deliveries=lambda: None)
 
     async def work(batch: Sequence[Claim], settle: Settle) -> None:
         wait_ms = await publisher.publish(claimed_call(batch[0]), rules, {})
@@ -610,6 +611,6 @@ async def test_a_process_clock_that_is_wrong_decides_nothing(
     assert 20_000 < wait_ms <= 30_000
     [(_, due_ms)] = await redis.zrange(queue_keys.waiting("enrich", "main"), 0, -1, withscores=True)
     assert 20_000 < due_ms - true_time() * 1000 <= 30_000
-    call = await ledger.call(ids.call_id("main", "7"))
+    call = await store.calls.get(ids.call_id("main", "7"))
     assert call is not None
     assert abs(call.ready_ms - true_time() * 1000) < 5000

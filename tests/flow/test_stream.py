@@ -14,9 +14,9 @@ from redis.asyncio import Redis
 
 from relay.domain import ids
 from relay.domain.json import Json
+from relay.domain.polling import PollState
 from relay.errors import OverBudget, RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 from relay.polling.stream import Streams, oldest, pause_s
-from relay.polling.window import PollState
 from relay.runtime import Runtime, open_runtime
 from relay.secrets import SecretBox
 from relay.simulator.nfon import NfonEndpoint
@@ -186,7 +186,7 @@ async def test_a_stream_may_be_cut_doubled_or_dirty(house_of: HouseOf, how: Faul
         calls = await relay.until_heard("call.completed", 3)
 
         assert sorted(call["id"] for call in calls) == sorted(relay.call_id(rid) for rid in rids)
-        bad = await relay.runtime.states.quarantined("office")
+        bad = await relay.runtime.store.sources.quarantined("office")
         assert bool(bad) is (how in (FaultKind.BAD_EVENTS, FaultKind.HUGE_EVENT))
 
 
@@ -225,7 +225,7 @@ async def test_trouble_with_the_stream_never_stops_polling(house_of: HouseOf, fa
         [call] = await relay.until_heard("call.completed", 1)
 
         assert call["id"] == relay.call_id(plan.rid)
-        assert (await relay.runtime.states.read("office")).error == ""
+        assert (await relay.runtime.store.sources.read("office")).error == ""
 
 
 async def test_history_that_a_stream_begins_with_is_not_told(house_of: HouseOf) -> None:

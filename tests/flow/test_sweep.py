@@ -20,7 +20,7 @@ from relay.runtime import Runtime, open_runtime
 from relay.store import keys
 from relay.store.lanes import LaneName
 from tests.flow.harness import KEY, read_settings
-from workers.sweep import listen_for_silence, sweep, trim
+from workers.sweep import check_for_silence, sweep, trim
 
 DAY_MS = 86_400_000
 
@@ -148,14 +148,14 @@ async def test_a_key_file_that_changes_is_tried_at_once(relays: Relays, redis: R
     await sweep(runtime)
     await postpone(redis, runtime, "a", 900)
     await postpone(redis, runtime, "b", 900)
-    await runtime.states.note("a", contacts_off="403", recordings_off="403")
+    await runtime.store.sources.note("a", contacts_off="403", recordings_off="403")
     await sweep(runtime)
     assert await due_in_s(redis, "a") == pytest.approx(900, abs=3)
 
     file.write_text("new-key")
     await sweep(runtime)
 
-    state = await runtime.states.read("a")
+    state = await runtime.store.sources.read("a")
     assert await due_in_s(redis, "a") == pytest.approx(0, abs=2)
     assert await due_in_s(redis, "b") == pytest.approx(900, abs=3)
     assert (state.contacts_off, state.recordings_off) == ("", "")
@@ -273,17 +273,17 @@ async def test_a_source_without_calls_at_a_busy_hour_is_named_once(relays: Relay
     await busy_weeks(redis, "b", calls=3)
 
     with capture_logs() as logs:
-        await listen_for_silence(runtime)
-        await listen_for_silence(runtime)
+        await check_for_silence(runtime)
+        await check_for_silence(runtime)
     await measure(runtime)
 
     assert [(each["source"], each["usual_calls"]) for each in logs if each["event"] == "source_went_quiet"] == [
         ("a", 4)
     ]
-    quiet_since = (await runtime.states.read("a")).quiet_since
+    quiet_since = (await runtime.store.sources.read("a")).quiet_since
     assert quiet_since is not None
     assert quiet_since.timestamp() == pytest.approx(await now_ms(redis) / 1000 - 3600, abs=60)
-    assert (await runtime.states.read("b")).quiet_since is None
+    assert (await runtime.store.sources.read("b")).quiet_since is None
     assert REGISTRY.get_sample_value("relay_sources_quiet") == 1
 
 
@@ -291,15 +291,15 @@ async def test_the_next_call_ends_the_silence(relays: Relays, redis: Redis) -> N
     """Nobody has to acknowledge anything."""
     runtime = await relays.open(a={"api_key": "one"})
     await busy_weeks(redis, "a", calls=9)
-    await listen_for_silence(runtime)
+    await check_for_silence(runtime)
     await redis.zadd(keys.calls_of("a"), {"again": await now_ms(redis)})
 
     with capture_logs() as logs:
-        await listen_for_silence(runtime)
+        await check_for_silence(runtime)
     await measure(runtime)
 
     assert [each["event"] for each in logs] == ["source_quiet_resolved"]
-    assert (await runtime.states.read("a")).quiet_since is None
+    assert (await runtime.store.sources.read("a")).quiet_since is None
     assert REGISTRY.get_sample_value("relay_sources_quiet") == 0
 
 
@@ -312,7 +312,7 @@ async def test_a_source_that_fails_or_is_new_is_not_called_quiet(relays: Relays,
     await redis.hset(keys.source("a"), name, value)  # type: ignore[misc]
 
     with capture_logs() as logs:
-        await listen_for_silence(runtime)
+        await check_for_silence(runtime)
 
     assert logs == []
 
@@ -324,18 +324,19 @@ async def test_sweeps_listen_now_and_then(relays: Relays, redis: Redis) -> None:
 
     await sweep(runtime)
 
-    assert (await runtime.states.read("a")).quiet_since is not None
-    assert 0 < await redis.ttl(keys.LISTENED) <= 300
+    assert (await runtime.store.sources.read("a")).quiet_since is not None
+    assert 0 < await redis.ttl(keys.SILENCE_CHECKED) <= 300
 
 
 # What was wrong before
 
 
-async def test_a_start_repeats_what_is_wrong(relays: Relays) -> None:
+async def test_a_start_repeats_what_is_wrong(relays: Relays, redis: Redis) -> None:
     """A refused source is not asked again for a while, and whoever starts the relay would hear nothing of it."""
     runtime = await relays.open(a={"api_key": "one"}, b={"api_key": "two"}, c={"api_key": "three", "enabled": False})
     for sid in ("a", "c"):
-        await runtime.states.note(sid, error="WebFones rejected the key", error_since=1_795_000_000_000)
+        error = {"error": "WebFones rejected the key", "error_since": 1_795_000_000_000}
+        await redis.hset(keys.source(sid), mapping=error)
 
     with capture_logs() as logs:
         await log_failing_sources(runtime)

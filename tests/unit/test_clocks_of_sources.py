@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.polling.clock_skew import Delays, ahead_s, rows_look_like
+from relay.domain.polling import Delays
+from relay.polling.clock_skew import ahead_s, rows_look_like
 
 ASKED = datetime(2025, 7, 1, 12, tzinfo=UTC)
 ANSWERED = ASKED + timedelta(seconds=40)

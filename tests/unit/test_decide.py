@@ -74,7 +74,7 @@ def after_publishing(call: StoredCall, *, rules: SourceRules = RULES) -> StoredC
     published = due(call, rules=rules).published
     if published is None:
         return call
-    return replace(call, said=orjson.loads(orjson.dumps(published)), version=call.version + 1)
+    return replace(call, published=orjson.loads(orjson.dumps(published)), version=call.version + 1)
 
 
 def the(decision: Publish, event_type: str) -> EventDraft:
@@ -516,7 +516,7 @@ def test_ids_do_not_depend_on_when_or_how_a_call_was_seen(
             call = replace(call, **parts)
             decision = due(call, now_ms=at_ms)
             event_ids += [draft.id for draft in decision.events]
-            call = call if decision.published is None else replace(call, said=decision.published)
+            call = call if decision.published is None else replace(call, published=decision.published)
         stories.append(event_ids)
 
     assert stories[0] == stories[1]

@@ -67,7 +67,7 @@ def updated_event() -> Json:
     call = StoredCall("call_" + "a" * 26, "main", "7", 1, True, 0, 0, 0, "poll", full_record().content())
     first = decide(call, now_ms=1, rules=rules)
     assert isinstance(first, Publish)
-    known = replace(call, said=first.published, contact=contact_part(contacts), recording=recording)
+    known = replace(call, published=first.published, contact=contact_part(contacts), recording=recording)
     second = decide(known, now_ms=1, rules=rules)
     assert isinstance(second, Publish)
     return second.events[0].document

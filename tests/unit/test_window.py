@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.domain.polling import PollState
 from relay.polling.window import (
     FLOOR,
     HEAVY_BYTES,
     HEAVY_ROWS,
     SEED_DEPTH,
     Plan,
-    PollState,
     Tier,
     days_to_forget,
     effective,

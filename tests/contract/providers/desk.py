@@ -1,12 +1,12 @@
 """One provider at the real poller: the store is real, HTTP is real, time is what the test says.
 
 `Desk.poll` claims the source as the poll lane hands it out and lets the poller work on it once. What became of rows is
-noted as the store answered it: a letter a row (`ingest.lua`).
+counted by `RowOutcome`.
 """
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -21,28 +21,15 @@ from relay.queue.lane import Lane
 from relay.queue.settlement import Done, Renew, Retry, Settlement
 from relay.recordings.markers import Marker
 from relay.simulator.timeline import CallPlan
-from relay.store.calls import Ledger, Row
-from relay.store.sources import SourceStore
+from relay.store.codes import RowOutcome
 from tests.contract.providers.subject import MakeSubject, Subject
 from tests.fakes.budget import FakeBudgetStore
+from tests.store import WatchedCalls, open_store
 from workers.poll import PollWorker
 
 START = datetime(2025, 7, 1, 12, tzinfo=UTC)
 TIERS = (Tier(0, 7_200), Tier(900, 93_600), Tier(21_600, 280_800))
 SID = "main"
-
-
-class WatchedLedger(Ledger):
-    """The real ledger; notes what it answered about each row."""
-
-    def __init__(self, redis: Redis) -> None:
-        super().__init__(redis, calls_ttl_s=86_400, events_ttl_s=86_400, keep_raw=lambda: False)
-        self.answers: list[tuple[str, str]] = []
-
-    async def ingest(self, sid: str, rows: Sequence[Row], **options: Any) -> str:
-        letters = await super().ingest(sid, rows, **options)
-        self.answers += [(letter, row.record.key) for letter, row in zip(letters, rows, strict=True)]
-        return letters
 
 
 @dataclass
@@ -77,14 +64,13 @@ class Desk:
         self.redis = redis
         self.budgets = budgets
         self.moment = now
-        self.ledger = WatchedLedger(redis)
-        self.states = SourceStore(redis)
+        self.store = open_store(redis)
+        self.store.calls = self.ingested = WatchedCalls(redis)
         self.told = Told()
         self.lane = Lane(redis, "poll", lease_s=60)
         self.source: Source
         poller = Poller(
-            self.ledger,
-            self.states,
+            self.store,
             cast(Any, self.told),
             cast(Any, NoMarkers()),
             tiers=TIERS,
@@ -127,22 +113,22 @@ class Desk:
         assert not exchanged.refused
         return retry.after_ms
 
-    def letters(self, letter: str) -> Counter[str]:
-        """How often each key was answered with this letter."""
-        return Counter(key for said, key in self.ledger.answers if said == letter)
+    def count(self, outcome: RowOutcome) -> Counter[str]:
+        """How often each row was ingested with this outcome."""
+        return self.ingested.count(outcome)
 
     @property
     def told_keys(self) -> Counter[str]:
         """How often each call was taken for new, and so is told."""
-        return self.letters("n")
+        return self.count(RowOutcome.NEW)
 
     async def error(self) -> str:
         """What is wrong with the source, as an operator sees it; empty when all is well."""
-        return (await self.states.read(SID)).error
+        return (await self.store.sources.read(SID)).error
 
     async def cursor(self) -> datetime | None:
         """Where the source stands."""
-        return (await self.states.read(SID)).poll_state.cursor
+        return (await self.store.sources.read(SID)).poll_state.cursor
 
 
 @dataclass

@@ -15,6 +15,7 @@ from relay.providers import http as http_module
 from relay.providers.base import Purpose, Window
 from relay.providers.source import Source
 from relay.simulator.timeline import CallPlan
+from relay.store.codes import RowOutcome
 from tests.contract.providers.desk import START, Desk, open_desk
 from tests.contract.providers.subject import MakeSubject, Refusal, Trouble
 from tests.contract.providers.subjects import SUBJECTS
@@ -55,7 +56,7 @@ async def test_the_first_run_seeds(desk: Desk) -> None:
     await desk.poll()
 
     assert not desk.told_keys
-    assert desk.letters("s") == Counter(desk.subject.key(plan) for plan in old)
+    assert desk.count(RowOutcome.SEEDED) == Counter(desk.subject.key(plan) for plan in old)
     desk.pass_(seconds=60)
     fresh = desk.call(100, start_s=-40)
     await desk.poll()
@@ -72,7 +73,7 @@ async def test_a_call_is_told_once_however_often_it_is_listed(desk: Desk) -> Non
         desk.pass_(seconds=30)
 
     assert desk.told_keys == Counter([desk.subject.key(call)])
-    assert not desk.letters("c")
+    assert not desk.count(RowOutcome.CHANGED)
 
 
 async def test_calls_of_the_same_second_are_all_told(desk: Desk) -> None:
@@ -123,7 +124,7 @@ async def test_a_changed_row_is_a_change_once(desk: Desk) -> None:
         desk.pass_(seconds=30)
         await desk.poll()
 
-    assert desk.letters("c") == Counter([desk.subject.key(call)])
+    assert desk.count(RowOutcome.CHANGED) == Counter([desk.subject.key(call)])
     assert desk.told_keys == Counter([desk.subject.key(call), desk.subject.key(other)])
 
 
@@ -138,7 +139,7 @@ async def test_a_row_that_is_deleted_takes_nothing_with_it(desk: Desk) -> None:
     await desk.poll()
 
     assert desk.told_keys == Counter(desk.subject.key(call) for call in calls)
-    assert not desk.letters("c")
+    assert not desk.count(RowOutcome.CHANGED)
 
 
 async def test_rows_that_come_while_pages_are_read_are_told(desk: Desk) -> None:

@@ -1,0 +1,94 @@
+"""What the sweep does to the store: which of its tasks are due, trimming, steps of the clock, and what is measured."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from relay.queue import keys as queue_keys
+from relay.store import connection, keys
+from relay.store.lanes import LaneName
+
+_TRIM_EVERY_S: Final = 3600
+_SILENCE_CHECK_EVERY_S: Final = 300
+_DAY_S: Final = 86_400
+_MOST_PARTITIONS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that the store uses and may use; a limit of 0 is none, or one that a managed store hides."""
+
+    used_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Items of a lane that are due and may be claimed, and for how long the oldest of them has been due."""
+
+    due: int
+    oldest_s: float
+
+
+class Upkeep:
+    """Each process sweeps; what is done at intervals is claimed by one of them."""
+
+    def __init__(self, redis: Redis, *, calls_ttl_s: int, events_ttl_s: int) -> None:
+        self._redis = redis
+        self._calls_ttl_s = calls_ttl_s
+        self._events_ttl_s = events_ttl_s
+
+    async def claim_trim(self) -> bool:
+        """Whether lists and recordings are to be trimmed now: once an hour, by one process."""
+        return bool(await self._redis.set(keys.TRIMMED, 1, nx=True, ex=_TRIM_EVERY_S))
+
+    async def claim_silence_check(self) -> bool:
+        """Whether sources are to be checked for unusual silence now: every five minutes, by one process."""
+        return bool(await self._redis.set(keys.SILENCE_CHECKED, 1, nx=True, ex=_SILENCE_CHECK_EVERY_S))
+
+    async def clock_step_back_ms(self) -> int:
+        """By how much the store's clock is behind what the last call of this saw; negative as time goes on."""
+        now_ms = await connection.now_ms(self._redis)
+        return int(await self._redis.getset(queue_keys.CLOCK, now_ms) or 0) - now_ms
+
+    async def trim_lists(self, *, now_ms: int, sources: Iterable[str], subscriptions: Iterable[str]) -> None:
+        """Remove from every list what is older than its retention. What the lists name expires by itself."""
+        sources = list(sources)
+        calls = [keys.CALLS, *map(keys.calls_of, sources), *map(queue_keys.quarantine, LaneName)]
+        events = [keys.EVENTS, keys.DEAD, *map(keys.events_of, sources), *map(keys.deliveries_of, subscriptions)]
+        for names, ttl_s in ((calls, self._calls_ttl_s), (events, self._events_ttl_s)):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.zremrangebyscore(name, "-inf", now_ms - ttl_s * 1000)
+                    pipe.expire(name, ttl_s + _DAY_S)  # no sweep trims the list of a source that was removed
+                await pipe.execute()
+
+    async def memory(self) -> Memory:
+        used_bytes = int((await self._redis.info("memory"))["used_memory"])
+        try:
+            limit_bytes = int((await self._redis.config_get("maxmemory")).get("maxmemory", 0))
+        except ResponseError:
+            limit_bytes = 0
+        return Memory(used_bytes, limit_bytes)
+
+    async def backlog(self, lane: LaneName) -> Backlog:
+        """Measure a lane by its schedule: what waits for a circuit or a pause is not late."""
+        now_ms = await connection.now_ms(self._redis)
+        partitions = await self._redis.zrangebyscore(
+            queue_keys.lane(lane), "-inf", now_ms, start=0, num=_MOST_PARTITIONS
+        )
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for partition in partitions:
+                name = queue_keys.waiting(lane, partition.decode())
+                pipe.zcount(name, "-inf", now_ms)
+                pipe.zrange(name, 0, 0, withscores=True)
+            replies = await pipe.execute()
+        oldest_ms = min((head[0][1] for head in replies[1::2] if head), default=now_ms)
+        return Backlog(sum(replies[::2]), max((now_ms - oldest_ms) / 1000, 0))
+
+    async def quarantined_items(self, lane: LaneName) -> int:
+        """Count the items of a lane that no runner works on any more, because five processes died with them."""
+        return int(await self._redis.zcard(queue_keys.quarantine(lane)))
