@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import AwareDatetime, BaseModel
 
-from relay.events.payload import CallUpdatedEvent, CallWithRawPayload, PayloadField, fields_of, model_of
+from relay.events.fields import PayloadField, fields_of
+from relay.events.payload import CallUpdatedEvent, CallWithRawPayload, model_of
 from relay.events.types import DESCRIPTIONS, EVENT_TYPES
 
 PAGE = Path(__file__).parent.parent / "docs" / "events.md"

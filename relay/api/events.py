@@ -12,8 +12,9 @@ from relay.api.paging import Page, PageQuery, page_of_listing
 from relay.api.problems import not_found
 from relay.api.route import MultiValue
 from relay.domain.json import Json
-from relay.events import payload
+from relay.events.payload import schema_of
 from relay.events.render import render_json
+from relay.events.samples import sample, samples
 from relay.events.types import DESCRIPTIONS, EVENT_TYPES, matches
 from relay.store.listings import Listing
 
@@ -139,8 +140,8 @@ async def list_event_types(context: ApiContext, caller: Caller) -> list[EventTyp
         EventTypeView(
             type=event_type,
             description=DESCRIPTIONS[event_type],
-            schema_=payload.schema_of(event_type),
-            sample=payload.sample(event_type, now=context.now()),
+            schema_=schema_of(event_type),
+            sample=sample(event_type, now=context.now()),
         )
         for event_type in EVENT_TYPES
     ]
@@ -165,5 +166,5 @@ async def sample_event_type(
             render_json(document, query.payload, recording_link=await links.for_event(document))
             for document in page.items
         ]
-    generated = payload.samples([event_type], query.limit, now=context.now())
+    generated = samples([event_type], query.limit, now=context.now())
     return [render_json(document, query.payload) for document in generated]

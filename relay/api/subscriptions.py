@@ -23,8 +23,8 @@ from relay.delivery.replay import ReplayStatus
 from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
-from relay.events import payload
 from relay.events.render import check_map, render_json
+from relay.events.samples import sample, samples
 from relay.queue.changes import DisablePartition
 from relay.settings import SubscriptionOptions, reveal
 from relay.settings.values import SigningSecret
@@ -367,7 +367,7 @@ async def _check(context: ApiContext, caller: Caller, document: Json, *, before:
     if "url" in changed:
         await check_url(context.runtime.sender.guard, caller, "url", document["url"])
     if isinstance(form := changed.get("payload"), dict):
-        errors = check_map(form["map"], payload.sample("call.completed", now=context.now()))
+        errors = check_map(form["map"], sample("call.completed", now=context.now()))
         if errors:
             raise invalid("payload.map", "; ".join(errors[:10]))
     if changed.get("delivery") == "at_most_once" and not await is_durable(context.runtime.redis):
@@ -510,7 +510,7 @@ async def sample_subscription(
     raw = {"sample": True} if options.include_raw else None
     return [
         render_json(document, subscription.payload, include_raw=options.include_raw, raw=raw)
-        for document in payload.samples(options.events, query.limit, now=context.now())
+        for document in samples(options.events, query.limit, now=context.now())
     ]
 
 

@@ -1,1 +1,1 @@
-"""7. Saying it until it is heard. Promise: at least once, almost never twice, in order per call."""
+"""7. Delivering until acknowledged. Promise: at least once, almost never twice, in order per call."""

@@ -1,1 +1,1 @@
-"""6. What we say. Promise: one change, one event, one id, whichever way and however often we got to know of it."""
+"""6. What we publish. Promise: one change, one event, one id, in whatever way and however often it was seen."""

@@ -4,50 +4,19 @@ The full event, the flat form, the API's views of a call, JSON Schema, samples a
 from it. To add a field to a call, add a line to `CallPayload` and its value to `Record.content()`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
-from types import UnionType
-from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
-from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from relay.domain import ids
 from relay.domain.call import Direction, LookupStatus, NumberType, Outcome, RecordingStatus
 from relay.domain.json import Json
-from relay.domain.time import iso
-from relay.events.types import EVENT_TYPES, matches
+from relay.events.fields import Info, fields_of, names_of
+from relay.events.types import EVENT_TYPES
 
 API_VERSION: Final = "2026-11-01"
 """The date of the payload's shape. It changes only when a field is removed or changes its meaning."""
-
-_JOINED: Final = "*"
-
-
-@dataclass(frozen=True, slots=True)
-class Info:
-    """What a field declares beside its name and type.
-
-    `sample` is JSON, or a timedelta that is added to the event's timestamp. An object has the samples of its own
-    fields; a mapping here replaces some of them.
-
-    `flat` is the name in the flat form, by default the names on the way to the field joined with `_`; None leaves the
-    field out. On an object it is the prefix of its fields, or None to leave out those that name no `flat` themselves.
-    Lists and maps have no flat form unless they name one.
-
-    `essential` fields are what remains of a body that would be too large without everything else.
-    """
-
-    description: str
-    sample: Any = None
-    flat: str | tuple[str, ...] | None = _JOINED
-    essential: bool = False
-
-    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> Json:
-        return {**handler(core_schema), "description": self.description}
 
 
 class _Model(BaseModel):
@@ -361,63 +330,6 @@ _MODELS: Final[dict[str, type[EventPayload]]] = {
 
 # --- what derives from it --------------------------------------------------------------------------------------------
 
-
-class PayloadField(NamedTuple):
-    """A field, and where it stands: `path` in the full event, `flat` its names in the flat form."""
-
-    path: tuple[str, ...]
-    annotation: Any
-    info: Info
-    flat: tuple[str, ...] = ()
-
-
-def fields_of(model: type[BaseModel], path: tuple[str, ...] = (), prefix: str | None = "") -> Iterator[PayloadField]:
-    """List the fields of a model, each object before its own fields."""
-    for attribute, declared in model.model_fields.items():
-        name = declared.alias or attribute
-        info = _info(declared)
-        where, inner = (*path, name), _object(declared.annotation)
-        if inner is None:
-            yield PayloadField(where, declared.annotation, info, _flat_names(name, declared.annotation, info, prefix))
-        else:
-            yield PayloadField(where, declared.annotation, info)
-            yield from fields_of(inner, where, _flat_prefix(name, info, prefix))
-
-
-def _info(declared: FieldInfo) -> Info:
-    return next(item for item in declared.metadata if isinstance(item, Info))
-
-
-def _object(annotation: Any) -> type[BaseModel] | None:
-    options = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
-
-
-def _flat_names(name: str, annotation: Any, info: Info, prefix: str | None) -> tuple[str, ...]:
-    match info.flat:
-        case tuple() as names:
-            return names
-        case None:
-            return ()
-        case str() as flat if flat != _JOINED:
-            return (flat,)
-    options = (annotation, *get_args(annotation))
-    if prefix is None or any(get_origin(option) in (list, dict) for option in options):
-        return ()
-    return (prefix + name,)
-
-
-def _flat_prefix(name: str, info: Info, prefix: str | None) -> str | None:
-    if info.flat is None or prefix is None:
-        return None
-    return f"{prefix}{name}_" if info.flat == _JOINED else str(info.flat)
-
-
-def names_of(model: type[BaseModel]) -> tuple[str, ...]:
-    """The names of a model's own fields, in their order."""
-    return tuple(declared.alias or attribute for attribute, declared in model.model_fields.items())
-
-
 CALL_FIELDS: Final = names_of(CallPayload)
 RECORDING_FIELDS: Final = names_of(RecordingPayload)
 CONTACT_FIELDS: Final = names_of(ContactPayload)
@@ -447,47 +359,3 @@ def schema_of(event_type: str) -> Json:
     schema = model_of(event_type).model_json_schema(by_alias=True, mode="serialization")
     schema["properties"]["type"] = {"const": event_type, "type": "string"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": event_type, **schema}
-
-
-# --- samples ---------------------------------------------------------------------------------------------------------
-
-_SAMPLE_CALLS: Final[dict[str, Json]] = {
-    "call.updated": {"revision": 2},
-    "call.recording.failed": {"recording": NO_RECORDING | {"status": RecordingStatus.UNAVAILABLE.value}},
-    "call.transcript.completed": {"transcription": {}},
-}
-"""Where the call of an event type differs from the declared samples."""
-
-
-def sample(event_type: str, *, now: datetime, number: int = 0) -> Json:
-    """Make up an event in its full form. `number` tells several of one type apart."""
-    call = {"provider_call_id": str(1000 + number), **_SAMPLE_CALLS.get(event_type, {})}
-    values = {
-        "id": ids.event_id("sample", str(number), event_type),
-        "type": event_type,
-        "api_version": API_VERSION,
-        "data": {"call": call},
-    }
-    at = now.astimezone(UTC).replace(microsecond=0) - timedelta(hours=number)
-    return _sample_of(model_of(event_type), at, values)
-
-
-def _sample_of(model: type[BaseModel], at: datetime, values: Mapping[str, Any]) -> Json:
-    document: Json = {}
-    for attribute, declared in model.model_fields.items():
-        name = declared.alias or attribute
-        value = values.get(name, _info(declared).sample)
-        inner = _object(declared.annotation)
-        if inner is not None and (value is not None or inner is declared.annotation):
-            document[name] = _sample_of(inner, at, value or {})
-        elif isinstance(value, timedelta):
-            document[name] = iso(at + value)
-        elif value is not None or declared.is_required():
-            document[name] = value
-    return document
-
-
-def samples(patterns: Sequence[str], limit: int, *, now: datetime) -> list[Json]:
-    """Make up events of the types that patterns select, newest first, each with an id of its own."""
-    types = [event_type for event_type in EVENT_TYPES if matches(patterns, event_type)] or [EVENT_TYPES[0]]
-    return [sample(types[number % len(types)], now=now, number=number) for number in range(limit)]

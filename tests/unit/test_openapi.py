@@ -13,8 +13,9 @@ from relay.api.problems import STATUSES
 from relay.api.routes import TABLE
 from relay.delivery.filters import mismatch
 from relay.domain.clock import SystemClock
-from relay.events.payload import FLAT_FIELDS, model_of, sample, samples, schema_of
+from relay.events.payload import FLAT_FIELDS, model_of, schema_of
 from relay.events.render import check_map, flatten
+from relay.events.samples import sample, samples
 from relay.events.types import DESCRIPTIONS, EVENT_TYPES
 from relay.privacy.erase import mentions, spellings
 from relay.providers import PROVIDERS

@@ -13,6 +13,7 @@ from relay.domain.json import Json
 from relay.domain.source import SourceRules
 from relay.enrichment.contacts import contact_part
 from relay.events.decide import Publish, decide
+from relay.events.fields import fields_of, names_of
 from relay.events.payload import (
     CALL_FIELDS,
     CONTACT_FIELDS,
@@ -20,9 +21,7 @@ from relay.events.payload import (
     NO_RECORDING,
     PartyPayload,
     PersonPayload,
-    fields_of,
     model_of,
-    names_of,
 )
 from relay.events.render import flatten
 from relay.store.calls import StoredCall
@@ -127,8 +126,9 @@ from relay.api.calls import CallView
 from relay.domain.call import Record
 from relay.domain.source import SourceRules
 from relay.events.decide import decide
-from relay.events.payload import model_of, sample, schema_of
-from relay.events.render import flatten, render
+from relay.events.payload import model_of, schema_of
+from relay.events.render import flatten
+from relay.events.samples import sample
 from relay.store.calls import StoredCall
 
 now = datetime(2025, 7, 1, tzinfo=UTC)
