@@ -12,7 +12,7 @@ from tests.faults.harness import Lab
 
 @pytest.fixture
 def seed() -> int:
-    """The seed of everything random: FAULT_SEED, or a fresh one."""
+    """The seed of everything random: FAULT_SEED, or a new one."""
     found = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(1_000_000))
     sys.stdout.write(f"FAULT_SEED={found}\n")
     return found
@@ -20,14 +20,14 @@ def seed() -> int:
 
 @pytest.fixture
 def lab(seed: int) -> Iterator[Lab]:
-    """A lab that ends all it started."""
+    """A lab that stops everything it started."""
     with Lab(seed=seed) as opened:
         yield opened
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Show the ends of all logs when a test fails, while they are there."""
+    """Show the ends of all logs when a test fails."""
     try:
         yield
     except BaseException:

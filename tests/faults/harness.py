@@ -1,10 +1,10 @@
-"""Real processes on loopback, and the hands that kill, pause and restart them.
+"""Real processes on loopback, and the means to kill, pause and restart them.
 
 A `Lab` starts the simulated provider and subscriber, a Valkey server of its own and the relay's roles. It waits on
-conditions with a deadline, never for a while. `Lab.finish` waits until all is told and gives the figures of the run:
-what was lost, which ids changed, where order broke, and duplicates against the attempts in flight at the kills.
+conditions with a deadline, never for a fixed time. `Lab.finish` waits until everything is delivered and returns the
+figures of the run: what was lost, which ids changed, where order broke, and duplicates against attempts in flight.
 
-A lease of a process that is gone ends after 17 to 120 s. `Store.end_leases` lets that time pass at once, by setting
+A lease of a process that is gone ends after 17 to 120 s. `Store.expire_leases` lets that time pass at once, by setting
 the end of each lease to long ago: the scripts cannot tell the difference.
 """
 
@@ -49,7 +49,7 @@ _ROOT = Path(__file__).parent.parent.parent
 
 
 def until(happened: Callable[[], T], what: str, *, within_s: float = PATIENCE_S) -> T:
-    """Look again and again until something is truthy, and give it; fail with a sentence when it never is."""
+    """Poll until something is truthy, and return it; fail with a message when it never is."""
     deadline = time.monotonic() + within_s
     while True:
         found = happened()
@@ -91,7 +91,7 @@ class Process:
         self._popen.wait()
 
     def stop(self, *, within_s: float = PATIENCE_S) -> int:
-        """SIGTERM, and wait; gives the exit code, that of a SIGKILL when it took too long."""
+        """SIGTERM, and wait; returns the exit code, that of a SIGKILL when it took too long."""
         self.terminate()
         try:
             return self.wait(within_s=within_s)
@@ -103,11 +103,11 @@ class Process:
         self._popen.terminate()
 
     def wait(self, *, within_s: float = PATIENCE_S) -> int:
-        """Wait for its end; gives the exit code."""
+        """Wait for its end; returns the exit code."""
         return self._popen.wait(within_s)
 
     def pause(self) -> None:
-        """SIGSTOP, and wait until it stands still."""
+        """SIGSTOP, and wait until it has stopped."""
         self._popen.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
 
@@ -128,7 +128,7 @@ class Process:
         return found
 
     def resident_mb(self) -> float:
-        """Memory that it holds just now."""
+        """Its resident memory now."""
         with contextlib.suppress(FileNotFoundError):
             status = Path(f"/proc/{self.pid}/status").read_text()
             return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
@@ -137,7 +137,7 @@ class Process:
 
 
 class Ledger:
-    """What a test reads in the relay's store, and the few things it does to it."""
+    """What a test reads from the relay's store, and the few things it changes there."""
 
     def __init__(self, path: Path) -> None:
         self.socket = path
@@ -166,11 +166,11 @@ class Ledger:
         return sum(int(self.client.zcard(queue_keys.waiting(lane, part))) for part in self.partitions(lane, "waiting"))
 
     def leased(self, lane: str) -> int:
-        """Items that somebody holds: in the deliver lane, the attempts in flight."""
+        """Leased items: in the deliver lane, the attempts in flight."""
         return sum(int(self.client.zcard(queue_keys.leased(lane, part))) for part in self.partitions(lane, "leased"))
 
     def holders(self, lane: str) -> dict[str, str]:
-        """Who holds what: the lease of each item, with its token."""
+        """The lease of each item, with its token."""
         found: dict[str, str] = {}
         for part in self.partitions(lane, "leased"):
             found |= {
@@ -193,24 +193,24 @@ class Ledger:
         found: str | None = self.client.hget(keys.source(sid), "last_poll")
         return found
 
-    def end_leases(self, *lanes: str) -> int:
-        """Let the time of leases pass; gives how many ended. Without names, of all lanes."""
+    def expire_leases(self, *lanes: str) -> int:
+        """Expire leases, without names those of all lanes; returns how many."""
         ended = 0
         for lane in lanes or LaneName:
             for part in self.partitions(lane, "leased"):
                 for item in self.client.zrange(queue_keys.leased(lane, part), 0, -1):
                     ended += self.client.zadd(queue_keys.leased(lane, part), {item: 1}, xx=True, ch=True)
-                self._offer(lane, part)
+                self._make_claimable(lane, part)
         return ended
 
-    def hasten(self, lane: str = "deliver") -> None:
-        """Let the waits of a lane pass: what waits is due now."""
+    def make_due(self, lane: str = "deliver") -> None:
+        """Make everything that waits in a lane due now."""
         for part in self.partitions(lane, "waiting"):
             for item in self.client.zrange(queue_keys.waiting(lane, part), 0, -1):
                 self.client.zadd(queue_keys.waiting(lane, part), {item: 1}, xx=True)
-            self._offer(lane, part)
+            self._make_claimable(lane, part)
 
-    def _offer(self, lane: str, part: str) -> None:
+    def _make_claimable(self, lane: str, part: str) -> None:
         if self.client.hget(queue_keys.partition(lane, part), "paused_until") is None:
             self.client.zadd(queue_keys.lane(lane), {part: 1})
 
@@ -266,8 +266,8 @@ class Store(Ledger):
         shutil.copytree(self.folder / "appendonlydir", copied)
         return copied
 
-    def put_back(self, copied: Path) -> None:
-        """Put a copy in the place of what is there, while the server is down."""
+    def restore(self, copied: Path) -> None:
+        """Restore a copy while the server is down."""
         shutil.rmtree(self.folder / "appendonlydir")
         shutil.copytree(copied, self.folder / "appendonlydir")
 
@@ -280,16 +280,16 @@ class Simulator:
         self.provider_url: str = ready["provider"]
         self.subscriber_url: str = ready["subscriber"]
 
-    def provider(self, **wish: Any) -> Json:
-        """Tell the provider something; gives its state."""
-        return _control(self.provider_url, wish)
+    def provider(self, **changes: Any) -> Json:
+        """Control the provider; returns its state."""
+        return _control(self.provider_url, changes)
 
-    def subscriber(self, **wish: Any) -> Json:
-        """Tell the subscriber something; gives its state."""
-        return _control(self.subscriber_url, wish)
+    def subscriber(self, **changes: Any) -> Json:
+        """Control the subscriber; returns its state."""
+        return _control(self.subscriber_url, changes)
 
     def hook(self, name: str) -> Json:
-        """What one hook has seen."""
+        """What one hook has received."""
         found: Json = self.subscriber()["hooks"][name]
         return found
 
@@ -302,24 +302,24 @@ class Simulator:
         self.subscriber(replies={name: list(replies) for name in hooks})
 
     def answered(self, kind: str) -> int:
-        """How many requests of a kind the provider has answered well."""
+        """How many requests of a kind the provider has answered with success."""
         found: int = self.provider()["accounts"][KEY]["statuses"].get(f"{kind} 200", 0)
         return found
 
     def asked(self, kind: str) -> int:
-        """How many requests of a kind have come in."""
+        """How many requests of a kind have arrived."""
         found: int = self.provider()["accounts"][KEY]["requests"].get(kind, 0)
         return found
 
     def in_flight(self) -> int:
-        """Deliveries that are being answered just now."""
+        """Deliveries that are being answered now."""
         return sum(hook["in_flight"] for hook in self.subscriber()["hooks"].values())
 
 
-def _control(url: str, wish: Json, *, query: str = "") -> Json:
-    request = urllib.request.Request(f"{url}/_control{query}", method="POST" if wish else "GET")
-    if wish:
-        request.data = json.dumps(wish).encode()
+def _control(url: str, changes: Json, *, query: str = "") -> Json:
+    request = urllib.request.Request(f"{url}/_control{query}", method="POST" if changes else "GET")
+    if changes:
+        request.data = json.dumps(changes).encode()
     with urllib.request.urlopen(request, timeout=30) as answer:
         found: Json = json.load(answer)
     return found
@@ -327,7 +327,7 @@ def _control(url: str, wish: Json, *, query: str = "") -> Json:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What came of a run. `in_flight` counts the attempts that were in flight when something was killed."""
+    """The figures of a run. `in_flight` counts the attempts that were in flight when something was killed."""
 
     calls: int
     events: int
@@ -346,8 +346,8 @@ class Figures:
             f"{self.in_flight} attempts in flight at kills"
         )
 
-    def assert_kept(self) -> None:
-        """Hold the promises: nothing lost, one id for ever, order per call, no more repeated than was in flight."""
+    def assert_promises(self) -> None:
+        """Check the promises: nothing lost, stable ids, order per call, no more repeated than was in flight."""
         assert not self.lost, f"lost: {self.lost[:5]}"
         assert not self.changed_ids, f"changed ids: {self.changed_ids[:5]}"
         assert not self.order, f"out of order: {self.order[:5]}"
@@ -356,7 +356,7 @@ class Figures:
 
 
 class Lab:
-    """Everything of one run. Use as a context manager: it ends what it started, whatever state that is in."""
+    """Everything of one run, as a context manager: it stops what it started, whatever state that is in."""
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
@@ -391,7 +391,7 @@ class Lab:
         self._stack.close()
 
     def last_lines(self) -> str:
-        """The ends of all logs, for whoever looks at a failure."""
+        """The ends of all logs, to diagnose a failure."""
         logs = sorted(self.folder.glob("*.log"))
         return "".join(f"--- the last lines of {log.name}\n{_tail(log)}\n" for log in logs)
 
@@ -404,7 +404,7 @@ class Lab:
 
     @property
     def phones(self) -> Simulator:
-        """The simulator whose provider is asked: the oldest."""
+        """The simulator whose provider is polled: the oldest."""
         return self._simulators[0]
 
     @property
@@ -500,7 +500,7 @@ class Lab:
         return poller, worker
 
     def await_first_poll(self, ledger: Ledger | None = None) -> None:
-        """Wait until the source is known: from then on every call is told."""
+        """Wait for the first poll: from then on every call is published."""
         there = ledger or self.store
         until(lambda: there.answers() and there.polled("main"), "the first poll")
 
@@ -513,7 +513,7 @@ class Lab:
     # What happens
 
     def call(self, count: int = 1, *, recorded_share: float = 0.0) -> list[str]:
-        """Let calls end at the provider now; gives their ids there. Some were answered and have audio."""
+        """Let calls end at the provider now; returns their ids there. Some were answered and have audio."""
         messages: list[Json] = []
         rids: list[str] = []
         for _ in range(count):
@@ -529,13 +529,13 @@ class Lab:
         self.expected.update(rids)
         return rids
 
-    def heard(self, *, hooks: Sequence[str] | None = None) -> int:
-        """How many of the expected calls the slowest hook has heard of."""
+    def delivered(self, *, hooks: Sequence[str] | None = None) -> int:
+        """How many of the expected calls the slowest hook has received."""
         reports = self.simulator.subscriber()["hooks"]
         return min(len(self.expected & set(reports[name]["completed"])) for name in hooks or self.hooks)
 
     def accepted(self) -> int:
-        """Deliveries that were accepted so far, over all hooks."""
+        """Deliveries accepted so far, over all hooks."""
         return sum(int(hook["accepted"]) for hook in self.simulator.subscriber()["hooks"].values())
 
     def freeze_and_count(self, *workers: Process) -> int:
@@ -547,14 +547,14 @@ class Lab:
         return flying
 
     def kill_worker(self, worker: Process) -> int:
-        """Kill a worker at this moment, count what it had in flight, and let its leases end."""
+        """Kill a worker now, count what it had in flight, and expire its leases."""
         flying = self.freeze_and_count(worker)
         worker.kill()
-        self.store.end_leases("enrich", "record", "deliver")
+        self.store.expire_leases("enrich", "record", "deliver")
         return flying
 
-    def all_told(self, ledger: Ledger, hooks: Sequence[str] | None = None) -> bool:
-        """Whether every hook has heard of every call and its recording, and nothing is on its way any more."""
+    def all_delivered(self, ledger: Ledger, hooks: Sequence[str] | None = None) -> bool:
+        """Whether every hook has received every call and its recording, and nothing is in flight any more."""
         reports = self.simulator.subscriber()["hooks"]
         for name in hooks or self.hooks:
             hook = reports[name]
@@ -565,34 +565,34 @@ class Lab:
         lanes = ("enrich", "record", "deliver")
         return ledger.answers() and not any(ledger.waiting(lane) or ledger.leased(lane) for lane in lanes)
 
-    def outlive_dead_claims(self, ledger: Ledger | None = None, *, within_s: float = PATIENCE_S) -> None:
-        """Wait until all is told. Claims that a dying store gave out and nobody heard of stand in the way for up to two
-        minutes: those that nobody touches while nothing is in flight end now."""
+    def expire_dead_claims(self, ledger: Ledger | None = None, *, within_s: float = PATIENCE_S) -> None:
+        """Wait until everything is delivered. Claims whose reply a dying store never sent block their items for up
+        to two minutes: those that do not change while nothing is in flight are expired now."""
         there = ledger or self.store
         since: dict[str, tuple[dict[str, str], float]] = {}
 
-        def told() -> bool:
-            if self.all_told(there):
+        def finished() -> bool:
+            if self.all_delivered(there):
                 return True
             for lane in LaneName:
                 held = there.holders(lane)
                 if held != since.get(lane, ({}, 0))[0] or self.simulator.in_flight():
                     since[lane] = (held, time.monotonic())
                 elif held and time.monotonic() - since[lane][1] > _UNTOUCHED_S:
-                    there.end_leases(lane)
+                    there.expire_leases(lane)
             return False
 
-        until(told, "all is told", within_s=within_s)
+        until(finished, "everything is delivered", within_s=within_s)
 
     def finish(self, what: str, *, ledger: Ledger | None = None, within_s: float = PATIENCE_S) -> Figures:
-        """Wait until all is told, print the figures, and hold the promises."""
+        """Wait until everything is delivered, print the figures, and check the promises."""
         there = ledger or self.store
         with contextlib.suppress(AssertionError):  # the figures say what is missing
-            until(lambda: self.all_told(there), f"{what}: all is told", within_s=within_s)
+            until(lambda: self.all_delivered(there), f"{what}: everything is delivered", within_s=within_s)
         figures = self.figures(there)
         sys.stdout.write(f"\n{figures.line(what)} (seed {self.seed})\n")
-        figures.assert_kept()
-        assert self.all_told(there), f"{what}: something is still on its way"
+        figures.assert_promises()
+        assert self.all_delivered(there), f"{what}: something is still on its way"
         return figures
 
     def figures(self, ledger: Ledger) -> Figures:
@@ -620,8 +620,8 @@ class Lab:
 
 
 @contextmanager
-def deaf_port() -> Iterator[int]:
-    """A port that takes connections and never reads a byte: whoever posts to it was not heard."""
+def unresponsive_port() -> Iterator[int]:
+    """A port that accepts connections and never reads a byte."""
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         deaf.bind(("127.0.0.1", 0))
@@ -648,7 +648,7 @@ class WrongClock:
             out.write(struct.pack("d", offset_s))
 
     def preloaded(self) -> dict[str, str] | None:
-        """The environment that gives the clock to any program, or None where no C compiler can make that."""
+        """The environment that preloads the clock into any program, or None without a C compiler."""
         compiler = shutil.which("cc")
         if compiler is None or sys.platform != "linux":
             return None

@@ -8,31 +8,31 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.mark.parametrize("offset_s", [40.0, pytest.param(-40.0, marks=pytest.mark.long)])
-def test_two_of_each_with_expired_leases_and_a_clock_that_is_wrong(lab: Lab, offset_s: float) -> None:
-    """One worker sleeps past its leases with posts under way; the others, 40 s off, take over."""
+def test_two_of_each_with_expired_leases_and_a_wrong_clock(lab: Lab, offset_s: float) -> None:
+    """One worker is paused past its leases with posts in flight; the others, 40 s off, take over."""
     wrong = WrongClock(lab.folder, offset_s)
     _, first = lab.start_all("a", "b", timeout_s=15)
     second_poller = lab.start("poller", environ=wrong.environ)
     lab.simulator.script({"delay_s": 1.5, "times": 10}, hooks=["a"])
     lab.call(40)
-    until(lambda: lab.heard(hooks=["b"]) == 40 and lab.store.leased("deliver") == 10, "ten are being answered")
+    until(lambda: lab.delivered(hooks=["b"]) == 40 and lab.store.leased("deliver") == 10, "ten are in flight")
     lab.freeze_and_count(first)
     second = lab.start("worker", environ=wrong.environ)
-    lab.store.end_leases()
-    until(lambda: lab.heard() == 40, "the second worker tells all")
+    lab.store.expire_leases()
+    until(lambda: lab.delivered() == 40, "the second worker delivers everything")
     first.resume()
-    until(lambda: first.lines("settlement_refused"), "the first learns that its leases had ended")
+    until(lambda: first.lines("settlement_refused"), "the first notices that its leases had expired")
     lab.call(20, recorded_share=0.2)
 
     figures = lab.finish(f"two of each, one past its leases, clocks off by {offset_s:g} s")
 
-    assert figures.duplicates == 10, "the ten that the sleeper had under way, and no other"
+    assert figures.duplicates == 10, "the ten that the paused worker had in flight, and no other"
     assert not second.lines("settlement_refused")
     assert second_poller.runs
 
 
 def test_process_clocks_that_jump_by_an_hour_change_nothing(lab: Lab) -> None:
-    """Somebody sets the clocks of poller and worker forth and back: calls go on, signatures hold, ids stay."""
+    """The clocks of poller and worker step forward and back: calls go on, signatures verify, ids stay."""
     wrong = WrongClock(lab.folder)
     lab.start_simulator("a")
     lab.start_store()
@@ -43,10 +43,10 @@ def test_process_clocks_that_jump_by_an_hour_change_nothing(lab: Lab) -> None:
     for offset_s in (3600.0, -3600.0, 0.0):
         lab.simulator.script({"delay_s": 0.3, "times": 5})
         lab.call(15)
-        until(lambda: lab.simulator.in_flight() > 0, "some are being answered")
+        until(lambda: lab.simulator.in_flight() > 0, "some are in flight")
         wrong.step(offset_s)
         lab.call(15, recorded_share=0.2)
-        until(lambda: lab.all_told(lab.store), f"all is told, {offset_s:g} s off")
+        until(lambda: lab.all_delivered(lab.store), f"everything is delivered, {offset_s:g} s off")
 
     figures = lab.finish("process clocks jump by an hour")
 
@@ -55,7 +55,7 @@ def test_process_clocks_that_jump_by_an_hour_change_nothing(lab: Lab) -> None:
 
 @pytest.mark.parametrize("step_s", [pytest.param(3600.0, id="forth"), pytest.param(-3600.0, id="back")])
 def test_a_machine_whose_clock_is_set_by_an_hour_goes_on(lab: Lab, step_s: float) -> None:
-    """The store, the relay and the subscriber live on one machine; its clock is stepped and new calls are told soon."""
+    """Store, relay and subscriber share one machine; its clock steps, and new calls are delivered soon."""
     wrong = WrongClock(lab.folder)
     environ = wrong.preloaded()
     if environ is None:
@@ -67,14 +67,16 @@ def test_a_machine_whose_clock_is_set_by_an_hour_goes_on(lab: Lab, step_s: float
     lab.await_first_poll()
     lab.simulator.script({"delay_s": 0.5, "times": 20})
     lab.call(40)
-    until(lambda: lab.heard() > 5, "a backlog is being told")
+    until(lambda: lab.delivered() > 5, "a backlog is being delivered")
     lab.freeze_and_count(worker)
     wrong.step(step_s)
     worker.resume()
     lab.call(15)
-    until(lambda: lab.heard() == 55, "the backlog and the calls after the step are told", within_s=20)
+    until(lambda: lab.delivered() == 55, "the backlog and the calls after the step are delivered", within_s=20)
 
     figures = lab.finish(f"the machine's clock steps by {step_s:g} s")
 
-    assert figures.duplicates <= (10 if step_s > 0 else 0), "leases end early when the clock leaps, never when it falls"
+    assert figures.duplicates <= (10 if step_s > 0 else 0), (
+        "leases expire early when the clock steps forward, never when it steps back"
+    )
     assert bool(poller.lines("store_clock_stepped_back")) == (step_s < 0)

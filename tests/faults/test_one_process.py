@@ -29,7 +29,7 @@ def embedded(lab: Lab, up: Process) -> Ledger:
 
 @pytest.fixture(autouse=True)
 def _no_orphan(lab: Lab) -> object:
-    """End a server that outlived the relay of a test."""
+    """Stop a server that outlived the relay of a test."""
     yield
     with contextlib.suppress(OSError, ValueError):
         os.kill(store_pid(lab), signal.SIGKILL)
@@ -41,41 +41,39 @@ def store_pid(lab: Lab) -> int:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("count", LOAD)
-def test_the_embedded_store_killed_under_load_comes_back_with_everything(
+def test_the_embedded_store_killed_under_load_restarts_with_everything(
     lab: Lab, up: Process, embedded: Ledger, count: int
 ) -> None:
-    """`kill -9` of the store: the relay starts it again and goes on; outcomes that it had in hand are not lost."""
+    """`kill -9` of the store: the relay restarts it and goes on; unsent settlements are not lost."""
     lab.simulator.script({"delay_s": 0.05}, hooks=["a", "b"])
     for killed in (1, 2):
-        heard = lab.heard()
+        delivered = lab.delivered()
         lab.call(count)
-        until(lambda: lab.heard() > heard, "some are told")  # noqa: B023
+        until(lambda: lab.delivered() > delivered, "some are delivered")  # noqa: B023
         os.kill(store_pid(lab), signal.SIGKILL)
-        until(lambda: len(up.lines("store_restarted")) == killed, "the store is started again")  # noqa: B023
+        until(lambda: len(up.lines("store_restarted")) == killed, "the store has restarted")  # noqa: B023
     lab.simulator.script(hooks=["a", "b"])
-    lab.outlive_dead_claims(embedded)
+    lab.expire_dead_claims(embedded)
 
     figures = lab.finish("embedded store killed under load", ledger=embedded, within_s=150)
 
-    assert figures.duplicates == 0, "the attempts went on, and their outcomes were kept until the store was back"
+    assert figures.duplicates == 0, "attempts went on, and their settlements waited for the store"
     assert up.stop() == 0
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("count", LOAD)
-def test_a_killed_relay_is_started_again_on_the_same_directory(
-    lab: Lab, up: Process, embedded: Ledger, count: int
-) -> None:
-    """`kill -9` of `relay up` leaves its store running; the next one takes it over and tells the rest."""
+def test_a_killed_relay_restarts_on_the_same_directory(lab: Lab, up: Process, embedded: Ledger, count: int) -> None:
+    """`kill -9` of `relay up` leaves its store running; the next start takes it over and delivers the rest."""
     lab.simulator.script({"kind": "act_then_hang", "times": 4}, hooks=["b"])
     lab.call(count)
-    until(lambda: lab.simulator.in_flight() >= 4, "four are acted upon and not answered")
+    until(lambda: lab.simulator.in_flight() >= 4, "four are processed and not answered")
     orphan = store_pid(lab)
     up.pause()
     lab.in_flight += embedded.leased("deliver")
     up.kill()
     os.kill(orphan, 0)
-    embedded.end_leases()
+    embedded.expire_leases()
     again = lab.start("up")
 
     assert again.lines("store_orphan_stopped")
@@ -85,7 +83,7 @@ def test_a_killed_relay_is_started_again_on_the_same_directory(
 
 
 def test_a_second_start_on_a_directory_is_refused(lab: Lab, up: Process, embedded: Ledger) -> None:
-    """Two relays on one directory would each tell everything: the second says who is there and stops, code 1."""
+    """Two relays on one directory would each deliver everything: the second exits with code 1 and names the first."""
     second = lab.start("up", ready=False)
 
     assert second.wait() == 1
@@ -100,7 +98,7 @@ def test_control_c_drains_and_leaves_nothing_running(lab: Lab, up: Process, embe
     """SIGINT: what is in flight is answered and settled, the store is shut down, the exit code is 0."""
     lab.simulator.script({"delay_s": 1.0}, hooks=["a"])
     lab.call(20)
-    until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
+    until(lambda: lab.simulator.in_flight() == 10, "ten are in flight")
     store = store_pid(lab)
     os.kill(up.pid, signal.SIGINT)
 

@@ -1,4 +1,4 @@
-"""Everything at once: calls pour in, processes die at random moments, and after each round the promises are counted."""
+"""Everything at once: calls come in, processes die at random moments, and after each round the promises are checked."""
 
 import signal
 
@@ -24,7 +24,7 @@ def test_kills_at_random_moments_lose_nothing(seed: int, count: int, rounds: int
 
 
 def play_round(lab: Lab, count: int) -> list[str]:
-    """Let calls come in four portions; kill somebody at a random moment of each of the first three."""
+    """Let calls come in four portions; kill a process at a random moment of each of the first three."""
     poller, worker = lab.start_all("a", "b", "c", timeout_s=1)
     lab.simulator.script({"delay_s": 0.05}, hooks=["c"])
     kills = [lab.rng.choice(("worker", "poller", "store")) for _ in range(3)]
@@ -33,20 +33,20 @@ def play_round(lab: Lab, count: int) -> list[str]:
         before = lab.accepted()
         lab.call(count // 4, recorded_share=recorded_share)
         some = lab.rng.randrange(count // 2)
-        until(lambda: lab.accepted() - before >= some, "so many are told")  # noqa: B023
+        until(lambda: lab.accepted() - before >= some, "so many are delivered")  # noqa: B023
         match victim:
             case "worker":
                 lab.kill_worker(worker)
                 worker = lab.start("worker")
             case "poller":
                 poller.kill()
-                lab.store.end_leases("poll")
+                lab.store.expire_leases("poll")
                 poller = lab.start("poller")
             case _:
                 lab.store.kill()
                 lab.store.start()
     lab.call(count // 4, recorded_share=recorded_share)
-    lab.outlive_dead_claims(within_s=60 + count / 20)
+    lab.expire_dead_claims(within_s=60 + count / 20)
     return kills
 
 
@@ -58,7 +58,7 @@ ROLLS = [
 
 @pytest.mark.parametrize(("count", "rounds"), ROLLS)
 def test_a_rolling_restart_under_load_loses_and_repeats_nothing(lab: Lab, count: int, rounds: int) -> None:
-    """Every role is told to stop, given its grace and replaced, as Kubernetes does, while calls come in."""
+    """Every role gets SIGTERM, its grace period and a replacement, as in Kubernetes, while calls come in."""
     lab.start_simulator("a", "b", "c")
     lab.start_store()
     lab.configure(timeout_s=2)
@@ -67,9 +67,9 @@ def test_a_rolling_restart_under_load_loses_and_repeats_nothing(lab: Lab, count:
     lab.simulator.script({"delay_s": 0.1}, hooks=["b"])
     for _ in range(rounds):
         for role, old in list(roles.items()):
-            heard = lab.heard(hooks=["a"])
+            delivered = lab.delivered(hooks=["a"])
             lab.call(count // 3, recorded_share=0.05)
-            until(lambda: lab.heard(hooks=["a"]) > heard, "calls are being told")  # noqa: B023
+            until(lambda: lab.delivered(hooks=["a"]) > delivered, "calls are being delivered")  # noqa: B023
             roles[role] = lab.start(role)
             code = old.stop(within_s=30)
             assert code != -signal.SIGKILL, f"{role} needed more than its grace"

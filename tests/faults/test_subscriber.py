@@ -1,8 +1,8 @@
-"""Subscribers that are slow, rude or gone: what they do to one delivery is contained, and everything else is told."""
+"""Subscribers that are slow, hostile or gone: what they do to one delivery stays contained."""
 
 import pytest
 
-from tests.faults.harness import Json, Lab, deaf_port, until
+from tests.faults.harness import Json, Lab, unresponsive_port, until
 
 pytestmark = pytest.mark.faults
 
@@ -26,18 +26,18 @@ RUDE_BUT_HEARD: dict[str, Json] = {
 MOST_GROWTH_MB = 80
 
 
-def test_hostile_answers_cost_one_attempt_each(lab: Lab) -> None:
-    """Whatever a subscriber does instead of answering, it hears the event later, others at once, and memory stays."""
+def test_hostile_responses_cost_one_attempt_each(lab: Lab) -> None:
+    """Whatever a subscriber answers, it gets the event later, others get theirs at once, and memory is bounded."""
     _, worker = lab.start_all("kind", *HOSTILE, timeout_s=1)
     lab.call(2)
-    until(lambda: lab.heard() == 2, "all is warm")
+    until(lambda: lab.delivered() == 2, "every endpoint has received a call")
     before_mb = worker.resident_mb()
     for name, way in HOSTILE.items():
         lab.simulator.script({**way, "times": 2}, hooks=[name])
     lab.call(4)
-    until(lambda: lab.heard(hooks=["kind"]) == 6, "the kind subscriber hears all", within_s=10)
+    until(lambda: lab.delivered(hooks=["kind"]) == 6, "the well-behaved subscriber gets everything", within_s=10)
     until(lambda: not lab.store.leased("deliver") and not lab.store.due("deliver"), "each has failed twice")
-    lab.store.hasten()
+    lab.store.make_due()
 
     figures = lab.finish("hostile answers")
 
@@ -47,11 +47,11 @@ def test_hostile_answers_cost_one_attempt_each(lab: Lab) -> None:
     assert worker.resident_mb() - before_mb < MOST_GROWTH_MB
 
 
-def test_a_rude_thank_you_is_a_thank_you(lab: Lab) -> None:
-    """The status was 2xx: the event counts as heard, however much follows, and is not told again."""
+def test_a_2xx_counts_however_the_response_goes_on(lab: Lab) -> None:
+    """The status was 2xx: the event is delivered, however long the body, and is not sent again."""
     _, worker = lab.start_all("a", timeout_s=2)
     lab.call(3)
-    until(lambda: lab.heard() == 3, "all is warm")
+    until(lambda: lab.delivered() == 3, "every endpoint has received a call")
     before_mb = worker.resident_mb()
     lab.simulator.script(*({**way, "times": 2} for way in RUDE_BUT_HEARD.values()))
     lab.call(2 * len(RUDE_BUT_HEARD))
@@ -70,11 +70,11 @@ STORMS = [
 
 @pytest.mark.parametrize(("count", "wait_s"), STORMS)
 def test_a_storm_of_429_is_waited_out(lab: Lab, count: int, wait_s: int) -> None:
-    """Nothing is sent again before the time that `Retry-After` names, and then everything is told."""
+    """Nothing is sent again before `Retry-After` is over, and then everything is delivered."""
     lab.start_all("a", "b")
     lab.simulator.script({"status": 429, "headers": {"Retry-After": str(wait_s)}, "times": count}, hooks=["a"])
     lab.call(count)
-    until(lambda: lab.heard(hooks=["b"]) == count, "the other subscriber hears all")
+    until(lambda: lab.delivered(hooks=["b"]) == count, "the other subscriber gets everything")
 
     figures = lab.finish(f"{count} answers 429", within_s=wait_s * 2 + 60)
 
@@ -93,27 +93,27 @@ BACKLOGS = [pytest.param(40, id="short"), pytest.param(1_000, id="long", marks=p
 
 @pytest.mark.parametrize("count", BACKLOGS)
 def test_a_410_in_the_middle_of_a_backlog_stops_that_subscriber_only(lab: Lab, count: int) -> None:
-    """It gets no more than was in flight, what was not told stays listed for it, and the others hear all."""
+    """It gets no more than was in flight, the rest stays listed for it, and the others get everything."""
     poller, worker = lab.start_all("a", "b")
     lab.simulator.script({"delay_s": 0.02, "times": count // 4}, {"status": 410}, hooks=["a"])
     lab.call(count)
-    until(lambda: lab.heard(hooks=["b"]) == count, "the other subscriber hears all")
+    until(lambda: lab.delivered(hooks=["b"]) == count, "the other subscriber gets everything")
     until(lambda: worker.lines("subscription_disabled"), "the subscription is disabled")
     until(lambda: lab.store.leased("deliver") == 0, "nothing is in flight")
     seen = lab.simulator.hook("a")
     lab.call(5)
-    until(lambda: lab.heard(hooks=["b"]) == count + 5, "later calls are told to the other")
+    until(lambda: lab.delivered(hooks=["b"]) == count + 5, "the other gets later calls")
 
     assert seen["accepted"] == count // 4
-    assert seen["received"] - seen["accepted"] <= 10, "no more than was in flight heard of it"
-    assert lab.simulator.hook("a")["received"] == seen["received"], "not one post more"
+    assert seen["received"] - seen["accepted"] <= 10, "no more than was in flight was received"
+    assert lab.simulator.hook("a")["received"] == seen["received"], "no further post"
     states = list(lab.store.states("a").values())
     assert states.count("delivered") == count // 4
-    assert len(states) == count + 5, "what was not told is listed"
-    assert states.count("missing") == 5, "what came while it was off is marked as missing"
+    assert len(states) == count + 5, "what was not delivered is listed"
+    assert states.count("missing") == 5, "what was published while it was disabled is marked as missing"
     lab.hooks = ("b",)
     figures = lab.figures(lab.store)
-    figures.assert_kept()
+    figures.assert_promises()
     assert (poller.runs, worker.runs) == (True, True)
 
 
@@ -124,15 +124,15 @@ SLOWNESS = [
 
 
 @pytest.mark.parametrize(("count", "timeout_s", "delay_s", "at_once"), SLOWNESS)
-def test_a_slow_subscriber_with_a_backlog_hears_nothing_twice(
+def test_a_slow_subscriber_with_a_backlog_gets_nothing_twice(
     lab: Lab, count: int, timeout_s: float, delay_s: float, at_once: int
 ) -> None:
-    """Answers take almost as long as they may, hundreds wait, and no lease ends before its answer is settled."""
+    """Responses take almost the timeout, hundreds wait, and no lease expires before its attempt is settled."""
     lab.start_all("a", "b", timeout_s=timeout_s, subscription={"max_in_flight": at_once})
     lab.simulator.script({"delay_s": delay_s}, hooks=["a"])
     lab.call(count)
-    until(lambda: lab.heard(hooks=["b"]) == count, "the fast subscriber hears all")
-    assert lab.heard(hooks=["a"]) < count, "long before the slow one"
+    until(lambda: lab.delivered(hooks=["b"]) == count, "the fast subscriber gets everything")
+    assert lab.delivered(hooks=["a"]) < count, "long before the slow one"
 
     figures = lab.finish(f"{count} waiting for answers of {delay_s} s", within_s=count / at_once * delay_s + 90)
 
@@ -142,28 +142,28 @@ def test_a_slow_subscriber_with_a_backlog_hears_nothing_twice(
     assert hook["in_flight_peak"] <= at_once
 
 
-def test_a_subscriber_that_takes_no_bytes_holds_up_nobody_else(lab: Lab) -> None:
-    """One subscriber accepts connections and reads nothing; the other hears every call as if there were no other."""
+def test_a_subscriber_that_reads_nothing_delays_no_other(lab: Lab) -> None:
+    """One subscriber accepts connections and reads nothing; the other gets every call without delay."""
     lab.start_simulator("b")
     lab.start_store()
-    with deaf_port() as port:
+    with unresponsive_port() as port:
         urls = {"deaf": f"http://127.0.0.1:{port}/", "b": f"{lab.simulator.subscriber_url}/hook/b"}
         lab.configure(urls=urls, timeout_s=15)
         lab.start("poller")
         worker = lab.start("worker")
         lab.await_first_poll()
         lab.call(60)
-        until(lambda: lab.heard() == 60, "the other subscriber hears all", within_s=14)
+        until(lambda: lab.delivered() == 60, "the other subscriber gets everything", within_s=14)
 
-        assert lab.store.leased("deliver") == 10, "ten attempts wait for the deaf one"
+        assert lab.store.leased("deliver") == 10, "ten attempts wait for the unresponsive one"
         figures = lab.figures(lab.store)
-        figures.assert_kept()
+        figures.assert_promises()
         assert figures.duplicates == 0
         worker.kill()
 
 
-def test_a_subscriber_without_tls_hears_all_once_its_url_is_right(lab: Lab) -> None:
-    """The URL says https and the port speaks http: nothing is sent, the other hears all, nothing is lost meanwhile."""
+def test_a_subscriber_without_tls_gets_everything_once_its_url_is_right(lab: Lab) -> None:
+    """The URL says https and the port speaks http: nothing is sent, nothing is lost, and the other gets everything."""
     lab.start_simulator("a", "b")
     lab.start_store()
     urls = {name: f"{lab.simulator.subscriber_url}/hook/{name}" for name in ("a", "b")}
@@ -172,13 +172,13 @@ def test_a_subscriber_without_tls_hears_all_once_its_url_is_right(lab: Lab) -> N
     worker = lab.start("worker")
     lab.await_first_poll()
     lab.call(4)
-    until(lambda: lab.heard(hooks=["b"]) == 4, "the other subscriber hears all")
+    until(lambda: lab.delivered(hooks=["b"]) == 4, "the other subscriber gets everything")
     failed = until(lambda: worker.lines("delivery_attempt_failed"), "the first attempt fails")
-    assert failed[0]["why"] == "the subscriber does not speak TLS on this port"
+    assert failed[0]["reason"] == "the subscriber does not speak TLS on this port"
     lab.configure(urls=urls)
     assert worker.stop() == 0
     lab.start("worker")
-    lab.store.hasten()
+    lab.store.make_due()
 
     figures = lab.finish("https that is none")
 

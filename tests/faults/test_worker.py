@@ -1,21 +1,21 @@
-"""A worker is killed, paused and told to stop, wherever it is in its work: nothing is lost, hardly anything repeats."""
+"""A worker is killed, paused and stopped, wherever it is in its work: nothing is lost, hardly anything repeats."""
 
 import signal
 
 import pytest
 
-from tests.faults.harness import Lab, deaf_port, until
+from tests.faults.harness import Lab, unresponsive_port, until
 
 pytestmark = pytest.mark.faults
 
 SLOW = {"delay_s": 1.5}
 
 
-def test_a_worker_killed_before_its_posts_are_heard_repeats_nothing(lab: Lab) -> None:
+def test_a_worker_killed_before_its_posts_are_read_repeats_nothing(lab: Lab) -> None:
     """The worker has claimed and connected, the subscriber has read nothing: after the kill each event comes once."""
     lab.start_simulator("a")
     lab.start_store()
-    with deaf_port() as port:
+    with unresponsive_port() as port:
         lab.configure(urls={"a": f"http://127.0.0.1:{port}/hook/a"}, timeout_s=15)
         lab.start("poller")
         worker = lab.start("worker")
@@ -32,25 +32,25 @@ def test_a_worker_killed_before_its_posts_are_heard_repeats_nothing(lab: Lab) ->
 
 
 def test_a_worker_killed_before_it_settles_repeats_only_what_was_in_flight(lab: Lab) -> None:
-    """The subscriber has acted and not answered yet when the worker dies: these may come again, nothing else."""
+    """The subscriber has processed and not answered yet when the worker dies: these may repeat, nothing else."""
     _, worker = lab.start_all("a", "b")
     lab.call(5)
-    until(lambda: lab.heard() == 5, "the first are told")
+    until(lambda: lab.delivered() == 5, "the first are delivered")
     lab.simulator.script({"kind": "act_then_hang", "times": 6}, hooks=["a"])
     lab.call(6)
-    until(lambda: lab.simulator.in_flight() == 6, "six are acted upon and not answered")
-    until(lambda: lab.store.leased("deliver") == 6, "all the others are settled")
+    until(lambda: lab.simulator.in_flight() == 6, "six are processed and not answered")
+    until(lambda: lab.store.leased("deliver") == 6, "the others are settled")
     lab.kill_worker(worker)
     lab.start("worker")
 
     figures = lab.finish("worker killed between POST and settle")
 
     assert figures.in_flight == 6
-    assert figures.duplicates == 6, "what was acted upon and not settled is told again, with the same id"
+    assert figures.duplicates == 6, "what was processed and not settled is delivered again, with the same id"
 
 
-def test_a_worker_killed_while_it_asks_for_contacts_loses_no_call(lab: Lab) -> None:
-    """Calls that are being looked up when the worker dies are told by the next one."""
+def test_a_worker_killed_during_a_contact_look_up_loses_no_call(lab: Lab) -> None:
+    """Calls that are being looked up when the worker dies are published by the next one."""
     _, worker = lab.start_all("a", source={"hold_for_contact_s": 60})
     lab.phones.provider(faults=[{"kind": "hang", "on": "search", "times": 1}])
     lab.call(5)
@@ -63,12 +63,12 @@ def test_a_worker_killed_while_it_asks_for_contacts_loses_no_call(lab: Lab) -> N
     assert figures.duplicates == 0
 
 
-def test_a_worker_killed_while_it_fetches_audio_tells_of_the_recording_once(lab: Lab) -> None:
-    """A transfer that dies with the worker is made again, and told once."""
+def test_a_worker_killed_while_fetching_audio_publishes_the_recording_once(lab: Lab) -> None:
+    """A transfer that dies with the worker is repeated, and published once."""
     _, worker = lab.start_all("a", source={"contacts": False})
     lab.phones.provider(faults=[{"kind": "slow", "on": "recording", "delay_s": 20, "times": 3}])
     lab.call(3, recorded_share=1)
-    until(lambda: lab.phones.asked("recording") == 3 and lab.heard() == 3, "three recordings are being fetched")
+    until(lambda: lab.phones.asked("recording") == 3 and lab.delivered() == 3, "three recordings are being fetched")
     lab.kill_worker(worker)
     lab.start("worker")
 
@@ -80,8 +80,8 @@ def test_a_worker_killed_while_it_fetches_audio_tells_of_the_recording_once(lab:
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_the_leases_of_a_killed_worker_end_by_themselves(lab: Lab) -> None:
-    """Nobody helps: what a killed worker held is claimed again when its lease ends, on the real clock."""
+def test_the_leases_of_a_killed_worker_expire_by_themselves(lab: Lab) -> None:
+    """What a killed worker had leased is claimed again when its lease expires, on the real clock."""
     _, worker = lab.start_all("a", timeout_s=1)
     lab.simulator.script({"kind": "act_then_hang", "times": 4})
     lab.call(4)
@@ -96,7 +96,7 @@ def test_the_leases_of_a_killed_worker_end_by_themselves(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("started_as", ["worker", "python -m workers", "arq"])
-def test_a_worker_told_to_stop_finishes_what_it_holds(lab: Lab, started_as: str) -> None:
+def test_a_stopped_worker_finishes_what_it_holds(lab: Lab, started_as: str) -> None:
     """SIGTERM in the middle of deliveries: they are answered and settled, the exit code is 0, however it started."""
     lab.start_simulator("a")
     lab.start_store()
@@ -106,13 +106,13 @@ def test_a_worker_told_to_stop_finishes_what_it_holds(lab: Lab, started_as: str)
     lab.await_first_poll()
     lab.simulator.script({**SLOW, "times": 10})
     lab.call(25)
-    until(lambda: lab.simulator.in_flight() == 10, "ten are being answered")
+    until(lambda: lab.simulator.in_flight() == 10, "ten are in flight")
 
     code = worker.stop()
 
     assert code == 0, worker.written()[-2000:]
-    assert lab.accepted() == 10, "what was in flight was answered, nothing else was begun"
-    assert lab.store.leased("deliver") == 0, "all it held is settled or given back"
+    assert lab.accepted() == 10, "what was in flight was answered, nothing else was started"
+    assert lab.store.leased("deliver") == 0, "everything it had leased is settled or returned"
     assert "Traceback" not in worker.written()
     lab.start(started_as)
     figures = lab.finish(f"{started_as} stopped in the middle")
@@ -120,18 +120,18 @@ def test_a_worker_told_to_stop_finishes_what_it_holds(lab: Lab, started_as: str)
 
 
 def test_a_second_signal_ends_a_worker_at_once(lab: Lab) -> None:
-    """Who presses Ctrl-C twice does not want to wait; what was in flight is told again by the next worker."""
+    """Ctrl-C pressed twice does not drain; what was in flight is delivered again by the next worker."""
     _, worker = lab.start_all("a", timeout_s=15)
     lab.simulator.script({"kind": "act_then_hang", "times": 3})
     lab.call(3)
     until(lambda: lab.simulator.in_flight() == 3, "three are in flight")
     lab.in_flight += 3
     worker.terminate()
-    until(lambda: worker.lines("process_stopping"), "the first signal is heard")
+    until(lambda: worker.lines("process_stopping"), "the first signal is handled")
 
     code = worker.stop(within_s=5)
 
     assert code == -signal.SIGTERM
-    lab.store.end_leases()
+    lab.store.expire_leases()
     lab.start("worker")
     lab.finish("worker stopped by two signals")

@@ -1,6 +1,6 @@
 """A relay inside the test: the real store, runners and sender, a verifying subscriber on loopback, no provider.
 
-Calls are admitted by hand, so a test says exactly what became known and when.
+Tests ingest calls themselves, and so decide exactly what becomes known and when.
 """
 
 import asyncio
@@ -42,14 +42,14 @@ class RelayHarness:
     _made: int = field(default=0)
 
     async def call(self, key: str | None = None, **fields: Any) -> str:
-        """Admit a finished call (or a new version of one) of source `main`; gives its id."""
+        """Ingest a finished call (or a new version of one) of source `main`; returns its id."""
         self._made += 1
         key = key or str(1000 + self._made)
         await self._ingest([_record(key, self._made, fields)])
         return ids.call_id("main", key)
 
     async def calls(self, record_keys: Iterable[str]) -> None:
-        """Admit several calls in one step, as one poll does; each from a number of its own."""
+        """Ingest several calls in one step, as one poll does; each from a number of its own."""
         records = [
             _record(key, at, {"external": Party(number=f"+1555123{at:04}", raw=f"(555) 123-{at:04}")})
             for at, key in enumerate(record_keys)
@@ -70,31 +70,31 @@ class RelayHarness:
         return DeliveryState.read(await self.redis.hget(keys.event(eid), sub) or b"")  # type: ignore[misc]
 
     async def until_state(self, eid: str, *statuses: str, sub: str = "a", timeout_s: float = 10) -> DeliveryState:
-        """Wait until a delivery stands at one of the statuses."""
+        """Wait until a delivery has one of the statuses."""
         return await eventually(
             lambda: self.state(eid, sub), lambda state: state.status in statuses, timeout_s=timeout_s
         )
 
     async def until_attempts(self, eid: str, attempts: int, sub: str = "a") -> DeliveryState:
-        """Wait until so many attempts of a delivery were settled."""
+        """Wait until so many attempts of a delivery are settled."""
         return await eventually(lambda: self.state(eid, sub), lambda state: state.attempts >= attempts)
 
-    async def until_heard(self, hook: str, count: int, timeout_s: float = 10) -> None:
-        """Wait until a hook accepted so many events."""
+    async def until_delivered(self, hook: str, count: int, timeout_s: float = 10) -> None:
+        """Wait until a hook has accepted so many events."""
         await self.subscriber.until(lambda: self.report(hook).accepted >= count, timeout_s=timeout_s)
 
     def report(self, hook: str = "a") -> HookReport:
-        """What a hook has heard."""
+        """What a hook has received."""
         return self.subscriber.report().hooks[hook]
 
-    async def due_now(self, sub: str, subject: str) -> None:
-        """Let a waiting attempt be due: the schedule's waits are not sat out in tests."""
-        await self.redis.zadd(queue_keys.waiting("deliver", sub), {subject: 1})
+    async def due_now(self, sub: str, ordering_key: str) -> None:
+        """Make a waiting attempt due now."""
+        await self.redis.zadd(queue_keys.waiting("deliver", sub), {ordering_key: 1})
         await self.runtime.lanes[LaneName.DELIVER].apply(LimitInFlight(sub, 10))  # rescores the partition
         self.runtime.wake_ups(LaneName.DELIVER)
 
-    async def open_gate(self, sub: str) -> None:
-        """Let a breaker's pause be over."""
+    async def end_pause(self, sub: str) -> None:
+        """End the pause of an open circuit."""
         await self.runtime.lanes[LaneName.DELIVER].apply(Pause(sub, 1))
         self.runtime.wake_ups(LaneName.DELIVER)
 
@@ -155,9 +155,9 @@ def _record(key: str, at: int, fields: dict[str, Any]) -> Record:
 
 
 async def eventually(read: Callable[[], Awaitable[T]], holds: Callable[[T], bool], *, timeout_s: float = 10) -> T:
-    """Read until what was read holds; a TimeoutError when it never does."""
+    """Read until the value holds; raises TimeoutError when it never does."""
     async with asyncio.timeout(timeout_s):
-        while not holds(value := await read()):  # noqa: ASYNC110 - the store tells nobody
+        while not holds(value := await read()):  # noqa: ASYNC110 - the store sends no notice
             await asyncio.sleep(0.01)
     return value
 

@@ -46,7 +46,7 @@ async def test_a_source_is_made_and_polled(desk: Desk, provider: tuple[FaultyWeb
     await eventually(lambda: desk.get("/v1/sources/new"), lambda view: view["health"]["cursor"] is not None)
     simulator.appear(KEY)
     await desk.post("/v1/sources/new/poll")
-    await desk.relay.until_heard("a", 1)
+    await desk.relay.until_delivered("a", 1)
 
     assert (made["id"], made["provider"], made["origin"], made["state"]) == ("new", "webfones", "api", "working")
     (event,) = desk.relay.subscriber.events("a")

@@ -24,7 +24,7 @@ async def test_a_hook_subscribes_and_hears(desk: Desk) -> None:
     made = await desk.subscribe("crm", events=["call.*"])
 
     await desk.told("main", "1")
-    await desk.relay.until_heard("crm", 1)
+    await desk.relay.until_delivered("crm", 1)
 
     assert (made["id"], made["state"], made["origin"]) == ("crm", "enabled", "api")
     assert desk.relay.report("crm").problems() == ()
@@ -197,7 +197,7 @@ async def test_unsubscribing_ends_as_often_as_one_likes(desk: Desk) -> None:
     statuses = [(await desk.ask("DELETE", "/v1/subscriptions/crm"))[0] for _ in range(3)]
     heard = desk.relay.report("crm").received
     await desk.told("main", "2")
-    await desk.relay.until_heard("a", 2)
+    await desk.relay.until_delivered("a", 2)
 
     assert statuses == [204, 204, 204]
     assert desk.relay.report("crm").received == heard
@@ -215,7 +215,7 @@ async def test_an_id_can_be_used_again_after_unsubscribing(desk: Desk) -> None:
 
     await desk.subscribe("crm")
     await desk.told("main", "1")
-    await desk.relay.until_heard("crm", 1)
+    await desk.relay.until_delivered("crm", 1)
 
     assert (await desk.get("/v1/subscriptions/crm"))["state"] == "enabled"
 
@@ -226,7 +226,7 @@ async def test_rotating_keeps_the_former_secret_for_a_day(desk: Desk) -> None:
 
     rotated = await desk.post("/v1/subscriptions/crm/rotate-secret")
     await desk.told("main", "1")
-    await desk.relay.until_heard("crm", 1)
+    await desk.relay.until_delivered("crm", 1)
 
     assert rotated["secret"] != made["secret"]
     assert desk.relay.report("crm").signature_failures == 0  # the hook knows only the former one
@@ -246,7 +246,7 @@ async def test_off_and_on_again(desk: Desk) -> None:
     on = await desk.post("/v1/subscriptions/crm/enable")
     replayed = await desk.post("/v1/subscriptions/crm/replay", {"since": "2026-01-01T00:00:00Z", "status": "missing"})
     job = await desk.until_over(replayed["job"])
-    await desk.relay.until_heard("crm", 1)
+    await desk.relay.until_delivered("crm", 1)
 
     assert (off["state"], off["disabled_reason"]) == ("disabled", "maintenance")
     assert refused == (409, "subscription_disabled")
@@ -271,7 +271,7 @@ async def test_a_test_event_comes_whatever_was_subscribed(desk: Desk) -> None:
     await desk.subscribe("crm", events=["call.completed"])
 
     sent = await desk.post("/v1/subscriptions/crm/test")
-    await desk.relay.until_heard("crm", 1)
+    await desk.relay.until_delivered("crm", 1)
 
     (event,) = desk.relay.subscriber.events("crm")
     assert (event["id"], event["type"]) == (sent["event_id"], "webhook.test")
@@ -303,7 +303,7 @@ async def test_a_new_subscriber_can_have_what_was_before_it(desk: Desk) -> None:
 
     replayed = await desk.post("/v1/subscriptions/crm/replay", {"since": "2026-01-01T00:00:00Z", "status": "any"})
     job = await desk.until_over(replayed["job"])
-    await desk.relay.until_heard("crm", 3)
+    await desk.relay.until_delivered("crm", 3)
 
     assert job["counts"]["queued"] == 3
     assert desk.relay.report("crm").completed == {"0", "1", "2"}
@@ -319,7 +319,7 @@ async def test_samples_are_an_array_of_what_a_hook_carries(desk: Desk) -> None:
     for number in range(4):
         await desk.told("main", str(number))
     real = await desk.get("/v1/subscriptions/flat/sample?limit=3")
-    await desk.relay.until_heard("flat", 4)
+    await desk.relay.until_delivered("flat", 4)
 
     assert [tuple(each) for each in made_up] == [FLAT_FIELDS] * 3
     assert len({each["id"] for each in made_up}) == 3

@@ -54,9 +54,9 @@ async def houses(desk: Desk) -> Houses:
     event = await desk.told("acme", "1")
     await desk.told("other", "1")
     await desk.told("main", "1")
-    await desk.relay.until_heard("acme-crm", 1)
-    await desk.relay.until_heard("other-crm", 1)
-    await desk.relay.until_heard("a", 3)
+    await desk.relay.until_delivered("acme-crm", 1)
+    await desk.relay.until_delivered("other-crm", 1)
+    await desk.relay.until_delivered("a", 3)
     call = (await desk.get(f"/v1/events/{event}"))["data"]["call"]["id"]
     return Houses(desk, acme, looks, other, event, call)
 
@@ -333,7 +333,7 @@ async def test_news_of_a_tenants_subscription_stay_with_the_tenant(houses: House
 
     await desk.relay.runtime.lifecycle.disable_unhealthy("acme-crm", "no successful delivery")
     desk.relay.runtime.wake_ups(LaneName.DELIVER)
-    await desk.relay.until_heard("acme-ops", 1)
+    await desk.relay.until_delivered("acme-ops", 1)
 
     (event,) = desk.relay.subscriber.events("acme-ops")
     assert event["type"] == "subscription.disabled"

@@ -204,7 +204,7 @@ async def test_what_failed_is_found_and_sent_again(desk: Desk) -> None:
     waiting = await relay(desk, "deliveries", "list", "--status", "waiting", "--json")
     shown = await relay(desk, "deliveries", "show", delivery)
     again = await relay(desk, "deliveries", "retry", delivery)
-    await desk.relay.open_gate("a")
+    await desk.relay.end_pause("a")
     await desk.relay.due_now("a", ids.call_id("main", "5"))
     await desk.relay.until_state(eid, "delivered")
     heard = await relay(desk, "replay", "a", "--event", eid)

@@ -1,4 +1,4 @@
-"""Delivery against a subscriber that misbehaves: promises 3, 4 and 5, and what an operator counts on."""
+"""Delivery to subscribers that misbehave: promises 3, 4 and 5."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -19,8 +19,8 @@ from relay.store import keys
 from relay.store.codes import ReplayOutcome
 from relay.store.deliveries import ClaimedEvent
 from relay.store.events import NewEvent
-from relay.store.health import read_health
 from relay.store.lanes import LaneName
+from relay.store.subscriptions import SubscriptionHealth
 from tests.fakes.subscriber import ReplyKind, ScriptedReply
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 
@@ -37,11 +37,15 @@ def start(redis: Redis, valkey_url: str, tmp_path: Path) -> Start:
     return run
 
 
-async def test_an_event_is_heard_once_signed_and_with_its_id(start: Start) -> None:
-    """A call goes in, a verified event comes out."""
+async def health_of(relay: RelayHarness) -> SubscriptionHealth:
+    return await relay.runtime.store.subscriptions.health("a")
+
+
+async def test_an_event_is_delivered_once_signed_and_with_its_id(start: Start) -> None:
+    """A call is ingested, a verified event is delivered."""
     async with start() as relay:
         await relay.call("1")
-        await relay.until_heard("a", 1)
+        await relay.until_delivered("a", 1)
 
         state = await relay.until_state(relay.event_of("1"), "delivered")
         assert state.attempts == 1
@@ -49,8 +53,8 @@ async def test_an_event_is_heard_once_signed_and_with_its_id(start: Start) -> No
         assert relay.report().events == 1
 
 
-async def test_a_failed_attempt_is_retried_and_kept_with_its_words(start: Start) -> None:
-    """A 500 is tried again after the first step; the attempts say what happened."""
+async def test_a_failed_attempt_is_retried_and_logged_with_its_reason(start: Start) -> None:
+    """A 500 is retried after the first wait; the log of attempts has both."""
     async with start() as relay:
         relay.subscriber.script("a", ScriptedReply(status=500, times=1))
         cid = await relay.call("1")
@@ -67,50 +71,50 @@ async def test_a_failed_attempt_is_retried_and_kept_with_its_words(start: Start)
 
 
 async def test_events_of_one_call_keep_their_order_and_others_go_on(start: Start) -> None:
-    """While the first event of a call waits for its retry, its update waits behind it; another call is heard."""
+    """While the first event of a call waits for its retry, its update waits behind it; another call is delivered."""
     async with start() as relay:
         relay.subscriber.script("a", ScriptedReply(status=500, times=1))
         cid = await relay.call("1")
         await relay.until_attempts(relay.event_of("1"), 1)
         await relay.call("1", outcome=Outcome.ANSWERED)
         await relay.call("2")
-        await relay.until_heard("a", 1)
-        heard_meanwhile = relay.report().completed
+        await relay.until_delivered("a", 1)
+        delivered_meanwhile = relay.report().completed
 
         await relay.due_now("a", cid)
-        await relay.until_heard("a", 3)
+        await relay.until_delivered("a", 3)
 
-        assert set(heard_meanwhile) == {"2"}
+        assert set(delivered_meanwhile) == {"2"}
         assert relay.report().problems() == ()
         assert relay.report().types == {"call.completed": 2, "call.updated": 1}
 
 
-async def test_410_switches_the_subscription_off_and_loses_nothing_that_is_listed(start: Start) -> None:
-    """Zapier's "off": nothing more is posted, what was queued stays, what comes later is written down as missing."""
+async def test_410_disables_the_subscription_and_loses_nothing(start: Start) -> None:
+    """Nothing more is posted, what was queued stays, and later events are marked as missing."""
     async with start() as relay:
         relay.subscriber.script("a", ScriptedReply(status=410, times=1))
         await relay.call("1")
-        await eventually(lambda: read_health(relay.redis, "a"), lambda health: bool(health.off))
-        health = await read_health(relay.redis, "a")
+        await eventually(lambda: health_of(relay), lambda health: bool(health.disabled_reason))
+        health = await health_of(relay)
         await relay.call("2")
         await relay.until_state(relay.event_of("2"), "missing")
         assert relay.report().received == 1
-        assert "410" in health.off
+        assert "410" in health.disabled_reason
 
         await relay.runtime.lanes[LaneName.DELIVER].apply(EnablePartition("a"))
         relay.runtime.wake_ups(LaneName.DELIVER)
-        await relay.until_heard("a", 1)
+        await relay.until_delivered("a", 1)
         outcomes = await relay.runtime.store.deliveries.replay(
             relay.event_of("2"), ids.call_id("main", "2"), ["a"], at_ms=1, force=False
         )
-        await relay.until_heard("a", 2)
+        await relay.until_delivered("a", 2)
 
         assert outcomes == [ReplayOutcome.QUEUED]
         assert set(relay.report().completed) == {"1", "2"}
 
 
-async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> None:
-    """`call.completed` was given up and `call.updated` waits: the replayed one goes first."""
+async def test_a_replayed_event_takes_its_old_place_in_the_order_of_its_call(start: Start) -> None:
+    """`call.completed` has failed and `call.updated` waits: the replayed one goes first."""
     async with start() as relay:
         relay.subscriber.script("a", ScriptedReply(status=500))
         cid = await relay.call("1")
@@ -130,9 +134,9 @@ async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> No
             first, cid, ["a"], at_ms=relay.runtime.lanes[LaneName.DELIVER].store_now_ms, force=False
         )
         relay.runtime.wake_ups(LaneName.DELIVER)
-        await relay.until_heard("a", 1)
+        await relay.until_delivered("a", 1)
         await relay.due_now("a", cid)
-        await relay.until_heard("a", 2)
+        await relay.until_delivered("a", 2)
 
         assert dead == [f"a\x1f{first}".encode()]
         assert outcomes == [ReplayOutcome.QUEUED]
@@ -140,7 +144,7 @@ async def test_replay_takes_the_old_place_in_the_calls_order(start: Start) -> No
         assert await relay.redis.zcard(keys.DEAD) == 0
 
 
-async def test_replay_repeats_nothing_that_was_heard_unless_forced(start: Start) -> None:
+async def test_replay_repeats_nothing_that_was_delivered_unless_forced(start: Start) -> None:
     """A delivered event is left alone; `force` sends it again under the same id."""
     async with start() as relay:
         cid = await relay.call("1")
@@ -149,19 +153,19 @@ async def test_replay_repeats_nothing_that_was_heard_unless_forced(start: Start)
         left_alone = await relay.runtime.store.deliveries.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=False)
         forced = await relay.runtime.store.deliveries.replay(relay.event_of("1"), cid, ["a"], at_ms=1, force=True)
         relay.runtime.wake_ups(LaneName.DELIVER)
-        await relay.until_heard("a", 2)
+        await relay.until_delivered("a", 2)
 
         assert (left_alone, forced) == ([ReplayOutcome.DELIVERED], [ReplayOutcome.QUEUED])
         assert sum(relay.report().duplicates.values()) >= 1
 
 
-async def test_the_breaker_opens_spends_no_attempts_and_one_probe_closes_it(start: Start) -> None:
-    """Five failures in a row hold everything back; then one call is tried, and when it is heard all of them are."""
+async def test_an_open_circuit_spends_no_attempts_and_one_probe_closes_it(start: Start) -> None:
+    """After five failures in a row nothing is sent; then one call is tried, and its success releases the others."""
     async with start() as relay:
         relay.subscriber.script("a", ScriptedReply(status=500))
         for key in range(8):
             await relay.call(str(key))
-        await eventually(lambda: read_health(relay.redis, "a"), lambda health: health.breaker_open)
+        await eventually(lambda: health_of(relay), lambda health: health.circuit_open)
         received = relay.report().received
         relay.subscriber.script("a")
         await relay.call("late")
@@ -170,27 +174,27 @@ async def test_the_breaker_opens_spends_no_attempts_and_one_probe_closes_it(star
 
         assert index is not None
         assert index > now_ms + 20_000
-        await relay.open_gate("a")
-        await relay.until_heard("a", 1)
-        await eventually(lambda: read_health(relay.redis, "a"), lambda health: not health.breaker_open)
+        await relay.end_pause("a")
+        await relay.until_delivered("a", 1)
+        await eventually(lambda: health_of(relay), lambda health: not health.circuit_open)
         await relay.until_state(relay.event_of("late"), "delivered")
         assert received <= 8 + 5
-        assert (await read_health(relay.redis, "a")).failing_since_ms == 0
+        assert (await health_of(relay)).failing_since_ms == 0
 
 
-async def test_a_hung_subscriber_delays_nobody_else(start: Start) -> None:
-    """One hook accepts and never answers; the other hears its calls at once."""
+async def test_a_hung_subscriber_delays_no_other(start: Start) -> None:
+    """One endpoint accepts connections and never answers; the other gets its calls at once."""
     async with start({"hung": {}, "well": {}}, timeout_s=3) as relay:
         relay.subscriber.script("hung", ScriptedReply(kind=ReplyKind.HANG))
         for key in range(30):
             await relay.call(str(key))
-        await relay.until_heard("well", 30, timeout_s=2.5)
+        await relay.until_delivered("well", 30, timeout_s=2.5)
 
         assert relay.report("well").problems() == ()
         assert relay.report("hung").accepted == 0
 
 
-async def test_at_most_once_is_not_repeated_after_a_time_out(start: Start) -> None:
+async def test_at_most_once_is_not_repeated_after_a_timeout(start: Start) -> None:
     """The subscriber acted and did not answer: the outcome is unknown, and the event is not sent again."""
     async with start({"a": {"delivery": "at_most_once"}}, timeout_s=1) as relay:
         relay.subscriber.script("a", ScriptedReply(kind=ReplyKind.ACT_THEN_HANG, times=1))
@@ -205,7 +209,7 @@ async def test_at_most_once_is_not_repeated_after_a_time_out(start: Start) -> No
 
 
 async def test_at_most_once_finds_the_intent_of_a_worker_that_died(start: Start) -> None:
-    """A claim that finds an intent cannot know what became of it: it ends as unknown, unsent."""
+    """A claim that finds an intent cannot know its outcome: the delivery ends as unknown, unsent."""
     async with start({"a": {"delivery": "at_most_once", "enabled": False}}) as relay:
         await relay.call("1")
         eid = relay.event_of("1")
@@ -220,8 +224,10 @@ async def test_at_most_once_finds_the_intent_of_a_worker_that_died(start: Start)
         assert relay.report().received == 0
 
 
-async def test_at_most_once_survives_trouble_before_it_dials(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The body needs the store, which hiccups: nothing was sent, so nothing is unknown."""
+async def test_at_most_once_survives_an_error_before_anything_is_sent(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building the body fails on a store error: nothing was sent, so nothing is unknown."""
     body_for, troubles = Attempts.body_for, [RedisConnectionError("gone for a moment")]
 
     async def troubled(self: Attempts, subscription: Subscription, event: ClaimedEvent) -> bytes:
@@ -237,11 +243,11 @@ async def test_at_most_once_survives_trouble_before_it_dials(start: Start, monke
         assert relay.report().accepted == 1
 
 
-async def test_what_expired_for_a_subscription_that_nobody_knows_is_not_kept_for_it(start: Start) -> None:
-    """A subscription that was taken out of the configuration is waited for no longer than its events live."""
+async def test_an_expired_event_of_an_unknown_subscription_leaves_the_lane(start: Start) -> None:
+    """A subscription that was removed from the configuration keeps its items no longer than their events live."""
     async with start({"a": {}}) as relay:
-        said = NewEvent("evt_1", {"id": "evt_1", "data": {}}, ["gone"])
-        await relay.runtime.store.events.publish(said)
+        event = NewEvent("evt_1", {"id": "evt_1", "data": {}}, ["gone"])
+        await relay.runtime.store.events.publish(event)
         await relay.redis.delete(keys.event("evt_1"))
         relay.runtime.wake_ups(LaneName.DELIVER)
 
@@ -249,8 +255,8 @@ async def test_what_expired_for_a_subscription_that_nobody_knows_is_not_kept_for
         assert await relay.redis.zcard(queue_keys.waiting("deliver", "gone")) == 0
 
 
-async def test_a_refused_connection_under_at_most_once_is_tried_again(start: Start, free_port: int) -> None:
-    """Nothing was sent, so nothing can have been acted on: the schedule goes on."""
+async def test_at_most_once_retries_a_refused_connection(start: Start, free_port: int) -> None:
+    """Nothing was sent, so nothing can have been processed: the schedule goes on."""
     url = {"delivery": "at_most_once", "url": f"http://127.0.0.1:{free_port}/"}
     async with start({"a": url}) as relay:
         await relay.call("1")
@@ -260,8 +266,8 @@ async def test_a_refused_connection_under_at_most_once_is_tried_again(start: Sta
         assert state.log[0]["outcome"] == "unreachable"
 
 
-async def test_a_failing_subscription_is_announced_well_before_it_is_switched_off(start: Start) -> None:
-    """From the 4th failed attempt those who asked are told the date; after 5 days without one success it is off."""
+async def test_a_failing_subscription_is_announced_well_before_it_is_disabled(start: Start) -> None:
+    """`subscription.failing` names the date from the 4th failed attempt on; after 5 days it is disabled."""
     async with start({"a": {}, "ops": {"events": ["subscription.*"]}}) as relay:
         relay.subscriber.script("a", ScriptedReply(status=404))
         cid = await relay.call("1")
@@ -270,14 +276,14 @@ async def test_a_failing_subscription_is_announced_well_before_it_is_switched_of
             await relay.until_attempts(eid, attempt)
             if attempt < 4:
                 await relay.due_now("a", cid)
-        await relay.until_heard("ops", 1)
+        await relay.until_delivered("ops", 1)
         six_days_ago = relay.runtime.lanes[LaneName.DELIVER].store_now_ms - 6 * 86_400_000
         await relay.redis.hset(queue_keys.partition("deliver", "a"), "failing_since", str(six_days_ago))  # type: ignore[misc]
         await relay.due_now("a", cid)
-        await relay.until_heard("ops", 2)
+        await relay.until_delivered("ops", 2)
 
         assert relay.report("ops").types == {"subscription.failing": 1, "subscription.disabled": 1}
-        assert "5 days" in (await read_health(relay.redis, "a")).off
+        assert "5 days" in (await health_of(relay)).disabled_reason
 
 
 async def test_the_rate_holds_over_any_ten_seconds(start: Start) -> None:
@@ -285,7 +291,7 @@ async def test_the_rate_holds_over_any_ten_seconds(start: Start) -> None:
     async with start({"a": {"rate_per_s": 20, "max_in_flight": 100}}) as relay:
         for key in range(60):
             await relay.call(str(key))
-        await relay.until_heard("a", 60)
+        await relay.until_delivered("a", 60)
         arrivals = sorted(each.monotonic_s for each in relay.subscriber.arrivals("a"))
 
         # 2 at once, then 198 more in 10 s: no second can hold more than 2 + 20.

@@ -1,4 +1,4 @@
-"""A lane hands due work out once, loses no update, and lets nobody stand in another's way; against a real Valkey."""
+"""A lane: an item is claimed once, no update is lost, and no partition delays another; against a real Valkey."""
 
 import inspect
 import re
@@ -60,10 +60,10 @@ async def settled(lane: Lane, claim: Claim, settlement: Settlement = DONE) -> bo
 
 
 async def let_leases_end(redis: Redis, lane: Lane, partition: str = "") -> None:
-    """Do what the passing of time does to leases; dropping nobody has the index follow."""
+    """Expire leases; dropping an unknown item has the index follow."""
     for item in await redis.zrange(queue_keys.leased(lane.name, partition), 0, -1):
         await redis.zadd(queue_keys.leased(lane.name, partition), {item: 1})
-    await lane.drop(partition, "nobody")
+    await lane.drop(partition, "unknown")
 
 
 async def due_of(redis: Redis, lane: Lane, item: str, partition: str = "") -> float | None:
@@ -72,13 +72,13 @@ async def due_of(redis: Redis, lane: Lane, item: str, partition: str = "") -> fl
     return None if due is None else due - lane.store_now_ms
 
 
-async def publish(redis: Redis, sub: str, subject: str, *eids: str) -> None:
+async def publish(redis: Redis, sub: str, ordering_key: str, *eids: str) -> None:
     for eid in eids:
-        await store_of(redis).events.publish(NewEvent(eid, {"id": eid}, [sub]), ordering_key=subject)
+        await store_of(redis).events.publish(NewEvent(eid, {"id": eid}, [sub]), ordering_key=ordering_key)
 
 
 async def ingest(redis: Redis, *record_keys: str) -> list[str]:
-    """Take calls in; each then waits in the enrich and in the record lane of `main`. Gives their ids."""
+    """Ingest calls; each then waits in the enrich and in the record lane of `main`. Returns their ids."""
     rows = []
     for key in record_keys:
         record = Record(key=key, started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01", audio=True)
@@ -94,7 +94,7 @@ async def field(redis: Redis, name: str, of: str) -> bytes | None:
 
 @asynccontextmanager
 async def full_memory(redis: Redis) -> AsyncIterator[None]:
-    """A store that takes nothing more."""
+    """A store whose memory is full."""
     await redis.config_set("maxmemory", 1)
     try:
         yield
@@ -105,8 +105,8 @@ async def full_memory(redis: Redis) -> AsyncIterator[None]:
 # Claiming
 
 
-async def test_one_of_two_claimers_gets_an_item(redis: Redis) -> None:
-    """Two workers look at the same moment; the item is handed out once."""
+async def test_an_item_is_claimed_by_one_of_two_workers(redis: Redis) -> None:
+    """Two workers claim at the same moment."""
     one, other = lane_of(redis), lane_of(redis)
     await one.apply(*(Put("", f"source{n}") for n in range(20)))
 
@@ -116,13 +116,13 @@ async def test_one_of_two_claimers_gets_an_item(redis: Redis) -> None:
     assert {*first, *second} == {f"source{n}" for n in range(20)}
 
 
-async def test_what_is_due_first_is_handed_out_first(redis: Redis) -> None:
-    """In order of the due times, over partitions and within them; what is not due yet stays."""
+async def test_items_are_claimed_in_order_of_their_dues(redis: Redis) -> None:
+    """Over partitions and within them; an item that is not due yet stays."""
     lane = lane_of(redis)
     for partition, item, due in (("b", "1", 20), ("a", "2", 30), ("a", "3", 40), ("c", "4", 10)):
         await lane.put(partition, item, after_ms=10**7)
         await redis.zadd(queue_keys.waiting("poll", partition), {item: due})
-        await lane.drop(partition, "nobody")
+        await lane.drop(partition, "unknown")
     await lane.put("d", "later", after_ms=5000)
 
     reply = await lane.exchange(want=100)
@@ -132,7 +132,7 @@ async def test_what_is_due_first_is_handed_out_first(redis: Redis) -> None:
     assert 0 < reply.next_due_ms - reply.now_ms <= 5000
 
 
-async def test_a_claim_takes_no_more_of_one_partition_than_it_may(redis: Redis) -> None:
+async def test_one_exchange_claims_at_most_its_share_of_a_partition(redis: Redis) -> None:
     """`most` keeps one flooding partition from filling a whole claim; its rest comes with the next."""
     lane = lane_of(redis, most=3)
     await lane.apply(*(Put("flood", str(n)) for n in range(10)))
@@ -146,7 +146,7 @@ async def test_a_claim_takes_no_more_of_one_partition_than_it_may(redis: Redis) 
 
 
 async def test_an_empty_lane_has_nothing_due(redis: Redis) -> None:
-    """A runner may sleep as long as it likes."""
+    """A runner may sleep."""
     reply = await lane_of(redis).exchange(want=5)
 
     assert (reply.claims, reply.next_due_ms) == ([], None)
@@ -161,8 +161,8 @@ async def test_a_settled_partition_leaves_nothing_behind(redis: Redis) -> None:
     assert await redis.keys("relay:l*") == []
 
 
-async def test_tokens_are_never_given_out_twice(redis: Redis) -> None:
-    """However often an item goes to and fro, each lease has a token of its own."""
+async def test_no_token_is_handed_out_twice(redis: Redis) -> None:
+    """However often an item is claimed, each lease has a token of its own."""
     lane = lane_of(redis)
     await lane.put("", "item")
     tokens = []
@@ -174,8 +174,8 @@ async def test_tokens_are_never_given_out_twice(redis: Redis) -> None:
     assert len(set(tokens)) == 5
 
 
-async def test_put_moves_an_item_forward_only(redis: Redis) -> None:
-    """Wanting a thing later never delays who wanted it earlier; `keep_due` changes nothing at all."""
+async def test_put_never_delays_an_item(redis: Redis) -> None:
+    """The earlier due wins; with `keep_due` an existing item keeps its own."""
     lane = lane_of(redis)
     await lane.put("", "item", after_ms=60_000)
     await lane.put("", "item", after_ms=90_000)
@@ -190,8 +190,8 @@ async def test_put_moves_an_item_forward_only(redis: Redis) -> None:
 # Leases
 
 
-async def test_an_item_that_is_put_while_it_is_held_is_due_again(redis: Redis) -> None:
-    """An update that arrives during the work is not lost, whatever the work ends with."""
+async def test_an_item_that_is_put_while_leased_is_due_again(redis: Redis) -> None:
+    """An update that arrives during the work is not lost, however the work ends."""
     lane = lane_of(redis)
     for settlement in (Done(), Retry(600_000)):
         await lane.put("", "item")
@@ -206,8 +206,8 @@ async def test_an_item_that_is_put_while_it_is_held_is_due_again(redis: Redis) -
         assert await settled(lane, again)
 
 
-async def test_an_update_for_later_does_not_bring_a_retry_forward_beyond_it(redis: Redis) -> None:
-    """Dirty with a due: the earlier of both counts."""
+async def test_a_put_during_a_lease_and_a_retry_leave_the_earlier_due(redis: Redis) -> None:
+    """A put for later does not bring the retry forward beyond it."""
     lane = lane_of(redis)
     await lane.put("", "item")
     claim = await claim_one(lane)
@@ -219,8 +219,8 @@ async def test_an_update_for_later_does_not_bring_a_retry_forward_beyond_it(redi
     assert 20_000 < (await due_of(redis, lane, "item") or 0) <= 30_100
 
 
-async def test_an_item_that_nobody_wanted_again_is_gone(redis: Redis) -> None:
-    """Done is done; `keep_due` on a held item is no wish for another turn."""
+async def test_a_finished_item_is_gone(redis: Redis) -> None:
+    """`keep_due` on a leased item does not make it due again."""
     lane = lane_of(redis)
     await lane.put("", "item")
     claim = await claim_one(lane)
@@ -230,22 +230,22 @@ async def test_an_item_that_nobody_wanted_again_is_gone(redis: Redis) -> None:
     assert (await lane.exchange(want=1)).next_due_ms is None
 
 
-async def test_an_expired_lease_is_simply_due_again(redis: Redis) -> None:
-    """A worker was killed: another gets its item, and is told how often that happened."""
+async def test_an_expired_lease_is_claimable_again(redis: Redis) -> None:
+    """A worker was killed: another gets its item, with the number of expired leases."""
     lane, other = lane_of(redis), lane_of(redis)
     await lane.put("", "item")
     dead = await claim_one(lane)
     assert await items_of(other) == []
     await let_leases_end(redis, lane)
 
-    heir = await claim_one(other)
+    next_claim = await claim_one(other)
 
-    assert (dead.expiries, heir.expiries) == (0, 1)
-    assert heir.token != dead.token
+    assert (dead.expiries, next_claim.expiries) == (0, 1)
+    assert next_claim.token != dead.token
 
 
-async def test_what_the_dead_held_is_handed_out_at_once(redis: Redis) -> None:
-    """Who holds the lock on an embedded store knows that nobody else lives, and need not wait for leases to end."""
+async def test_leases_of_dead_processes_can_be_expired_at_once(redis: Redis) -> None:
+    """The holder of the lock on an embedded store knows that every other process is dead."""
     lane = lane_of(redis, lease_s=120)
     await lane.put("a", "one")
     await lane.put("b", "two")
@@ -261,22 +261,22 @@ async def test_what_the_dead_held_is_handed_out_at_once(redis: Redis) -> None:
 
 
 async def test_an_old_token_is_refused(redis: Redis) -> None:
-    """A worker that was thought dead wake_ups up: nothing that it says counts, whatever it says."""
+    """A worker that slept past its lease wakes up: every settlement of it is refused."""
     lane = lane_of(redis)
     await lane.put("", "item")
     dead = await claim_one(lane)
     await let_leases_end(redis, lane)
-    heir = await claim_one(lane)
+    next_claim = await claim_one(lane)
 
     update = DeliveryUpdate("evt_x", DeliveryState("delivered"))
     for settlement in (Done(update), Retry(detail=update), Renew(), Intent(update)):
         assert not await settled(lane, dead, settlement)
     assert await redis.exists(keys.event("evt_x")) == 0
-    assert await settled(lane, heir)
+    assert await settled(lane, next_claim)
 
 
-async def test_an_outcome_counts_past_the_lease_until_somebody_else_has_the_item(redis: Redis) -> None:
-    """The store was away for longer than a lease: what was done then is still believed."""
+async def test_a_settlement_is_accepted_past_the_lease_until_the_item_is_claimed_again(redis: Redis) -> None:
+    """The store was unavailable for longer than a lease."""
     lane = lane_of(redis)
     await lane.put("", "item")
     late = await claim_one(lane)
@@ -287,7 +287,7 @@ async def test_an_outcome_counts_past_the_lease_until_somebody_else_has_the_item
 
 
 async def test_a_settle_counts_once(redis: Redis) -> None:
-    """An answer that got lost is offered again, and refused."""
+    """A settlement whose reply was lost is sent again, and refused."""
     lane = lane_of(redis)
     await lane.put("", "item")
     claim = await claim_one(lane)
@@ -296,8 +296,8 @@ async def test_a_settle_counts_once(redis: Redis) -> None:
     assert not await settled(lane, claim)
 
 
-async def test_a_settled_item_begins_anew(redis: Redis) -> None:
-    """Only leases that ended in a row count against an item."""
+async def test_a_settle_resets_the_count_of_expired_leases(redis: Redis) -> None:
+    """Only expired leases in a row count against an item."""
     lane = lane_of(redis)
     await lane.put("", "item")
     for expiries in (0, 1, 2):
@@ -309,8 +309,8 @@ async def test_a_settled_item_begins_anew(redis: Redis) -> None:
     assert (await claim_one(lane)).expiries == 0
 
 
-async def test_a_renewed_lease_goes_on_from_now(redis: Redis) -> None:
-    """Long work keeps its item as long as it says that it is at it."""
+async def test_a_renewed_lease_lasts_its_full_length_from_now(redis: Redis) -> None:
+    """Long work keeps its item by renewing the lease."""
     lane = lane_of(redis, lease_s=60)
     await lane.put("", "item")
     claim = await claim_one(lane)
@@ -324,7 +324,7 @@ async def test_a_renewed_lease_goes_on_from_now(redis: Redis) -> None:
     assert await settled(lane, claim)
 
 
-async def test_a_dropped_item_is_gone_whoever_holds_it(redis: Redis) -> None:
+async def test_a_dropped_item_is_gone_even_while_leased(redis: Redis) -> None:
     """A source that was removed is not polled again; its last poll is refused."""
     lane = lane_of(redis)
     await lane.apply(Put("", "held"), Put("", "waits", 60_000))
@@ -336,10 +336,10 @@ async def test_a_dropped_item_is_gone_whoever_holds_it(redis: Redis) -> None:
     assert await redis.keys("relay:l*") == []
 
 
-# Caps and gates
+# Limits and pauses
 
 
-async def test_a_cap_holds_over_all_processes(redis: Redis) -> None:
+async def test_the_limit_in_flight_holds_over_all_processes(redis: Redis) -> None:
     """`max_in_flight` is a promise to the subscriber, however many workers there are."""
     one, other = lane_of(redis), lane_of(redis)
     await one.apply(LimitInFlight("sub", 3))
@@ -353,25 +353,25 @@ async def test_a_cap_holds_over_all_processes(redis: Redis) -> None:
     assert len(await claims_of(other)) == 1
 
 
-async def test_a_cap_counts_leases_that_ended(redis: Redis) -> None:
-    """A worker was killed with three attempts out: they come first, and nothing comes on top."""
+async def test_the_limit_in_flight_counts_expired_leases(redis: Redis) -> None:
+    """A worker was killed with three attempts in flight: they are claimed first, and nothing in addition."""
     one, other = lane_of(redis), lane_of(redis)
     await one.apply(LimitInFlight("sub", 3))
     await one.apply(*(Put("sub", str(n)) for n in range(10)))
     dead = await claims_of(one)
     await let_leases_end(redis, one, "sub")
 
-    heirs = await claims_of(other)
+    next_claims = await claims_of(other)
 
-    assert {claim.item for claim in heirs} == {claim.item for claim in dead}
+    assert {claim.item for claim in next_claims} == {claim.item for claim in dead}
     assert await redis.zcard(queue_keys.leased("poll", "sub")) == 3
     assert await claims_of(one) == []
     assert not await settled(one, dead[0])
     assert await claims_of(one) == []
 
 
-async def test_a_full_partition_is_looked_at_when_a_lease_ends(redis: Redis) -> None:
-    """A runner does not spin over a partition whose cap is reached; it sleeps until the first lease would end."""
+async def test_a_full_partition_is_scheduled_for_the_end_of_its_first_lease(redis: Redis) -> None:
+    """A runner does not spin over a partition whose limit is reached."""
     lane = lane_of(redis, lease_s=60)
     await lane.apply(LimitInFlight("sub", 1))
     await lane.apply(*(Put("sub", str(n)) for n in range(5)))
@@ -384,8 +384,8 @@ async def test_a_full_partition_is_looked_at_when_a_lease_ends(redis: Redis) -> 
     assert 58_000 < reply.next_due_ms - reply.now_ms <= 60_100
 
 
-async def test_a_raised_cap_is_used_at_once(redis: Redis) -> None:
-    """Nobody waits for a lease to end when the operator allows more."""
+async def test_a_raised_limit_is_used_at_once(redis: Redis) -> None:
+    """No lease has to end first when the operator allows more."""
     lane = lane_of(redis)
     await lane.apply(LimitInFlight("sub", 1))
     await lane.apply(*(Put("sub", str(n)) for n in range(5)))
@@ -395,24 +395,24 @@ async def test_a_raised_cap_is_used_at_once(redis: Redis) -> None:
     assert len(await claims_of(lane)) == 3
 
 
-async def test_a_gate_holds_until_its_moment(redis: Redis) -> None:
-    """Closed: nothing is claimed, also nothing whose lease ended, and the runner knows when to look again."""
+async def test_a_pause_lasts_until_its_moment(redis: Redis) -> None:
+    """Nothing is claimed, expired leases included, and the runner knows when to look again."""
     lane = lane_of(redis)
     await lane.apply(Put("p", "a"), Put("p", "b"))
     await claims_of(lane, 1)
     await let_leases_end(redis, lane, "p")
-    gate_ms = lane.store_now_ms + 30_000
-    await lane.apply(Pause("p", gate_ms))
+    until_ms = lane.store_now_ms + 30_000
+    await lane.apply(Pause("p", until_ms))
 
     reply = await lane.exchange(want=5)
-    assert (reply.claims, reply.next_due_ms) == ([], gate_ms)
+    assert (reply.claims, reply.next_due_ms) == ([], until_ms)
     await lane.apply(Pause("p", None))
 
     assert await items_of(lane) == ["a", "b"]
 
 
-async def test_a_gate_in_the_past_is_open(redis: Redis) -> None:
-    """A breaker's time is over: what waits goes on by itself."""
+async def test_a_pause_that_is_over_holds_nothing_back(redis: Redis) -> None:
+    """The pause of an open circuit is over: what waits goes on by itself."""
     lane = lane_of(redis)
     await lane.put("p", "a")
     await lane.apply(Pause("p", lane.store_now_ms - 5))
@@ -420,8 +420,8 @@ async def test_a_gate_in_the_past_is_open(redis: Redis) -> None:
     assert await items_of(lane) == ["a"]
 
 
-async def test_a_gate_for_good_holds_against_everything_that_comes(redis: Redis) -> None:
-    """A switched-off partition: whatever is put, settled, renewed or capped meanwhile, nothing is handed out."""
+async def test_nothing_is_claimed_from_a_disabled_partition(redis: Redis) -> None:
+    """Whatever is put, settled, renewed or limited meanwhile."""
     lane = lane_of(redis)
     await lane.apply(Put("p", "held"), Put("p", "renewed"))
     held, renewed = await claims_of(lane)
@@ -439,13 +439,13 @@ async def test_a_gate_for_good_holds_against_everything_that_comes(redis: Redis)
     assert sorted(await items_of(lane)) == ["held", "new", "renewed"]
 
 
-async def test_a_success_from_before_does_not_open_a_gate_that_is_shut_for_good(redis: Redis) -> None:
-    """The breaker was open when the subscription was switched off; a late 200 closes the breaker and opens nothing."""
+async def test_a_late_success_does_not_enable_a_disabled_partition(redis: Redis) -> None:
+    """The circuit was open when the subscription was disabled; a late 200 closes the circuit and enables nothing."""
     lane = lane_of(redis, LaneName.DELIVER)
     for n in range(7):
         await publish(redis, "sub", f"call{n}", f"evt_{n}")
-    *unwell, late = await claims_of(lane, 6)
-    for claim in unwell:
+    *unhealthy, late = await claims_of(lane, 6)
+    for claim in unhealthy:
         assert await settled(
             lane,
             claim,
@@ -455,7 +455,7 @@ async def test_a_success_from_before_does_not_open_a_gate_that_is_shut_for_good(
             ),
         )
     assert await field(redis, queue_keys.partition("deliver", "sub"), "circuit_opened_at") is not None
-    await lane.apply(DisablePartition("sub", "a person said so"))
+    await lane.apply(DisablePartition("sub", "by hand"))
 
     assert await settled(
         lane, late, Done(DeliveryUpdate(claimed_event(late).id, DeliveryState("delivered")), PartitionHealth.HEALTHY)
@@ -472,8 +472,8 @@ async def calls_in_the_store(redis: Redis) -> int:
     )
 
 
-async def test_a_hundred_thousand_gated_partitions_hide_no_healthy_one(redis: Redis) -> None:
-    """A claim costs what it hands out, not what may not run: dead subscribers are not waded through."""
+async def test_a_hundred_thousand_paused_partitions_hide_no_healthy_one(redis: Redis) -> None:
+    """A claim costs what it returns, however many partitions may not run."""
     lane = lane_of(redis)
     pauses: list[Literal["inf"] | int] = ["inf", lane.store_now_ms + 10**7]
     for start in range(0, 100_000, 1000):
@@ -494,11 +494,11 @@ async def test_a_hundred_thousand_gated_partitions_hide_no_healthy_one(redis: Re
     assert await redis.zcard(queue_keys.lane("poll")) == 100_001
 
 
-# Poison
+# Quarantine
 
 
 async def fill(redis: Redis, lane: LaneName) -> str:
-    """Put the item that will turn out bad into a lane; gives its partition."""
+    """Put the item that will turn out bad into a lane; returns its partition."""
     if lane == "deliver":
         await publish(redis, "main", "bad", "evt_1")
         return "main"
@@ -519,8 +519,10 @@ async def add_healthy(redis: Redis, lane: LaneName, partition: str) -> None:
 
 
 @pytest.mark.parametrize("name", LaneName)
-async def test_an_item_that_kills_its_holders_is_claimed_alone_and_then_put_aside(redis: Redis, name: LaneName) -> None:
-    """Three leases ended: it goes alone and takes nobody with it. Five: it is put aside where a person looks."""
+async def test_an_item_that_kills_its_workers_is_claimed_alone_and_then_quarantined(
+    redis: Redis, name: LaneName
+) -> None:
+    """After three expired leases it is claimed alone, so that nothing dies with it; after five it is quarantined."""
     lane = lane_of(redis, name)
     partition = await fill(redis, name)
     bad = await claim_one(lane)
@@ -542,14 +544,14 @@ async def test_an_item_that_kills_its_holders_is_claimed_alone_and_then_put_asid
     assert await claims_of(lane) == []
     assert await redis.zrange(queue_keys.quarantine(name), 0, -1) == [f"{partition}\x1f{bad.item}".encode()]
     assert await field(redis, keys.COUNTS, f"quarantined_{name}") == b"1"
-    if name == "enrich":  # a call may have to be told still: it is tried again after an hour
+    if name == "enrich":  # a call may still have to be published: it is tried again after an hour
         assert await due_of(redis, lane, bad.item, partition) == pytest.approx(3_600_000, abs=5000)
     else:
         assert await redis.zscore(queue_keys.lane(name), partition) is None
 
 
-async def test_a_suspect_behind_others_waits_for_a_claim_of_its_own(redis: Redis) -> None:
-    """A claim that has something already leaves the suspect where it is; the next one brings it."""
+async def test_a_suspect_waits_for_an_exchange_of_its_own(redis: Redis) -> None:
+    """An exchange that has claimed something leaves the suspect where it is; the next one claims it."""
     lane = lane_of(redis)
     await lane.put("late", "bad")
     for _ in range(3):
@@ -562,8 +564,8 @@ async def test_a_suspect_behind_others_waits_for_a_claim_of_its_own(redis: Redis
     assert await items_of(lane) == ["bad"]
 
 
-async def test_a_call_that_changed_while_it_killed_its_fifth_holder_is_due_at_once(redis: Redis) -> None:
-    """Its end came with the row: whatever the old one did to its holders, this is another try."""
+async def test_a_quarantined_call_that_changed_is_due_at_once(redis: Redis) -> None:
+    """The update may not have what killed the workers."""
     lane = lane_of(redis, LaneName.ENRICH)
     [cid] = await ingest(redis, "7")
     for _ in range(4):
@@ -581,8 +583,8 @@ async def test_a_call_that_changed_while_it_killed_its_fifth_holder_is_due_at_on
     assert await redis.zcard(queue_keys.quarantine("enrich")) == 0
 
 
-async def test_an_intent_of_an_event_that_expired_does_not_live_for_ever(redis: Redis) -> None:
-    """What is written down for it goes as the event would have gone."""
+async def test_an_intent_for_an_expired_event_expires_too(redis: Redis) -> None:
+    """What is written for it has the TTL of the event."""
     lane = lane_of(redis, LaneName.DELIVER)
     await publish(redis, "sub", "call", "evt_1")
     claim = await claim_one(lane)
@@ -592,11 +594,11 @@ async def test_an_intent_of_an_event_that_expired_does_not_live_for_ever(redis: 
     assert 0 < await redis.ttl(keys.event("evt_1")) <= EVENT_TTL_S
 
 
-async def test_a_poisonous_event_lets_the_next_of_its_call_go(redis: Redis) -> None:
-    """Only the event at the head is put aside, with what is known of its attempts; the call's next one follows."""
+async def test_a_quarantined_event_does_not_block_the_next_of_its_call(redis: Redis) -> None:
+    """Only the event at the head is quarantined, with its attempts; the next one follows."""
     lane = lane_of(redis, LaneName.DELIVER)
-    await publish(redis, "sub", "subject", "evt_1", "evt_2")
-    await redis.zadd(keys.pending("sub", "subject"), {"evt_1": 1, "evt_2": 2})
+    await publish(redis, "sub", "key", "evt_1", "evt_2")
+    await redis.zadd(keys.pending("sub", "key"), {"evt_1": 1, "evt_2": 2})
     failed = DeliveryState().attempted("waiting", {"kind": "timeout"}, at_ms=77)
     assert await settled(lane, await claim_one(lane), Retry(detail=DeliveryUpdate("evt_1", failed)))
     for _ in range(5):
@@ -613,18 +615,18 @@ async def test_a_poisonous_event_lets_the_next_of_its_call_go(redis: Redis) -> N
     assert await redis.ttl(keys.event("evt_1")) > EVENT_TTL_S - 60
     assert await redis.zrange(keys.DEAD, 0, -1) == [b"sub\x1fevt_1"]
     assert await settled(lane, following, Done(DeliveryUpdate("evt_2", DeliveryState("delivered"))))
-    assert await redis.exists(keys.pending("sub", "subject")) == 0
+    assert await redis.exists(keys.pending("sub", "key")) == 0
     assert await redis.zcard(queue_keys.quarantine("deliver")) == 1
-    outcomes = await store_of(redis).deliveries.replay("evt_1", "subject", ["sub"], at_ms=1, force=False)
+    outcomes = await store_of(redis).deliveries.replay("evt_1", "key", ["sub"], at_ms=1, force=False)
     assert outcomes == [ReplayOutcome.QUEUED]
     assert await redis.zcard(queue_keys.quarantine("deliver")) == 0
 
 
-# What the lanes hand out and take back
+# What claims carry and settlements write
 
 
-async def test_the_events_of_a_subject_are_handed_out_one_after_the_other(redis: Redis) -> None:
-    """In order per call: the second waits for the end of the first, and a retry of the first holds it up."""
+async def test_the_events_of_an_ordering_key_are_claimed_one_after_the_other(redis: Redis) -> None:
+    """The second waits for the end of the first, through its retries."""
     lane = lane_of(redis, LaneName.DELIVER)
     await publish(redis, "sub", "call", "evt_1", "evt_2", "evt_3")
     await redis.zadd(keys.pending("sub", "call"), {"evt_1": 1, "evt_2": 2, "evt_3": 3})
@@ -645,8 +647,8 @@ async def test_the_events_of_a_subject_are_handed_out_one_after_the_other(redis:
     assert await redis.keys("relay:pending:*") == []
 
 
-async def test_an_event_that_arrives_while_its_call_is_held_follows(redis: Redis) -> None:
-    """Published during an attempt at the event before it: the settle finds it."""
+async def test_an_event_published_during_an_attempt_follows_it(redis: Redis) -> None:
+    """The settle of the attempt finds it."""
     lane = lane_of(redis, LaneName.DELIVER)
     await publish(redis, "sub", "call", "evt_1")
     claim = await claim_one(lane)
@@ -656,8 +658,8 @@ async def test_an_event_that_arrives_while_its_call_is_held_follows(redis: Redis
     assert claimed_event(await claim_one(lane)).id == "evt_2"
 
 
-async def test_an_event_that_arrives_does_not_shorten_the_wait_of_the_one_before(redis: Redis) -> None:
-    """A backoff is a backoff, however lively the call."""
+async def test_a_new_event_does_not_shorten_the_backoff_of_the_one_before(redis: Redis) -> None:
+    """However often the call changes."""
     lane = lane_of(redis, LaneName.DELIVER)
     await publish(redis, "sub", "call", "evt_1")
     claim = await claim_one(lane)
@@ -668,8 +670,8 @@ async def test_an_event_that_arrives_does_not_shorten_the_wait_of_the_one_before
     assert 290_000 < (await due_of(redis, lane, "call", "sub") or 0) <= 300_100
 
 
-async def test_an_event_whose_body_is_gone_is_handed_out_without(redis: Redis) -> None:
-    """It outlived its retention: the worker says so and the next one goes on."""
+async def test_an_expired_event_is_claimed_without_its_body(redis: Redis) -> None:
+    """The worker marks the delivery as expired, and the next one goes on."""
     lane = lane_of(redis, LaneName.DELIVER)
     await publish(redis, "sub", "call", "evt_1")
     await redis.delete(keys.event("evt_1"))
@@ -679,8 +681,8 @@ async def test_an_event_whose_body_is_gone_is_handed_out_without(redis: Redis) -
     assert (event.id, event.body, event.state) == ("evt_1", None, b"")
 
 
-async def test_a_subject_without_pending_events_leaves_the_lane(redis: Redis) -> None:
-    """Nothing to say is nothing to claim."""
+async def test_an_ordering_key_without_pending_events_leaves_the_lane(redis: Redis) -> None:
+    """There is nothing to deliver."""
     lane = lane_of(redis, LaneName.DELIVER)
     await publish(redis, "sub", "call", "evt_1")
     await redis.delete(keys.pending("sub", "call"))
@@ -700,8 +702,8 @@ async def test_every_settle_keeps_the_event_alive(redis: Redis) -> None:
     assert await redis.ttl(keys.event("evt_1")) > EVENT_TTL_S - 60
 
 
-async def test_the_audio_is_written_down_and_the_call_looked_at_again(redis: Redis) -> None:
-    """`part`: the recording, a new version, and the call due in enrich, in one step."""
+async def test_a_stored_recording_makes_the_call_due_for_enrichment(redis: Redis) -> None:
+    """The recording, a new version of the call and its due are written in one step."""
     [cid] = await ingest(redis, "7")
     record, enrich = lane_of(redis, LaneName.RECORD), lane_of(redis, LaneName.ENRICH)
     enriching = await claim_one(enrich)
@@ -721,8 +723,8 @@ async def test_the_audio_is_written_down_and_the_call_looked_at_again(redis: Red
     assert await items_of(enrich) == [cid]
 
 
-async def test_audio_that_comes_while_the_call_is_enriched_is_not_lost(redis: Redis) -> None:
-    """The enrich lane holds the call: its settle finds that it is wanted again."""
+async def test_a_recording_stored_during_enrichment_is_not_lost(redis: Redis) -> None:
+    """The call is leased in the enrich lane: its settle makes it due again."""
     await ingest(redis, "7")
     record, enrich = lane_of(redis, LaneName.RECORD), lane_of(redis, LaneName.ENRICH)
     enriching = await claim_one(enrich)
@@ -733,7 +735,7 @@ async def test_audio_that_comes_while_the_call_is_enriched_is_not_lost(redis: Re
     assert claimed_call(await claim_one(enrich)).recording == {"status": "none"}
 
 
-async def test_audio_of_a_forgotten_call_brings_nothing_back(redis: Redis) -> None:
+async def test_a_recording_of_an_erased_call_is_not_written(redis: Redis) -> None:
     """The call was erased while its audio was fetched."""
     [cid] = await ingest(redis, "7")
     record = lane_of(redis, LaneName.RECORD)
@@ -745,8 +747,8 @@ async def test_audio_of_a_forgotten_call_brings_nothing_back(redis: Redis) -> No
 
 
 @pytest.mark.parametrize("name", ["enrich", "record"])
-async def test_a_forgotten_call_is_not_handed_out(redis: Redis, name: LaneName) -> None:
-    """Its retention is over; what still waits for it goes too."""
+async def test_an_expired_call_is_not_claimed(redis: Redis, name: LaneName) -> None:
+    """Its retention is over; its items are dropped."""
     [cid] = await ingest(redis, "7")
     await redis.delete(keys.call(cid))
 
@@ -757,8 +759,8 @@ async def test_a_forgotten_call_is_not_handed_out(redis: Redis, name: LaneName) 
 # The store at its limits
 
 
-async def test_outcomes_are_kept_when_the_memory_is_full(redis: Redis) -> None:
-    """Or everything would be sent again; new calls are refused whole and nothing of them is written."""
+async def test_settlements_are_accepted_when_the_memory_is_full(redis: Redis) -> None:
+    """Or everything would be sent again; new calls are refused as a whole."""
     lane = lane_of(redis, LaneName.DELIVER)
     await publish(redis, "sub", "call", "evt_1", "evt_2")
     claim = await claim_one(lane)
@@ -778,7 +780,7 @@ async def test_outcomes_are_kept_when_the_memory_is_full(redis: Redis) -> None:
     assert len(await ingest(redis, "7")) == 1
 
 
-async def test_a_store_that_has_forgotten_our_scripts_gets_them_again_even_when_full(redis: Redis) -> None:
+async def test_scripts_are_loaded_again_even_into_a_full_store(redis: Redis) -> None:
     """A restarted store has an empty script cache."""
     lane = lane_of(redis)
     await lane.put("", "item")
@@ -789,7 +791,7 @@ async def test_a_store_that_has_forgotten_our_scripts_gets_them_again_even_when_
         assert await settled(lane, claim)
 
 
-# One place for the names
+# Key names and headers
 
 _LUA_NAME = re.compile(r"'relay:[^']*'(?:\s*\.\.\s*(?:'[^']*'|[A-Za-z_][\w.]*(?:\[[^\]]*\])?))*")
 _LUA_PART = re.compile(r"'([^']*)'|([A-Za-z_][\w.]*(?:\[[^\]]*\])?)")
@@ -802,7 +804,7 @@ def lua_files() -> list[Traversable]:
 
 
 def names_in_lua() -> dict[str, str]:
-    """Each name that a Lua file builds, with {} for what varies, and the file it is in."""
+    """Each key name that a Lua file builds, with {} for what varies, and its file."""
     found = {}
     for file in lua_files():
         if file.name.endswith(".lua"):
@@ -823,14 +825,14 @@ def names_in_python() -> set[str]:
 
 
 def test_lua_and_python_name_the_same_keys() -> None:
-    """keys.py is where a person looks a key up; a name that only a script knows would be nowhere."""
+    """The keys.py files document every key, also those that only a script builds."""
     in_lua = names_in_lua()
 
     assert len(in_lua) > 12
     assert {name: file for name, file in in_lua.items() if name not in names_in_python()} == {}
 
 
-async def test_every_key_that_a_flow_leaves_has_its_place_in_the_list(redis: Redis) -> None:
+async def test_every_key_in_the_store_is_documented(redis: Redis) -> None:
     """Read back from the store after each kind of work."""
     await ingest(redis, "7", "8")
     enrich, deliver = lane_of(redis, LaneName.ENRICH), lane_of(redis, LaneName.DELIVER)
@@ -852,7 +854,7 @@ async def test_every_key_that_a_flow_leaves_has_its_place_in_the_list(redis: Red
     assert [name for name in names if not any(pattern.fullmatch(name) for pattern in patterns)] == []
 
 
-def test_each_script_says_what_it_takes_what_it_gives_and_which_race_it_closes() -> None:
+def test_each_script_documents_its_arguments_reply_and_races() -> None:
     """The header of a Lua file is its contract."""
     for file in lua_files():
         if file.name not in ("lane.lua", "keys.lua"):

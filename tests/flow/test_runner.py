@@ -1,4 +1,4 @@
-"""A runner keeps every item moving: a slow one delays no other, and no outcome is lost; against a real Valkey."""
+"""A runner: a slow item delays no other, and no settlement is lost; against a real Valkey."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ LONG_S = 60.0
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Wait for something that must become true."""
+    """Wait until a condition holds."""
     async with asyncio.timeout(20):
         while True:
             answer = condition()
@@ -41,8 +41,8 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
             await asyncio.sleep(0.002)
 
 
-class Phone:
-    """Work that notes who ran when, and ends when it is told to."""
+class FakeWork:
+    """Work that records which items ran when, and ends when the test lets it."""
 
     def __init__(self, lane: Lane, *, concurrency: int = 10, min_lease_s: float = 0, **options: Any) -> None:
         self.lane = lane
@@ -82,8 +82,8 @@ class Phone:
             settle(claim, Done())
 
     @contextlib.asynccontextmanager
-    async def at_work(self) -> AsyncIterator["asyncio.Task[None]"]:
-        """Run; in the end let go of what hangs, and drain."""
+    async def run(self) -> AsyncIterator["asyncio.Task[None]"]:
+        """Run; at the end release what hangs, and drain."""
         task = asyncio.create_task(self.runner.run())
         try:
             yield task
@@ -95,22 +95,22 @@ class Phone:
 
 
 class Flaky(Lane):
-    """A lane whose store can be away, or lose an answer on the way back."""
+    """A lane whose store can be unavailable, or lose a reply on its way."""
 
-    away = False
-    lose_answers = 0
-    asked_in_vain = 0
+    unavailable = False
+    lose_replies = 0
+    failed_exchanges = 0
     lost: Sequence[Claim] = ()
 
     async def exchange(self, settlements: Sequence[tuple[Claim, Settlement]] = (), *, want: int = 0) -> Exchange:
-        if self.away:
-            self.asked_in_vain += 1
-            raise StoreGone("the store is away")
+        if self.unavailable:
+            self.failed_exchanges += 1
+            raise StoreGone("the store is unavailable")
         reply = await super().exchange(settlements, want=want)
-        if self.lose_answers and settlements:
-            self.lose_answers -= 1
+        if self.lose_replies and settlements:
+            self.lose_replies -= 1
             self.lost = reply.claims
-            raise StoreGone("the answer was lost")
+            raise StoreGone("the reply was lost")
         return reply
 
 
@@ -133,11 +133,11 @@ async def empty(redis: Redis) -> bool:
 async def let_leases_end(redis: Redis, lane: Lane, partition: str = "p") -> None:
     for item in await redis.zrange(queue_keys.leased("poll", partition), 0, -1):
         await redis.zadd(queue_keys.leased("poll", partition), {item: 1})
-    await lane.drop(partition, "nobody")
+    await lane.drop(partition, "unknown")
 
 
 async def make_suspect(redis: Redis, lane: Lane, item: str) -> None:
-    """Let three leases of an item end."""
+    """Expire three leases of an item."""
     await fill(lane, item)
     for _ in range(3):
         assert [claim.item for claim in (await lane.exchange(want=5)).claims] == [item]
@@ -148,237 +148,237 @@ async def make_suspect(redis: Redis, lane: Lane, item: str) -> None:
 
 
 async def test_a_slow_item_delays_no_other(redis: Redis) -> None:
-    """One subscriber hangs; hundreds of other deliveries come and go meanwhile, each settled when it ends."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), concurrency=4)
-    await fill(phone.lane, "slow", *(f"quick{n}" for n in range(200)))
+    """One subscriber hangs; hundreds of other deliveries are attempted and settled meanwhile."""
+    fake = FakeWork(Lane(redis, "poll", lease_s=LONG_S), concurrency=4)
+    await fill(fake.lane, "slow", *(f"quick{n}" for n in range(200)))
 
-    async with phone.at_work():
-        await until(lambda: phone.runner.settled == 200)
-        assert phone.running == {"slow"}
+    async with fake.run():
+        await until(lambda: fake.runner.settled == 200)
+        assert fake.running == {"slow"}
         assert await held_in_store(redis) == ["slow"]
-        phone.hung["slow"].set()
-        await until(lambda: phone.runner.settled == 201)
+        fake.hung["slow"].set()
+        await until(lambda: fake.runner.settled == 201)
 
-    assert set(phone.attempts.values()) == {1}
+    assert set(fake.attempts.values()) == {1}
     assert await empty(redis)
 
 
-async def test_400_waiting_for_a_slow_subscriber_are_each_attempted_once(redis: Redis) -> None:
-    """All of them together take longer than a lease; none of them is held for longer than one."""
+async def test_400_items_of_a_slow_subscriber_are_each_attempted_once(redis: Redis) -> None:
+    """All of them together take longer than a lease; none of them is held that long."""
     lane = Lane(redis, "poll", lease_s=1.0)
     await lane.apply(LimitInFlight("p", 10))
-    phones = [Phone(Lane(redis, "poll", lease_s=1.0), concurrency=10, min_lease_s=0.3) for _ in range(2)]
+    fakes = [FakeWork(Lane(redis, "poll", lease_s=1.0), concurrency=10, min_lease_s=0.3) for _ in range(2)]
     await fill(lane, *(f"event{n}" for n in range(400)))
     began = time.monotonic()
-    for phone in phones:
-        phone.duration_s = 0.035
+    for fake in fakes:
+        fake.duration_s = 0.035
 
-    async with phones[0].at_work(), phones[1].at_work():
-        await until(lambda: sum(phone.runner.settled for phone in phones) >= 400)
+    async with fakes[0].run(), fakes[1].run():
+        await until(lambda: sum(fake.runner.settled for fake in fakes) >= 400)
 
     assert time.monotonic() - began > lane.lease_s
-    attempts = phones[0].attempts + phones[1].attempts
+    attempts = fakes[0].attempts + fakes[1].attempts
     assert (len(attempts), attempts.total()) == (400, 400)
-    assert sum(phone.runner.refused for phone in phones) == 0
+    assert sum(fake.runner.refused for fake in fakes) == 0
 
 
 async def test_a_runner_holds_at_most_twice_what_it_can_start(redis: Redis) -> None:
-    """What it cannot start soon is left for others."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), concurrency=3)
+    """What it cannot start soon is left to other workers."""
+    fake = FakeWork(Lane(redis, "poll", lease_s=LONG_S), concurrency=3)
     names = [f"slow{n}" for n in range(20)]
-    phone.hung = {name: asyncio.Event() for name in names}
-    await fill(phone.lane, *names)
+    fake.hung = {name: asyncio.Event() for name in names}
+    await fill(fake.lane, *names)
 
-    async with phone.at_work():
-        await until(lambda: len(phone.running) == 3)
-        await until(lambda: phone.runner.full)
-        assert len(await held_in_store(redis)) == phone.runner.held == 6
+    async with fake.run():
+        await until(lambda: len(fake.running) == 3)
+        await until(lambda: fake.runner.full)
+        assert len(await held_in_store(redis)) == fake.runner.held == 6
         assert len(await waiting_in_store(redis)) == 14
 
-    assert phone.most_running == 3
+    assert fake.most_running == 3
 
 
-async def test_an_idle_runner_hears_a_wake_up_at_once(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It sleeps a second between two looks, here an hour: only the wake-up can bring the item."""
+async def test_a_wake_up_starts_an_idle_runner_at_once(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sleeps up to a second, here an hour: only the wake-up can start the item."""
     monkeypatch.setattr(runner, "_SLEEP_S", 3600.0)
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S))
+    fake = FakeWork(Lane(redis, "poll", lease_s=LONG_S))
 
-    async with phone.at_work():
+    async with fake.run():
         for name in ("one", "two", "three"):
-            await fill(phone.lane, name)
-            phone.runner.wake()
-            await until(lambda name=name: phone.attempts[name] == 1)  # type: ignore[misc]  # bound now
+            await fill(fake.lane, name)
+            fake.runner.wake()
+            await until(lambda name=name: fake.attempts[name] == 1)  # type: ignore[misc]  # bound now
 
-    assert phone.attempts.total() == 3
+    assert fake.attempts.total() == 3
 
 
 async def test_a_runner_sleeps_no_longer_than_until_the_next_due(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An item that is due soon is done then, without a wake-up."""
+    """An item that is due soon is worked on then, without a wake-up."""
     monkeypatch.setattr(runner, "_SLEEP_S", 3600.0)
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S))
-    await phone.lane.put("p", "soon", after_ms=40)
+    fake = FakeWork(Lane(redis, "poll", lease_s=LONG_S))
+    await fake.lane.put("p", "soon", after_ms=40)
 
-    async with phone.at_work():
-        await until(lambda: phone.runner.settled == 1)
+    async with fake.run():
+        await until(lambda: fake.runner.settled == 1)
 
 
-async def test_an_item_whose_lease_grew_old_in_the_queue_is_given_back(redis: Redis) -> None:
-    """Nothing is started with less lease left than an attempt may take; it comes again with a fresh one."""
-    phone = Phone(Lane(redis, "poll", lease_s=2.0), concurrency=1, min_lease_s=1.9)
-    phone.duration_s = 0.15
-    await fill(phone.lane, *(f"item{n}" for n in range(4)))
+async def test_an_item_with_too_little_lease_left_is_returned(redis: Redis) -> None:
+    """Nothing starts with less lease left than an attempt may take; it is claimed again with a new lease."""
+    fake = FakeWork(Lane(redis, "poll", lease_s=2.0), concurrency=1, min_lease_s=1.9)
+    fake.duration_s = 0.15
+    await fill(fake.lane, *(f"item{n}" for n in range(4)))
 
-    async with phone.at_work():
-        await until(lambda: len(phone.attempts) == 4 and phone.runner.held == 0)
+    async with fake.run():
+        await until(lambda: len(fake.attempts) == 4 and fake.runner.held == 0)
 
-    assert phone.least_left_s >= 1.85
-    assert set(phone.attempts.values()) == {1}
+    assert fake.least_left_s >= 1.85
+    assert set(fake.attempts.values()) == {1}
 
 
 async def test_a_batch_has_claims_of_one_partition_only(redis: Redis) -> None:
     """One look-up serves the calls of one source; sources are never mixed."""
     lane = Lane(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane, concurrency=4, batch=5)
+    fake = FakeWork(lane, concurrency=4, batch=5)
     for source in ("a", "b"):
         await fill(lane, *(f"{source}{n}" for n in range(12)), partition=source)
 
-    async with phone.at_work():
-        await until(lambda: phone.runner.settled == 24)
+    async with fake.run():
+        await until(lambda: fake.runner.settled == 24)
 
-    assert sorted(len(batch) for batch in phone.batches) == [2, 2, 5, 5, 5, 5]
-    assert all(len({name[0] for name in batch}) == 1 for batch in phone.batches)
+    assert sorted(len(batch) for batch in fake.batches) == [2, 2, 5, 5, 5, 5]
+    assert all(len({name[0] for name in batch}) == 1 for batch in fake.batches)
 
 
 async def test_unproven_partitions_share_a_fifth_of_the_room(redis: Redis) -> None:
-    """A crowd of subscribers that hang leaves four fifths to those who answer."""
+    """Any number of hung subscribers leaves four fifths to the others."""
     lane = Lane(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane, concurrency=10, unproven=lambda partition: partition == "dead")
+    fake = FakeWork(lane, concurrency=10, unproven=lambda partition: partition == "dead")
     names = [f"dead{n}" for n in range(60)]
-    phone.hung = {name: asyncio.Event() for name in names}
+    fake.hung = {name: asyncio.Event() for name in names}
     await fill(lane, *names, partition="dead")
     await fill(lane, *(f"quick{n}" for n in range(200)))
 
-    async with phone.at_work():
-        await until(lambda: sum(name.startswith("quick") for name in phone.attempts) == 200)
-        assert len(phone.running) == 2
+    async with fake.run():
+        await until(lambda: sum(name.startswith("quick") for name in fake.attempts) == 200)
+        assert len(fake.running) == 2
 
 
-# Trouble
+# Errors
 
 
-async def test_outcomes_wait_for_a_store_that_is_away(redis: Redis) -> None:
-    """Longer than the leases, even: nothing that was done is done again."""
+async def test_settlements_wait_for_an_unavailable_store(redis: Redis) -> None:
+    """Even for longer than the leases: nothing is done twice."""
     lane = Flaky(redis, "poll", lease_s=0.05)
-    phone = Phone(lane, concurrency=10)
-    phone.hung = {f"item{n}": asyncio.Event() for n in range(8)}
-    await fill(lane, *phone.hung)
+    fake = FakeWork(lane, concurrency=10)
+    fake.hung = {f"item{n}": asyncio.Event() for n in range(8)}
+    await fill(lane, *fake.hung)
 
-    async with phone.at_work():
-        await until(lambda: len(phone.running) == 8)
-        lane.away = True
-        for event in phone.hung.values():
+    async with fake.run():
+        await until(lambda: len(fake.running) == 8)
+        lane.unavailable = True
+        for event in fake.hung.values():
             event.set()
-        await until(lambda: lane.asked_in_vain >= 2)
-        assert (phone.running, phone.runner.settled) == (set(), 0)
+        await until(lambda: lane.failed_exchanges >= 2)
+        assert (fake.running, fake.runner.settled) == (set(), 0)
         await let_leases_end(redis, lane)
-        lane.away = False
-        await until(lambda: phone.runner.settled == 8)
+        lane.unavailable = False
+        await until(lambda: fake.runner.settled == 8)
 
-    assert set(phone.attempts.values()) == {1}
-    assert phone.runner.refused == 0
+    assert set(fake.attempts.values()) == {1}
+    assert fake.runner.refused == 0
     assert await empty(redis)
 
 
-async def test_work_goes_on_while_the_store_is_away(redis: Redis) -> None:
-    """An attempt is never cancelled for the store's sake, and what is held is begun."""
+async def test_work_goes_on_while_the_store_is_unavailable(redis: Redis) -> None:
+    """No attempt is cancelled because of the store, and claimed items are started."""
     lane = Flaky(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane, concurrency=2)
-    phone.hung = {f"item{n}": asyncio.Event() for n in range(4)}
-    await fill(lane, *phone.hung)
+    fake = FakeWork(lane, concurrency=2)
+    fake.hung = {f"item{n}": asyncio.Event() for n in range(4)}
+    await fill(lane, *fake.hung)
 
-    async with phone.at_work():
-        await until(lambda: len(phone.running) == 2 and phone.runner.held == 4)
-        lane.away = True
-        for event in phone.hung.values():
+    async with fake.run():
+        await until(lambda: len(fake.running) == 2 and fake.runner.held == 4)
+        lane.unavailable = True
+        for event in fake.hung.values():
             event.set()
-        await until(lambda: phone.attempts.total() == 4 and not phone.running)
-        lane.away = False
-        await until(lambda: phone.runner.settled == 4)
+        await until(lambda: fake.attempts.total() == 4 and not fake.running)
+        lane.unavailable = False
+        await until(lambda: fake.runner.settled == 4)
 
-    assert set(phone.attempts.values()) == {1}
+    assert set(fake.attempts.values()) == {1}
 
 
-async def test_an_answer_that_got_lost_loses_nothing_and_repeats_nothing(redis: Redis) -> None:
-    """The store had settled; offered again it refuses, and that is all. What it had handed out comes again."""
+async def test_a_lost_reply_loses_nothing_and_repeats_nothing(redis: Redis) -> None:
+    """The store had settled: sent again, the settlements are refused. What it had handed out is claimed again."""
     lane = Flaky(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane, concurrency=2)
-    lane.lose_answers = 1
+    fake = FakeWork(lane, concurrency=2)
+    lane.lose_replies = 1
     await fill(lane, *(f"item{n}" for n in range(12)))
 
-    async with phone.at_work():
-        await until(lambda: phone.runner.refused > 0)
+    async with fake.run():
+        await until(lambda: fake.runner.refused > 0)
         assert lane.lost
         await redis.zadd(queue_keys.leased("poll", "p"), {claim.item: 1 for claim in lane.lost})
-        await lane.drop("p", "nobody")
-        await until(lambda: len(phone.attempts) == 12 and phone.runner.held == 0)
+        await lane.drop("p", "unknown")
+        await until(lambda: len(fake.attempts) == 12 and fake.runner.held == 0)
         await until(lambda: empty(redis))
 
-    assert set(phone.attempts.values()) == {1}
+    assert set(fake.attempts.values()) == {1}
 
 
-async def test_work_that_raises_leaves_its_lease_to_end(redis: Redis) -> None:
-    """It counts against the item, and only against it: the runner goes on, and keeps no place for it."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), concurrency=2)
-    phone.failures["bad"] = KeyError("surprise")
-    await fill(phone.lane, "bad", "good")
+async def test_work_that_raises_keeps_its_lease_until_it_expires(redis: Redis) -> None:
+    """It counts against the item only: the runner goes on, and reserves no room for it."""
+    fake = FakeWork(Lane(redis, "poll", lease_s=LONG_S), concurrency=2)
+    fake.failures["bad"] = KeyError("surprise")
+    await fill(fake.lane, "bad", "good")
 
-    async with phone.at_work():
-        await until(lambda: phone.runner.settled == 1 and phone.runner.held == 0)
+    async with fake.run():
+        await until(lambda: fake.runner.settled == 1 and fake.runner.held == 0)
         assert await held_in_store(redis) == ["bad"]
-        await let_leases_end(redis, phone.lane)
-        phone.failures.clear()
-        phone.runner.wake()
-        await until(lambda: phone.runner.settled == 2)
+        await let_leases_end(redis, fake.lane)
+        fake.failures.clear()
+        fake.runner.wake()
+        await until(lambda: fake.runner.settled == 2)
 
-    assert phone.attempts == {"bad": 2, "good": 1}
+    assert fake.attempts == {"bad": 2, "good": 1}
 
 
-async def test_an_item_that_always_raises_is_put_aside_after_five_leases(redis: Redis) -> None:
-    """It does not come back for ever, and a person finds it."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S))
-    phone.failures["bad"] = KeyError("surprise")
-    await fill(phone.lane, "bad")
+async def test_an_item_that_always_raises_is_quarantined_after_five_leases(redis: Redis) -> None:
+    """It is not retried for ever, and an operator can find it."""
+    fake = FakeWork(Lane(redis, "poll", lease_s=LONG_S))
+    fake.failures["bad"] = KeyError("surprise")
+    await fill(fake.lane, "bad")
 
-    async with phone.at_work():
+    async with fake.run():
         for attempt in range(1, 6):
-            await until(lambda attempt=attempt: phone.attempts["bad"] == attempt)  # type: ignore[misc]  # bound now
-            await until(lambda: phone.runner.held == 0)
-            await let_leases_end(redis, phone.lane)
-            phone.runner.wake()
+            await until(lambda attempt=attempt: fake.attempts["bad"] == attempt)  # type: ignore[misc]  # bound now
+            await until(lambda: fake.runner.held == 0)
+            await let_leases_end(redis, fake.lane)
+            fake.runner.wake()
         await until(lambda: empty(redis))
 
     assert await redis.zrange(queue_keys.quarantine("poll"), 0, -1) == [b"p\x1fbad"]
 
 
-async def test_work_that_met_store_trouble_is_tried_again_soon(redis: Redis) -> None:
-    """That is not the item's fault: it is given back, and nothing is counted."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S))
-    phone.failures["item"] = StoreGone("connection reset")
-    await fill(phone.lane, "item")
+async def test_work_interrupted_by_a_store_error_is_retried_soon(redis: Redis) -> None:
+    """That does not count against the item."""
+    fake = FakeWork(Lane(redis, "poll", lease_s=LONG_S))
+    fake.failures["item"] = StoreGone("connection reset")
+    await fill(fake.lane, "item")
 
-    async with phone.at_work():
-        await until(lambda: phone.runner.settled == 1)
+    async with fake.run():
+        await until(lambda: fake.runner.settled == 1)
         assert await waiting_in_store(redis) == ["item"]
-        phone.failures.clear()
-        await phone.lane.put("p", "item")
-        phone.runner.wake()
-        await until(lambda: phone.runner.settled == 2)
+        fake.failures.clear()
+        await fake.lane.put("p", "item")
+        fake.runner.wake()
+        await until(lambda: fake.runner.settled == 2)
 
     assert await redis.exists(queue_keys.quarantine("poll")) == 0
 
 
-async def test_a_renewal_keeps_the_item_and_one_that_comes_too_late_is_nothing(redis: Redis) -> None:
-    """Long work says that it is at it; after its end that means nothing any more."""
+async def test_a_renewal_keeps_the_lease_and_is_ignored_after_the_settle(redis: Redis) -> None:
+    """Long work renews its lease."""
     lane = Lane(redis, "poll", lease_s=LONG_S)
     renewing = asyncio.Event()
     claims: list[Claim] = []
@@ -411,137 +411,137 @@ async def test_a_renewal_keeps_the_item_and_one_that_comes_too_late_is_nothing(r
 
 
 async def test_a_suspect_runs_alone(redis: Redis) -> None:
-    """An item that was held at three crashes may kill the process: then it takes nobody with it."""
+    """An item whose workers died three times may kill this process: then nothing dies with it."""
     lane = Lane(redis, "poll", lease_s=LONG_S)
     await make_suspect(redis, lane, "suspect")
-    phone = Phone(lane, concurrency=10)
-    phone.duration_s = 0.002
-    phone.hung["suspect"] = asyncio.Event()
+    fake = FakeWork(lane, concurrency=10)
+    fake.duration_s = 0.002
+    fake.hung["suspect"] = asyncio.Event()
     await fill(lane, *(f"item{n}" for n in range(30)), partition="q")
     await redis.zadd(queue_keys.lane("poll"), {"q": 0})
 
-    async with phone.at_work():
-        await until(lambda: phone.running == {"suspect"})
+    async with fake.run():
+        await until(lambda: fake.running == {"suspect"})
         await fill(lane, "later")
-        phone.runner.wake()
-        assert phone.runner.full
-        phone.hung["suspect"].set()
-        await until(lambda: phone.attempts.total() == 32)
+        fake.runner.wake()
+        assert fake.runner.full
+        fake.hung["suspect"].set()
+        await until(lambda: fake.attempts.total() == 32)
 
-    assert phone.company["suspect"] == set()
+    assert fake.company["suspect"] == set()
     assert await empty(redis)
 
 
-async def test_a_suspect_does_not_wait_for_ever_to_be_alone(redis: Redis) -> None:
-    """An audio transfer of an hour runs beside it: before its lease ends untried, it is tried in company."""
+async def test_a_suspect_runs_beside_others_before_its_lease_expires(redis: Redis) -> None:
+    """An audio transfer of an hour is running: the suspect starts beside it before its own lease expires."""
     lane = Lane(redis, "poll", lease_s=5.0)
-    phone = Phone(lane, concurrency=10, min_lease_s=4.5)
+    fake = FakeWork(lane, concurrency=10, min_lease_s=4.5)
     await fill(lane, "slow", partition="q")
 
-    async with phone.at_work():
-        await until(lambda: phone.running == {"slow"})
+    async with fake.run():
+        await until(lambda: fake.running == {"slow"})
         await make_suspect(redis, Lane(redis, "poll", lease_s=5.0), "suspect")
-        phone.runner.wake()
-        await until(lambda: phone.attempts["suspect"] == 1)
-        assert phone.company["suspect"] == {"slow"}
+        fake.runner.wake()
+        await until(lambda: fake.attempts["suspect"] == 1)
+        assert fake.company["suspect"] == {"slow"}
         await fill(lane, "later", partition="r")
-        phone.runner.wake()
-        await until(lambda: phone.attempts["later"] == 1)
+        fake.runner.wake()
+        await until(lambda: fake.attempts["later"] == 1)
 
-    assert phone.attempts["suspect"] == 1
+    assert fake.attempts["suspect"] == 1
 
 
-async def test_a_suspect_that_waits_is_given_back_when_the_runner_stops(redis: Redis) -> None:
-    """It is not begun during the drain."""
+async def test_a_waiting_suspect_is_returned_when_the_runner_stops(redis: Redis) -> None:
+    """It is not started during the drain."""
     lane = Lane(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane, concurrency=10)
+    fake = FakeWork(lane, concurrency=10)
     await fill(lane, "slow", partition="q")
 
-    async with phone.at_work() as task:
-        await until(lambda: phone.running == {"slow"})
+    async with fake.run() as task:
+        await until(lambda: fake.running == {"slow"})
         await make_suspect(redis, Lane(redis, "poll", lease_s=LONG_S), "suspect")
-        phone.runner.wake()
-        await until(lambda: phone.runner.held == 2)
-        phone.runner.stop(within_s=10)
-        await until(lambda: phone.runner.held == 1)
-        phone.hung["slow"].set()
+        fake.runner.wake()
+        await until(lambda: fake.runner.held == 2)
+        fake.runner.stop(within_s=10)
+        await until(lambda: fake.runner.held == 1)
+        fake.hung["slow"].set()
         await task
 
-    assert phone.attempts == {"slow": 1}
+    assert fake.attempts == {"slow": 1}
     assert await waiting_in_store(redis) == ["suspect"]
 
 
 # Stopping
 
 
-async def test_a_stopping_runner_ends_what_runs_and_gives_back_what_waits(redis: Redis) -> None:
-    """SIGTERM: nothing is claimed any more, attempts end and are settled, others get the rest at once."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), concurrency=2)
+async def test_a_stopping_runner_finishes_what_runs_and_returns_what_waits(redis: Redis) -> None:
+    """SIGTERM: nothing more is claimed, attempts finish and are settled, other workers get the rest at once."""
+    fake = FakeWork(Lane(redis, "poll", lease_s=LONG_S), concurrency=2)
     names = [f"slow{n}" for n in range(8)]
-    phone.hung = {name: asyncio.Event() for name in names}
-    await fill(phone.lane, *names)
+    fake.hung = {name: asyncio.Event() for name in names}
+    await fill(fake.lane, *names)
 
-    async with phone.at_work() as task:
-        await until(lambda: len(phone.running) == 2 and phone.runner.held == 4)
-        running = set(phone.running)
-        phone.runner.stop(within_s=10)
-        await until(lambda: phone.runner.held == 2)
-        for event in phone.hung.values():
+    async with fake.run() as task:
+        await until(lambda: len(fake.running) == 2 and fake.runner.held == 4)
+        running = set(fake.running)
+        fake.runner.stop(within_s=10)
+        await until(lambda: fake.runner.held == 2)
+        for event in fake.hung.values():
             event.set()
         await task
 
-    assert phone.attempts == dict.fromkeys(running, 1)
+    assert fake.attempts == dict.fromkeys(running, 1)
     assert await held_in_store(redis) == []
     assert await waiting_in_store(redis) == sorted(set(names) - running)
 
 
 async def test_a_runner_with_nothing_to_do_stops_at_once(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it was going to sleep."""
+    """Even in the middle of a long sleep."""
     monkeypatch.setattr(runner, "_SLEEP_S", 3600.0)
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S))
-    task = asyncio.create_task(phone.runner.run())
+    fake = FakeWork(Lane(redis, "poll", lease_s=LONG_S))
+    task = asyncio.create_task(fake.runner.run())
     await asyncio.sleep(0)
-    phone.runner.stop(within_s=600)
+    fake.runner.stop(within_s=600)
 
     async with asyncio.timeout(10):
         await task
 
 
 async def test_the_deadline_ends_a_drain(redis: Redis) -> None:
-    """An attempt that does not end is left behind under its lease: nobody knows whether it was heard."""
-    phone = Phone(Lane(redis, "poll", lease_s=LONG_S), concurrency=2)
-    await fill(phone.lane, "slow", "quick")
-    task = asyncio.create_task(phone.runner.run())
-    await until(lambda: phone.runner.settled == 1)
-    phone.runner.stop(within_s=0.05)
+    """An attempt that does not end keeps its lease: whether it was delivered is unknown."""
+    fake = FakeWork(Lane(redis, "poll", lease_s=LONG_S), concurrency=2)
+    await fill(fake.lane, "slow", "quick")
+    task = asyncio.create_task(fake.runner.run())
+    await until(lambda: fake.runner.settled == 1)
+    fake.runner.stop(within_s=0.05)
 
     async with asyncio.timeout(10):
         await task
 
-    assert phone.running == set()
+    assert fake.running == set()
     assert await held_in_store(redis) == ["slow"]
 
 
-async def test_the_last_outcomes_leave_with_the_runner(redis: Redis) -> None:
-    """The store was away during the drain and came back in the last moment."""
+async def test_the_last_settlements_are_sent_when_the_runner_ends(redis: Redis) -> None:
+    """The store was unavailable during the drain and recovered at its end."""
     lane = Flaky(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane)
-    phone.hung["item"] = asyncio.Event()
+    fake = FakeWork(lane)
+    fake.hung["item"] = asyncio.Event()
     await fill(lane, "item")
-    task = asyncio.create_task(phone.runner.run())
-    await until(lambda: phone.running == {"item"})
-    lane.away = True
-    phone.hung["item"].set()
-    await until(lambda: lane.asked_in_vain > 0)
-    phone.runner.stop(within_s=0)
-    lane.away = False
+    task = asyncio.create_task(fake.runner.run())
+    await until(lambda: fake.running == {"item"})
+    lane.unavailable = True
+    fake.hung["item"].set()
+    await until(lambda: lane.failed_exchanges > 0)
+    fake.runner.stop(within_s=0)
+    lane.unavailable = False
     await task
 
     assert await empty(redis)
 
 
-async def test_a_runner_that_is_cancelled_while_it_asks_the_store_keeps_its_outcomes(redis: Redis) -> None:
-    """The process ends in a hurry: what is known is still handed in."""
+async def test_a_runner_cancelled_during_an_exchange_still_sends_its_settlements(redis: Redis) -> None:
+    """Settlements that were on their way are sent once more."""
     asking = asyncio.Event()
 
     class Hanging(Lane):
@@ -555,13 +555,13 @@ async def test_a_runner_that_is_cancelled_while_it_asks_the_store_keeps_its_outc
             return await super().exchange(settlements, want=want)
 
     lane = Hanging(redis, "poll", lease_s=LONG_S)
-    phone = Phone(lane)
-    phone.hung["item"] = asyncio.Event()
+    fake = FakeWork(lane)
+    fake.hung["item"] = asyncio.Event()
     await fill(lane, "item")
-    task = asyncio.create_task(phone.runner.run())
-    await until(lambda: phone.running == {"item"})
+    task = asyncio.create_task(fake.runner.run())
+    await until(lambda: fake.running == {"item"})
     lane.hang = True
-    phone.hung["item"].set()
+    fake.hung["item"].set()
     await asking.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -574,7 +574,7 @@ async def test_a_runner_that_is_cancelled_while_it_asks_the_store_keeps_its_outc
 
 
 @pytest.mark.parametrize("wrong_by_s", [-40.0, 40.0])
-async def test_a_process_clock_that_is_wrong_decides_nothing(
+async def test_a_wrong_process_clock_decides_nothing(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, wrong_by_s: float
 ) -> None:
     """Two workers, one of them 40 s off: dues, leases, holds and the times in events are those of the store."""

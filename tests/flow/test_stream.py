@@ -56,7 +56,7 @@ class House:
         """Who brought the calls that were heard."""
         return [event["context"]["via"] for event in self.subscriber.events("a")]
 
-    async def until_heard(self, event_type: str, count: int, timeout_s: float = 10) -> list[Json]:
+    async def until_delivered(self, event_type: str, count: int, timeout_s: float = 10) -> list[Json]:
         """Wait until the subscriber accepted so many events of a type."""
         await self.subscriber.until(lambda: len(self.heard(event_type)) >= count, timeout_s=timeout_s)
         return self.heard(event_type)
@@ -138,7 +138,7 @@ async def test_a_streamed_call_is_delivered_at_once(house_of: HouseOf) -> None:
         await relay.until_listening()
         plan = relay.provider.appear(TOKEN)
 
-        [call] = await relay.until_heard("call.completed", 1)
+        [call] = await relay.until_delivered("call.completed", 1)
 
         assert call["id"] == relay.call_id(plan.rid)
         assert relay.via() == ["stream"]
@@ -151,7 +151,7 @@ async def test_what_stream_and_poll_both_bring_is_told_once(house_of: HouseOf) -
         await relay.until_listening()
         for _ in range(5):
             relay.provider.appear(TOKEN)
-        await relay.until_heard("call.completed", 5)
+        await relay.until_delivered("call.completed", 5)
         polls = relay.polls()
         await until(lambda: relay.polls() >= polls + 4)
 
@@ -168,7 +168,7 @@ async def test_each_connect_lets_a_poll_catch_up(house_of: HouseOf) -> None:
         await relay.until_listening(0)
         missed = relay.provider.appear(TOKEN)
 
-        [call] = await relay.until_heard("call.completed", 1)
+        [call] = await relay.until_delivered("call.completed", 1)
 
         assert call["id"] == relay.call_id(missed.rid)
         assert relay.via() == ["poll"]
@@ -183,7 +183,7 @@ async def test_a_stream_may_be_cut_doubled_or_dirty(house_of: HouseOf, how: Faul
         await relay.until_listening()
         rids = [provider.appear(TOKEN).rid for _ in range(3)]
 
-        calls = await relay.until_heard("call.completed", 3)
+        calls = await relay.until_delivered("call.completed", 3)
 
         assert sorted(call["id"] for call in calls) == sorted(relay.call_id(rid) for rid in rids)
         bad = await relay.runtime.store.sources.quarantined("office")
@@ -198,7 +198,7 @@ async def test_a_stream_that_keeps_breaking_loses_nothing(house_of: HouseOf) -> 
         await relay.until_listening()
         rids = [provider.appear(TOKEN).rid for _ in range(6)]
 
-        calls = await relay.until_heard("call.completed", 6)
+        calls = await relay.until_delivered("call.completed", 6)
 
         assert sorted(call["id"] for call in calls) == sorted(relay.call_id(rid) for rid in rids)
 
@@ -222,7 +222,7 @@ async def test_trouble_with_the_stream_never_stops_polling(house_of: HouseOf, fa
         await until(lambda: provider.requests[TOKEN, NfonEndpoint.STREAM] >= 1)
         plan = provider.appear(TOKEN)
 
-        [call] = await relay.until_heard("call.completed", 1)
+        [call] = await relay.until_delivered("call.completed", 1)
 
         assert call["id"] == relay.call_id(plan.rid)
         assert (await relay.runtime.store.sources.read("office")).error == ""
@@ -239,7 +239,7 @@ async def test_history_that_a_stream_begins_with_is_not_told(house_of: HouseOf) 
         await until(lambda: provider.events_sent >= 6)
         plan = provider.appear(TOKEN)
 
-        [call] = await relay.until_heard("call.completed", 1)
+        [call] = await relay.until_delivered("call.completed", 1)
 
         assert call["id"] == relay.call_id(plan.rid)
 
@@ -249,11 +249,11 @@ async def test_a_transcript_that_becomes_ready_is_told_with_its_text(house_of: H
     async with house_of() as relay:
         await relay.until_listening()
         plan = relay.provider.appear(TOKEN, extra={"transcription": {"available": False}})
-        [call] = await relay.until_heard("call.completed", 1)
+        [call] = await relay.until_delivered("call.completed", 1)
         relay.provider.accounts[TOKEN].plans[plan.rid] = replace(plan, extra={})
         relay.provider.transcribe(TOKEN, plan.rid, summary="They agreed.", words="Hello.")
 
-        [transcribed] = await relay.until_heard("call.transcript.completed", 1)
+        [transcribed] = await relay.until_delivered("call.transcript.completed", 1)
 
         assert call["transcription"] == {"available": False}
         assert transcribed["transcription"]["summary"] == "They agreed."
@@ -271,8 +271,8 @@ async def test_a_transcript_that_cannot_be_had_now_comes_later(house_of: HouseOf
         plan = relay.provider.appear(TOKEN)
         relay.provider.transcribe(TOKEN, plan.rid)
 
-        [call] = await relay.until_heard("call.completed", 1)
-        [transcribed] = await relay.until_heard("call.transcript.completed", 1)
+        [call] = await relay.until_delivered("call.completed", 1)
+        [transcribed] = await relay.until_delivered("call.transcript.completed", 1)
 
         assert (call["id"], call["transcription"]["available"]) == (transcribed["id"], False)
         assert transcribed["transcription"]["transcript"] == "Alice: Hello. Yes."
@@ -287,7 +287,7 @@ async def test_one_process_listens_to_a_source(house_of: HouseOf, valkey_url: st
             first = relay.streams
             await second._share_out()
             relay.provider.appear(TOKEN)
-            await relay.until_heard("call.completed", 1)
+            await relay.until_delivered("call.completed", 1)
 
             assert relay.provider.streams_peak == 1
             assert (first.listening_to, second.listening_to) == (["office"], [])
@@ -348,7 +348,7 @@ async def test_a_login_is_renewed_by_one_process_and_survives_a_restart(house_of
         async with running(relay.document, valkey_url, workers=False):
             await until(lambda: provider.requests["", TOKEN_ENDPOINT] >= 3, timeout_s=15)
         plan = provider.appear(TOKEN)
-        await relay.until_heard("call.completed", 1)
+        await relay.until_delivered("call.completed", 1)
         sealed = await relay.redis.get(keys.safe("office"))
         document = relay.document
 
@@ -372,7 +372,7 @@ async def test_a_stream_is_renewed_before_its_token_ends(house_of: HouseOf) -> N
         await until(lambda: provider.requests[TOKEN, NfonEndpoint.STREAM] >= 3)
         plan = provider.appear(TOKEN)
 
-        [call] = await relay.until_heard("call.completed", 1)
+        [call] = await relay.until_delivered("call.completed", 1)
 
         assert call["id"] == relay.call_id(plan.rid)
         assert (provider.streams_expired, provider.statuses["", NfonEndpoint.STREAM, 401]) == (0, 0)
