@@ -114,7 +114,7 @@ class EnrichWorker:
     async def _pause(self, source: Source, reason: str) -> None:
         self._paused_until[source.id] = time.monotonic() + EXTRA_PAUSE_S
         self._book_works.discard(source.id)
-        log.error("source_contacts_paused", source=source.id, reason=reason, retry_s=EXTRA_PAUSE_S)
+        log.error("source_contacts_paused", source=source.id, reason=reason, retry_in_s=EXTRA_PAUSE_S)
         await self._states.note(source.id, contacts_off=reason)
 
     async def _publish_all(

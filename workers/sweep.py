@@ -35,7 +35,7 @@ async def sweep(runtime: Runtime) -> None:
         await trim(runtime)
         resealed = await runtime.registry.declarations.reseal()
         if resealed:
-            log.info("secrets_reencrypted", count=resealed, why="RELAY_SECRET_KEY has a newer key")
+            log.info("secrets_reencrypted", count=resealed, reason="RELAY_SECRET_KEY has a newer key")
 
 
 async def _follow_clock(runtime: Runtime) -> None:
@@ -80,7 +80,7 @@ async def check_for_silence(runtime: Runtime) -> None:
                 source=source.id,
                 since=iso(quiet_since),
                 usual_calls=min(usual_calls),
-                hint=_QUIET_HINT,
+                action=_QUIET_HINT,
             )
             await runtime.store.sources.note(source.id, quiet_since=quiet_since)
         elif state.quiet_since and not too_quiet(usual_calls):

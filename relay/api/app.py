@@ -41,7 +41,7 @@ def configured_tokens(settings: Settings) -> Sequence[str]:
 def management(runtime: Runtime) -> web.Application:
     configured = configured_tokens(runtime.settings)
     if not configured:
-        log.warning("api_tokens_missing", hint="set api.tokens: without one no other token can be issued")
+        log.warning("api_tokens_missing", action="set api.tokens: without one no other token can be issued")
     context = ApiContext(
         runtime=runtime,
         authenticator=Authenticator(runtime.registry.declarations, configured),

@@ -220,7 +220,7 @@ class Reader:
         metrics.ROWS.labels("quarantined").inc(len(bad))
         metrics.ROWS.labels("too_old").inc(too_old)
         if bad and (fresh := await self._store.sources.quarantine(source.id, bad)):
-            log.warning("rows_quarantined", source=source.id, rows=fresh, why=bad[0].reason)
+            log.warning("rows_quarantined", source=source.id, rows=fresh, reason=bad[0].reason)
         return believed
 
 
@@ -304,7 +304,7 @@ class Poller:
             await self._markers.write(source.id, Marker(started_at, started_at))
             return poll_state
         log.warning(
-            "source_recovery_started", source=source.id, cursor=marker.cursor.isoformat(), why="the store was empty"
+            "source_recovery_started", source=source.id, cursor=marker.cursor.isoformat(), reason="the store was empty"
         )
         return await self._store.sources.begin(source.id, marker.started_at, cursor=marker.cursor)
 
@@ -348,7 +348,7 @@ class Poller:
                 source=source.id,
                 configured=source.options.timezone,
                 rows_look_like=rows_look_like(offset, off_s),
-                fix="set the source's timezone to that of the account; `relay check` shows how old its newest call is",
+                action="set the source's timezone to the account's; `relay check` shows the age of its newest call",
             )
         elif not off_s and state.zone_off_s:
             log.info("timezone_mismatch_resolved", source=source.id)
@@ -359,7 +359,7 @@ class Poller:
         failing = await self._store.sources.poll_failed(source.id, str(error), token=token)
         wait_s = _wait_s(error, failing.failures, source.options.poll_interval_s)
         if failing.new:
-            log.error("source_poll_failed", source=source.id, error=str(error), next_try_s=round(wait_s))
+            log.error("source_poll_failed", source=source.id, error=str(error), retry_in_s=round(wait_s))
         needs_a_person = isinstance(error, Unauthorized | UnexpectedResponse | SettingsError)
         if (needs_a_person or failing.failures >= LASTING_FAILURES) and not failing.published:
             await self._operations.source_error(source, str(error), since_ms=failing.since_ms)

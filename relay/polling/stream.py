@@ -136,7 +136,7 @@ class Streams:
                 trouble = error
             failures = failures + 1 if trouble or time.monotonic() - began < SHORT_LIVED_S else 0
             if trouble is not None and failures == 1:
-                log.warning("call_stream_disconnected", source=source.id, error=str(trouble), hint="polling goes on")
+                log.warning("call_stream_disconnected", source=source.id, error=str(trouble), action="polling goes on")
                 await self._note(source, str(trouble))
             await asyncio.sleep(pause_s(trouble, failures, self._rng))
 

@@ -120,7 +120,7 @@ class EmbeddedStore:
                 client = BlockingRedis(unix_socket_path=str(self.socket), socket_timeout=5)
                 try:
                     client.ping()
-                    log.info("store_orphan_stopped", why="the relay that had started it is gone")
+                    log.info("store_orphan_stopped", reason="the relay that had started it is gone")
                     client.shutdown(nosave=True, now=True, force=True)
                 finally:
                     client.close()
@@ -217,8 +217,8 @@ class EmbeddedStore:
             if code is None or self._stopping:
                 continue
             self.restarts += 1
-            why = {} if code < 0 else {"why": self._last_words()}  # one that was killed had nothing to say
-            log.error("store_crashed", exit_code=code, restarts=self.restarts, **why)
+            reason = {} if code < 0 else {"reason": self._last_words()}  # a killed process prints nothing
+            log.error("store_crashed", exit_code=code, restarts=self.restarts, **reason)
             young = code >= 0 and time.monotonic() - started_at < _LIVED_S
             pause_s = min(max(pause_s * 2, 0.5), _LONGEST_PAUSE_S) if young else 0.0
             await asyncio.sleep(pause_s)
@@ -232,7 +232,7 @@ class EmbeddedStore:
                 await asyncio.to_thread(self._end_orphan)
                 await asyncio.to_thread(self._start)
             except (StoreError, OSError) as error:
-                log.error("store_start_failed", error=str(error), next_try_s=pause_s)
+                log.error("store_start_failed", error=str(error), retry_in_s=pause_s)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             else:

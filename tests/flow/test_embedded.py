@@ -69,7 +69,7 @@ async def test_a_store_that_ends_by_itself_says_why(tmp_path: Path) -> None:
             await eventually(lambda: _named(logs, "store_restarted"), bool)
 
     [died] = await _named(logs, "store_crashed")
-    assert "bye bye" in died["why"]
+    assert "bye bye" in died["reason"]
 
 
 async def _named(logs: list[dict[str, object]], event: str) -> list[dict[str, object]]:
