@@ -1,4 +1,1 @@
-"""The commands that talk to a running relay over its API; each module is one noun or one errand.
-
-Importing them is cheap, so that `relay --help` is quick: what is heavy is imported where it is used.
-"""
+"""The command line: one module for each noun or verb, imported by `main.py` when its command runs."""

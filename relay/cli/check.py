@@ -1,15 +1,16 @@
-"""`relay check`: looks at everything a relay needs before anybody misses a call, and says what to fix.
+"""`relay check`: everything a relay depends on, and what to fix.
 
-A provider is asked at most three times, a subscriber never: its address is only resolved and judged. Works beside a
-running relay, whose store is then used as it is.
+Sends at most three requests to each provider and none to subscribers, whose addresses are only resolved and vetted.
+Works next to a running relay, and then uses its store as it is.
 """
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets as chance
 import statistics
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,15 +20,18 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import aiohttp
+import typer
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from relay import secrets
+from relay.cli.terminal import ConfigOption, JsonOption, new_app
 from relay.delivery.guard import ForbiddenAddress, Guard, NoAddress, special_purpose
 from relay.domain.call import Record
 from relay.domain.json import Json
 from relay.domain.time import format_duration
 from relay.errors import OverBudget, RateLimited, RelayError, SettingsError, StorageError, StoreInUse
+from relay.log import configure
 from relay.polling.clock_skew import rows_look_like
 from relay.polling.window import SEED_DEPTH
 from relay.processes import require_connection
@@ -38,7 +42,7 @@ from relay.queue import keys as queue_keys
 from relay.recordings.links import LINK_TTL_S
 from relay.recordings.storage import Discarded, RecordingStorage, open_storage
 from relay.secrets import SecretBox
-from relay.settings import Settings, SubscriptionOptions
+from relay.settings import Settings, SubscriptionOptions, load
 from relay.store import keys
 from relay.store.budget import BudgetStore
 from relay.store.credentials import StoredCredentials
@@ -47,16 +51,16 @@ from relay.store.health import read_health
 from relay.store.lanes import LaneName
 from relay.store.sources import SourceStore
 
-Status = Literal["ok", "warn", "fail"]
+Severity = Literal["ok", "warn", "fail"]
 
-MARKS: Final[dict[Status, str]] = {"ok": "✓", "warn": "!", "fail": "✗"}
+MARKS: Final[dict[Severity, str]] = {"ok": "✓", "warn": "!", "fail": "✗"}
 
-_MOST_REQUESTS: Final = 3
-_SOURCE_S: Final = 75
-_SKEW_NOTED_S: Final = 5.0
-_SKEW_BAD_S: Final = 240.0
+_MAX_REQUESTS: Final = 3
+_SOURCE_TIMEOUT_S: Final = 75
+_SKEW_WARN_S: Final = 5.0
+_SKEW_FAIL_S: Final = 240.0
 """Subscribers refuse signatures that are more than five minutes off."""
-_OLD_REASONS: Final = 3
+_REASONS_SHOWN: Final = 3
 _ZONES: Final = (
     "UTC",
     "America/New_York",
@@ -83,34 +87,32 @@ _ZONES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: what, how it is, and what to do about it."""
+    """The result of one check: of what, how it is, and how to fix it."""
 
     what: str
-    status: Status
+    status: Severity
     text: str
     fix: str = ""
 
     def line(self) -> str:
-        """Write it for a person."""
         return f"{MARKS[self.status]} {self.what}: {self.text}" + (f"\n    → {self.fix}" if self.fix else "")
 
     def to_json(self) -> Json:
-        """Write it for a program."""
         return asdict(self)
 
 
-def verdict(findings: Sequence[Finding]) -> Json:
-    """Put all together for `--json`."""
+def report(findings: Sequence[Finding]) -> Json:
+    """Return the document of `--json`."""
     return {
         "ok": all(finding.status != "fail" for finding in findings),
         "findings": [finding.to_json() for finding in findings],
     }
 
 
-async def check(settings: Settings) -> AsyncIterator[Finding]:
-    """Look at everything, in the order in which calls flow; findings come as they are made."""
+async def check_all(settings: Settings) -> AsyncIterator[Finding]:
+    """Yield findings as they are made, in the order in which calls flow."""
     if not settings.sources:
-        yield Finding("sources", "warn", "there are none, so nobody is asked", "add an account under sources:")
+        yield Finding("sources", "warn", "none are configured, so nothing is polled", "add an account under sources:")
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(_store(settings))
         for finding in store.findings:
@@ -119,23 +121,25 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
         )
         sources = settings.sources.items()
-        asking = [asyncio.create_task(_source(sid, options, http, store)) for sid, options in sources]
-        stack.push_async_callback(_end, asking)
-        for task in asking:
+        checks = [asyncio.create_task(_source(sid, options, http, store)) for sid, options in sources]
+        stack.push_async_callback(_cancel, checks)
+        for task in checks:
             for finding in await task:
                 yield finding
         for finding in await _storage(settings):
             yield finding
         yield links(settings)
         if not settings.subscriptions:
-            yield Finding("subscriptions", "warn", "there are none, so nobody hears", "add one under subscriptions:")
+            yield Finding(
+                "subscriptions", "warn", "none are configured, so nothing is delivered", "add one under subscriptions:"
+            )
         guard = Guard(tuple(settings.delivery.allowed_networks))
         stack.push_async_callback(guard.close)
         for sub, subscription in settings.subscriptions.items():
             yield await _subscription(sub, subscription, guard, store.redis)
 
 
-async def _end(tasks: Sequence["asyncio.Task[list[Finding]]"]) -> None:
+async def _cancel(tasks: Sequence["asyncio.Task[list[Finding]]"]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -146,7 +150,7 @@ async def _end(tasks: Sequence["asyncio.Task[list[Finding]]"]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Store:
-    """The store as it was found; `redis` is None when it cannot be used. `box` reads the secrets in it."""
+    """The store; `redis` is None when it cannot be used. `box` decrypts the secrets in it."""
 
     redis: Redis | None
     findings: tuple[Finding, ...]
@@ -155,7 +159,7 @@ class _Store:
 
 @contextlib.asynccontextmanager
 async def _store(settings: Settings) -> AsyncIterator[_Store]:
-    """Reach the store: the configured Redis, the embedded one of a running relay, else one that is started for now."""
+    """Open the configured Redis, the embedded store of a running relay, or else start the embedded store."""
     async with AsyncExitStack() as stack:
         if settings.redis_url is not None:
             url, secret_keys = require_connection(settings)
@@ -172,7 +176,7 @@ async def _store(settings: Settings) -> AsyncIterator[_Store]:
                     await stack.enter_async_context(embedded)
                 except StoreInUse:
                     text = f"the store of the relay that runs in {settings.data_dir} does not answer"
-                    fix = "look at its log, and at store/valkey.log: is the disk full?"
+                    fix = "see its log and store/valkey.log; is the disk full?"
                     yield _Store(None, (Finding("store", "fail", text, fix),))
                     return
                 except (RelayError, OSError) as error:
@@ -184,7 +188,7 @@ async def _store(settings: Settings) -> AsyncIterator[_Store]:
         try:
             findings = await _look_at_store(redis, where, box, outside=settings.redis_url is not None)
         except (RedisError, OSError) as error:
-            fix = "start it, or correct RELAY_REDIS_URL" if settings.redis_url else "look at its log, store/valkey.log"
+            fix = "start it, or correct RELAY_REDIS_URL" if settings.redis_url else "see store/valkey.log"
             yield _Store(None, (Finding("store", "fail", f"{where}: {error}", fix),))
             return
         usable = all(finding.status != "fail" for finding in findings)
@@ -192,7 +196,7 @@ async def _store(settings: Settings) -> AsyncIterator[_Store]:
 
 
 async def _holder(store: EmbeddedStore, settings: Settings) -> str | None:
-    """Say who runs the store in this directory, None when nobody does."""
+    """Describe the process that runs the store in this directory; None when it is not running."""
     if not store.socket.exists():
         return None
     redis = Redis.from_url(store.url, socket_timeout=5, socket_connect_timeout=5)
@@ -205,8 +209,8 @@ async def _holder(store: EmbeddedStore, settings: Settings) -> str | None:
     with contextlib.suppress(OSError, ValueError):
         pid = int((settings.data_dir / "relay.lock").read_text())
         os.kill(pid, 0)
-        return f"which the running relay (process {pid}) has open"
-    return "which has outlived its relay"
+        return f"opened by the running relay (process {pid})"
+    return "left running by a relay that has exited"
 
 
 async def _look_at_store(redis: Redis, where: str, box: SecretBox, *, outside: bool) -> list[Finding]:
@@ -222,7 +226,7 @@ async def _look_at_store(redis: Redis, where: str, box: SecretBox, *, outside: b
         ]
     schema = int(await redis.get(keys.SCHEMA) or 0)
     if schema > keys.SCHEMA_VERSION:
-        text = f"{where} was written by a newer release (layout {schema}, this one knows {keys.SCHEMA_VERSION})"
+        text = f"{where} was written by a newer release (schema {schema}; this one supports {keys.SCHEMA_VERSION})"
         return [Finding("store", "fail", text, "start that release, or use another database")]
     await redis.set("relay:check", 1, ex=10)
     findings = [Finding("store", "ok", f"{where}: reads and writes")]
@@ -231,54 +235,63 @@ async def _look_at_store(redis: Redis, where: str, box: SecretBox, *, outside: b
     ahead_s = int(seconds) + int(micros) / 1_000_000 - (before.timestamp() + datetime.now(UTC).timestamp()) / 2
     findings += skew("store clock", "the store's clock", ahead_s)
     if outside:
-        with contextlib.suppress(RedisError):  # a hosted Redis may not let us look
+        with contextlib.suppress(RedisError):  # hosted Redis services often forbid CONFIG
             findings += durability({**await redis.info(), **await redis.config_get("hash-max-listpack-value")})
     made = {kind: int(await redis.hlen(keys.declared(kind))) for kind in ("source", "subscription")}  # type: ignore[misc]
     if any(made.values()):
-        text = f"{made['source']} sources and {made['subscription']} subscriptions were made through the API"
+        text = f"{made['source']} sources and {made['subscription']} subscriptions were created through the API"
         findings.append(
-            Finding("made at run time", "ok", f"{text}; only those of the configuration are looked at here")
+            Finding("created at run time", "ok", f"{text}; only those in the configuration are checked here")
         )
-    findings += await _troubles(redis)
+    findings += await _quarantined(redis)
     return findings
 
 
 def durability(info: Json) -> list[Finding]:
-    """Judge what an external Redis says of itself: whether it evicts, and whether it keeps what it was told."""
+    """Check the settings an external Redis reports: eviction, persistence, encodings."""
     findings: list[Finding] = []
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction" and info.get("maxmemory"):
-        text = f"evicts keys when its memory is full (maxmemory-policy {policy}), and with them calls"
+        text = f"evicts keys when its memory is full (maxmemory-policy {policy}), which loses calls"
         findings.append(Finding("store memory", "fail", text, "set maxmemory-policy noeviction"))
     if info.get("aof_enabled") == 0:
-        text = "keeps no append-only file: after a crash it forgets, and calls are told again"
+        text = "has no append-only file: after a crash data is lost, and events are delivered again"
         findings.append(Finding("store durability", "warn", text, "set appendonly yes, appendfsync everysec or always"))
     if int(info.get("hash-max-listpack-value", COMPACT_BYTES)) < COMPACT_BYTES:
-        text = "keeps calls and events in a form that needs nearly twice the memory"
+        text = "stores calls and events in an encoding that needs nearly twice the memory"
         findings.append(Finding("store compactness", "warn", text, f"set hash-max-listpack-value {COMPACT_BYTES}"))
     return findings
 
 
-async def _troubles(redis: Redis) -> list[Finding]:
-    """List work that was put aside, which a person should see."""
+async def _quarantined(redis: Redis) -> list[Finding]:
+    """Report work items in quarantine, where a process died each time."""
     findings: list[Finding] = []
     for lane in LaneName:
         count = await redis.zcard(queue_keys.quarantine(lane))
         if count:
-            text = f"{count} items were put aside after five attempts that nobody survived"
-            fix = "the log says work_failed where it happened"
-            fix += {"enrich": "; each is tried again after an hour", "deliver": "; relay replay sends it"}.get(lane, "")
+            text = f"{count} items are quarantined: the process died at each of five attempts"
+            fix = "search the log for work_failed"
+            fix += {"enrich": "; they are retried after an hour", "deliver": "; `relay replay` delivers them"}.get(
+                lane, ""
+            )
             findings.append(Finding(f"{lane} lane", "warn", text, fix))
     return findings
 
 
 def skew(what: str, whose: str, ahead_s: float) -> list[Finding]:
-    """Judge a clock against ours: small differences are silence."""
-    if abs(ahead_s) < _SKEW_NOTED_S:
+    """Compare a clock with ours; a small difference is not reported."""
+    if abs(ahead_s) < _SKEW_WARN_S:
         return []
     text = f"{whose} is {format_duration(ahead_s)} {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
-    status: Status = "fail" if abs(ahead_s) > _SKEW_BAD_S else "warn"
-    return [Finding(what, status, text, "let NTP set the clocks; signatures are refused when five minutes off")]
+    status: Severity = "fail" if abs(ahead_s) > _SKEW_FAIL_S else "warn"
+    return [
+        Finding(
+            what,
+            status,
+            text,
+            "synchronise the clocks with NTP; subscribers reject signatures that are five minutes off",
+        )
+    ]
 
 
 def _redis_host(url: str) -> str:
@@ -294,20 +307,20 @@ async def _source(sid: str, options: SourceOptions, http: aiohttp.ClientSession,
     if not options.enabled:
         return [Finding(what, "warn", "is not polled (enabled: false)")]
     try:
-        async with asyncio.timeout(_SOURCE_S):
+        async with asyncio.timeout(_SOURCE_TIMEOUT_S):
             findings = await _ask(sid, options, http, store)
     except TimeoutError:
-        findings = [Finding(what, "fail", f"the provider took longer than {_SOURCE_S} s to answer")]
+        findings = [Finding(what, "fail", f"the provider took longer than {_SOURCE_TIMEOUT_S} s to answer")]
     except (RedisError, OSError) as error:
-        findings = [Finding(what, "fail", f"could not be looked at: {type(error).__name__}")]
+        findings = [Finding(what, "fail", f"could not be checked: {type(error).__name__}")]
     if store.redis is not None:
         with contextlib.suppress(RedisError, OSError):
-            findings += await _remembered(sid, options, store.redis)
+            findings += await _recorded_state(sid, options, store.redis)
     return findings
 
 
 async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, store: _Store) -> list[Finding]:
-    """Ask the provider how it is and for its newest call: three requests, paid for like any others."""
+    """Request the provider's health and newest call: three requests, within the budget like any others."""
     what = f"source {sid}"
     kind = PROVIDERS[options.provider]
     redis = store.redis
@@ -323,7 +336,7 @@ async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, st
         health = await provider.health()
         if requests.exhausted is not None:
             raise requests.exhausted
-        status: Status = "ok" if health.ok else "fail"
+        status: Severity = "ok" if health.ok else "fail"
         findings.append(Finding(what, status, "; ".join(health.lines), "" if health.ok else _fix_of(health.lines)))
         since = datetime.now(UTC) - SEED_DEPTH
         pages: list[CallPage] = []
@@ -338,11 +351,13 @@ async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, st
         if budget is not None and (limit := budget.limit) is not None:
             left = await budget.requests_left()
             most = f"{limit.requests * limit.share:.0f} of {limit.requests} in {format_duration(limit.window_s)}"
-            findings.append(Finding(f"{what} budget", "ok", f"{left} requests could go now; our share is {most}"))
+            findings.append(Finding(f"{what} budget", "ok", f"{left} requests available now; our share is {most}"))
     except OverBudget as error:
-        findings.append(Finding(what, "warn", str(error), "wait, or raise budget_share when the account is ours alone"))
+        findings.append(
+            Finding(what, "warn", str(error), "wait, or raise budget_share if nothing else uses this account")
+        )
     except RelayError as error:
-        if all(finding.status == "ok" for finding in findings):  # else it has been said why
+        if all(finding.status == "ok" for finding in findings):  # otherwise the reason is already reported
             findings.append(Finding(what, "fail", str(error), _fix_of([str(error)])))
     return findings
 
@@ -356,7 +371,7 @@ class _CheckBudget:
         self.exhausted: OverBudget | None = None
 
     async def spend(self, purpose: Purpose) -> None:
-        if self._requests == _MOST_REQUESTS:
+        if self._requests == _MAX_REQUESTS:
             raise OverBudget(0)
         self._requests += 1
         try:
@@ -373,25 +388,25 @@ class _CheckBudget:
 
 def _fix_of(lines: Sequence[str]) -> str:
     if any("rejected the key" in line for line in lines):
-        return "set the source's api_key, or what is in its api_key_file, to one that is valid"
+        return "set a valid api_key, or put one into the source's api_key_file"
     if any("connection" in line or "took too long" in line for line in lines):
-        return "look at base_url, proxy_url, and whether this machine may reach it"
+        return "check base_url, proxy_url, and that this machine can reach it"
     return ""
 
 
 def newest_call(what: str, pages: Sequence[CallPage], options: SourceOptions, *, now: datetime) -> list[Finding]:
-    """Say how old the newest call looks, so that a wrong zone is seen; judge the provider's clock."""
+    """Report the age of the newest call, which shows a wrong zone, and the provider's clock."""
     findings: list[Finding] = []
     server_time = next((page.server_time for page in pages if page.server_time is not None), None)
     if server_time is not None:
         findings += skew(f"{what} clock", "the provider's clock", (server_time - now).total_seconds())
     starts = sorted(row.started_at for page in pages for row in page.rows if isinstance(row, Record))
-    bad = sum(not isinstance(row, Record) for page in pages for row in page.rows)
-    if bad:
-        findings.append(Finding(f"{what} rows", "warn", f"{bad} rows just read cannot be believed"))
+    invalid = sum(not isinstance(row, Record) for page in pages for row in page.rows)
+    if invalid:
+        findings.append(Finding(f"{what} rows", "warn", f"{invalid} rows just read are invalid"))
     if not starts:
         depth = format_duration(SEED_DEPTH.total_seconds())
-        text = f"no call in the last {depth}, so the zone {options.timezone} is not proven"
+        text = f"no call in the last {depth}, so the zone {options.timezone} cannot be verified"
         findings.append(Finding(f"{what} zone", "warn", text, "make a call and check again"))
         return findings
     findings.append(zone(f"{what} zone", starts, options.timezone, now=server_time or now))
@@ -399,13 +414,13 @@ def newest_call(what: str, pages: Sequence[CallPage], options: SourceOptions, *,
 
 
 def zone(what: str, starts: Sequence[datetime], name: str, *, now: datetime) -> Finding:
-    """Judge a source's zone by the starts of its calls, which are sorted: a newest call of the future is wrong.
+    """Check a source's zone against the sorted starts of its calls.
 
-    One that is whole hours old is suspicious where calls come often.
+    A newest call in the future is wrong; one that is whole half-hours old is suspicious where calls are frequent.
     """
     age_s = (now - starts[-1]).total_seconds()
     if age_s < -120:
-        text = f"the newest call starts in {format_duration(age_s)}, which is still to come"
+        text = f"the newest call starts in {format_duration(age_s)}, in the future"
         return Finding(what, "fail", text, _suggestion(name, now, -age_s))
     text = f"the newest call started {format_duration(age_s)} ago, read as {name}"
     if age_s >= 1800 - 300 and len(starts) >= 5:
@@ -413,8 +428,8 @@ def zone(what: str, starts: Sequence[datetime], name: str, *, now: datetime) -> 
         usual_s = statistics.median(gaps)
         off_s = round(age_s / 1800) * 1800
         if usual_s <= 300 and abs(age_s - off_s) <= 300 + usual_s:
-            text += f", though calls come every {format_duration(max(usual_s, 1))} or so"
-            return Finding(what, "warn", text, "if calls were made since then: " + _suggestion(name, now, -off_s))
+            text += f", although calls start about every {format_duration(max(usual_s, 1))}"
+            return Finding(what, "warn", text, "if there were calls since then: " + _suggestion(name, now, -off_s))
     return Finding(what, "ok", text)
 
 
@@ -422,14 +437,14 @@ def _suggestion(name: str, now: datetime, ahead_s: float) -> str:
     off_s = -round(ahead_s / 1800) * 1800
     configured = now.astimezone(ZoneInfo(name)).utcoffset() or timedelta()
     wanted = configured - timedelta(seconds=off_s)
-    fitting = [each for each in _ZONES if now.astimezone(ZoneInfo(each)).utcoffset() == wanted]
-    example = f", for example {fitting[0]}" if fitting else ""
+    same_offset = [zone for zone in _ZONES if now.astimezone(ZoneInfo(zone)).utcoffset() == wanted]
+    example = f", for example {same_offset[0]}" if same_offset else ""
     seems = rows_look_like(configured, off_s)
     return f"the rows look like {seems}; set the source's timezone to the account's own{example}"
 
 
-async def _remembered(sid: str, options: SourceOptions, redis: Redis) -> list[Finding]:
-    """What a relay has written down about a source: errors, extras that are off, rows put aside."""
+async def _recorded_state(sid: str, options: SourceOptions, redis: Redis) -> list[Finding]:
+    """Report what the relay has recorded about a source: errors, disabled extras, invalid rows."""
     what = f"source {sid}"
     states = SourceStore(redis)
     state = await states.read(sid)
@@ -439,7 +454,9 @@ async def _remembered(sid: str, options: SourceOptions, redis: Redis) -> list[Fi
         if state.error_since_ms:
             since = f" for {format_duration(datetime.now(UTC).timestamp() - state.error_since_ms / 1000)}"
         text = f"polling has been failing{since}: {state.error}"
-        findings.append(Finding(f"{what} polls", "fail", text, "it is tried again by itself, at once with another key"))
+        findings.append(
+            Finding(f"{what} polls", "fail", text, "it is retried automatically, and immediately with a new key")
+        )
     elif state.last_poll is not None:
         ago = format_duration((datetime.now(UTC) - state.last_poll).total_seconds())
         findings.append(Finding(f"{what} polls", "ok", f"the last successful poll was {ago} ago"))
@@ -449,19 +466,23 @@ async def _remembered(sid: str, options: SourceOptions, redis: Redis) -> list[Fi
         findings.append(Finding(f"{what} delays", "warn", text, fix))
     if state.quiet_since:
         quiet = format_duration((datetime.now(UTC) - state.quiet_since).total_seconds())
-        text = f"no call for {quiet}, where each of the last weeks had more than three in the same time"
-        findings.append(Finding(f"{what} calls", "warn", text, "see whether the key still sees the account's calls"))
+        text = f"no calls for {quiet}; in each of the last weeks there were more than three in the same period"
+        findings.append(
+            Finding(f"{what} calls", "warn", text, "check that the key still has access to the account's calls")
+        )
     for extra, why in (("contacts", state.contacts_off), ("recordings", state.recordings_off)):
         if why:
-            text = f"were switched off: {why}"
-            fix = f"give the key the right to them, or set {extra}: false"
+            text = f"are disabled: {why}"
+            fix = f"grant the key access to them, or set {extra}: false"
             findings.append(Finding(f"{what} {extra}", "warn", text, fix))
     quarantined = await states.quarantined(sid)
     if quarantined:
-        reasons = list(dict.fromkeys(entry.reason for entry in reversed(quarantined)))[:_OLD_REASONS]
+        reasons = list(dict.fromkeys(entry.reason for entry in reversed(quarantined)))[:_REASONS_SHOWN]
         count = f"{len(quarantined)} rows" if len(quarantined) != 1 else "1 row"
-        text = f"{count} of the last 7 days could not be believed and were put aside: {'; '.join(reasons)}"
-        findings.append(Finding(f"{what} rows", "warn", text, "tell the provider; their neighbours went on"))
+        text = f"{count} of the last 7 days are invalid and in quarantine: {'; '.join(reasons)}"
+        findings.append(
+            Finding(f"{what} rows", "warn", text, "report them to the provider; other rows are not affected")
+        )
     return findings
 
 
@@ -469,7 +490,7 @@ async def _remembered(sid: str, options: SourceOptions, redis: Redis) -> list[Fi
 
 
 async def _storage(settings: Settings) -> list[Finding]:
-    """Keep a few bytes, read them back and delete them."""
+    """Write a few bytes, read them back and delete them."""
     what = "recording storage"
     try:
         storage = open_storage(settings.storage_url)
@@ -478,13 +499,13 @@ async def _storage(settings: Settings) -> list[Finding]:
     try:
         return await _try_storage(storage, settings, what)
     except StorageError as error:
-        return [Finding(what, "fail", str(error), "give the relay the right to write, read and delete there")]
+        return [Finding(what, "fail", str(error), "grant the relay permission to write, read and delete there")]
     finally:
         await storage.aclose()
 
 
 async def _try_storage(storage: RecordingStorage, settings: Settings, what: str) -> list[Finding]:
-    probe = b"call relay was here"
+    probe = b"call relay check"
     alphabet = "abcdefghijklmnopqrstuvwxyz234567"
     call_id = "call_" + "".join(chance.choice(alphabet) for _ in range(26))
     kept = await storage.put(call_id, _once(probe), started_on=datetime.now(UTC).date(), expected_size_bytes=len(probe))
@@ -496,7 +517,7 @@ async def _try_storage(storage: RecordingStorage, settings: Settings, what: str)
     finally:
         await storage.delete(kept.path)
     if read != probe:
-        return [Finding(what, "fail", "gave back other bytes than it was given")]
+        return [Finding(what, "fail", "returned other bytes than were written")]
     findings = [Finding(what, "ok", f"{_place(settings.storage_url)}: writes, reads and deletes")]
     if signed is None:
         text = "recording_links is presigned, but a directory cannot sign links"
@@ -514,17 +535,21 @@ def _place(storage_url: str) -> str:
 
 
 def links(settings: Settings) -> Finding:
-    """Say what recording links will be; whether they are reached from outside is not tried."""
+    """Report how recording links are made; whether they can be reached from outside is not tried."""
     what = "recording links"
     if settings.recording_links == "presigned":
-        return Finding(what, "ok", "signed by the object store, for 7 days")
+        return Finding(what, "ok", "signed by the object store, valid for 7 days")
     if settings.public_url is None:
-        text = "are null in every event: nothing says where this relay is reached"
-        return Finding(what, "warn", text, "set public_url, or recording_links: presigned with an object store")
+        text = "are null in every event, because public_url is not set"
+        return Finding(what, "warn", text, "set public_url, or use recording_links: presigned with an object store")
     host = urlsplit(settings.public_url).hostname or ""
-    text = f"begin with {settings.public_url}, for 7 days; it must lead to {settings.api.host}:{settings.api.port}"
+    text = (
+        f"start with {settings.public_url}, valid for 7 days; it must lead to {settings.api.host}:{settings.api.port}"
+    )
     if host == "localhost" or _is_special(host):
-        return Finding(what, "warn", f"{text} and is not reached from outside", "set public_url to a public address")
+        return Finding(
+            what, "warn", f"{text}, and cannot be reached from outside", "set public_url to a public address"
+        )
     return Finding(what, "ok", text)
 
 
@@ -539,10 +564,10 @@ def _is_special(host: str) -> bool:
 
 
 async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, redis: Redis | None) -> Finding:
-    """Resolve and judge a subscriber's address; nothing is sent."""
+    """Resolve and vet a subscriber's address; nothing is sent."""
     what = f"subscription {sub}"
     if not options.enabled:
-        return Finding(what, "warn", "is switched off (enabled: false)")
+        return Finding(what, "warn", "is disabled (enabled: false)")
     try:
         target = guard.vet_url(options.url.get_secret_value())
         if target.address is None:
@@ -551,19 +576,52 @@ async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, re
         reason, _, fix = str(error).partition("; to allow it: ")
         return Finding(what, "fail", reason, f"to allow it: {fix}" if fix else "")
     except NoAddress as error:
-        return Finding(what, "fail", str(error), "correct the url, or the name service of this machine")
+        return Finding(what, "fail", str(error), "correct the url, or this machine's DNS")
     off = ""
     if redis is not None:
         with contextlib.suppress(RedisError, OSError):
             off = (await read_health(redis, sub)).off
     if off:
-        return Finding(what, "fail", f"{target.host} is not told anything: {off}", "put it right there, then enable it")
-    return Finding(what, "ok", f"{target.host} may be dialled; nothing was sent")
+        return Finding(
+            what, "fail", f"{target.host} is disabled: {off}", "fix the endpoint, then run `relay subscriptions enable`"
+        )
+    return Finding(what, "ok", f"{target.host} is an allowed address; nothing was sent")
 
 
-def closing(findings: Sequence[Finding]) -> str:
-    """Say in a line what all of them come to."""
-    counts = {status: sum(each.status == status for each in findings) for status in MARKS}
-    if counts["fail"]:
-        return f"{counts['fail']} to fix, {counts['warn']} to know"
-    return f"all well, {counts['warn']} to know" if counts["warn"] else "all well"
+def summary(findings: Sequence[Finding]) -> str:
+    """Return the last line: `1 failed, 2 warnings`."""
+    failed, warnings = (sum(finding.status == status for finding in findings) for status in ("fail", "warn"))
+    result = f"{failed} failed" if failed else "all checks passed"
+    return f"{result}, {warnings} warning{'' if warnings == 1 else 's'}" if warnings else result
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+app = new_app()
+
+
+@app.command()
+def check(
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Works next to a running relay. Exits with 1 when a check failed."""
+    settings = load(config, os.environ)
+    findings = run(settings, lambda finding: None if as_json else typer.echo(finding.line()))
+    typer.echo(json.dumps(report(findings), indent=2) if as_json else summary(findings))
+    if not report(findings)["ok"]:
+        raise typer.Exit(1)
+
+
+def run(settings: Settings, show: Callable[[Finding], None]) -> list[Finding]:
+    """Run all checks, show each finding as it is made, and return them."""
+    configure("error", settings.log.format)
+
+    async def collect() -> list[Finding]:
+        findings = []
+        async for finding in check_all(settings):
+            findings.append(finding)
+            show(finding)
+        return findings
+
+    return asyncio.run(collect())

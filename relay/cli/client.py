@@ -1,258 +1,242 @@
-"""Asking a relay over HTTP: which one, with which token, and what its refusals mean in a sentence."""
+"""An HTTP client for the API, on the standard library: importing aiohttp alone takes longer than most commands run."""
 
+import json
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from socket import gaierror
 from typing import Any, Final
-from urllib.parse import quote
-
-import aiohttp
-import orjson
-from yarl import URL
+from urllib.parse import quote, urlencode
 
 import relay
+from relay.cli.target import ApiTarget
 from relay.domain.json import Json
 from relay.domain.retry_after import parse_retry_after
-from relay.domain.url import check_base_url
+from relay.domain.url import ParsedUrl, parse_url
 from relay.errors import RelayError, SettingsError
 
 PAGE: Final = 200
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=90, sock_connect=10)
-_EXCERPT_CHARS: Final = 200
-_LONGEST_RETRY_AFTER_S: Final = 3600.0
-_ASKED_WRONGLY: Final = frozenset({"invalid", "not_json", "too_large", "address_refused"})
+CONNECT_S: Final = 10.0
+_ANSWER_S: Final = 90.0
+_CHUNK_BYTES: Final = 65_536
+_LONGEST_RETRY_AFTER_S: Final = 86_400.0
+_USAGE_ERRORS: Final = frozenset({"invalid", "not_json", "too_large", "address_refused"})
 
 Query = Mapping[str, str | int | bool | Sequence[str] | None]
 
 
-class Unanswered(RelayError):
-    """No relay could be reached at the address."""
+class RelayUnreachable(RelayError):
+    """No relay answered at the address."""
 
 
-class NotARelay(RelayError):
-    """What answers at the address is something else."""
+class UnexpectedServer(RelayError):
+    """What answers at the address is not the API of a relay."""
 
 
-class Refused(RelayError):
-    """The relay said no: `code` is for programs, the text for people."""
+class ApiError(RelayError):
+    """The API answered with a problem: `code` is for programs, the text for people."""
 
-    def __init__(self, sentence: str, *, status: int, code: str, retry_after_s: float | None = None) -> None:
-        super().__init__(sentence)
+    def __init__(self, detail: str, *, status: int, code: str, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
         self.status = status
         self.code = code
         self.retry_after_s = retry_after_s
 
     @property
-    def asked_wrongly(self) -> bool:
-        """Whether what was asked can never be right, so that the exit code is 2."""
-        return self.code in _ASKED_WRONGLY
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The relay that is talked to."""
-
-    url: str
-    token: str = field(repr=False)
-
-
-def find_target(url: str | None, token: str | None, config: Path | None, environ: Mapping[str, str]) -> Target:
-    """Find the relay: the given address, else that of the configuration, with the token that the relay made itself.
-
-    That token goes to nobody but the relay of the configuration. Raises SettingsError.
-    """
-    if url is not None:
-        if token is None:
-            raise SettingsError("there is no token for this address: set RELAY_TOKEN, or give --token")
-        return Target(checked_url(url), checked_token(token))
-    from relay.settings import load
-
-    settings = load(config, environ)
-    host, port = settings.api.host, settings.api.port
-    if port == 0:
-        raise SettingsError("api.port is 0, so the relay takes a free one: give its address with --url")
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-    if token is None and settings.api.tokens:
-        token = settings.api.tokens[0].get_secret_value()
-    if token is None:
-        token = _own_token(settings.data_dir)
-    return Target(f"http://{f'[{host}]' if ':' in host else host}:{port}", checked_token(token))
-
-
-def _own_token(data_dir: Path) -> str:
-    from relay.secrets import TOKEN_FILE
-
-    path = data_dir / TOKEN_FILE
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        raise SettingsError(
-            f"there is no token: {path} does not exist. Name the relay's own configuration with --config relay.yaml, "
-            "or the relay and a token with RELAY_URL and RELAY_TOKEN"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not plain text"
-        raise SettingsError(f"the token in {path} cannot be read: {why}; set RELAY_TOKEN") from None
-
-
-def checked_url(text: str) -> str:
-    """Check the address of a relay; a path before /v1 is kept."""
-    try:
-        return check_base_url(text, example="https://relay.example.com").removesuffix("/v1")
-    except ValueError as error:
-        raise SettingsError(f"the address of the relay (RELAY_URL, --url) {error}") from None
-
-
-def checked_token(text: str) -> str:
-    """Check that a token can be sent at all."""
-    token = text.strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise SettingsError("a token is one word of plain characters (RELAY_TOKEN, --token)")
-    return token
+    def is_usage_error(self) -> bool:
+        """Whether the same request can never succeed, so that the exit code is 2."""
+        return self.code in _USAGE_ERRORS
 
 
 def path_of(*parts: str) -> str:
-    """Write a path below /v1 of parts that people typed."""
+    """Return the path below /v1 of ids that people typed, each exactly one segment."""
     if any(part in ("", ".", "..") for part in parts):
-        raise SettingsError("an id is empty, or is no id")
+        raise SettingsError("an id is empty or not valid")
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
+def connect(url: ParsedUrl, *, timeout_s: float) -> HTTPConnection:
+    """Open a connection to the host of `url`, never through a proxy. Raises OSError."""
+    kind = HTTPConnection if url.plain else HTTPSConnection
+    connection = kind(url.url.host or "", url.url.port, timeout=timeout_s)
+    connection.connect()
+    return connection
+
+
+def why_unreachable(error: OSError) -> str:
+    """Say why a connection failed: `connection refused`."""
+    if isinstance(error, gaierror):
+        return "no such host"
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return os.strerror(error.errno).lower() if error.errno else "no connection"
+
+
 class Client:
-    """Asks one relay."""
+    """Sends one request at a time to one relay, over one connection; follows no redirects."""
 
-    def __init__(self, http: aiohttp.ClientSession, target: Target) -> None:
-        self._http = http
+    def __init__(self, target: ApiTarget) -> None:
         self.target = target
+        self._url = parse_url(target.url)
+        self._connection: HTTPConnection | None = None
 
-    async def get(self, path: str, **query: str | int | bool | Sequence[str] | None) -> Any:
-        """Read something."""
-        return (await self.ask("GET", path, query=query))[1]
+    def __enter__(self) -> "Client":
+        return self
 
-    async def post(self, path: str, body: Any = None) -> Any:
-        """Have something made or done."""
-        return (await self.ask("POST", path, body={} if body is None else body))[1]
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    async def ask(self, method: str, path: str, *, body: Any = None, query: Query | None = None) -> tuple[int, Any]:
-        """Ask once; gives the status and the answer. Raises Unanswered, NotARelay or Refused."""
-        async with self._request(method, path, body=body, query=query, timeout=_TIMEOUT) as response:
-            raw = await response.read()
-            if response.status >= 300:
-                raise self._refusal(response, raw)
-            if not raw:
-                return response.status, None
-            try:
-                return response.status, orjson.loads(raw)
-            except ValueError:
-                raise self._not_a_relay(response.status) from None
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    async def some(self, path: str, *, limit: int, **query: str | int | bool | Sequence[str] | None) -> Json:
-        """Read the newest entries of a list, over as many pages as it takes: `{items, next_cursor}`."""
+    def get(self, path: str, **query: str | int | bool | Sequence[str] | None) -> Any:
+        return self.request("GET", path, query=query)[1]
+
+    def post(self, path: str, body: Any = None) -> Any:
+        return self.request("POST", path, body={} if body is None else body)[1]
+
+    def request(self, method: str, path: str, *, body: Any = None, query: Query | None = None) -> tuple[int, Any]:
+        """Return the status and the parsed body. Raises RelayUnreachable, UnexpectedServer or ApiError."""
+        response = self._send(method, path, body=body, query=query, timeout_s=_ANSWER_S)
+        with self._transport_errors():
+            raw = response.read()
+        if response.status >= 300:
+            raise self._error(response, raw)
+        try:
+            return response.status, json.loads(raw) if raw else None
+        except ValueError:
+            raise self._unexpected(response.status) from None
+
+    def newest(self, path: str, *, limit: int, **query: str | int | bool | Sequence[str] | None) -> Json:
+        """Return the newest entries of a list, over as many pages as `limit` takes: `{items, next_cursor}`."""
         items: list[Any] = []
         cursor: str | None = None
         while True:
-            status, page = await self.ask(
-                "GET", path, query={**query, "limit": min(limit - len(items), PAGE), "cursor": cursor}
-            )
+            page_query = {**query, "limit": min(limit - len(items), PAGE), "cursor": cursor}
+            status, page = self.request("GET", path, query=page_query)
             if not isinstance(page, dict) or not isinstance(page.get("items"), list):
-                raise self._not_a_relay(status)
+                raise self._unexpected(status)
             items += page["items"]
             cursor = page.get("next_cursor")
             if cursor is None or len(items) >= limit:
                 return {"items": items[:limit], "next_cursor": cursor}
 
-    @asynccontextmanager
-    async def stream(
+    @contextmanager
+    def stream(
         self, path: str, *, query: Query, last_event_id: str | None, silence_s: float
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open a stream; gives its bytes as they come. A silence of `silence_s` ends it with Unanswered."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence_s)
+    ) -> Iterator[Iterator[bytes]]:
+        """Open a stream and yield its bytes as they arrive; `silence_s` without any raises RelayUnreachable."""
         headers = {"Accept": "text/event-stream"}
         if last_event_id is not None:
             headers["Last-Event-ID"] = last_event_id
-        async with self._request("GET", path, query=query, timeout=timeout, headers=headers) as response:
+        response = self._send("GET", path, query=query, headers=headers, timeout_s=silence_s)
+        try:
             if response.status >= 300:
-                raise self._refusal(response, await response.read())
-            if response.content_type != "text/event-stream":
-                raise self._not_a_relay(response.status)
-            yield response.content.iter_any()
+                with self._transport_errors():
+                    raw = response.read()
+                raise self._error(response, raw)
+            if response.headers.get_content_type() != "text/event-stream":
+                raise self._unexpected(response.status)
+            yield self._chunks(response)
+        finally:
+            self.close()
 
-    @asynccontextmanager
-    async def _request(
+    def _chunks(self, response: HTTPResponse) -> Iterator[bytes]:
+        while True:
+            with self._transport_errors():
+                chunk = response.read1(_CHUNK_BYTES)
+            if not chunk:
+                return
+            yield chunk
+
+    def _send(
         self,
         method: str,
         path: str,
         *,
-        timeout: aiohttp.ClientTimeout,
+        timeout_s: float,
         body: Any = None,
         query: Query | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        given = {"Authorization": f"Bearer {self.target.token}", **(headers or {})}
+    ) -> HTTPResponse:
+        all_headers = {
+            "Authorization": f"Bearer {self.target.token}",
+            "User-Agent": f"call-relay/{relay.__version__} (command line)",
+            **(headers or {}),
+        }
         data = None
         if body is not None:
-            data = orjson.dumps(body)
-            given["Content-Type"] = "application/json"
-        url = URL(self.target.url + path, encoded=True).update_query(_texts(query or {}))
-        try:
-            async with self._http.request(
-                method, url, data=data, headers=given, timeout=timeout, allow_redirects=False
-            ) as response:
-                yield response
-        except TimeoutError:
-            raise Unanswered(f"the relay at {self.target.url} took too long to answer") from None
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise Unanswered(
-                f"the certificate of {self.target.url} is not trusted: {error.certificate_error}"
-            ) from None
-        except aiohttp.ClientConnectorError as error:
-            raise Unanswered(
-                f"no relay answers at {self.target.url} ({why_unreachable(error)}); start it with `relay up`, "
-                "or name another one with RELAY_URL"
-            ) from None
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise Unanswered(
-                f"the relay at {self.target.url} broke the connection ({type(error).__name__}); is it a relay, "
-                "and is it https where it should be?"
-            ) from None
+            data = json.dumps(body).encode()
+            all_headers["Content-Type"] = "application/json"
+        pairs = _query_pairs(query or {})
+        target = self._url.url.raw_path.rstrip("/") + path + (f"?{urlencode(pairs)}" if pairs else "")
+        connection = self._connection
+        if connection is None or connection.sock is None:  # http.client drops the socket after Connection: close
+            connection = self._connect()
+        connection.sock.settimeout(timeout_s)
+        with self._transport_errors():
+            connection.request(method, target, body=data, headers=all_headers)
+            return connection.getresponse()
 
-    def _refusal(self, response: aiohttp.ClientResponse, raw: bytes) -> RelayError:
+    def _connect(self) -> HTTPConnection:
+        url = self.target.url
         try:
-            problem = orjson.loads(raw)
+            self._connection = connect(self._url, timeout_s=CONNECT_S)
+        except ssl.SSLCertVerificationError as error:
+            raise RelayUnreachable(f"the certificate of {url} is not trusted: {error.verify_message}") from None
+        except ssl.SSLError as error:
+            raise RelayUnreachable(f"no TLS at {url} ({error.reason}); is it an http:// address?") from None
+        except OSError as error:
+            raise RelayUnreachable(
+                f"no relay answers at {url} ({why_unreachable(error)}); start it with `relay up`, "
+                "or set RELAY_URL to another address"
+            ) from None
+        return self._connection
+
+    @contextmanager
+    def _transport_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.close()  # half an exchange is on it: the next request needs a fresh one
+            if isinstance(error, TimeoutError):
+                raise RelayUnreachable(f"the relay at {self.target.url} took too long to answer") from None
+            if isinstance(error, HTTPException | OSError):
+                raise RelayUnreachable(
+                    f"the relay at {self.target.url} closed the connection ({type(error).__name__}); "
+                    "check the address, and http:// or https://"
+                ) from None
+            raise
+
+    def _error(self, response: HTTPResponse, raw: bytes) -> RelayError:
+        try:
+            problem = json.loads(raw)
             code, detail = str(problem["code"]), str(problem["detail"])
         except (ValueError, TypeError, KeyError):
-            return self._not_a_relay(response.status)
-        lines = [detail]
+            return self._unexpected(response.status)
         errors = problem.get("errors") or []
         if len(errors) > 1:
-            lines = [f"{each['field']}: {each['message']}" if each["field"] else each["message"] for each in errors]
-        sentence = "\n".join(lines)
+            detail = "\n".join(f"{e['field']}: {e['message']}" if e["field"] else e["message"] for e in errors)
         if code == "unauthorized":
-            sentence = f"the relay at {self.target.url} does not know this token; set RELAY_TOKEN, or give --token"
-        header = response.headers.get("Retry-After")
-        retry_after_s = parse_retry_after(header, datetime.now(UTC), longest_s=_LONGEST_RETRY_AFTER_S)
-        return Refused(sentence, status=response.status, code=code, retry_after_s=retry_after_s)
+            detail = f"the relay at {self.target.url} does not accept this token; set RELAY_TOKEN or pass --token"
+        retry_after = response.headers.get("Retry-After")
+        retry_after_s = parse_retry_after(retry_after, datetime.now(UTC), longest_s=_LONGEST_RETRY_AFTER_S)
+        return ApiError(detail, status=response.status, code=code, retry_after_s=retry_after_s)
 
-    def _not_a_relay(self, status: int) -> NotARelay:
-        return NotARelay(
+    def _unexpected(self, status: int) -> UnexpectedServer:
+        return UnexpectedServer(
             f"what answers at {self.target.url} ({status}) is not the API of a Call Relay; check the address, "
             "and that its version is not older than this command"
         )
 
 
-def why_unreachable(error: aiohttp.ClientConnectorError) -> str:
-    """Say why nobody could be reached: `connection refused`."""
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "there is no such host"
-    number = error.os_error.errno
-    return os.strerror(number).lower() if number else "no connection"
-
-
-def _texts(query: Query) -> list[tuple[str, str]]:
-    """Write a query; what is None or empty is left out, several values are repeated."""
+def _query_pairs(query: Query) -> list[tuple[str, str]]:
+    """Return the pairs of a query string; None and empty lists are left out, several values repeat the name."""
     pairs: list[tuple[str, str]] = []
     for name, value in query.items():
         match value:
@@ -263,16 +247,5 @@ def _texts(query: Query) -> list[tuple[str, str]]:
             case str() | int():
                 pairs.append((name, str(value)))
             case _:
-                pairs += [(name, each) for each in value]
+                pairs += [(name, item) for item in value]
     return pairs
-
-
-@asynccontextmanager
-async def open_client(target: Target) -> AsyncIterator[Client]:
-    """Open a client; it follows no redirects and keeps no cookies."""
-    connector = aiohttp.TCPConnector(limit=64)
-    headers = {"User-Agent": f"call-relay/{relay.__version__} (command line)"}
-    async with aiohttp.ClientSession(
-        connector=connector, headers=headers, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
-    ) as http:
-        yield Client(http, target)

@@ -4,59 +4,56 @@ from typing import Annotated, Final
 
 import typer
 
-from relay.cli.output import Column, when
-from relay.cli.terminal import Limit, Terminal, command, group
+from relay.cli.client import path_of
+from relay.cli.output import Column, time_at
+from relay.cli.terminal import LimitOption, Terminal, command, new_app
 
-app = group("deliveries", "Events on their way to subscriptions.")
+app = new_app()
 
-DeliveryId = Annotated[str, typer.Argument(metavar="ID", help="event and subscription, with a dot between")]
+DeliveryId = Annotated[str, typer.Argument(metavar="ID", help="EVENT.SUBSCRIPTION: the two IDs joined by a dot.")]
 COLUMNS: Final = (
     Column("delivery", "id"),
     Column("status", "status"),
     Column("attempts", "attempts"),
-    Column("queued", when("queued_at")),
-    Column("last attempt", when("last_attempt_at")),
-    Column("next attempt", when("next_attempt_at")),
+    Column("queued", time_at("queued_at")),
+    Column("last attempt", time_at("last_attempt_at")),
+    Column("next attempt", time_at("next_attempt_at")),
 )
-WORDS: Final = {
-    "queued": "is on its way again",
-    "waiting_already": "is on its way already",
-    "delivered_already": "was delivered already; --force sends it again",
+RESULTS: Final = {
+    "queued": "is queued again",
+    "waiting_already": "is already waiting for its next attempt",
+    "delivered_already": "was already delivered; --force sends it again",
 }
+"""What the API did with a delivery that was to be sent again."""
 
 
 @command(app, "list")
-async def list_(
+def list_(
     term: Terminal,
-    subscription: Annotated[str | None, typer.Option(help="only to this subscription")] = None,
-    event: Annotated[str | None, typer.Option(help="only of this event")] = None,
+    subscription: Annotated[str | None, typer.Option(help="Only to this subscription.")] = None,
+    event: Annotated[str | None, typer.Option(help="Only of this event.")] = None,
     status: Annotated[
         list[str] | None, typer.Option(help="waiting, delivered, exhausted, missing, unknown, expired, …")
     ] = None,
-    limit: Limit = 50,
+    limit: LimitOption = 50,
 ) -> None:
-    """List deliveries."""
-    page = await term.api.some("/v1/deliveries", limit=limit, subscription=subscription, event=event, status=status)
-    term.out.table(page, COLUMNS, empty="There are no deliveries like that.")
+    """List deliveries, newest first."""
+    page = term.api.newest("/v1/deliveries", limit=limit, subscription=subscription, event=event, status=status)
+    term.out.table(page, COLUMNS, empty="No matching deliveries.")
 
 
 @command(app, "show")
-async def show(term: Terminal, delivery_id: DeliveryId) -> None:
-    """Show a delivery with its attempts."""
-    from relay.cli.client import path_of
-
-    delivery = await term.api.get(path_of("deliveries", delivery_id))
-    term.out.details(delivery)
+def show(term: Terminal, delivery_id: DeliveryId) -> None:
+    """Show a delivery and its attempts."""
+    term.out.details(term.api.get(path_of("deliveries", delivery_id)))
 
 
 @command(app, "retry")
-async def retry(
+def retry(
     term: Terminal,
     delivery_id: DeliveryId,
-    force: Annotated[bool, typer.Option("--force", help="also when it was delivered")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if it was delivered.")] = False,
 ) -> None:
-    """Try again now, in its old place of the call's order; its schedule begins anew."""
-    from relay.cli.client import path_of
-
-    result = await term.api.post(path_of("deliveries", delivery_id, "retry"), {"force": force})
-    term.out.answer(result, f"{delivery_id} {WORDS[result['result']]}")
+    """Deliver again, in its place in the order of its call; the retry schedule restarts."""
+    result = term.api.post(path_of("deliveries", delivery_id, "retry"), {"force": force})
+    term.out.result(result, f"{delivery_id} {RESULTS[result['result']]}")

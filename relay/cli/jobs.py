@@ -1,124 +1,117 @@
-"""`relay jobs`: long work in the relay, and watching it with a bar. Who stops watching stops nothing."""
+"""`relay jobs`: background jobs, and following them with a progress bar. Ctrl-C stops the following, not the job."""
 
 import time
 from typing import Annotated, Final
 
 import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from relay.cli.terminal import Terminal, command, group
+from relay.cli.client import ApiError, RelayUnreachable, path_of
+from relay.cli.terminal import Terminal, command, new_app
 from relay.domain.json import Json
 from relay.errors import RelayError
 
-LOOK_EVERY_S: Final = 0.3
-_PATIENCE_S: Final = 60.0
-_NOTED_AFTER_S: Final = 15.0
-_ENDED: Final = frozenset({"done", "failed", "cancelled"})
-_WORDS: Final = {
-    "looked_at": "looked at",
-    "waiting": "waiting already",
-    "delivered": "delivered already",
-    "too_old": "too old to be told apart from known ones (--force takes them too)",
-    "bad": "unreadable",
+POLL_EVERY_S: Final = 0.3
+_UNREACHABLE_FOR_S: Final = 60.0
+_QUEUED_NOTE_AFTER_S: Final = 15.0
+_FINISHED: Final = frozenset({"done", "failed", "cancelled"})
+_COUNT_NAMES: Final = {
+    "looked_at": "examined",
+    "waiting": "already waiting",
+    "delivered": "already delivered",
+    "seeded": "known from before the relay started",
+    "too_old": "too old to compare with known calls (--force includes them)",
+    "bad": "invalid (`relay sources show` has the reasons)",
 }
 
-app = group("jobs", "Long work: backfills, replays, erasures.")
+app = new_app()
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="as it was told when the work began")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="ID of the job, printed when it was queued.")]
 
 
 class JobFailed(RelayError):
-    """The work ended before it was done."""
+    """The job failed or was cancelled."""
 
 
-def words(job: Json) -> str:
-    """Say how far a job is, or what it came to."""
-    counts = ", ".join(f"{count:,} {_WORDS.get(name, name)}" for name, count in job["counts"].items() if count)
+def counts_text(job: Json) -> str:
+    """Return what a job has done so far: `12 rows, 3 new`."""
+    counts = ", ".join(f"{count:,} {_COUNT_NAMES.get(name, name)}" for name, count in job["counts"].items() if count)
     return counts or "nothing so far"
 
 
-async def watch(term: Terminal, job_id: str) -> Json:
-    """Show how far a job is until it ends; gives how it ended. Raises JobFailed."""
-    import asyncio
+def follow(term: Terminal, job_id: str) -> Json:
+    """Show the progress of a job until it is finished and return it. Raises JobFailed.
 
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    from relay.cli.client import Refused, Unanswered
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[words]}"))
-    shown = term.out.notes.is_terminal
-    with Bar(*columns, TimeElapsedColumn(), console=term.out.notes, transient=True, disable=not shown) as bar:
-        task = bar.add_task("queued", total=None, words="")
-        began_s = heard_s = time.monotonic()
-        noted = False
+    A relay that restarts meanwhile is waited for.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[counts]}"))
+    is_terminal = term.out.notes.is_terminal
+    with Progress(
+        *columns, TimeElapsedColumn(), console=term.out.notes, transient=True, disable=not is_terminal
+    ) as progress:
+        task = progress.add_task("queued", total=None, counts="")
+        started_s = answered_s = time.monotonic()
+        queued_noted = False
         while True:
             try:
-                job = await read(term, job_id)
-                heard_s = time.monotonic()
-            except (Refused, Unanswered) as error:
-                gone = isinstance(error, Refused) and error.status < 500
-                if gone or time.monotonic() - heard_s > _PATIENCE_S:
+                job = read(term, job_id)
+                answered_s = time.monotonic()
+            except (ApiError, RelayUnreachable) as error:
+                final = isinstance(error, ApiError) and error.status < 500
+                if final or time.monotonic() - answered_s > _UNREACHABLE_FOR_S:
                     raise
-                await asyncio.sleep(1)
+                time.sleep(1)
                 continue
             state = job["state"]
+            counts = counts_text(job) + (f" ({job['error']})" if state == "waiting" and job["error"] else "")
             total = 1.0 if job["done"] is not None else None
-            words_ = words(job) + (f" ({job['error']})" if state == "waiting" and job["error"] else "")
-            bar.update(task, description=state, total=total, completed=job["done"] or 0, words=words_)
-            if state in _ENDED:
+            progress.update(task, description=state, total=total, completed=job["done"] or 0, counts=counts)
+            if state in _FINISHED:
                 break
-            if state == "queued" and not noted and time.monotonic() - began_s > _NOTED_AFTER_S:
-                noted = True
-                term.out.note("Nobody has taken it up so far: is a worker running? It stays queued until then.")
-            await asyncio.sleep(LOOK_EVERY_S)
+            if state == "queued" and not queued_noted and time.monotonic() - started_s > _QUEUED_NOTE_AFTER_S:
+                queued_noted = True
+                term.out.note("No worker has started the job yet; it stays queued. Is a worker running?")
+            time.sleep(POLL_EVERY_S)
     if job["state"] == "failed":
-        raise JobFailed(f"the {job['kind']} failed after {words(job)}: {job['error'] or 'no reason given'}")
+        raise JobFailed(f"the {job['kind']} failed after {counts_text(job)}: {job['error'] or 'no reason given'}")
     if job["state"] == "cancelled":
-        raise JobFailed(f"the {job['kind']} was cancelled after {words(job)}")
+        raise JobFailed(f"the {job['kind']} was cancelled after {counts_text(job)}")
     return job
 
 
-async def read(term: Terminal, job_id: str) -> Json:
-    """Read how far a job is."""
-    from relay.cli.client import path_of
-
-    job: Json = await term.api.get(path_of("jobs", job_id))
+def read(term: Terminal, job_id: str) -> Json:
+    job: Json = term.api.get(path_of("jobs", job_id))
     return job
 
 
-async def watched(term: Terminal, job_id: str, *, wait: bool) -> None:
-    """Watch a job that was just queued, unless nobody wants to, and give what it came to."""
-    import asyncio
-
+def report(term: Terminal, job_id: str, *, wait: bool) -> None:
+    """Write the result of a job that was just queued, after following it where `wait` is set."""
     if not wait:
-        job = await read(term, job_id)
-        term.out.answer(job, f"{job_id} is queued; relay jobs show {job_id} --watch shows it")
+        term.out.result(read(term, job_id), f"{job_id} is queued; `relay jobs show {job_id} --watch` follows it")
         return
     try:
-        job = await watch(term, job_id)
-    except asyncio.CancelledError:
-        term.out.note(f"No longer watching; {job_id} goes on in the relay. relay jobs cancel {job_id} ends it.")
+        job = follow(term, job_id)
+    except KeyboardInterrupt:
+        term.out.note(f"{job_id} continues in the relay; `relay jobs cancel {job_id}` stops it.")
         raise
-    term.out.answer(job, f"{job['kind']} done: {words(job)}")
+    term.out.result(job, f"{job['kind']} done: {counts_text(job)}")
 
 
 @command(app, "show")
-async def show(
+def show(
     term: Terminal,
     job_id: JobId,
-    watch_it: Annotated[bool, typer.Option("--watch", "-w", help="with a bar, until it ends")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it with a progress bar until it ends.")] = False,
 ) -> None:
-    """Show how far long work is."""
-    if watch_it:
-        await watched(term, job_id, wait=True)
+    """Show the progress of a job."""
+    if watch:
+        report(term, job_id, wait=True)
     else:
-        term.out.details(await read(term, job_id))
+        term.out.details(read(term, job_id))
 
 
 @command(app, "cancel")
-async def cancel(term: Terminal, job_id: JobId) -> None:
-    """End long work; what it did so far stays done."""
-    from relay.cli.client import path_of
-
-    job = await term.api.post(path_of("jobs", job_id, "cancel"))
-    term.out.answer(job, f"{job_id} ends within seconds")
+def cancel(term: Terminal, job_id: JobId) -> None:
+    """Stop a job. What it has done so far is kept."""
+    job = term.api.post(path_of("jobs", job_id, "cancel"))
+    term.out.result(job, f"{job_id} stops within seconds")

@@ -1,88 +1,93 @@
-"""What every command has: how it finds the relay, `--json`, and how it ends.
+"""What every client command shares: how it finds the relay, `--json`, and how it ends.
 
-A command is an async function that gets a `Terminal` first and its own parameters after it; `command` makes it one of
-a typer app, with --url, --token, --config and --json added.
+A command is a function that takes a `Terminal` first and its own parameters after it; `command` adds it to a typer app,
+with --url, --token, --config and --json.
 """
 
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from relay.cli.client import ApiError, Client
+from relay.cli.output import Output
+from relay.cli.target import find_target
+from relay.domain.time import iso, parse_instant
 from relay.errors import SettingsError
 
-if TYPE_CHECKING:
-    from relay.cli.client import Client, Target
-    from relay.cli.output import Out
-
-Url = Annotated[
+UrlOption = Annotated[
     str | None,
-    typer.Option("--url", envvar="RELAY_URL", help="the relay's address, such as https://relay.example.com"),
+    typer.Option("--url", envvar="RELAY_URL", help="Address of the relay, such as https://relay.example.com."),
 ]
-Token = Annotated[
-    str | None, typer.Option("--token", envvar="RELAY_TOKEN", help="a token; the variable keeps it out of `ps`")
+TokenOption = Annotated[
+    str | None,
+    typer.Option("--token", envvar="RELAY_TOKEN", help="API token; the variable keeps it out of `ps`."),
 ]
-Config = Annotated[
+LocalConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="relay.yaml of a relay on this machine: its address and token are taken"),
+    typer.Option("--config", "-c", help="relay.yaml of a relay on this machine, to use its address and token."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else, for programs")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="most entries, newest first")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask whether it is meant")]
-Since = Annotated[str | None, typer.Option("--since", help="from when on: 2h, 3d, or 2026-11-20T10:00:00Z")]
-Until = Annotated[str | None, typer.Option("--until", help="up to when, likewise")]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Default: RELAY_CONFIG, else relay.yaml here, else RELAY_… variables only."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="Maximum number of entries.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+SinceOption = Annotated[str | None, typer.Option("--since", help="Start: 2h or 3d ago, or 2026-11-20T10:00:00Z.")]
+UntilOption = Annotated[str | None, typer.Option("--until", help="End, in the same form; default: now.")]
 
-Work = TypeVar("Work", bound=Callable[..., Awaitable[None]])
+Work = TypeVar("Work", bound=Callable[..., None])
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """What a command works with: the relay, and where it writes."""
+    """What a command works with: the API of a relay, and where to write."""
 
-    api: "Client"
-    out: "Out"
+    api: Client
+    out: Output
 
     def confirm(self, question: str, *, yes: bool) -> None:
-        """Have something that cannot be undone confirmed."""
+        """Ask before something that cannot be undone; without a terminal only --yes will do."""
         if yes:
             return
         if self.out.as_json or not sys.stdin.isatty():
-            raise SettingsError("this cannot be undone: say --yes")
+            raise SettingsError("this cannot be undone; confirm with --yes")
         typer.confirm(question, abort=True, err=True)
 
 
-def _common(url: Url = None, token: Token = None, config: Config = None, as_json: AsJson = False) -> None:
-    """Only its signature is used."""
+def _common(
+    url: UrlOption = None, token: TokenOption = None, config: LocalConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Only the signature is used."""
 
 
-def group(name: str, help_: str) -> typer.Typer:
-    """Make the commands of one noun."""
-    return typer.Typer(name=name, help=help_, no_args_is_help=True)
+def new_app() -> typer.Typer:
+    return typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 def command(app: typer.Typer, name: str, *, endless: bool = False) -> Callable[[Work], Work]:
-    """Make a function a command. Ctrl-C is how an `endless` one ends well."""
+    """Add a function to an app as a command. Ctrl-C is the normal end of an `endless` one."""
 
     def register(work: Work) -> Work:
         _, *own = inspect.signature(work).parameters.values()
         common = inspect.signature(_common).parameters.values()
         keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *common)]
 
-        def run(*, url: str | None, token: str | None, config: Path | None, as_json: bool, **given: Any) -> None:
-            import asyncio
-
-            from relay.cli.client import find_target
-            from relay.cli.output import Out
-
-            out = Out(as_json=as_json)
-            target = find_target(url, token, config, os.environ)
+        def run(*, url: str | None, token: str | None, config: Path | None, as_json: bool, **options: Any) -> None:
             try:
-                asyncio.run(_work(target, out, work, given))
+                with Client(find_target(url, token, config, os.environ)) as api:
+                    work(Terminal(api, Output(as_json=as_json)), **options)
+            except ApiError as error:
+                if error.is_usage_error:
+                    raise SettingsError(str(error)) from error
+                raise
             except KeyboardInterrupt:
                 if not endless:
                     raise
@@ -96,24 +101,6 @@ def command(app: typer.Typer, name: str, *, endless: bool = False) -> Callable[[
     return register
 
 
-async def _work(target: "Target", out: "Out", work: Callable[..., Awaitable[None]], given: dict[str, Any]) -> None:
-    from relay.cli.client import Refused, open_client
-
-    async with open_client(target) as api:
-        try:
-            await work(Terminal(api, out), **given)
-        except Refused as refused:
-            if refused.asked_wrongly:
-                raise SettingsError(str(refused)) from refused
-            raise
-
-
-def moment(text: str | None, *, name: str) -> str | None:
-    """Read an instant as people write it, for the API."""
-    if text is None:
-        return None
-    from datetime import UTC, datetime
-
-    from relay.domain.time import iso, parse_instant
-
-    return iso(parse_instant(text, name=name, now=datetime.now(UTC)))
+def api_time(text: str | None, *, name: str) -> str | None:
+    """Turn an option such as `2h` into a time of the API. Raises SettingsError."""
+    return None if text is None else iso(parse_instant(text, name=name, now=datetime.now(UTC)))

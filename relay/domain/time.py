@@ -12,14 +12,14 @@ _MAX_DURATION_S: Final = 3_650 * 86_400
 
 
 def parse_duration_s(text: str, *, name: str) -> float:
-    """Parse `20s`, `90m`, `1h30m`, `3d` or plain seconds. `name` is the option that a SettingsError names."""
+    """Parse `20s`, `90m`, `1h30m` or `3d`. `name` is the option that a SettingsError names."""
     lowered = text.strip().lower()
     if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", lowered, re.ASCII):
-        seconds = float(lowered)
-    elif lowered and not _PART.sub("", lowered):
-        seconds = sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(lowered))
-    else:
-        raise SettingsError(f"{name}: {text[:40]!r} is not a valid duration; use 30s, 90m, 1h30m, 3d or 2w")
+        units = f"{lowered}s, {lowered}h or {lowered}d"
+        raise SettingsError(f"{name}: {text[:40]!r} is not a valid duration; use {units}")
+    if not lowered or _PART.sub("", lowered):
+        raise SettingsError(f"{name}: {text[:40]!r} is not a valid duration; use 30s, 2h or 3d")
+    seconds = sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(lowered))
     if not 0 < seconds <= _MAX_DURATION_S:
         raise SettingsError(f"{name}: {text[:40]!r} is not a valid duration; use more than 0 and at most ten years")
     return seconds
@@ -36,10 +36,9 @@ def parse_instant(text: str, *, name: str, now: datetime) -> datetime:
             raise SettingsError(
                 f"{name}: {text[:40]!r} is not a valid time; use 2h, 3d or 2026-11-20T10:00:00Z"
             ) from None
-    try:
-        return now - timedelta(seconds=parse_duration_s(stripped, name=name))
-    except SettingsError:
-        raise SettingsError(f"{name}: {text[:40]!r} is not a valid time; use 2h, 3d or 2026-11-20T10:00:00Z") from None
+    if not stripped[:1].isdigit():
+        raise SettingsError(f"{name}: {text[:40]!r} is not a valid time; use 2h, 3d or 2026-11-20T10:00:00Z")
+    return now - timedelta(seconds=parse_duration_s(stripped, name=name))
 
 
 def iso(instant: datetime | None) -> str | None:

@@ -8,28 +8,25 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from relay.config_file import locate, read_file
 from relay.delivery.guard import vet_url
 from relay.delivery.signature import new_secret
 from relay.domain.json import Json
+from relay.domain.text import printable
 from relay.errors import SettingsError
 from relay.settings.environment import Environment
-from relay.settings.file import read_file
-from relay.settings.messages import Location, did_you_mean, dotted, located_errors, printable
+from relay.settings.messages import Location, did_you_mean, dotted, located_errors
 from relay.settings.options import SUBSCRIPTION_FILES, Settings
 
 _FILE_MAX_BYTES: Final = 65_536
 
 
 def load(config_path: Path | None, environ: Mapping[str, str], *, model: type[Settings] = Settings) -> Settings:
-    """Read the file and the environment. Without a path, it is the file that RELAY_CONFIG names, else a relay.yaml in
-    the working directory, else none.
+    """Read the environment and the file, which `locate` finds when no path is given.
 
     Raises SettingsError with one line for each problem.
     """
-    default = Path("relay.yaml")
-    path = config_path or (Path(environ["RELAY_CONFIG"]) if environ.get("RELAY_CONFIG") else None)
-    if path is None and default.is_file():
-        path = default
+    path = locate(config_path, environ)
     problems: list[str] = []
     file = read_file(path, problems) if path else {}
     environment = Environment(model, environ, file=file or {}, problems=problems)

@@ -8,6 +8,8 @@ from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from relay.domain.text import printable
+
 ID_FORMAT = "1 to 63 lower-case letters, digits, - and _, starting with a letter or a digit"
 
 Location = tuple[str | int, ...]
@@ -164,10 +166,3 @@ def dotted(location: Location) -> str:
         name = printable(part, quote="")
         text += f"[{part}]" if isinstance(part, int) else f".{name}" if text else name
     return text
-
-
-def printable(value: Any, *, quote: str = "'", max_chars: int = 64) -> str:
-    """Quote a name in a message, shortened and on one line."""
-    text = str(value)
-    text = text if len(text) <= max_chars else text[: max_chars - 1] + "…"
-    return quote + text.encode("unicode_escape").decode() + quote

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import AfterValidator, BeforeValidator, SecretStr, WrapSerializer
 
 from relay.delivery.signature import decode_secret
+from relay.domain.text import printable
 from relay.domain.url import check_base_url, parse_url
 from relay.events.render import check_map
 from relay.events.samples import sample
 from relay.events.types import EVENT_TYPES, matches
 from relay.secrets import KEY_MIN_CHARS, TOKEN_MIN_CHARS
-from relay.settings.messages import printable
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")

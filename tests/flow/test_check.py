@@ -1,4 +1,4 @@
-"""`relay check` finds what would make calls be missed, and says what to do; it asks little and sends nothing."""
+"""`relay check` finds what would lose calls, and says what to fix; it sends few requests and no events."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 @dataclass
 class Place:
-    """A configuration whose both ends are simulated."""
+    """A configuration whose provider and subscriber are simulated."""
 
     folder: Path
     provider: FaultyWebFones
@@ -53,7 +53,7 @@ class Place:
         return load(self.path(), self.environ)
 
     async def findings(self) -> list[Finding]:
-        return [finding async for finding in check.check(self.settings())]
+        return [finding async for finding in check.check_all(self.settings())]
 
     async def of(self, what: str) -> Finding:
         """The one finding about a thing."""
@@ -64,7 +64,7 @@ class Place:
 
 @pytest.fixture
 async def place(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[Place]:
-    """Everything is well here; each test breaks one thing."""
+    """Every check passes here; each test breaks one thing."""
     provider, subscriber = FaultyWebFones(), ScriptedSubscriber()
     provider.add_account(KEY)
     provider.appear(KEY, talk_s=180)
@@ -81,10 +81,10 @@ async def place(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[
         yield Place(tmp_path, provider, subscriber, config, environ)
 
 
-async def test_when_all_is_well_it_says_so_in_three_requests_and_without_a_post(place: Place) -> None:
+async def test_a_check_that_passes_sends_three_requests_and_no_event(place: Place) -> None:
     findings = await place.findings()
 
-    # The test's Redis keeps no append-only file and its default encodings, which is worth a warning, and rightly so.
+    # The test's Redis has no append-only file and default encodings, both of which deserve a warning.
     assert {finding.what for finding in findings if finding.status != "ok"} == {"store durability", "store compactness"}
     assert {finding.what for finding in findings} >= {
         "store",
@@ -97,25 +97,25 @@ async def test_when_all_is_well_it_says_so_in_three_requests_and_without_a_post(
     }
     assert sum(place.provider.requests.values()) == 3
     assert place.subscriber.received("a") == 0
-    assert check.verdict(findings)["ok"] is True
+    assert check.report(findings)["ok"] is True
 
 
-async def test_the_newest_calls_age_is_said_in_words(place: Place) -> None:
+async def test_the_age_of_the_newest_call_is_reported(place: Place) -> None:
     assert (await place.of("source main zone")).text == "the newest call started 3 minutes ago, read as UTC"
 
 
-async def test_a_refused_key_is_the_first_thing_to_fix(place: Place) -> None:
+async def test_a_rejected_key_fails_with_what_to_set(place: Place) -> None:
     place.config["sources"]["main"]["api_key"] = "another"
 
     finding = await place.of("source main")
 
     assert finding.status == "fail"
     assert "rejected the key" in finding.text
-    assert finding.fix == "set the source's api_key, or what is in its api_key_file, to one that is valid"
+    assert finding.fix == "set a valid api_key, or put one into the source's api_key_file"
     assert "another" not in finding.line()
 
 
-async def test_a_provider_that_is_not_there_is_said_once(place: Place) -> None:
+async def test_an_unreachable_provider_is_reported_once(place: Place) -> None:
     place.config["sources"]["main"]["base_url"] = "http://127.0.0.1:1"
 
     finding = await place.of("source main")
@@ -124,7 +124,7 @@ async def test_a_provider_that_is_not_there_is_said_once(place: Place) -> None:
     assert "failed for" in finding.text
 
 
-async def test_a_zone_that_makes_calls_start_in_the_future_is_wrong(place: Place) -> None:
+async def test_a_zone_that_puts_calls_into_the_future_fails(place: Place) -> None:
     """The account is in Berlin, the source says UTC: calls seem to start in an hour."""
     place.provider.add_account("berlin", zone="Europe/Berlin")
     place.provider.appear("berlin", talk_s=30)
@@ -133,11 +133,11 @@ async def test_a_zone_that_makes_calls_start_in_the_future_is_wrong(place: Place
     finding = await place.of("source main zone")
 
     assert finding.status == "fail"
-    assert "still to come" in finding.text
+    assert "in the future" in finding.text
     assert "timezone" in finding.fix
 
 
-async def test_clocks_that_differ_are_said(place: Place) -> None:
+async def test_a_skewed_clock_is_reported(place: Place) -> None:
     place.provider.clock_skew_s = 400
 
     finding = await place.of("source main clock")
@@ -146,22 +146,22 @@ async def test_clocks_that_differ_are_said(place: Place) -> None:
     assert "ahead of" in finding.text
 
 
-async def test_rows_that_nobody_could_believe_are_shown_with_their_reasons(place: Place, redis: Redis) -> None:
+async def test_invalid_rows_are_reported_with_their_reasons(place: Place, redis: Redis) -> None:
     states = SourceStore(redis)
-    bad = [InvalidRow("the row has no rid", None, "{}"), InvalidRow("call_timestamp is no time", "7", "{}")]
-    await states.quarantine("main", bad)
+    invalid = [InvalidRow("the row has no rid", None, "{}"), InvalidRow("call_timestamp is no time", "7", "{}")]
+    await states.quarantine("main", invalid)
     place.provider.inject(Fault(kind=FaultKind.GARBAGE, on=WebFonesEndpoint.RECORDS))
 
     findings = [finding for finding in await place.findings() if finding.what == "source main rows"]
 
     assert [finding.status for finding in findings] == ["warn", "warn"]
-    assert "cannot be believed" in findings[0].text
+    assert "are invalid" in findings[0].text
     assert "2 rows of the last 7 days" in findings[1].text
     assert "the row has no rid" in findings[1].text
     assert "call_timestamp is no time" in findings[1].text
 
 
-async def test_what_the_relay_has_noted_about_a_source_is_shown(place: Place, redis: Redis) -> None:
+async def test_what_the_relay_has_recorded_about_a_source_is_reported(place: Place, redis: Redis) -> None:
     states = SourceStore(redis)
     await redis.hset(keys.source("main"), mapping={"error": "WebFones rejected the key", "error_since": 1})  # type: ignore[misc]
     await states.note("main", zone_off_s=18_000)
@@ -176,10 +176,10 @@ async def test_what_the_relay_has_noted_about_a_source_is_shown(place: Place, re
     assert by_name["source main delays"].text == "calls are first seen 5 hours late"
     assert "UTC-05:00" in by_name["source main delays"].fix
     assert by_name["source main calls"].status == "warn"
-    assert by_name["source main calls"].text.startswith("no call for 5 hours")
+    assert by_name["source main calls"].text.startswith("no calls for 5 hours")
 
 
-async def test_a_used_up_share_is_a_warning_and_the_rest_goes_on(place: Place, redis: Redis) -> None:
+async def test_a_used_up_budget_is_a_warning_and_other_checks_continue(place: Place, redis: Redis) -> None:
     place.config["sources"]["main"]["budget_share"] = 0.001
 
     findings = await place.findings()
@@ -188,7 +188,7 @@ async def test_a_used_up_share_is_a_warning_and_the_rest_goes_on(place: Place, r
     assert [finding for finding in findings if finding.status == "warn" and "limit is used up" in finding.text]
 
 
-async def test_a_subscriber_at_a_private_address_is_refused_with_the_line_that_allows_it(place: Place) -> None:
+async def test_a_subscriber_at_a_private_address_is_rejected_with_the_setting_that_allows_it(place: Place) -> None:
     place.config["delivery"] = {}
     place.config["subscriptions"]["crm"]["url"] = "https://10.1.2.3/hook/very-secret"
 
@@ -199,16 +199,16 @@ async def test_a_subscriber_at_a_private_address_is_refused_with_the_line_that_a
     assert "very-secret" not in str(caught.value)
 
 
-async def test_a_subscriber_whose_name_nobody_knows_is_said(place: Place) -> None:
-    place.config["subscriptions"]["crm"]["url"] = "https://nobody.invalid/hook"
+async def test_a_subscriber_whose_name_does_not_resolve_fails(place: Place) -> None:
+    place.config["subscriptions"]["crm"]["url"] = "https://unknown.invalid/hook"
 
     finding = await place.of("subscription crm")
 
     assert finding.status == "fail"
-    assert "nobody.invalid" in finding.text
+    assert "unknown.invalid" in finding.text
 
 
-async def test_a_subscription_that_was_switched_off_is_said(place: Place, redis: Redis) -> None:
+async def test_a_disabled_subscription_fails_with_the_reason(place: Place, redis: Redis) -> None:
     await redis.hset(queue_keys.partition("deliver", "crm"), mapping={"disabled": "it answered 410"})  # type: ignore[misc]
 
     finding = await place.of("subscription crm")
@@ -217,7 +217,7 @@ async def test_a_subscription_that_was_switched_off_is_said(place: Place, redis:
     assert "it answered 410" in finding.text
 
 
-async def test_a_store_that_does_not_answer_is_said_and_the_rest_is_looked_at(place: Place) -> None:
+async def test_an_unreachable_store_fails_and_other_checks_continue(place: Place) -> None:
     place.environ["RELAY_REDIS_URL"] = "redis://:hunter2hunter2@127.0.0.1:1/0"
 
     by_name = {finding.what: finding for finding in await place.findings()}
@@ -228,7 +228,7 @@ async def test_a_store_that_does_not_answer_is_said_and_the_rest_is_looked_at(pl
     assert by_name["subscription crm"].status == "ok"
 
 
-async def test_a_database_of_another_relay_is_said_and_not_written_to(place: Place, redis: Redis) -> None:
+async def test_a_database_of_another_relay_fails_and_is_not_written_to(place: Place, redis: Redis) -> None:
     await redis.set(keys.IDENTITY, SecretBox(["x" * 40]).fingerprints()[0])
 
     finding = await place.of("store")
@@ -238,7 +238,7 @@ async def test_a_database_of_another_relay_is_said_and_not_written_to(place: Pla
     assert await redis.keys("*") == [keys.IDENTITY.encode()]
 
 
-async def test_a_storage_that_cannot_be_written_is_said(place: Place) -> None:
+async def test_a_storage_that_cannot_be_written_fails(place: Place) -> None:
     place.folder.joinpath("a-file").write_text("in the way")
     place.config["storage_url"] = "a-file/recordings"
 
@@ -267,12 +267,12 @@ async def test_presigned_links_need_an_object_store(place: Place) -> None:
     ("public_url", "status", "words"),
     [
         (None, "warn", "are null in every event"),
-        ("http://127.0.0.1:8080", "warn", "not reached from outside"),
-        ("http://localhost:8080", "warn", "not reached from outside"),
-        ("https://relay.example.com/phones", "ok", "begin with https://relay.example.com/phones"),
+        ("http://127.0.0.1:8080", "warn", "cannot be reached from outside"),
+        ("http://localhost:8080", "warn", "cannot be reached from outside"),
+        ("https://relay.example.com/phones", "ok", "start with https://relay.example.com/phones"),
     ],
 )
-def test_links_say_what_they_will_be(public_url: str | None, status: str, words: str) -> None:
+def test_recording_links_are_reported(public_url: str | None, status: str, words: str) -> None:
     finding = check.links(load(None, {"RELAY_PUBLIC_URL": public_url or ""}))
 
     assert finding.status == status
@@ -290,8 +290,8 @@ async def test_an_embedded_store_is_started_for_the_check_and_stopped(place: Pla
     assert not again.socket.exists()
 
 
-async def test_it_works_beside_a_relay_that_has_the_embedded_store_open(place: Place) -> None:
-    """The lock on the directory is the relay's; the check talks to the same server and leaves it running."""
+async def test_a_check_uses_the_embedded_store_of_a_running_relay(place: Place) -> None:
+    """The directory is locked by the relay; the check connects to the same server and leaves it running."""
     place.environ = {}
     load_or_create(place.folder / "data")
     async with EmbeddedStore(place.folder / "data") as store:
@@ -305,7 +305,7 @@ async def test_it_works_beside_a_relay_that_has_the_embedded_store_open(place: P
     assert alive
 
 
-async def test_the_command_ends_with_1_when_something_is_to_fix(
+async def test_the_command_exits_with_1_when_a_check_fails(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in place.environ.items():
@@ -313,17 +313,17 @@ async def test_the_command_ends_with_1_when_something_is_to_fix(
     path = str(place.path())
 
     await asyncio.to_thread(main_ends, ["check", "-c", path], 0)
-    well = capsys.readouterr().out
+    passing = capsys.readouterr().out
     place.config["sources"]["main"]["api_key"] = "another"
     path = str(place.path())
     await asyncio.to_thread(main_ends, ["check", "-c", path], 1)
-    unwell = capsys.readouterr().out
+    failing = capsys.readouterr().out
     await asyncio.to_thread(main_ends, ["check", "-c", path, "--json"], 1)
     document = json.loads(capsys.readouterr().out)
 
-    assert "✓ store: " in well
-    assert "✗ source main: " in unwell
-    assert "    → set the source's api_key, or what is in its api_key_file, to one that is valid" in unwell
+    assert "✓ store: " in passing
+    assert "✗ source main: " in failing
+    assert "    → set a valid api_key, or put one into the source's api_key_file" in failing
     assert document["ok"] is False
     assert {"what", "status", "text", "fix"} == set(document["findings"][0])
 
@@ -334,7 +334,7 @@ def main_ends(arguments: list[str], code: int) -> None:
     assert (ended.value.code or 0) == code
 
 
-def test_a_wrong_setting_is_a_sentence_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_setting_is_a_message_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "relay.yaml"
     path.write_text("sources: {main: {provider: webfone, api_key: k}}")
 
@@ -365,8 +365,8 @@ BUSY = [timedelta(minutes=2 * number) for number in range(30)]
         (starts(*[timedelta(hours=5) + 9 * age for age in BUSY]), "UTC", "ok", "5 hours ago"),
     ],
 )
-def test_a_wrong_zone_is_seen(calls: list[datetime], zone: str, status: str, words: str) -> None:
-    """Calls of the future are wrong; whole hours of silence in a busy office are suspicious; quiet offices are not."""
+def test_a_wrong_zone_is_detected(calls: list[datetime], zone: str, status: str, words: str) -> None:
+    """Calls in the future are wrong; whole hours without calls are suspicious where calls are frequent only."""
     finding = check.zone("zone", calls, zone, now=NOW)
 
     assert finding.status == status
@@ -385,14 +385,14 @@ def test_a_wrong_zone_is_seen(calls: list[datetime], zone: str, status: str, wor
         ({}, []),
     ],
 )
-def test_a_redis_that_forgets_or_wastes_is_found_out(info: dict[str, Any], names: list[str]) -> None:
+def test_a_redis_that_loses_data_or_wastes_memory_is_reported(info: dict[str, Any], names: list[str]) -> None:
     assert [finding.what for finding in check.durability(info)] == names
 
 
 @pytest.mark.parametrize(
     ("ahead_s", "status"), [(0, None), (-4, None), (30, "warn"), (-30, "warn"), (241, "fail"), (-3600, "fail")]
 )
-def test_clocks_are_judged_by_what_a_signature_bears(ahead_s: float, status: str | None) -> None:
+def test_clock_skew_is_compared_with_the_tolerance_of_signatures(ahead_s: float, status: str | None) -> None:
     findings = check.skew("clock", "the store's clock", ahead_s)
 
     assert [finding.status for finding in findings] == ([] if status is None else [status])

@@ -48,12 +48,12 @@ async def test_a_source_is_made_changed_and_removed(desk: Desk, tmp_path: Path) 
     missing = await relay(desk, "sources", "show", "shop")
 
     assert made.code == 0, made.err
-    assert made.out.startswith("shop is made")
+    assert made.out.startswith("shop created")
     assert changed.json["options"]["poll_interval_s"] == 75
     assert back.json["options"]["poll_interval_s"] == 30
     assert "the-key-of-the-account" not in made.out + changed.out
     assert paused.json["state"] == "paused"
-    assert (hasty.code, hasty.err) == (2, "this cannot be undone: say --yes\n")
+    assert (hasty.code, hasty.err) == (2, "this cannot be undone; confirm with --yes\n")
     assert gone.json == {"id": "shop", "deleted": True}
     assert (missing.code, missing.out, missing.err) == (1, "", "Source not found.\n")
 
@@ -73,7 +73,7 @@ async def test_a_subscription_is_made_tested_and_switched(desk: Desk) -> None:
 
     assert made.code == 0, made.err
     assert heard.code == 0, heard.err
-    assert heard.out.endswith("was heard\n")
+    assert heard.out.endswith(" delivered\n")
     assert refused.code == 1
     assert "answered 500" in refused.err
     assert rotated.json["secret"].startswith("whsec_")
@@ -118,7 +118,7 @@ async def test_a_viewer_sees_and_changes_nothing(desk: Desk) -> None:
     assert (nobody.code, revoked.code, again.code) == (1, 0, 1)
     assert "token not found" in nobody.err.lower()
     assert after.code == 1
-    assert "does not know this token" in after.err
+    assert "does not accept this token" in after.err
 
 
 async def test_what_does_not_answer_is_said_in_a_sentence(free_port: int, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ async def test_explain_says_why_nothing_is_known(desk: Desk) -> None:
     document = await relay(desk, "explain", "call_" + "a" * 26, "--json")
 
     assert nothing.code == 1
-    assert "No call like 404404 is known." in nothing.err
+    assert "No call found for 404404." in nothing.err
     assert "the provider refuses the API key (401)" in nothing.err
     assert document.code == 1
     assert document.json["items"] == []
@@ -212,9 +212,9 @@ async def test_what_failed_is_found_and_sent_again(desk: Desk) -> None:
 
     assert [each["id"] for each in waiting.json["items"]] == [delivery]
     assert "answered 500" in shown.out
-    assert again.out == f"{delivery} is on its way already\n"
-    assert heard.out == f"{eid} was delivered already; --force sends it again\n"
-    assert (neither.code, neither.err) == (2, "say either --since, such as 2h, or --event\n")
+    assert again.out == f"{delivery} is already waiting for its next attempt\n"
+    assert heard.out == f"{eid} was already delivered; --force sends it again\n"
+    assert (neither.code, neither.err) == (2, "pass either --since, such as 2h, or --event\n")
 
 
 async def test_a_replay_shows_what_it_came_to(desk: Desk) -> None:
@@ -250,7 +250,7 @@ async def test_calls_and_events_are_found(desk: Desk) -> None:
 
     assert "Jo Sample" in calls.out
     assert calls.out.count("call_") == 1
-    assert later.out == "No call is known like that; `relay explain` says why.\n"
+    assert later.out == "No matching calls. `relay explain` says why a call is missing.\n"
     assert len(events.json["items"]) == 1
     assert events.json["next_cursor"] is not None
     assert event.json["id"] == eid
@@ -273,5 +273,5 @@ async def test_a_long_list_is_read_over_its_pages(
 
     assert len({each["id"] for each in some.json["items"]}) == 203
     assert some.json["next_cursor"] is not None
-    assert "There are more: --limit shows them." in table.err
+    assert "There are more entries; --limit shows them." in table.err
     assert TOKEN not in table.out

@@ -34,7 +34,7 @@ async def test_what_is_wrong_with_one_stops_no_other(desk: Desk, tmp_path: Path)
     people = await relay(desk, "sources", "import", str(file))
 
     assert first.code == 1
-    assert first.err == "6 of 46 sources are not in the relay\n"
+    assert first.err == "6 of 46 sources were not imported\n"
     assert {name: first.json[name] for name in ("total", "created", "replaced", "not_tried")} == {
         "total": 46,
         "created": 40,
@@ -43,12 +43,12 @@ async def test_what_is_wrong_with_one_stops_no_other(desk: Desk, tmp_path: Path)
     }
     failed = {each["where"]: each for each in first.json["failed"]}
     assert failed["line 43"]["why"] == "poll_interval_s: must be a number"
-    assert failed["line 44"]["why"] == "has the id of line 5"
+    assert failed["line 44"]["why"] == "has the same id as line 5"
     assert failed["line 45"]["code"] == "declared_in_configuration"
     assert failed["line 46"]["why"] == "has 11 values for 8 columns"
     assert set(failed) == {f"line {number}" for number in range(42, 48)}
     assert (second.json["created"], second.json["replaced"]) == (0, 40)
-    assert "46 sources: 0 made, 40 replaced, 6 failed" in people.out
+    assert "46 sources: 0 created, 40 replaced, 6 failed" in people.out
     assert "the-key-of-" not in people.out + people.err + first.out
     listed = await desk.get("/v1/sources?limit=200")
     assert len(listed["items"]) == 41
@@ -67,8 +67,8 @@ async def test_maps_and_lists_are_read_alike(desk: Desk, shape: str) -> None:
     made = await relay(desk, "sources", "import", "-", "--format", "yaml", given=text)
     again = await relay(desk, "sources", "import", "-", "--format", "json", given=text)
 
-    assert (made.code, made.out) == (0, "2 sources: 2 made, 0 replaced\n")
-    assert (again.code, again.out) == (0, "2 sources: 0 made, 2 replaced\n")
+    assert (made.code, made.out) == (0, "2 sources: 2 created, 0 replaced\n")
+    assert (again.code, again.out) == (0, "2 sources: 0 created, 2 replaced\n")
 
 
 async def test_a_file_that_cannot_be_read_sends_nothing(desk: Desk, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ async def test_a_file_that_is_there_is_never_overwritten(tmp_path: Path) -> None
     link = await run("init", "-f", str(tmp_path / "link.yaml"), *arguments, environ=ENVIRON)
 
     assert (there.code, link.code) == (2, 2)
-    assert "is there already and is left as it is" in there.err
+    assert "already exists and was not changed" in there.err
     assert (tmp_path / "relay.yaml").read_text() == "mine\n"
     assert not (tmp_path / "elsewhere.yaml").exists()
 
@@ -124,8 +124,8 @@ async def test_questions_are_asked_at_a_terminal_and_the_answers_checked(tmp_pat
         code, screen = await asyncio.to_thread(_type, ["init", "--set", f"base_url={url}"], answers, tmp_path)
 
     assert code == 0, screen
-    assert "one of cinnox, nfon, unpod, webfones, please" in screen
-    assert "is no time zone" in screen
+    assert "must be one of cinnox, nfon, unpod, webfones" in screen
+    assert "is not a time zone" in screen
     assert KEY not in screen
     assert "✓ source main" in screen
     assert "Next: relay up --config relay.yaml" in screen
@@ -148,13 +148,13 @@ async def test_the_relay_that_was_made_is_found_by_its_configuration(tmp_path: P
             await heard(relay, "source_first_polled")
             listed = await run("sources", "list", "--config", str(file), "--json", environ=environ)
             checked = await run("sources", "check", "main", "--config", str(file), environ=environ)
-            filled = await run("sources", "backfill", "main", "--since", "1h", "-c", str(file), environ=environ)
+            filled = await run("backfill", "main", "--since", "1h", "-c", str(file), environ=environ)
             tail = await start("tail", "-c", str(file), environ=environ)
             await heard(tail, "Listening at")
         finally:
             relay.send_signal(signal.SIGTERM)
             await relay.communicate()
-        await heard(tail, "No longer listening")
+        await heard(tail, "Disconnected")
         tail.send_signal(signal.SIGINT)
         await tail.communicate()
 

@@ -99,10 +99,10 @@ async def test_tail_goes_on_behind_the_last_event_when_the_stream_breaks_off() -
     assert ran.code == 0, ran.err
     assert [each["id"] for each in ran.lines] == ["evt_1", "evt_3"]
     assert asked == ["evt_0", "evt_1", "evt_1"]
-    assert "No longer listening: the stream ended. Trying again …" in ran.err
-    assert ran.err.count("No longer listening") == 1
-    assert "Listening again." in ran.err
-    assert "7 events were made meanwhile" in ran.err
+    assert "Disconnected: the stream ended. Reconnecting …" in ran.err
+    assert ran.err.count("Disconnected") == 1
+    assert "Reconnected." in ran.err
+    assert "7 events published meanwhile" in ran.err
 
 
 async def test_a_stream_that_is_refused_at_first_is_not_tried_again() -> None:
@@ -201,7 +201,7 @@ async def test_listen_follows_no_redirect_and_survives_a_program_that_is_away(de
 
     assert (redirected["status"], redirected["answer"]) == (302, "a redirect; redirects are not followed")
     assert cut_off["status"] is None
-    assert cut_off["answer"].startswith("no usable answer")
+    assert cut_off["answer"].startswith("no valid HTTP answer")
     assert asked == ["/hook", "/hook"]
 
 
@@ -228,4 +228,5 @@ async def test_listen_wants_an_address_that_can_be_posted_to(forward: str) -> No
     """NewEvent before anything is opened."""
     ran = await run("listen", "--forward", forward, environ=environ_for("http://127.0.0.1:9", "t"))
 
-    assert (ran.code, ran.err) == (2, "--forward: must look like http://localhost:3000/hook\n")
+    assert ran.code == 2
+    assert ran.err.startswith("--forward: must look like http://localhost:3000/hook: ")

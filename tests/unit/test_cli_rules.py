@@ -1,9 +1,11 @@
-"""What the command line decides without asking anybody."""
+"""What the command line decides without a relay."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import given as examples
 from hypothesis import strategies as st
-from typer.main import get_command
 
 from relay.cli import arguments
-from relay.cli.client import Target, checked_url, find_target, path_of
-from relay.cli.csv_import import Format, entries
-from relay.cli.init import Answers, page
-from relay.cli.listen import checked_forward
-from relay.cli.main import app
-from relay.cli.output import Column, Out, flattened, plain
+from relay.cli.client import path_of
+from relay.cli.csv_import import FileFormat, entries
+from relay.cli.init import InitAnswers, page
+from relay.cli.listen import parse_forward_url
+from relay.cli.main import COMMANDS
+from relay.cli.output import Column, Output, flattened, local_time, plain
+from relay.cli.target import ApiTarget, LocalRelay, check_relay_url, find_target, read_local_relay
 from relay.errors import SettingsError
 from relay.settings import load
 from tests.flow.harness import SECRET
@@ -30,19 +32,19 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 # --- which relay -----------------------------------------------------------------------------------------------------
 
 
-def test_the_relays_own_token_goes_to_the_relay_of_the_configuration_only(tmp_path: Path) -> None:
-    """A token in data_dir is taken for the local address; another address wants a token of its own."""
+def test_a_generated_token_is_sent_only_to_the_relay_that_generated_it(tmp_path: Path) -> None:
+    """The token in data_dir is used for the local address; any other address needs its own."""
     (tmp_path / "api_token").write_text("relay_own\n")
     environ = {"RELAY_DATA_DIR": str(tmp_path), "RELAY_API__HOST": "0.0.0.0", "RELAY_API__PORT": "8099"}
 
-    assert find_target(None, None, None, environ) == Target("http://127.0.0.1:8099", "relay_own")
-    assert find_target(None, "given", None, environ) == Target("http://127.0.0.1:8099", "given")
+    assert find_target(None, None, None, environ) == ApiTarget("http://127.0.0.1:8099", "relay_own")
+    assert find_target(None, "given", None, environ) == ApiTarget("http://127.0.0.1:8099", "given")
     with pytest.raises(SettingsError, match="no token for this address"):
         find_target("https://elsewhere.example.com", None, None, environ)
 
 
-def test_a_configured_token_goes_before_the_one_that_was_made(tmp_path: Path) -> None:
-    """The first of api.tokens; an IPv6 address gets its brackets."""
+def test_a_configured_token_takes_precedence_over_a_generated_one(tmp_path: Path) -> None:
+    """The first of api.tokens is used; an IPv6 address gets its brackets."""
     (tmp_path / "api_token").write_text("relay_own\n")
     environ = {
         "RELAY_DATA_DIR": str(tmp_path),
@@ -50,9 +52,52 @@ def test_a_configured_token_goes_before_the_one_that_was_made(tmp_path: Path) ->
         "RELAY_API__TOKENS": '["configured-token-1","configured-token-2"]',
     }
 
-    assert find_target(None, None, None, environ) == Target("http://[::1]:8080", "configured-token-1")
+    assert find_target(None, None, None, environ) == ApiTarget("http://[::1]:8080", "configured-token-1")
     with pytest.raises(SettingsError, match="--url"):
         find_target(None, None, None, environ | {"RELAY_API__PORT": "0"})
+
+
+@pytest.mark.parametrize(
+    ("file", "environ"),
+    [
+        ("", {}),
+        ("api: {host: '::', port: 8443, tokens: [a-token-in-the-file]}\ndata_dir: here\nlog: {level: debug}", {}),
+        ("api: {port: 1}", {"RELAY_API__PORT": "2", "relay_internal__port": "3", "RELAY_DATA_DIR": "~/x"}),
+        ("", {"RELAY_API__TOKENS": '["a-token-in-a-variable"]', "RELAY_API__HOST": "0.0.0.0"}),
+        ("api: {port: 1}", {"RELAY_API": '{"port": 4}', "RELAY_INTERNAL__PORT": ""}),
+        ("api: null\ndata_dir: null", {}),
+    ],
+)
+def test_a_client_reads_the_same_address_as_the_relay(file: str, environ: dict[str, str], tmp_path: Path) -> None:
+    """The quick reading of a few settings agrees with the complete one, defaults included."""
+    config = tmp_path / "relay.yaml"
+    config.write_text(file)
+    settings = load(config, environ)
+
+    assert read_local_relay(config, environ) == LocalRelay(
+        api_host=settings.api.host,
+        api_port=settings.api.port,
+        internal_host=settings.internal.host,
+        internal_port=settings.internal.port,
+        data_dir=settings.data_dir,
+        tokens=tuple(token.get_secret_value() for token in settings.api.tokens),
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["api: {port: soon}", "api: [1]", "data_dir: ''", "api: {port: 1", "api: {tokens: [7]}"]
+)
+def test_an_invalid_setting_is_reported_by_the_complete_reading(text: str, tmp_path: Path) -> None:
+    """A client stops with the same message as the relay."""
+    config = tmp_path / "relay.yaml"
+    config.write_text(text)
+    with pytest.raises(SettingsError) as expected:
+        load(config, {})
+
+    with pytest.raises(SettingsError) as raised:
+        read_local_relay(config, {})
+
+    assert str(raised.value) == str(expected.value)
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "tökén"])
@@ -64,10 +109,10 @@ def test_a_token_that_cannot_be_sent_is_refused_without_repeating_it(token: str)
     assert not token or token not in str(caught.value)
 
 
-def test_addresses_of_relays() -> None:
-    """A path before /v1 stays, what cannot be one is refused."""
-    assert checked_url("https://example.com/relay/v1/") == "https://example.com/relay"
-    assert checked_url("http://[::1]:8080/") == "http://[::1]:8080"
+def test_addresses_of_relays_are_checked() -> None:
+    """A path before /v1 is kept, an invalid address is rejected."""
+    assert check_relay_url("https://example.com/relay/v1/") == "https://example.com/relay"
+    assert check_relay_url("http://[::1]:8080/") == "http://[::1]:8080"
     for wrong in (
         "example.com",
         "ftp://example.com",
@@ -77,8 +122,8 @@ def test_addresses_of_relays() -> None:
         "http://x/?a",
     ):
         with pytest.raises(SettingsError):
-            checked_url(wrong)
-    assert checked_forward("localhost:3000/hook") == "http://localhost:3000/hook"
+            check_relay_url(wrong)
+    assert str(parse_forward_url("localhost:3000/hook").url) == "http://localhost:3000/hook"
 
 
 def test_an_id_is_one_part_of_a_path() -> None:
@@ -130,7 +175,7 @@ def test_tables_are_read_as_spreadsheets_write_them() -> None:
     for mark in ",;\t":
         text = f"id{mark}provider{mark}oauth.client_id\r\n\r\na{mark}nfon{mark}007\r\nb{mark}{mark}\r\n"
 
-        first, second = entries(text, Format.CSV, name="x.csv", provider="webfones")
+        first, second = entries(text, FileFormat.CSV, name="x.csv", provider="webfones")
 
         assert (first.where, first.id, first.options) == (
             "line 3",
@@ -138,8 +183,8 @@ def test_tables_are_read_as_spreadsheets_write_them() -> None:
             {"provider": "nfon", "oauth": {"client_id": "007"}},
         )
         assert (second.id, second.options, second.problem) == ("b", {"provider": "webfones"}, "")
-    with pytest.raises(SettingsError, match="name of its own"):
-        entries("id,a,a\n1,2,3\n", Format.CSV, name="x.csv", provider=None)
+    with pytest.raises(SettingsError, match="different name"):
+        entries("id,a,a\n1,2,3\n", FileFormat.CSV, name="x.csv", provider=None)
 
 
 @examples(
@@ -152,7 +197,7 @@ def test_tables_are_read_as_spreadsheets_write_them() -> None:
 def test_any_json_is_entries_or_a_sentence(document: Any) -> None:
     """Whatever a file holds, each entry is usable or says why not."""
     try:
-        found = entries(json.dumps(document), Format.JSON, name="x.json", provider=None)
+        found = entries(json.dumps(document), FileFormat.JSON, name="x.json", provider=None)
     except SettingsError:
         return
 
@@ -169,6 +214,27 @@ def test_what_a_stranger_wrote_cannot_command_the_terminal() -> None:
     assert [plain(each) for each in (None, True, ["a", 1], {"k": "v"})] == ["", "yes", "a, 1", '{"k": "v"}']
 
 
+@pytest.mark.parametrize(
+    ("zone", "text"),
+    [
+        ("UTC", "2026-11-20 12:00:03 UTC"),
+        ("Europe/Berlin", "2026-11-20 13:00:03 CET"),
+        ("America/New_York", "2026-11-20 07:00:03 EST"),
+    ],
+)
+def test_times_are_local_and_name_their_zone(zone: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zone is that of the terminal, and of the date: winter here."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+
+    try:
+        assert local_time("2026-11-20T12:00:03.250Z") == text
+        assert local_time(None) == ""
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_details_leave_out_what_says_nothing() -> None:
     """A zero and a no are said."""
     document = {"a": None, "b": "", "c": [], "d": {"e": 0, "f": False, "g": {}}, "h": [{"i": 1}, {"i": 2}], "j": [1]}
@@ -181,7 +247,7 @@ def test_a_table_is_whole_on_any_terminal(width: int, capsys: pytest.CaptureFixt
     """A narrow one gets a few lines for each row; markup is text; an empty column is left out."""
     from rich.console import Console
 
-    out = Out(as_json=False)
+    out = Output(as_json=False)
     out.console = Console(width=width, markup=False, highlight=False)
     columns = (Column("call", "id"), Column("nothing", "none"), Column("who", "name"), Column("why", "why"))
     rows = [{"id": "call_" + "a" * 26, "name": "[bold]Jo[/bold]", "why": "because"} for _ in range(2)]
@@ -206,7 +272,7 @@ def test_what_init_writes_is_read_back_as_it_was_said(provider: str, key: str) -
     name = "api_key" if provider == "webfones" else "token"
     options = {name: key} if provider == "webfones" else {"org_handle": "acme", name: key}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(page(Answers(provider, "office", options, "crm", None, SECRET)))
+        file.write(page(InitAnswers(provider, "office", options, "crm", None, SECRET)))
         file.flush()
         source = load(Path(file.name), {}).sources["office"]
 
@@ -216,31 +282,63 @@ def test_what_init_writes_is_read_back_as_it_was_said(provider: str, key: str) -
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
-def test_every_command_that_asks_a_relay_has_the_same_options() -> None:
+def test_every_client_command_has_the_same_options() -> None:
     """--json everywhere; the address and the token from the environment."""
-    groups = get_command(app).commands  # type: ignore[attr-defined]
+    groups = {command.name: command.load() for command in COMMANDS}
     nouns = ("sources", "subscriptions", "calls", "events", "deliveries", "jobs", "tokens")
-    asking = [each for noun in nouns for each in groups[noun].commands.values()]
-    asking += [groups[name] for name in ("explain", "tail", "listen", "replay", "erase")]
+    commands = [command for noun in nouns for command in groups[noun].commands.values()]
+    commands += [groups[name] for name in ("backfill", "explain", "tail", "listen", "replay", "erase")]
 
-    for each in asking:
-        options = {opt: parameter.envvar for parameter in each.params for opt in parameter.opts}
-        assert {"--json", "--url", "--token", "--config"} <= set(options), each.name
+    for command in commands:
+        options = {opt: parameter.envvar for parameter in command.params for opt in parameter.opts}
+        assert {"--json", "--url", "--token", "--config"} <= set(options), command.name
         assert (options["--url"], options["--token"]) == ("RELAY_URL", "RELAY_TOKEN")
-        assert each.help
-    assert len(asking) > 35
+        assert command.help
+    assert len(commands) > 35
 
 
-def test_help_loads_nothing_heavy() -> None:
-    """`relay --help` and completion answer at once: no client, no server, no settings."""
-    heavy = ("aiohttp", "pydantic", "redis", "arq", "asyncio", "cryptography", "phonenumbers", "relay.settings")
+def imported_by(*arguments: str) -> tuple[str, set[str]]:
+    """Run a command in a process of its own; return what it wrote to stdout and the packages it imported."""
     program = (
         "import sys\nfrom relay.cli.main import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        f"sys.stderr.write(','.join(name for name in {heavy} if name in sys.modules))"
+        f"try:\n    main({list(arguments)})\nexcept SystemExit:\n    pass\n"
+        "sys.stderr.write('\\n' + ' '.join(sys.modules))"
     )
+    environ = {"RELAY_URL": "http://127.0.0.1:9", "RELAY_TOKEN": "t", "PATH": os.environ["PATH"]}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30, env=environ
+    )
+    return ran.stdout, set(ran.stderr.splitlines()[-1].split())
 
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
 
-    assert "subscriptions" in ran.stdout
-    assert ran.stderr == ""
+SLOW = {"aiohttp", "redis", "arq", "uvloop", "asyncio", "cryptography", "phonenumbers", "obstore", "structlog"}
+"""Each of them takes a good part of what a command may take: 0.4 s of processor time."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("sources", "list"),
+        ("subscriptions", "show", "crm"),
+        ("backfill", "main", "--since", "2h"),
+        ("explain", "1"),
+        ("tail",),
+        ("sources", "import", "none.csv"),
+    ],
+    ids=" ".join,
+)
+def test_a_client_command_imports_nothing_slow(arguments: tuple[str, ...]) -> None:
+    """No server, no settings, no HTTP framework: a command answers at once."""
+    _, modules = imported_by(*arguments)
+
+    assert "relay.cli.main" in modules
+    assert modules & (SLOW | {"relay.settings", "relay.providers"}) == set()
+
+
+def test_help_imports_no_command() -> None:
+    """`relay --help` and completion read names and help from the table."""
+    help_text, modules = imported_by("--help")
+
+    assert all(str(command.name) in help_text for command in COMMANDS)
+    assert {name for name in modules if name.startswith("relay.")} == {"relay.cli", "relay.cli.main", "relay.errors"}

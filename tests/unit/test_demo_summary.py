@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
+from relay.cli.demo.command import ProviderName
 from relay.cli.demo.measure import HOOK, DeliveredEvent, Measurements, SourceTotals, Summary, percentile
 from relay.cli.demo.run import DemoOptions
 from relay.cli.demo.screen import Lines, Note, Tables, open_screen
-from relay.cli.main import Shown
 from relay.providers import PROVIDERS
 from relay.simulator.accounts import PROVIDER_NAMES, open_account
 from relay.simulator.hook_log import Arrival, HookReport
@@ -177,7 +177,7 @@ def drawn(measured: Measurements, *, width: int, height: int, note: str = "") ->
 
 def test_every_provider_can_be_shown() -> None:
     assert set(PROVIDER_NAMES) == set(PROVIDERS)
-    assert set(get_args(Shown)) == {*PROVIDER_NAMES, "all"}
+    assert set(get_args(ProviderName)) == {*PROVIDER_NAMES, "all"}
 
 
 def test_one_subscriber_keeps_the_calls_of_all_providers_apart() -> None:

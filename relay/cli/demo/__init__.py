@@ -4,5 +4,6 @@ The relay is the same `relay up` that an operator starts, in a process of its ow
 directory. With --chaos it and its store are killed with SIGKILL now and then. What the subscriber accepted is compared
 with what the providers list; the summary names what was lost.
 
-measure: what is listed, delivered and lost · screen: how it is shown · process: the relay · run: the course of the demo
+command: the options · measure: what is listed, delivered and lost · screen: how it is shown · process: the relay ·
+run: the course of the demo
 """

@@ -1,14 +1,25 @@
-"""Read relay.yaml strictly: a duplicate key, a tag or a syntax error is reported with its line number."""
+"""Read relay.yaml strictly: a duplicate key, a tag or a syntax error is reported with its line number.
+
+Outside `relay.settings`, because the command line looks up an address without importing every setting there is.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from relay.domain.json import Json
-from relay.settings.messages import printable
+from relay.domain.text import printable
+
+
+def locate(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """Find the configuration: `path`, else what RELAY_CONFIG names, else a relay.yaml in the working directory."""
+    if path is None and environ.get("RELAY_CONFIG"):
+        return Path(environ["RELAY_CONFIG"])
+    default = Path("relay.yaml")
+    return default if path is None and default.is_file() else path
 
 
 def read_file(path: Path, problems: list[str]) -> Json | None:
