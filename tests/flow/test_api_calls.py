@@ -411,13 +411,10 @@ class _Talking:
     def __init__(self, desk: Desk, like: Source) -> None:
         self.id = like.id
         self.rules = replace(like.rules, recordings=True)
+        self.provider = self
         self.recordings = self
         self.erased: dict[str, int] = {}
         self._desk = desk
-
-    @contextlib.asynccontextmanager
-    async def asking(self, *_: Any) -> AsyncIterator["_Talking"]:
-        yield self
 
     @contextlib.asynccontextmanager
     async def recording(self, key: str, *, purpose: Purpose = Purpose.RECORDING) -> AsyncIterator[Audio]:
