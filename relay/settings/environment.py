@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from relay.domain.json import Json
-from relay.settings.messages import Location, did_you_mean, inside
+from relay.settings.messages import Location, did_you_mean, dotted, inside
 
 _COMMAND_LINE: Final = frozenset({"RELAY_URL", "RELAY_TOKEN", "RELAY_CONFIG"})
 
@@ -31,6 +31,7 @@ class Environment(EnvSettingsSource):
         self, settings: type[BaseSettings], environ: Mapping[str, str], *, file: Json, problems: list[str]
     ) -> None:
         super().__init__(settings)
+        self._problems = problems
         self.names: dict[Location, str] = {}
         self.env_vars = {}
         for name in sorted(environ, key=lambda name: (name.count("__"), name)):  # a map before what goes into it
@@ -52,6 +53,16 @@ class Environment(EnvSettingsSource):
                 location = (location[0], *candidates, *location[2:]) if candidates else location
                 self.names[location] = name
                 self.env_vars[f"{self.env_prefix}{'__'.join(location)}".lower()] = environ[name]
+
+    def __call__(self) -> Json:
+        tree: Json = super().__call__()
+        for location, name in self.names.items():
+            value: Any = tree
+            for part in location:
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is None:
+                self._problems.append(f"{name}: is not a setting; {dotted(location[:-1])} is not a map")
+        return tree
 
     def next_field(self, field: Any, key: str, case_sensitive: bool | None = None) -> FieldInfo | None:
         """Find the field a part of a name leads to, through maps by id as well."""

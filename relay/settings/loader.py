@@ -86,8 +86,8 @@ class _Validation:
     def _check_sources_exist(self, tree: Json) -> None:
         sources = _map_at(tree, "sources")
         for subscription_id, options in _map_at(tree, "subscriptions").items():
-            wanted = options.get("sources") if isinstance(options, dict) else None
-            for name in [wanted] if isinstance(wanted, str) else wanted if isinstance(wanted, list) else []:
+            names = options.get("sources") if isinstance(options, dict) else None
+            for name in [names] if isinstance(names, str) else names if isinstance(names, list) else []:
                 if isinstance(name, str) and name not in sources:
                     hint = did_you_mean(name, sources) if sources else "no source is configured"
                     place = ("subscriptions", subscription_id, "sources")

@@ -356,11 +356,11 @@ def test_every_metric_in_a_query_exists(render: Render) -> None:
     from relay import metrics
 
     measured = {value._name for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)}
-    asked = {name for query in queries(render) for name in re.findall(r"\brelay_[a-z_]+", query)}
-    asked = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in asked}
+    queried = {name for query in queries(render) for name in re.findall(r"\brelay_[a-z_]+", query)}
+    queried = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in queried}
 
-    assert asked <= measured
-    assert len(asked) > 15
+    assert queried <= measured
+    assert len(queried) > 15
 
 
 def test_queries_are_well_formed(render: Render) -> None:

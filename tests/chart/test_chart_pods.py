@@ -66,9 +66,9 @@ def test_probes_use_the_internal_port(release: Rendered) -> None:
     for role in ROLES:
         container = release.deployment(role)["spec"]["template"]["spec"]["containers"][0]
 
-        asked = {kind: container[kind]["httpGet"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")}
-        assert asked["startupProbe"] == asked["livenessProbe"] == {"path": "/livez", "port": "internal"}
-        assert asked["readinessProbe"] == {"path": "/readyz", "port": "internal"}
+        probes = {kind: container[kind]["httpGet"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")}
+        assert probes["startupProbe"] == probes["livenessProbe"] == {"path": "/livez", "port": "internal"}
+        assert probes["readinessProbe"] == {"path": "/readyz", "port": "internal"}
         assert {"name": "internal", "containerPort": 9090, "protocol": "TCP"} in container["ports"]
         assert env_of(container)["RELAY_INTERNAL__PORT"] == "9090"
 

@@ -186,9 +186,9 @@ def test_lines_below_the_level_are_dropped(stream: io.StringIO) -> None:
     configure("debug", "json", stream=stream)
     logging.getLogger("arq.worker").info("quiet")
     logging.getLogger("aiohttp.access").info("quiet")
-    logging.getLogger("x").debug("heard")
+    logging.getLogger("x").debug("detail")
 
-    assert [line["event"] for line in lines(stream)] == ["loud", "heard"]
+    assert [line["event"] for line in lines(stream)] == ["loud", "detail"]
 
 
 def test_a_line_cannot_be_forged(stream: io.StringIO) -> None:
@@ -208,11 +208,11 @@ def test_a_line_that_cannot_be_formatted_is_reported_without_its_content(stream:
 
 def test_loggers_are_cached(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     """A logger is built once, at its first line (only tests, which reconfigure logging, turn this off)."""
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr(structlog, "configure", lambda **options: asked.update(options))
+    options: dict[str, Any] = {}
+    monkeypatch.setattr(structlog, "configure", lambda **keywords: options.update(keywords))
     configure("info", "json", stream=stream)
 
-    assert asked["cache_logger_on_first_use"] is True
+    assert options["cache_logger_on_first_use"] is True
 
 
 def test_without_a_stream_lines_go_to_the_current_stderr(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,8 +222,8 @@ def test_without_a_stream_lines_go_to_the_current_stderr(stream: io.StringIO, mo
     logger = structlog.get_logger()
     for target in (first, second):
         monkeypatch.setattr(sys, "stderr", target)
-        logger.info("said")
-        logging.getLogger("x").info("said")
+        logger.info("logged")
+        logging.getLogger("x").info("logged")
 
     assert [len(target.getvalue().splitlines()) for target in (first, second)] == [2, 2]
 

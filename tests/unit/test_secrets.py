@@ -115,16 +115,16 @@ def test_a_box_shows_fingerprints_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "sentence"),
+    ("keys", "message"),
     [
         ([], "RELAY_SECRET_KEY is missing"),
         ([OLD, "confidential"], "a secret key is too short; it needs at least 32 characters"),
     ],
 )
-def test_missing_and_weak_keys_are_rejected(keys: list[str], sentence: str) -> None:
+def test_missing_and_weak_keys_are_rejected(keys: list[str], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         SecretBox(keys)
-    assert str(caught.value) == sentence
+    assert str(caught.value) == message
 
 
 def test_generated_secrets_are_unique_and_strong() -> None:
@@ -175,12 +175,12 @@ def test_the_key_file_may_hold_several_keys_newest_first(tmp_path: Path) -> None
 
 def test_two_concurrent_starts_get_the_same_secrets(tmp_path: Path) -> None:
     """The slower of two processes uses the secrets of the faster one."""
-    found: list[secrets.OwnSecrets] = []
+    loaded: list[secrets.OwnSecrets] = []
     barrier = threading.Barrier(8)
 
     def start() -> None:
         barrier.wait()
-        found.append(load_or_create(tmp_path))
+        loaded.append(load_or_create(tmp_path))
 
     threads = [threading.Thread(target=start) for _ in range(8)]
     for thread in threads:
@@ -188,8 +188,8 @@ def test_two_concurrent_starts_get_the_same_secrets(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
 
-    assert len(found) == 8
-    assert len(set(found)) == 1
+    assert len(loaded) == 8
+    assert len(set(loaded)) == 1
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -220,7 +220,7 @@ def test_a_file_accessible_to_others_is_rejected(tmp_path: Path, mode: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("name", "content", "message"),
     [
         ("secret_key", b"", "is empty; restore it, or delete it to generate a new one"),
         ("secret_key", b"confidential", "holds a secret that is too short; it needs at least 32 characters"),
@@ -229,13 +229,13 @@ def test_a_file_accessible_to_others_is_rejected(tmp_path: Path, mode: int) -> N
         ("secret_key", b"\xff", "is not ASCII text; restore it, or delete it to generate a new one"),
     ],
 )
-def test_a_damaged_file_is_rejected(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+def test_a_damaged_file_is_rejected(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     load_or_create(tmp_path)
     (tmp_path / name).write_bytes(content)
 
     with pytest.raises(SettingsError) as caught:
         load_or_create(tmp_path)
-    assert str(caught.value) == f"{tmp_path / name} {sentence}"
+    assert str(caught.value) == f"{tmp_path / name} {message}"
 
 
 def test_a_directory_in_place_of_a_file_is_rejected(tmp_path: Path) -> None:

@@ -305,6 +305,7 @@ def test_a_variable_that_matches_two_ids_is_rejected(write: Write) -> None:
         ("RELAY_PUBLIC_ULR", "x", "RELAY_PUBLIC_ULR: is not a setting; did you mean RELAY_PUBLIC_URL?"),
         ("RELAY_POL__TIERS", "x", "RELAY_POL__TIERS: is not a setting; did you mean RELAY_POLL?"),
         ("RELAY_LOG__LEVL", "x", "log.levl: is not recognized; did you mean level? (from RELAY_LOG__LEVL)"),
+        ("RELAY_PUBLIC_URL__HOST", "x", "RELAY_PUBLIC_URL__HOST: is not a setting; public_url is not a map"),
         ("RELAY_LOG____LEVEL", "x", "RELAY_LOG____LEVEL: has an empty name between its underscores"),
         ("RELAY_POLL__TIERS", "[{", "poll.tiers: must be a list; in a variable, a JSON list (from RELAY_POLL__TIERS)"),
         ("RELAY_PUBLIC_URL", "https://x/\udcff", "RELAY_PUBLIC_URL: is not UTF-8 text"),
@@ -324,6 +325,13 @@ def test_a_variable_that_matches_two_ids_is_rejected(write: Write) -> None:
 )
 def test_a_wrong_variable_is_named(name: str, value: str, message: str) -> None:
     assert problems(None, {name: value}) == [message]
+
+
+def test_a_variable_below_a_plain_value_is_reported() -> None:
+    """pydantic-settings itself would ignore it."""
+    assert problems(None, {"RELAY_LOG__LEVEL": "info", "RELAY_LOG__LEVEL__ROOT": "debug"}) == [
+        "RELAY_LOG__LEVEL__ROOT: is not a setting; log.level is not a map"
+    ]
 
 
 def test_an_unknown_variable_without_a_close_match_lists_all_names() -> None:
@@ -583,8 +591,8 @@ def test_a_valid_url_is_kept_unchanged(url: str) -> None:
     ],
 )
 def test_a_malformed_secret_is_rejected(write: Write, secret: str, message: str) -> None:
-    wanted = "must be whsec_ followed by the standard base64 of 24 to 64 bytes"
-    assert subscription_problems(write, secret=secret) == [f"subscriptions.crm.secret: {wanted}; {message}"]
+    expected = "must be whsec_ followed by the standard base64 of 24 to 64 bytes"
+    assert subscription_problems(write, secret=secret) == [f"subscriptions.crm.secret: {expected}; {message}"]
 
 
 EVENTS = ", ".join(EVENT_TYPES)
