@@ -61,7 +61,7 @@ def quarantine(sid: str) -> str:
 
 
 def call(cid: str) -> str:
-    """HASH  one call: version, parts, what was said of it. TTL `calls_days`, from its last change."""
+    """HASH  one call: version, parts, what was published of it. TTL `calls_days`, from its last change."""
     return f"relay:call:{cid}"
 
 

@@ -1,4 +1,4 @@
-"""Events are said in one step or not at all, in order, to those who are switched on; against a real Valkey."""
+"""Events are published in one step or not at all, in order, to enabled subscriptions; against a real Valkey."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,18 +50,18 @@ async def bring(redis: Redis, **fields: Any) -> StoredCall:
     return call
 
 
-def told(call: StoredCall, contact: Json = UNKNOWN) -> Json:
-    """What was said of a call as it is now."""
+def state_of(call: StoredCall, contact: Json = UNKNOWN) -> Json:
+    """What has been published of a call as it is now."""
     return {"content": {**call.record, "contact": contact}, "revision": 1, "audio": None, "transcript": False}
 
 
-def said(eid: str, *subscriptions: str, **data: Any) -> NewEvent:
+def event(eid: str, *subscriptions: str, **data: Any) -> NewEvent:
     return NewEvent(eid, {"id": eid, **data}, subscriptions)
 
 
 async def pending(redis: Redis, sub: str, subject: str = CALL) -> list[tuple[str, int]]:
-    found = await redis.zrange(keys.pending(sub, subject), 0, -1, withscores=True)
-    return [(eid.decode(), int(sequence)) for eid, sequence in found]
+    entries = await redis.zrange(keys.pending(sub, subject), 0, -1, withscores=True)
+    return [(eid.decode(), int(sequence)) for eid, sequence in entries]
 
 
 async def delivery(redis: Redis, eid: str, sub: str) -> bytes | None:
@@ -82,7 +82,7 @@ async def dump(redis: Redis) -> dict[bytes, Any]:
     return {name: await redis.dump(name) for name in sorted(await redis.keys("*"))}
 
 
-class Everybody:
+class FixedAudience:
     """An audience of these subscriptions for everything."""
 
     def __init__(self, *subscriptions: str) -> None:
@@ -95,7 +95,7 @@ class Everybody:
 def publisher_of(store: Store, *subscriptions: str, woken: list[str] | None = None) -> Publisher:
     return Publisher(
         store,
-        Everybody(*(subscriptions or ("sub",))),
+        FixedAudience(*(subscriptions or ("sub",))),
         now_ms=lambda: int(NOON.timestamp() * 1000),
         on_deliveries=lambda: woken.append("deliver") if woken is not None else None,
     )
@@ -104,13 +104,15 @@ def publisher_of(store: Store, *subscriptions: str, woken: list[str] | None = No
 # One step
 
 
-async def test_an_event_is_said_to_all_who_want_it_in_one_step(redis: Redis) -> None:
-    """The document, what was said, and a delivery each; nothing is stored for a delivery before its first attempt."""
+async def test_an_event_is_published_to_all_matching_subscriptions_in_one_step(redis: Redis) -> None:
+    """The document, the published state, a delivery each; nothing is stored for a delivery before its first attempt."""
     call = await bring(redis)
 
-    made = await store_of(redis).events.publish_call(call, {"published": told(call)}, [said("evt_1", "a", "b")])
+    deliveries = await store_of(redis).events.publish_call(
+        call, {"published": state_of(call)}, [event("evt_1", "a", "b")]
+    )
 
-    assert made == 2
+    assert deliveries == 2
     assert await store_of(redis).events.get("evt_1") == {"id": "evt_1"}
     for sub in ("a", "b"):
         assert await pending(redis, sub) == [("evt_1", 1)]
@@ -118,26 +120,26 @@ async def test_an_event_is_said_to_all_who_want_it_in_one_step(redis: Redis) -> 
         assert await redis.zrange(queue_keys.waiting("deliver", sub), 0, -1) == [CALL.encode()]
     after = await store_of(redis).calls.get(CALL)
     assert after is not None
-    assert (after.version, after.published) == (call.version + 1, told(call))
+    assert (after.version, after.published) == (call.version + 1, state_of(call))
     assert await redis.zrange(keys.EVENTS, 0, -1) == [b"evt_1"]
     assert await redis.hget(keys.COUNTS, "events") == b"1"  # type: ignore[misc]  # both clients
 
 
-async def test_an_event_that_nobody_wants_is_kept(redis: Redis) -> None:
-    """A subscription that is made tomorrow can have it replayed."""
+async def test_an_event_that_matches_no_subscription_is_stored(redis: Redis) -> None:
+    """A subscription that is created tomorrow can have it replayed."""
     call = await bring(redis)
 
-    assert await store_of(redis).events.publish_call(call, {}, [said("evt_1")]) == 0
+    assert await store_of(redis).events.publish_call(call, {}, [event("evt_1")]) == 0
     assert await store_of(redis).events.get("evt_1") == {"id": "evt_1"}
     assert await redis.keys("relay:pending*") == await redis.keys("relay:lane:deliver*") == []
 
 
-async def test_what_was_said_lives_as_long_as_it_should(redis: Redis) -> None:
+async def test_what_was_published_is_retained_as_configured(redis: Redis) -> None:
     """An event as long as its retention, a call longer, a delivery as long as its event."""
     call = await bring(redis)
     await redis.expire(keys.call(CALL), 5)
 
-    await store_of(redis).events.publish_call(call, {}, [said("evt_1", "sub")])
+    await store_of(redis).events.publish_call(call, {}, [event("evt_1", "sub")])
 
     for name, ttl_s in ((keys.call(CALL), CALL_TTL_S), (keys.event("evt_1"), EVENT_TTL_S)):
         assert ttl_s - 60 < await redis.ttl(name) <= ttl_s
@@ -157,11 +159,11 @@ async def test_a_part_can_be_written_and_removed(redis: Redis) -> None:
     assert (after.contact, after.lookup) == ({"n": 1}, None)
 
 
-async def test_an_event_without_a_call_is_a_subject_of_its_own(redis: Redis) -> None:
-    """`source.error` and the like: no call is read or made."""
-    made = await store_of(redis).events.publish(said("evt_1", "sub"))
+async def test_an_event_without_a_call_has_an_ordering_key_of_its_own(redis: Redis) -> None:
+    """`source.error` and the like: no call is read or created."""
+    deliveries = await store_of(redis).events.publish(event("evt_1", "sub"))
 
-    assert made == 1
+    assert deliveries == 1
     assert await pending(redis, "sub", "evt_1") == [("evt_1", 0)]
     assert await redis.keys("relay:call*") == []
 
@@ -169,79 +171,86 @@ async def test_an_event_without_a_call_is_a_subject_of_its_own(redis: Redis) -> 
 # The version fence
 
 
-async def test_a_call_that_moved_on_since_it_was_read_is_not_published(redis: Redis) -> None:
+async def test_a_call_that_changed_since_it_was_read_is_not_published(redis: Redis) -> None:
     """Not a byte is written: not the event, not the parts, not the delivery."""
     stale = await bring(redis)
     await bring(redis, status_raw="changed")
     before = await dump(redis)
 
-    assert await store_of(redis).events.publish_call(stale, {"published": told(stale)}, [said("evt_1", "sub")]) is None
+    assert (
+        await store_of(redis).events.publish_call(stale, {"published": state_of(stale)}, [event("evt_1", "sub")])
+        is None
+    )
     assert await dump(redis) == before
 
 
-async def test_one_of_two_holders_says_a_difference(redis: Redis) -> None:
+async def test_one_of_two_holders_publishes_a_difference(redis: Redis) -> None:
     """A lease ended and its holder did not notice: both read the same call, one publishes."""
     call = await bring(redis)
 
     events = store_of(redis).events
 
-    answers = [await events.publish_call(call, {"published": told(call)}, [said("evt_1", "sub")]) for _ in range(2)]
+    answers = [
+        await events.publish_call(call, {"published": state_of(call)}, [event("evt_1", "sub")]) for _ in range(2)
+    ]
 
     assert answers == [1, None]
     assert await pending(redis, "sub") == [("evt_1", 1)]
 
 
 async def test_a_call_that_was_erased_is_not_brought_back(redis: Redis) -> None:
-    """A person's number is gone for good: what was about to be said of it is not."""
+    """A person's number is gone for good: what was about to be published about it is not."""
     call = await bring(redis)
     await redis.delete(keys.call(CALL))
 
-    assert await store_of(redis).events.publish_call(call, {"published": told(call)}, [said("evt_1", "sub")]) is None
+    assert (
+        await store_of(redis).events.publish_call(call, {"published": state_of(call)}, [event("evt_1", "sub")]) is None
+    )
     assert await redis.exists(keys.call(CALL), keys.event("evt_1")) == 0
 
 
-# What was said stands beside the call as long as it repeats it
+# The published state leaves out what it repeats of the call
 
 
 @pytest.mark.parametrize(
-    ("contact", "heard"),
+    ("contact", "published"),
     [(None, UNKNOWN), (MATCHED, NAMED), (MATCHED, UNKNOWN)],
 )
-async def test_what_was_said_is_not_kept_twice_and_comes_back_whole(
-    redis: Redis, contact: Json | None, heard: Json
+async def test_the_published_state_is_not_stored_twice_and_is_read_whole(
+    redis: Redis, contact: Json | None, published: Json
 ) -> None:
-    """Whatever a contact was known then; most calls are said as they are."""
+    """With whatever contact there was then; most calls are published as they are."""
     call = await bring(redis)
     store = store_of(redis)
 
-    await store.events.publish_call(call, {"contact": contact, "published": told(call, heard)}, ())
+    await store.events.publish_call(call, {"contact": contact, "published": state_of(call, published)}, ())
 
     after = await store.calls.get(CALL)
     assert after is not None
-    assert after.published == told(call, heard)
-    kept = unpack(await redis.hget(keys.call(CALL), "published") or b"")  # type: ignore[misc]  # both clients
-    assert "content" not in kept
-    assert ("contact" in kept) == (heard != NAMED)
+    assert after.published == state_of(call, published)
+    stored = unpack(await redis.hget(keys.call(CALL), "published") or b"")  # type: ignore[misc]  # both clients
+    assert "content" not in stored
+    assert ("contact" in stored) == (published != NAMED)
 
 
-async def test_what_was_said_stays_what_changes_come_after_it(redis: Redis) -> None:
-    """A difference is one to what was said last, not to the row before: nothing between is forgotten."""
+async def test_the_published_state_is_unaffected_by_later_changes(redis: Redis) -> None:
+    """A difference is one to what was published last, not to the row before: nothing in between is lost."""
     store = store_of(redis)
     call = await bring(redis)
-    await store.events.publish_call(call, {"contact": MATCHED, "published": told(call, NAMED)}, ())
+    await store.events.publish_call(call, {"contact": MATCHED, "published": state_of(call, NAMED)}, ())
     await bring(redis, status_raw="second")
     third = await bring(redis, status_raw="third")
-    assert (third.record["status_raw"], third.published) == ("third", told(call, NAMED))
+    assert (third.record["status_raw"], third.published) == ("third", state_of(call, NAMED))
 
     await store.events.publish_call(third, {"contact": MATCHED | {"name": "Joe"}}, ())
     renamed = await store.calls.get(CALL)
     assert renamed is not None
-    assert ((renamed.contact or {})["name"], renamed.published) == ("Joe", told(call, NAMED))
+    assert ((renamed.contact or {})["name"], renamed.published) == ("Joe", state_of(call, NAMED))
 
-    await store.events.publish_call(renamed, {"published": told(renamed, NAMED | {"name": "Joe"})}, ())
+    await store.events.publish_call(renamed, {"published": state_of(renamed, NAMED | {"name": "Joe"})}, ())
     after = await store.calls.get(CALL)
     assert after is not None
-    assert after.published == told(third, NAMED | {"name": "Joe"})
+    assert after.published == state_of(third, NAMED | {"name": "Joe"})
     assert await redis.hexists(keys.call(CALL), "published_record") is False  # type: ignore[misc]  # both clients
 
 
@@ -249,32 +258,32 @@ async def test_what_was_said_stays_what_changes_come_after_it(redis: Redis) -> N
 
 
 async def test_an_event_that_exists_keeps_its_body_and_is_not_delivered_again(redis: Redis) -> None:
-    """The call was lost and found again: who has heard it, or is about to, hears it once; who is new hears it too."""
+    """The call was lost and seen again: delivered and waiting subscriptions receive it once, a new one too."""
     call = await bring(redis)
     store = store_of(redis)
-    await store.events.publish_call(call, {}, [said("evt_1", "heard", "waits", body="first")])
-    await redis.hset(keys.event("evt_1"), "heard", '{"s":"delivered"}')  # type: ignore[misc]  # both clients
-    await redis.delete(keys.call(CALL), keys.pending("heard", CALL), *await redis.keys("relay:seen*"))
-    call = await bring(redis, status_raw="found again")
+    await store.events.publish_call(call, {}, [event("evt_1", "delivered", "waits", body="first")])
+    await redis.hset(keys.event("evt_1"), "delivered", '{"s":"delivered"}')  # type: ignore[misc]  # both clients
+    await redis.delete(keys.call(CALL), keys.pending("delivered", CALL), *await redis.keys("relay:seen*"))
+    call = await bring(redis, status_raw="seen again")
 
-    made = await store.events.publish_call(call, {}, [said("evt_1", "heard", "waits", "new", body="second")])
+    deliveries = await store.events.publish_call(call, {}, [event("evt_1", "delivered", "waits", "new", body="second")])
 
-    assert made == 1
+    assert deliveries == 1
     assert (await store.events.get("evt_1") or {})["body"] == "first"
-    assert await pending(redis, "heard") == []
+    assert await pending(redis, "delivered") == []
     assert await pending(redis, "waits") == [("evt_1", 1)]
     assert await pending(redis, "new") == [("evt_1", 1)]
 
 
 async def test_what_is_new_comes_after_what_exists_already(redis: Redis) -> None:
-    """The call was lost with its count: an event that is made now must not overtake those from before."""
+    """The call was lost with its count: an event that is created now must not overtake the earlier ones."""
     store = store_of(redis)
     call = await bring(redis)
-    await store.events.publish_call(call, {}, [said("evt_1", "sub"), said("evt_2", "sub")])
+    await store.events.publish_call(call, {}, [event("evt_1", "sub"), event("evt_2", "sub")])
     await redis.delete(keys.call(CALL), *await redis.keys("relay:seen*"))
 
-    call = await bring(redis, status_raw="found again")
-    await store.events.publish_call(call, {}, [said("evt_1", "sub"), said("evt_2", "sub"), said("evt_3", "sub")])
+    call = await bring(redis, status_raw="seen again")
+    await store.events.publish_call(call, {}, [event("evt_1", "sub"), event("evt_2", "sub"), event("evt_3", "sub")])
 
     assert await pending(redis, "sub") == [("evt_1", 1), ("evt_2", 2), ("evt_3", 3)]
 
@@ -282,32 +291,32 @@ async def test_what_is_new_comes_after_what_exists_already(redis: Redis) -> None
 # Switched off
 
 
-async def test_nothing_is_queued_for_a_subscription_that_is_off(redis: Redis) -> None:
-    """That it is missing is written down, so that it can be sent later; the others hear it."""
+async def test_nothing_is_queued_for_a_disabled_subscription(redis: Redis) -> None:
+    """That it is missing is recorded, so that it can be replayed; the others receive it."""
     call = await bring(redis)
     lane = open_lane(redis, LaneName.DELIVER, lease_s=60)
     await lane.apply(DisablePartition("off", "410"))
 
-    assert await store_of(redis).events.publish_call(call, {}, [said("evt_1", "off", "on")]) == 1
+    assert await store_of(redis).events.publish_call(call, {}, [event("evt_1", "off", "on")]) == 1
 
     assert DeliveryState.read(await delivery(redis, "evt_1", "off") or b"").status == "missing"
     assert await pending(redis, "off") == []
     assert await pending(redis, "on") == [("evt_1", 1)]
     await lane.apply(EnablePartition("off"))
     call = await bring(redis, status_raw="x")
-    assert await store_of(redis).events.publish_call(call, {}, [said("evt_2", "off")]) == 1
+    assert await store_of(redis).events.publish_call(call, {}, [event("evt_2", "off")]) == 1
 
 
 # Order
 
 
-async def test_the_events_of_a_call_are_numbered_in_the_order_they_were_said(redis: Redis) -> None:
-    """Over several publishes, whoever hears which of them."""
+async def test_the_events_of_a_call_are_numbered_in_the_order_they_were_published(redis: Redis) -> None:
+    """Over several publishes, whichever subscriptions receive them."""
     store = store_of(redis)
     call = await bring(redis)
-    await store.events.publish_call(call, {}, [said("evt_z", "a", "b"), said("evt_m", "a")])
+    await store.events.publish_call(call, {}, [event("evt_z", "a", "b"), event("evt_m", "a")])
     call = await bring(redis, status_raw="x")
-    await store.events.publish_call(call, {}, [said("evt_a", "a", "b")])
+    await store.events.publish_call(call, {}, [event("evt_a", "a", "b")])
 
     assert await pending(redis, "a") == [("evt_z", 1), ("evt_m", 2), ("evt_a", 3)]
     assert await pending(redis, "b") == [("evt_z", 1), ("evt_a", 3)]
@@ -315,24 +324,24 @@ async def test_the_events_of_a_call_are_numbered_in_the_order_they_were_said(red
 
 
 async def test_a_stuck_call_holds_up_no_other_call(redis: Redis) -> None:
-    """Each call is a subject of its own in the lane."""
+    """Each call is an ordering key of its own in the lane."""
     store = store_of(redis)
     lane = open_lane(redis, LaneName.DELIVER, lease_s=60, events_ttl_s=EVENT_TTL_S)
     call = await bring(redis)
-    await store.events.publish_call(call, {}, [said("evt_stuck", "sub")])
+    await store.events.publish_call(call, {}, [event("evt_stuck", "sub")])
     [claim] = (await lane.exchange(want=1)).claims
     retry = (claim, Retry(10**6, DeliveryUpdate("evt_stuck", DeliveryState("waiting"))))
     await lane.exchange([retry])
-    await store.events.publish(said("evt_other", "sub"), ordering_key="other")
+    await store.events.publish(event("evt_other", "sub"), ordering_key="other")
 
     assert await deliver_one(redis) == "evt_other"
 
 
 async def test_a_replayed_event_goes_back_to_its_place(redis: Redis) -> None:
-    """The first was given up, the second waits: the first is said before it."""
+    """The first has failed, the second waits: the first is sent before it."""
     store = store_of(redis)
     call = await bring(redis)
-    await store.events.publish_call(call, {}, [said("evt_1", "sub"), said("evt_2", "sub")])
+    await store.events.publish_call(call, {}, [event("evt_1", "sub"), event("evt_2", "sub")])
     assert await deliver_one(redis, "exhausted") == "evt_1"
 
     await redis.expire(keys.event("evt_1"), 5)
@@ -347,7 +356,7 @@ async def test_a_replayed_event_goes_back_to_its_place(redis: Redis) -> None:
 # Publisher over it
 
 
-async def test_a_call_that_moves_on_while_it_is_said_is_read_again(redis: Redis) -> None:
+async def test_a_call_that_changes_while_it_is_published_is_read_again(redis: Redis) -> None:
     """The change arrives between reading and publishing: one `call.completed`, with the change in it."""
     store = store_of(redis)
     stale = await bring(redis, outcome=Outcome.NO_ANSWER)
@@ -362,8 +371,8 @@ async def test_a_call_that_moves_on_while_it_is_said_is_read_again(redis: Redis)
     assert woken == ["deliver"]
 
 
-async def test_saying_a_call_twice_says_it_once(redis: Redis) -> None:
-    """The worker was killed between publishing and settling: the next one finds nothing owed and writes nothing."""
+async def test_publishing_a_call_twice_publishes_it_once(redis: Redis) -> None:
+    """The worker was killed between publishing and settling: for the next one nothing is due and nothing is written."""
     store = store_of(redis)
     call = await bring(redis)
     woken: list[str] = []
@@ -378,23 +387,23 @@ async def test_saying_a_call_twice_says_it_once(redis: Redis) -> None:
 
 
 async def test_parts_are_written_while_a_call_is_held(redis: Redis) -> None:
-    """What was found out is kept, though nothing is said yet; the wait is what is left of the hold."""
+    """What was found out is stored, though nothing is published yet; the wait is what is left of the hold."""
     store = store_of(redis)
     call = await bring(redis, outcome=Outcome.ANSWERED)
     held = replace(RULES, contacts=True, recordings=True, hold_for_contact_ms=5000, hold_for_recording_ms=30_000)
-    publisher = Publisher(store, Everybody("sub"), now_ms=lambda: call.ready_ms + 1000, on_deliveries=lambda: None)
+    publisher = Publisher(store, FixedAudience("sub"), now_ms=lambda: call.ready_ms + 1000, on_deliveries=lambda: None)
 
     wait_ms = await publisher.publish(call, held, {"contact": NO_CONTACT | {"lookup_status": "none"}})
 
     assert wait_ms == 29_000
-    kept = await store.calls.get(CALL)
-    assert kept is not None
-    assert kept.contact == NO_CONTACT | {"lookup_status": "none"}
-    assert (kept.published, await redis.keys("relay:event:*")) == (None, [])
+    stored = await store.calls.get(CALL)
+    assert stored is not None
+    assert stored.contact == NO_CONTACT | {"lookup_status": "none"}
+    assert (stored.published, await redis.keys("relay:event:*")) == (None, [])
 
 
-async def test_parts_for_a_call_that_moved_on_go_to_the_call_as_it_is_now(redis: Redis) -> None:
-    """The contact was looked up while the audio arrived: neither is lost."""
+async def test_parts_for_a_call_that_changed_go_to_the_call_as_it_is_now(redis: Redis) -> None:
+    """The contact was looked up while the recording arrived: neither is lost."""
     store = store_of(redis)
     stale = await bring(redis, outcome=Outcome.ANSWERED)
     await store.events.publish_call(stale, {"recording": NO_RECORDING | {"status": "available"}}, ())
@@ -402,15 +411,15 @@ async def test_parts_for_a_call_that_moved_on_go_to_the_call_as_it_is_now(redis:
     await publisher_of(store).publish(stale, replace(RULES, recordings=True), {"contact": NO_CONTACT | {"count": 3}})
 
     assert len(await pending(redis, "sub")) == 2
-    kept = await store.calls.get(CALL)
-    assert kept is not None
-    assert kept.contact is not None
-    assert kept.recording is not None
-    assert (kept.contact["count"], kept.recording["status"]) == (3, "available")
+    stored = await store.calls.get(CALL)
+    assert stored is not None
+    assert stored.contact is not None
+    assert stored.recording is not None
+    assert (stored.contact["count"], stored.recording["status"]) == (3, "available")
 
 
-async def test_a_call_that_was_erased_meanwhile_is_let_go(redis: Redis) -> None:
-    """Nothing to say, nothing to wait for."""
+async def test_a_call_that_was_erased_meanwhile_is_dropped(redis: Redis) -> None:
+    """Nothing to publish, nothing to wait for."""
     store = store_of(redis)
     call = await bring(redis)
     await redis.delete(keys.call(CALL))
