@@ -1,3 +1,3 @@
-"""Call Relay: phone systems are asked, subscribers are told, nothing is lost on the way."""
+"""Call Relay polls phone-system call records and delivers signed webhooks."""
 
 __version__ = "0.1.0"

@@ -1,15 +1,14 @@
-"""Gauges that are measured in the store whenever the metrics are read."""
+"""Gauges that are read from the store whenever the metrics are scraped."""
 
 from relay import metrics
 from relay.runtime import Runtime
 from relay.store.lanes import LaneName
 
 MOST_SOURCES = 50
-"""Of more sources than this, only those furthest behind have series of their own: labels stay bounded."""
+"""With more sources than this, only those furthest behind have their own series, so that labels stay bounded."""
 
 
 async def measure(runtime: Runtime) -> None:
-    """Set every gauge."""
     for lane in LaneName:
         backlog = await runtime.store.upkeep.backlog(lane)
         metrics.LANE_DUE.labels(lane).set(backlog.due)
