@@ -1,6 +1,6 @@
-"""Sources and subscriptions, those of the configuration and those made at run time, as one.
+"""The sources and subscriptions in force: those that are configured and those created over the API, as one.
 
-What the configuration declares wins an id, and can only be changed there. Processes follow changes within a second.
+A configured id takes precedence and can only be changed in the configuration. Processes follow changes within a second.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ from typing import Literal
 import aiohttp
 import structlog
 from pydantic import TypeAdapter, ValidationError
-from redis.exceptions import RedisError
 
 from relay.delivery import signature
 from relay.delivery.subscriptions import Subscription, Subscriptions
@@ -24,6 +23,7 @@ from relay.providers.base import CredentialStore, SourceOptions
 from relay.providers.source import Source, connect_source
 from relay.settings import Settings, SubscriptionOptions
 from relay.store.budget import BudgetStore
+from relay.store.connection import STORE_ERRORS
 from relay.store.declarations import Declaration, Declarations
 
 log = structlog.get_logger(__name__)
@@ -31,11 +31,11 @@ log = structlog.get_logger(__name__)
 FOLLOW_EVERY_S = 1.0
 _OPTIONS = TypeAdapter(SubscriptionOptions)
 
-Made = Literal["source", "subscription"]
+Kind = Literal["source", "subscription"]
 
 
 class Registry:
-    """Knows every source and subscription, and keeps knowing."""
+    """Holds every source and subscription in force, and follows changes. What is configured takes precedence."""
 
     def __init__(
         self,
@@ -47,65 +47,62 @@ class Registry:
         guarded: Mapping[bool, aiohttp.ClientSession],
         credentials_of: Callable[[str], CredentialStore],
     ) -> None:
-        """`http` asks what the configuration declares; `guarded` (by whether the connection is without TLS) what was
-        made at run time, and dials no forbidden address."""
+        """`http` is for configured sources; `guarded` (by whether it connects without TLS) for those created over the
+        API, and dials no forbidden address."""
         self.declarations = declarations
         self.sources: dict[str, Source] = {}
         self.subscriptions = Subscriptions({})
-        self.made: dict[Made, dict[str, Declaration]] = {"source": {}, "subscription": {}}
+        self.declared: dict[Kind, dict[str, Declaration]] = {"source": {}, "subscription": {}}
         self._settings = settings
         self._http = http
         self._guarded = guarded
-        self._safe_of = credentials_of
+        self._credentials_of = credentials_of
         self._budget = budget
         self._version = -1
         self._connected: dict[str, tuple[SourceOptions, Source]] = {}
         self._parsed: dict[str, tuple[Declaration, SourceOptions]] = {}
-        self._reading = asyncio.Lock()
+        self._loading = asyncio.Lock()
 
-    def configured(self, kind: Made, name: str) -> bool:
-        """Whether the configuration declares this id, so that the API must leave it alone."""
-        declared = self._settings.sources if kind == "source" else self._settings.subscriptions
-        return name in declared
-
-    def configured_ids(self, kind: Made) -> list[str]:
-        """List the ids that the configuration declares."""
-        return sorted(self._settings.sources if kind == "source" else self._settings.subscriptions)
+    def configured(self, kind: Kind, name: str) -> bool:
+        """Whether the configuration has this id, so that the API must not change it."""
+        return name in (self._settings.sources if kind == "source" else self._settings.subscriptions)
 
     def reconfigure(self, settings: Settings) -> None:
-        """Take the sources and subscriptions of a configuration that was read again; `load` puts them in force."""
+        """Replace the configuration; `load` then applies its sources and subscriptions."""
         self._settings = settings
         self._version = -1
 
     async def load(self) -> bool:
-        """Read what was made at run time, if anything changed; True when it did."""
-        async with self._reading:
+        """Read the declarations and apply them, if anything has changed; whether it had."""
+        async with self._loading:
             version = await self.declarations.version()
             if version == self._version:
                 return False
             sources = await self.declarations.all("source")
             subscriptions = await self.declarations.all("subscription")
-            self.made = {"source": sources, "subscription": subscriptions}
+            self.declared = {"source": sources, "subscription": subscriptions}
             self.sources = self._all_sources(sources)
             self.subscriptions.replace(self._all_subscriptions(subscriptions))
             self._version = version
             return True
 
-    async def take(self, kind: Made, made: Declaration) -> None:
-        """Put one thing in force here at once; the others follow. Raises ValidationError."""
-        async with self._reading:  # so that a reading which began before cannot undo it
-            self.made[kind][made.id] = made
-            if self.configured(kind, made.id):
+    async def apply(self, kind: Kind, declaration: Declaration) -> None:
+        """Apply a declaration in this process at once; the others follow. Raises ValidationError."""
+        name = declaration.id
+        async with self._loading:  # a load that began before would undo it
+            self.declared[kind][name] = declaration
+            if self.configured(kind, name):
                 return
             if kind == "source":
-                self.sources[made.id] = self._connect(made.id, self._options_of(made), made.tenant, made=True)
+                options = self._options_of(declaration)
+                self.sources[name] = self._connect(name, options, declaration.tenant, declared=True)
             else:
-                self.subscriptions.replace({**self.subscriptions, made.id: made_subscription(made)})
+                self.subscriptions.replace({**self.subscriptions, name: declared_subscription(declaration)})
 
-    async def drop(self, kind: Made, name: str) -> None:
-        """Put one thing out of force here at once."""
-        async with self._reading:
-            self.made[kind].pop(name, None)
+    async def drop(self, kind: Kind, name: str) -> None:
+        """Remove a source or subscription from this process at once; the others follow."""
+        async with self._loading:
+            self.declared[kind].pop(name, None)
             if self.configured(kind, name):
                 return
             if kind == "source":
@@ -113,89 +110,92 @@ class Registry:
                 self._connected.pop(name, None)
                 self._parsed.pop(name, None)
             else:
-                self.subscriptions.replace({sid: each for sid, each in self.subscriptions.items() if sid != name})
+                remaining = {sub: subscription for sub, subscription in self.subscriptions.items() if sub != name}
+                self.subscriptions.replace(remaining)
 
-    async def follow(self, changed: Callable[[], Awaitable[None]]) -> None:
-        """Keep reading, for ever; `changed` is awaited after each change."""
+    async def follow(self, on_change: Callable[[], Awaitable[None]]) -> None:
+        """Follow changes for ever; `on_change` is awaited after each."""
         while True:
             await asyncio.sleep(FOLLOW_EVERY_S)
-            with contextlib.suppress(RedisError, OSError):  # the runners say that the store is away
+            with contextlib.suppress(*STORE_ERRORS):  # the runners log that the store is unavailable
                 try:
                     if await self.load():
-                        await changed()
+                        await on_change()
                 except RelayError as error:
                     log.error("registry_load_failed", error=str(error))
 
-    def _all_sources(self, declared: Mapping[str, Declaration]) -> dict[str, Source]:
-        found: dict[str, Source] = {}
-        for sid, made in declared.items():
+    def _all_sources(self, declarations: Mapping[str, Declaration]) -> dict[str, Source]:
+        sources: dict[str, Source] = {}
+        for sid, declaration in declarations.items():
             if sid in self._settings.sources:
                 continue
             try:
-                found[sid] = self._connect(sid, self._options_of(made), made.tenant, made=True)
+                sources[sid] = self._connect(sid, self._options_of(declaration), declaration.tenant, declared=True)
             except ValidationError as error:
                 log.error("source_load_failed", source=sid, errors=error.error_count())
         for sid, options in self._settings.sources.items():
-            found[sid] = self._connect(sid, options, None, made=False)
-        self._connected = {sid: self._connected[sid] for sid in found}
-        self._parsed = {sid: each for sid, each in self._parsed.items() if sid in declared}
-        return found
+            sources[sid] = self._connect(sid, options, None, declared=False)
+        self._connected = {sid: self._connected[sid] for sid in sources}
+        self._parsed = {sid: parsed for sid, parsed in self._parsed.items() if sid in declarations}
+        return sources
 
-    def _options_of(self, made: Declaration) -> SourceOptions:
-        known = self._parsed.get(made.id)
-        if known is None or known[0] is not made:
-            known = (made, parse_source(made.document))
-            self._parsed[made.id] = known
-        return known[1]
+    def _options_of(self, declaration: Declaration) -> SourceOptions:
+        parsed = self._parsed.get(declaration.id)
+        if parsed is None or parsed[0] is not declaration:
+            parsed = (declaration, parse_source(declaration.document))
+            self._parsed[declaration.id] = parsed
+        return parsed[1]
 
-    def _connect(self, sid: str, options: SourceOptions, tenant: str | None, *, made: bool) -> Source:
-        """Connect a source, or keep the connected one where nothing changed."""
+    def _connect(self, sid: str, options: SourceOptions, tenant: str | None, *, declared: bool) -> Source:
+        """Connect a source, or keep the connected one when nothing has changed: it holds connections and tokens."""
         before = self._connected.get(sid)
-        if before is not None and before[0] == options and (before[1].tenant, before[1].made) == (tenant, made):
+        if before is not None and before[0] == options and (before[1].tenant, before[1].declared) == (tenant, declared):
             return before[1]
         source = connect_source(
             sid,
             options,
-            self._guarded[dials_plain(options)] if made else self._http,
+            self._guarded[connects_without_tls(options)] if declared else self._http,
             self._budget,
             public_url=self._settings.public_url,
             tenant=tenant,
-            made=made,
-            credentials_of=self._safe_of,
+            declared=declared,
+            credentials_of=self._credentials_of,
         )
         self._connected[sid] = (options, source)
         return source
 
-    def _all_subscriptions(self, declared: Mapping[str, Declaration]) -> dict[str, Subscription]:
-        found: dict[str, Subscription] = {}
-        for sid, each in declared.items():
+    def _all_subscriptions(self, declarations: Mapping[str, Declaration]) -> dict[str, Subscription]:
+        subscriptions: dict[str, Subscription] = {}
+        for sub, declaration in declarations.items():
             try:
-                found[sid] = made_subscription(each)
+                subscriptions[sub] = declared_subscription(declaration)
             except ValidationError as error:
-                log.error("subscription_load_failed", subscription=sid, errors=error.error_count())
-        for sid, options in self._settings.subscriptions.items():
-            found[sid] = Subscription.of(sid, options)
-        return found
+                log.error("subscription_load_failed", subscription=sub, errors=error.error_count())
+        for sub, options in self._settings.subscriptions.items():
+            subscriptions[sub] = Subscription.of(sub, options)
+        return subscriptions
 
 
-def dials_plain(options: SourceOptions) -> bool:
-    """Whether a source is asked without TLS; a proxy is always dialled so, and then tunnels to an https address."""
+def connects_without_tls(options: SourceOptions) -> bool:
+    """Whether the connection for a source begins without TLS; one to a proxy does, and then tunnels to https."""
     base_url = getattr(options, "base_url", None)
     return options.proxy_url is None and isinstance(base_url, str) and base_url.lower().startswith("http://")
 
 
 def parse_source(document: Json) -> SourceOptions:
-    """Read a source's options by its provider. Raises ValidationError."""
+    """Parse a source's options by its provider. Raises ValidationError."""
     kind = PROVIDERS.get(str(document.get("provider")))
     model = kind.options if kind is not None else SourceOptions
     options: SourceOptions = TypeAdapter(model).validate_python(document)
     return options
 
 
-def made_subscription(declared: Declaration) -> Subscription:
-    """Prepare a subscription that was made at run time; former secrets sign too until they end."""
-    document = dict(declared.document)
-    former = document.pop("former_secrets", [])
-    subscription = Subscription.of(declared.id, _OPTIONS.validate_python(document), tenant=declared.tenant)
-    keys = [(signature.decode_secret(each["secret"]), from_iso(each["until"]).timestamp()) for each in former]
-    return replace(subscription, former_keys=tuple(keys))
+def declared_subscription(declaration: Declaration) -> Subscription:
+    """Build a subscription that was created over the API; former secrets sign too until they expire."""
+    document = dict(declaration.document)
+    former_secrets = document.pop("former_secrets", [])
+    subscription = Subscription.of(declaration.id, _OPTIONS.validate_python(document), tenant=declaration.tenant)
+    former_keys = tuple(
+        (signature.decode_secret(former["secret"]), from_iso(former["until"]).timestamp()) for former in former_secrets
+    )
+    return replace(subscription, former_keys=former_keys)

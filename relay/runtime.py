@@ -36,7 +36,6 @@ from relay.secrets import SecretBox
 from relay.settings import Settings
 from relay.store import connection, database
 from relay.store.lanes import LaneName, open_lanes
-from relay.store.ledger import Ledger
 from relay.store.store import Store
 from relay.tasks import cancel
 
@@ -75,16 +74,13 @@ class Runtime:
             events_ttl_s=events_ttl_s,
             keep_raw=lambda: any(each.options.include_raw for each in self.subscriptions.values()),
         )
-        self.ledger = Ledger(self.store)
-        self.states = self.store.sources
-        self.budget = self.store.budget
         self.book = AddressBook(self.store.contacts)
         self.lanes = open_lanes(redis, attempt_timeout_s=settings.delivery.timeout_s, events_ttl_s=events_ttl_s)
         self.registry = Registry(
             settings,
             self.store.declarations,
             http,
-            self.budget,
+            self.store.budget,
             guarded=guarded,
             credentials_of=self.store.credentials,
         )
@@ -152,7 +148,7 @@ class Runtime:
     async def require_durability(self) -> None:
         """Refuse `at_most_once` on a store that can lose what it answered: an intent must survive everything."""
         at_most_once = [sub for sub, each in self.subscriptions.items() if each.options.delivery == "at_most_once"]
-        if at_most_once and not await database.is_durable(self.redis):
+        if at_most_once and not await self.store.is_durable():
             raise SettingsError(
                 f"subscriptions.{at_most_once[0]}.delivery: at_most_once needs a store that keeps every answered "
                 "write; set `appendonly yes` and `appendfsync always` on Redis, or use the embedded store"

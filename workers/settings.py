@@ -17,7 +17,6 @@ from typing import Any
 import structlog
 from arq import Worker, cron, func
 from arq.connections import RedisSettings
-from redis.exceptions import RedisError
 
 from relay.api.server import serve_internal
 from relay.errors import SettingsError
@@ -25,6 +24,7 @@ from relay.log import configure
 from relay.processes import require_connection, stop_on_signals
 from relay.runtime import QUEUE, Runtime, open_runtime
 from relay.settings import Settings, load
+from relay.store.connection import STORE_ERRORS
 from relay.tasks import cancel
 from workers import jobs, sweep
 from workers.runners import add_workers
@@ -73,7 +73,7 @@ async def host(runtime: Runtime, *, poll_delay_s: float = WAKE_POLL_S) -> None:
         except asyncio.CancelledError:
             await cancel(*worker.tasks.values())
             raise
-        except (RedisError, OSError) as error:
+        except STORE_ERRORS as error:
             if not unavailable:
                 log.warning("wake_ups_paused", error=str(error), reason="the store is unavailable")
             unavailable = True

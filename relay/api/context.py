@@ -165,7 +165,7 @@ class ApiContext:
         """The declaration in force of what was created at run time; None for what the configuration declares."""
         if self.runtime.registry.configured(kind, name):
             return None
-        return self.runtime.registry.made[kind].get(name)
+        return self.runtime.registry.declared[kind].get(name)
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 

@@ -360,7 +360,7 @@ async def _create(context: ApiContext, source_id: str, document: Json, tenant: s
     declaration = await context.store.declarations.create("source", source_id, document, tenant=tenant)
     if declaration is None:
         return None
-    await runtime.registry.take("source", declaration)
+    await runtime.registry.apply("source", declaration)
     await runtime.reconciler.source(source_id)
     return (await views(context, [runtime.sources[source_id]]))[0]
 
@@ -371,7 +371,7 @@ async def _replace(context: ApiContext, current: Declaration, document: Json) ->
     declaration = await context.store.declarations.replace("source", current, document)
     if declaration is None:
         return False
-    await runtime.registry.take("source", declaration)
+    await runtime.registry.apply("source", declaration)
     await runtime.reconciler.source(current.id)
     return True
 

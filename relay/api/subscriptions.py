@@ -29,7 +29,6 @@ from relay.queue.changes import DisablePartition
 from relay.settings import SubscriptionOptions, reveal
 from relay.settings.values import SigningSecret
 from relay.store.codes import ReplayOutcome
-from relay.store.database import is_durable
 from relay.store.declarations import Declaration
 from relay.store.lanes import LaneName
 from relay.store.listings import Entry
@@ -312,7 +311,7 @@ async def _create(
     declaration = await store.declarations.create("subscription", subscription_id, document, tenant=tenant)
     if declaration is None:
         return None
-    await runtime.registry.take("subscription", declaration)
+    await runtime.registry.apply("subscription", declaration)
     await runtime.reconciler.subscription(subscription_id)
     view = (await views(context, [runtime.subscriptions[subscription_id]]))[0]
     return SubscriptionWithSecret(**dict(view), secret=document["secret"])
@@ -332,7 +331,7 @@ async def _replace(context: ApiContext, caller: Caller, current: Declaration, do
     declaration = await context.store.declarations.replace("subscription", current, document)
     if declaration is None:
         return False
-    await runtime.registry.take("subscription", declaration)
+    await runtime.registry.apply("subscription", declaration)
     await runtime.reconciler.subscription(current.id)
     return True
 
@@ -370,7 +369,7 @@ async def _check(context: ApiContext, caller: Caller, document: Json, *, before:
         errors = check_map(form["map"], sample("call.completed", now=context.now()))
         if errors:
             raise invalid("payload.map", "; ".join(errors[:10]))
-    if changed.get("delivery") == "at_most_once" and not await is_durable(context.runtime.redis):
+    if changed.get("delivery") == "at_most_once" and not await context.store.is_durable():
         raise invalid(
             "delivery",
             "at_most_once needs a store that persists every acknowledged write (appendonly yes, appendfsync always)",

@@ -14,7 +14,7 @@ from relay.store.budget import BudgetStore
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One connected account. `tenant` is None for the operator's; `made`: created over the API, not configured."""
+    """One connected account. `tenant` is None for the operator's; `declared`: created over the API, not configured."""
 
     id: str
     options: SourceOptions
@@ -23,7 +23,7 @@ class Source:
     budget: SourceBudget
     rules: SourceRules
     tenant: str | None
-    made: bool
+    declared: bool
 
     @property
     def paused(self) -> bool:
@@ -48,7 +48,7 @@ def connect_source(
     *,
     public_url: str | None,
     tenant: str | None = None,
-    made: bool = False,
+    declared: bool = False,
     credentials_of: Callable[[str], CredentialStore] | None = None,
 ) -> Source:
     """Connect an account; sends no request yet."""
@@ -67,4 +67,4 @@ def connect_source(
         hold_for_recording_ms=int(options.hold_for_recording_s * 1000),
         public_url=public_url,
     )
-    return Source(sid, options, kind, provider, budget, rules, tenant, made)
+    return Source(sid, options, kind, provider, budget, rules, tenant, declared)

@@ -1,1 +1,1 @@
-"""3. What we know. Promise: the ledger is the truth; a step is done whole or not at all, whoever dies in the middle."""
+"""3. What we know, in domain terms: `store.Store`. A step is done completely or not at all, whoever dies in between."""

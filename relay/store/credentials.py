@@ -1,61 +1,47 @@
-"""What a source must remember in secret, such as a refresh token that NFON exchanged: encrypted, one key a source.
+"""Secrets that a provider hands out at run time, such as NFON's refresh token: encrypted, one key a source."""
 
-Only one process at a time may exchange such a token; the lock for that ends by itself, should its holder die.
-"""
-
-import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from relay.errors import Unavailable
 from relay.secrets import SecretBox
 from relay.store import keys
+from relay.store.connection import STORE_ERRORS
 
-KEPT_S: Final = 90 * 86_400
-LOCK_S: Final = 30
-_LOOK_EVERY_S: Final = 0.05
-_UNLOCK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-"""Race closed: a holder that took too long must not take away the lock of the next one."""
+_TTL_S: Final = 90 * 86_400
+_LOCK_TTL_S: Final = 30
+_LOCK_POLL_S: Final = 0.05
 
 
 class StoredCredentials:
-    """The safe of one source; see `relay.providers.base.CredentialStore`."""
+    """The secret of one source; implements `relay.providers.base.CredentialStore`."""
 
     def __init__(self, redis: Redis, box: SecretBox, sid: str) -> None:
         self._redis = redis
         self._box = box
         self._sid = sid
-        self._unlock = redis.register_script(_UNLOCK)
+        self._name = keys.credentials(sid)
 
     async def read(self) -> str | None:
-        """Read what was written last. Raises SettingsError when its key is gone, StoreError when it is damaged."""
-        sealed = await self._redis.get(keys.safe(self._sid))
-        return None if sealed is None else self._box.decrypt(sealed.decode(), context=keys.safe(self._sid))
+        """Read what was written last. Raises SettingsError without its key, StoreError when it is damaged."""
+        sealed = await self._redis.get(self._name)
+        return None if sealed is None else self._box.decrypt(sealed.decode(), context=self._name)
 
     async def write(self, text: str) -> None:
-        """Keep a text, encrypted."""
-        sealed = self._box.encrypt(text, context=keys.safe(self._sid))
-        await self._redis.set(keys.safe(self._sid), sealed, ex=KEPT_S)
+        await self._redis.set(self._name, self._box.encrypt(text, context=self._name), ex=_TTL_S)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Wait for the lock, LOCK_S at most; raises Unavailable when it is not to be had."""
-        name, mine = keys.safe_lock(self._sid), secrets.token_hex(8)
-        try:
-            async with asyncio.timeout(LOCK_S):
-                while not await self._redis.set(name, mine, nx=True, px=LOCK_S * 1000):  # noqa: ASYNC110 - over processes
-                    await asyncio.sleep(_LOOK_EVERY_S)
-        except TimeoutError:
-            raise Unavailable(
-                f"another process has been renewing the login of source {self._sid} for too long"
-            ) from None
+        """Hold the lock that all processes share: a token may be exchanged once. Raises Unavailable after 30 s."""
+        # The lock has a TTL, so it ends with a holder that died; only its own holder can release it.
+        lock = self._redis.lock(keys.credentials_lock(self._sid), timeout=_LOCK_TTL_S, sleep=_LOCK_POLL_S)
+        if not await lock.acquire(blocking_timeout=_LOCK_TTL_S):
+            raise Unavailable(f"another process has been renewing the login of source {self._sid} for too long")
         try:
             yield
         finally:
-            with suppress(RedisError, OSError):  # it ends by itself
-                await self._unlock(keys=[name], args=[mine])
+            with suppress(*STORE_ERRORS):
+                await lock.release()

@@ -1,6 +1,6 @@
-"""Documents small in the store: JSON, deflated against a dictionary of documents like ours.
+"""Compression of JSON documents: deflated against a preset dictionary of typical ones, which makes small ones small.
 
-The first byte names the form, so that another dictionary can come later without breaking what is stored.
+The first byte names the format, so that a later release can use another dictionary and still read what is stored.
 """
 
 import zlib
@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-_WORDS_1 = (
-    # Whole documents rather than words: a document then is a few long matches. What is likely comes last.
+_DICTIONARY_1 = (
+    # Whole documents rather than words, so that a document becomes a few long matches. Deflate prefers what comes last.
     b'"status":"unsupported""unavailable""none""pending""lookup_status":"skipped""none""type":"sip""anonymous""confer'
     b'ence""emergency""short""unknown""outcome":"cancelled""declined""abandoned""voicemail""direction":"internal""unk'
     b'nown""kind":"conference""via":"backfill""stream""call.transcript.completed""call.recording.failed""call.updated'
@@ -39,19 +39,19 @@ _WORDS_1 = (
 
 
 def pack(document: Any) -> bytes:
-    """Pack a JSON document (or the bytes of one)."""
+    """Compress a JSON document, or the bytes of one."""
     raw = document if isinstance(document, bytes) else orjson.dumps(document)
-    deflate = zlib.compressobj(6, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _WORDS_1)
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY_1)
     return b"\x01" + deflate.compress(raw) + deflate.flush()
 
 
 def unpack_bytes(packed: bytes) -> bytes:
-    """Give back the bytes of what `pack` packed."""
+    """Decompress what `pack` returned, to bytes."""
     if packed[:1] != b"\x01":
-        raise ValueError(f"a stored document has the unknown form {packed[:1]!r}; was it written by a newer release?")
-    return zlib.decompressobj(-15, _WORDS_1).decompress(packed[1:])
+        raise ValueError(f"a stored document has the unknown format {packed[:1]!r}; was it written by a newer release?")
+    return zlib.decompressobj(-15, _DICTIONARY_1).decompress(packed[1:])
 
 
 def unpack(packed: bytes) -> Any:
-    """Give back what `pack` packed."""
+    """Decompress and parse what `pack` returned."""
     return orjson.loads(unpack_bytes(packed))

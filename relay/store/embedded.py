@@ -1,9 +1,9 @@
-"""A Valkey of our own in the data directory, for one process: every answered write is on disk before we go on.
+"""The embedded store: a Valkey server in the data directory, for one process. An answered write is on disk.
 
-* One relay a directory: a lock file, held as long as the process lives (the kernel lets go of it at a `kill -9`).
-* The server survives a killed parent. Whoever gets the lock next shuts it down first: all it has answered is on disk.
-* It runs in a session of its own, so Ctrl-C reaches the relay only, which drains before it stops the store.
-* When it dies it is started again; the runners wait and go on.
+* One relay a directory: it holds a lock file, which the kernel releases when the process ends, also at a `kill -9`.
+* The server survives a killed parent. The next holder of the lock shuts it down first: what it answered is on disk.
+* It runs in its own session, so that Ctrl-C reaches the relay only, which drains before it stops the store.
+* When the server dies it is restarted; the runners wait and go on.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ from relay.errors import StoreError, StoreInUse
 log = structlog.get_logger(__name__)
 
 COMPACT_BYTES = 1024
-"""What `hash-max-listpack-value` must be at least, or calls and events need nearly twice the memory."""
+"""The least `hash-max-listpack-value`: below it calls and events need nearly twice the memory."""
 _SOCKET_PATH_LIMIT = 100
 _START_S = 60.0
-_LEAST_ROOM_BYTES = 16 * 1024 * 1024
-_LIVED_S = 10.0
-_LONGEST_PAUSE_S = 10.0
+_MIN_FREE_BYTES = 16 * 1024 * 1024
+_YOUNG_S = 10.0
+_MAX_PAUSE_S = 10.0
 
 
 class EmbeddedStore:
@@ -52,7 +52,7 @@ class EmbeddedStore:
 
     @property
     def socket(self) -> Path:
-        """Where the server listens; elsewhere when the directory's path is too long for a socket."""
+        """Where the server listens: in the data directory, unless its path is too long for a socket."""
         path = self._folder.resolve() / "valkey.sock"
         if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
             return path
@@ -72,7 +72,7 @@ class EmbeddedStore:
     async def __aenter__(self) -> Self:
         self._claim_directory()
         try:
-            await asyncio.to_thread(self._end_orphan)
+            await asyncio.to_thread(self._stop_orphan)
             await asyncio.to_thread(self._start)
         except BaseException:
             self._release_directory()
@@ -112,15 +112,15 @@ class EmbeddedStore:
             self._lock.close()
             self._lock = None
 
-    def _end_orphan(self) -> None:
-        """Shut down a server that outlived its relay."""
+    def _stop_orphan(self) -> None:
+        """Shut down a server that survived its relay."""
         pid_file = self._folder / "valkey.pid"
         if self.socket.exists():
             with contextlib.suppress(RedisError, OSError):
                 client = BlockingRedis(unix_socket_path=str(self.socket), socket_timeout=5)
                 try:
                     client.ping()
-                    log.info("store_orphan_stopped", reason="the relay that had started it is gone")
+                    log.info("store_orphan_stopped", reason="the relay that started it has ended")
                     client.shutdown(nosave=True, now=True, force=True)
                 finally:
                     client.close()
@@ -138,10 +138,10 @@ class EmbeddedStore:
                 f"{self.socket.parent} is open to other users; make it private (chmod 700) and start again."
             )
         free_bytes = shutil.disk_usage(self._folder).free
-        if free_bytes < _LEAST_ROOM_BYTES:
+        if free_bytes < _MIN_FREE_BYTES:
             raise StoreError(
-                f"the disk of {self._folder} is full ({free_bytes // 1_000_000} MB left), the store can keep nothing. "
-                "Make room; what it has kept is not lost."
+                f"the disk of {self._folder} is full ({free_bytes // 1_000_000} MB left), so the store cannot write. "
+                "Free some space; what was stored is not lost."
             )
         log_file = self._log_file
         options = {
@@ -166,7 +166,7 @@ class EmbeddedStore:
         command = [str(get_binary_path())]
         for name, value in options.items():
             command += [f"--{name}", value]
-        self._process = subprocess.Popen(  # noqa: S603 - our own binary, our own arguments
+        self._process = subprocess.Popen(  # noqa: S603 - our own binary and arguments
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -191,23 +191,23 @@ class EmbeddedStore:
                     return
         finally:
             client.close()
-        raise StoreError(f"the embedded store did not start in {self._folder}: {self._last_words()}")
+        raise StoreError(f"the embedded store did not start in {self._folder}: {self._log_tail()}")
 
     @property
     def _log_file(self) -> Path:
         return self._folder / "valkey.log"
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         try:
             with self._log_file.open("rb") as file:
                 file.seek(max(self._log_file.stat().st_size - 2000, 0))
                 tail = file.read().decode(errors="replace").splitlines()[-3:]
         except OSError:
             tail = []
-        return " / ".join(tail) or "it said nothing"
+        return " / ".join(tail) or "its log is empty"
 
     async def _watch(self) -> None:
-        """Start the store again whenever it dies: at once, and after longer and longer pauses when it dies young."""
+        """Restart the server whenever it dies: at once, or after growing pauses while it dies soon after its start."""
         pause_s, started_at = 0.0, time.monotonic()
         while not self._stopping:
             process = self._process
@@ -217,24 +217,24 @@ class EmbeddedStore:
             if code is None or self._stopping:
                 continue
             self.restarts += 1
-            reason = {} if code < 0 else {"reason": self._last_words()}  # a killed process prints nothing
+            reason = {} if code < 0 else {"reason": self._log_tail()}  # a killed server logs nothing
             log.error("store_crashed", exit_code=code, restarts=self.restarts, **reason)
-            young = code >= 0 and time.monotonic() - started_at < _LIVED_S
-            pause_s = min(max(pause_s * 2, 0.5), _LONGEST_PAUSE_S) if young else 0.0
+            young = code >= 0 and time.monotonic() - started_at < _YOUNG_S
+            pause_s = min(max(pause_s * 2, 0.5), _MAX_PAUSE_S) if young else 0.0
             await asyncio.sleep(pause_s)
-            started_at = await self._started_again()
+            started_at = await self._restart()
 
-    async def _started_again(self) -> float:
-        """Start it, as often as it takes; gives when it ran."""
+    async def _restart(self) -> float:
+        """Start the server, with retries; returns when it was running."""
         pause_s = 1.0
         while True:
             try:
-                await asyncio.to_thread(self._end_orphan)
+                await asyncio.to_thread(self._stop_orphan)
                 await asyncio.to_thread(self._start)
             except (StoreError, OSError) as error:
                 log.error("store_start_failed", error=str(error), retry_in_s=pause_s)
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                pause_s = min(pause_s * 2, _MAX_PAUSE_S)
             else:
                 log.info("store_restarted")
                 return time.monotonic()
@@ -253,7 +253,7 @@ class EmbeddedStore:
 
 
 def _wait_until_gone(pid: int, folder: Path) -> None:
-    """Wait for a server of ours to end; a process of another kind that got its number is left alone."""
+    """Wait for a server of ours to end; another process that has got its pid is left alone."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:

@@ -78,7 +78,7 @@ class ErasureStore:
             pipe.delete(*(keys.seen(source_id, day) for day in days))
             pipe.delete(keys.source(source_id), keys.quarantine(source_id))
             pipe.delete(keys.calls_of(source_id), keys.events_of(source_id))
-            pipe.delete(keys.safe(source_id), keys.safe_lock(source_id), keys.listener(source_id))
+            pipe.delete(keys.credentials(source_id), keys.credentials_lock(source_id), keys.listener(source_id))
             await pipe.execute()
         async for names in scan(self._redis, f"{keys.contacts(source_id)}:*"):
             await self._redis.delete(*names)

@@ -1,7 +1,7 @@
 """Every key of the store but those of the queue: its shape, how long it lives, and why.
 
 All keys start with `relay:`; a database belongs to one relay. No key expires before what depends on it: a call outlives
-its events, an event outlives its deliveries' schedule.
+its events, an event outlives the retry schedule of its deliveries.
 """
 
 import base64
@@ -19,14 +19,14 @@ SILENCE_CHECKED = "relay:silence-checked"
 CALLS = "relay:calls"
 """ZSET  call id → first seen, ms; trimmed by the sweep after `retention.calls_days`."""
 EVENTS = "relay:events"
-"""ZSET  event id → made at, ms; trimmed by the sweep after `retention.events_days`."""
+"""ZSET  event id → created, ms; trimmed by the sweep after `retention.events_days`."""
 DEAD = "relay:dead"
-"""ZSET  subscription and event id (U+001F between) of deliveries that were given up → when; trimmed with the events."""
+"""ZSET  subscription and event id (U+001F between) of failed deliveries → when, ms; trimmed with the events."""
 COUNTS = "relay:counts"
-"""HASH  what happened so far (calls admitted, late, rows quarantined, …) for people to look at; no TTL."""
+"""HASH  calls, events and quarantined items so far; no TTL: they are totals."""
 
 DECLARED_VERSION = "relay:declared-version"
-"""STR   a number that each change to what was made at run time raises; no TTL."""
+"""STR   number that each change of a declaration raises; no TTL: processes compare it with the last one they read."""
 DECLARED_KINDS: tuple[Literal["source", "subscription", "token"], ...] = ("source", "subscription", "token")
 
 SCHEMA_VERSION = 1
@@ -40,23 +40,24 @@ SEPARATOR = "\x1f"
 
 
 def declared(kind: str) -> str:
-    """HASH  id → sealed document of what was made at run time (sources, subscriptions, tokens); no TTL."""
+    """HASH  id → encrypted document of a source, subscription or token created over the API; no TTL: kept until it is
+    deleted."""
     return f"relay:declared:{kind}"
 
 
 def source(sid: str) -> str:
-    """HASH  started_at, cursor, last success per tier, health; no TTL: it is where we stand."""
+    """HASH  started_at, cursor, last success per tier, errors and notes; no TTL: without it a source starts over."""
     return f"relay:source:{sid}"
 
 
 def seen(sid: str, day: str) -> str:
     """HASH  record key → mapping version, flag, content hash. The last chunk of a poll deletes days older than the
-    cursor less 96 h; the TTL of 90 d, renewed by each admission, only clears up after a source that was removed."""
+    cursor less 96 h; the TTL of 90 d, renewed by each ingest, only cleans up after a source that was removed."""
     return f"relay:seen:{sid}:{day}"
 
 
 def quarantine(sid: str) -> str:
-    """HASH  fingerprint of a bad row → reason and masked excerpt; TTL 7 d from the newest, at most 100 entries."""
+    """HASH  fingerprint of an invalid row → reason and masked excerpt; TTL 7 d from the newest, at most 100 entries."""
     return f"relay:quarantine:{sid}"
 
 
@@ -66,8 +67,8 @@ def call(cid: str) -> str:
 
 
 def event(eid: str) -> str:
-    """HASH  one event: `=` the canonical document, packed (gone when it was erased), `#` its number within its subject,
-    and subscription → state of that delivery. TTL `events_days`, refreshed by every settle and replay."""
+    """HASH  one event: `=` the canonical document, packed (gone when it was erased), `#` its number within its ordering
+    key, and subscription → state of that delivery. TTL `events_days`, renewed by every settlement and replay."""
     return f"relay:event:{eid}"
 
 
@@ -78,7 +79,7 @@ def calls_of(sid: str) -> str:
 
 
 def events_of(sid: str) -> str:
-    """ZSET  event id → made at, ms, of one source's calls; trimmed like `relay:events`, gone like `relay:calls:…`."""
+    """ZSET  event id → created, ms, of one source's calls; trimmed like `relay:events`, gone like `relay:calls:…`."""
     return f"relay:events:{sid}"
 
 
@@ -87,9 +88,9 @@ def deliveries_of(sub: str) -> str:
     return f"relay:deliveries-of:{sub}"
 
 
-def pending(sub: str, subject: str) -> str:
-    """ZSET  event id → its number within the subject; not empty exactly while the subject is in the deliver lane."""
-    return f"relay:pending:{sub}:{subject}"
+def pending(sub: str, ordering_key: str) -> str:
+    """ZSET  event id → its number within the ordering key; exists exactly while that is in the deliver lane."""
+    return f"relay:pending:{sub}:{ordering_key}"
 
 
 def budget(bucket: str) -> str:
@@ -98,7 +99,7 @@ def budget(bucket: str) -> str:
 
 
 def contacts(sid: str) -> str:
-    """HASH  generation, version, checked_at of the address book as far as we know it; TTL 30 d."""
+    """HASH  generation of the cache, version of the address book, checked_at; TTL 30 d, longer than a contact."""
     return f"relay:contacts:{sid}"
 
 
@@ -119,14 +120,14 @@ def removing(sid: str) -> str:
     return f"relay:removing:{sid}"
 
 
-def safe(sid: str) -> str:
-    """STR   what a source must remember in secret, encrypted; TTL 90 d from the last write: an older login is over."""
-    return f"relay:safe:{sid}"
+def credentials(sid: str) -> str:
+    """STR   secret that a provider handed out, encrypted; TTL 90 d from the last write: an older login has ended."""
+    return f"relay:credentials:{sid}"
 
 
-def safe_lock(sid: str) -> str:
-    """STR   who renews what is in the safe; TTL 30 s, longer than a renewal takes."""
-    return f"relay:safe:{sid}:lock"
+def credentials_lock(sid: str) -> str:
+    """STR   lock of the process that renews these credentials; TTL 30 s, longer than a renewal takes."""
+    return f"relay:credentials:{sid}:lock"
 
 
 def listener(sid: str) -> str:

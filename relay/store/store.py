@@ -6,7 +6,7 @@ from collections.abc import Callable
 from redis.asyncio import Redis
 
 from relay.secrets import SecretBox
-from relay.store import connection
+from relay.store import connection, database
 from relay.store.budget import BudgetStore
 from relay.store.calls import CallStore
 from relay.store.contacts import ContactStore
@@ -47,6 +47,10 @@ class Store:
     async def ping(self) -> None:
         """Raise one of STORE_ERRORS when the store does not answer."""
         await self._redis.ping()
+
+    async def is_durable(self) -> bool:
+        """Whether each write is on disk before it is answered."""
+        return await database.is_durable(self._redis)
 
     async def now_ms(self) -> int:
         """Read the store's clock, which all processes share."""

@@ -349,7 +349,7 @@ async def test_a_login_is_renewed_by_one_process_and_survives_a_restart(house_of
             await until(lambda: provider.requests["", TOKEN_ENDPOINT] >= 3, timeout_s=15)
         plan = provider.appear(TOKEN)
         await relay.until_delivered("call.completed", 1)
-        sealed = await relay.redis.get(keys.safe("office"))
+        sealed = await relay.redis.get(keys.credentials("office"))
         document = relay.document
 
         async with running(document, valkey_url) as (again, _):
@@ -361,7 +361,7 @@ async def test_a_login_is_renewed_by_one_process_and_survives_a_restart(house_of
         assert relay.call_id(plan.rid) == relay.heard()[0]["id"]
         assert provider.reused_refresh_tokens == 0
         assert b"refresh" not in sealed
-        assert SecretBox([KEY]).decrypt(sealed.decode(), context=keys.safe("office"))
+        assert SecretBox([KEY]).decrypt(sealed.decode(), context=keys.credentials("office"))
 
 
 async def test_a_stream_is_renewed_before_its_token_ends(house_of: HouseOf) -> None:
@@ -405,7 +405,7 @@ async def test_a_safe_is_read_again_and_by_nobody_else(redis: Redis) -> None:
 
     assert inside == ["first", "other", "other left", "first left", "second", "second left"]
     assert (await same.read(), await other.read()) == ("a secret", None)
-    assert b"a secret" not in await redis.get(keys.safe("a"))
+    assert b"a secret" not in await redis.get(keys.credentials("a"))
 
 
 @pytest.mark.parametrize(
