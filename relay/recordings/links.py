@@ -96,7 +96,7 @@ class LinkIssuer:
         self._storage = storage
         self._find_call = find_call
         self._kind = kind
-        self._public_url = public_url
+        self.public_url = public_url
         self._key = key
 
     async def for_event(self, document: Json) -> tuple[str, datetime] | None:
@@ -116,6 +116,6 @@ class LinkIssuer:
             url = await self._storage.presign(call.recording["path"], LINK_TTL_S)
             if url is not None:
                 return url, datetime.fromtimestamp(int(now.timestamp()) + LINK_TTL_S, UTC)
-        if self._public_url is None:
+        if self.public_url is None:
             return None
-        return link(self._public_url, call_id, now=now, key=self._key)
+        return link(self.public_url, call_id, now=now, key=self._key)

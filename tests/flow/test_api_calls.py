@@ -1,4 +1,4 @@
-"""Calls and events over HTTP, and forgetting a person."""
+"""Calls, events, deliveries and erasure over HTTP."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -34,8 +34,8 @@ OUTBOUND: dict[str, Any] = {
 }  # fmt: skip
 
 
-async def test_a_call_is_read_with_what_was_told_of_it(desk: Desk) -> None:
-    """Its content, its events, and to whom each went."""
+async def test_a_call_is_read_with_its_events_and_deliveries(desk: Desk) -> None:
+    """Its content, its events, and the subscriptions that got them."""
     eid = await desk.told("main", "1", caller=JO, external=JO, outcome=Outcome.BUSY)
     await desk.relay.until_state(eid, "delivered")
     (listed,) = (await desk.get("/v1/calls"))["items"]
@@ -44,31 +44,31 @@ async def test_a_call_is_read_with_what_was_told_of_it(desk: Desk) -> None:
 
     assert (read["source_id"], read["provider"], read["provider_call_id"]) == ("main", "webfones", "1")
     assert (read["outcome"], read["from"]["number"], read["revision"]) == ("busy", "+12025550123", 1)
-    (told,) = read["events"]
-    assert (told["id"], told["type"]) == (eid, "call.completed")
-    assert [(each["subscription_id"], each["status"]) for each in told["deliveries"]] == [("a", "delivered")]
+    (event,) = read["events"]
+    assert (event["id"], event["type"]) == (eid, "call.completed")
+    assert [(item["subscription_id"], item["status"]) for item in event["deliveries"]] == [("a", "delivered")]
     assert await desk.code("GET", "/v1/calls/call_" + "a" * 26) == (404, "not_found")
     assert await desk.code("GET", "/v1/calls/nonsense") == (404, "not_found")
 
 
-async def test_calls_are_found_by_what_they_are(desk: Desk) -> None:
+async def test_calls_can_be_filtered(desk: Desk) -> None:
     """Source, direction, outcome, number in any spelling, and time; several values at once."""
     await desk.post("/v1/sources", {**SOURCE, "id": "new"})
     first = await desk.call_of("main", "1", caller=JO, external=JO)
     second = await desk.call_of("new", "2", **OUTBOUND)
 
-    async def found(query: str) -> list[str]:
-        return [each["id"] for each in (await desk.get(f"/v1/calls?{query}"))["items"]]
+    async def listed(query: str) -> list[str]:
+        return [item["id"] for item in (await desk.get(f"/v1/calls?{query}"))["items"]]
 
-    assert await found("") == [second, first]
-    assert await found("source=new") == [second]
-    assert await found("direction=inbound") == [first]
-    assert await found("direction=inbound,outbound") == [second, first]
-    assert await found("outcome=answered&outcome=busy") == [second]
-    assert await found("number=%2B12025550123") == [first]
-    assert await found("number=202-555-0177") == [second]
-    assert await found("to=2026-01-01T00:00:00Z") == []
-    assert await found("from=2020-01-01T00:00:00Z") == [second, first]
+    assert await listed("") == [second, first]
+    assert await listed("source=new") == [second]
+    assert await listed("direction=inbound") == [first]
+    assert await listed("direction=inbound,outbound") == [second, first]
+    assert await listed("outcome=answered&outcome=busy") == [second]
+    assert await listed("number=%2B12025550123") == [first]
+    assert await listed("number=202-555-0177") == [second]
+    assert await listed("to=2026-01-01T00:00:00Z") == []
+    assert await listed("from=2020-01-01T00:00:00Z") == [second, first]
     assert await desk.code("GET", "/v1/calls?outcome=great") == (422, "invalid")
     assert await desk.code("GET", "/v1/calls?colour=red") == (422, "invalid")
     assert await desk.code("GET", "/v1/calls?limit=201") == (422, "invalid")
@@ -77,8 +77,8 @@ async def test_calls_are_found_by_what_they_are(desk: Desk) -> None:
     assert await desk.code("GET", "/v1/calls?source=nobody") == (404, "not_found")
 
 
-async def test_walking_over_calls_finds_each_once(desk: Desk) -> None:
-    """Calls that came in the same millisecond are neither lost nor seen twice, and new ones do not disturb."""
+async def test_paging_through_calls_returns_each_once(desk: Desk) -> None:
+    """Calls of the same millisecond are neither lost nor repeated, and new calls do not shift the pages."""
     made = {await desk.call_of("main", str(number)) for number in range(7)}
     same_ms = dict.fromkeys(made, 1_790_000_000_000)
     await desk.relay.redis.zadd(keys.CALLS, same_ms)
@@ -87,7 +87,7 @@ async def test_walking_over_calls_finds_each_once(desk: Desk) -> None:
     cursor = ""
     while True:
         page = await desk.get(f"/v1/calls?limit=3{cursor}")
-        seen += [each["id"] for each in page["items"]]
+        seen += [item["id"] for item in page["items"]]
         if len(seen) == 3:
             await desk.call_of("main", "late")
         if page["next_cursor"] is None:
@@ -97,14 +97,14 @@ async def test_walking_over_calls_finds_each_once(desk: Desk) -> None:
     assert sorted(seen) == sorted(made)
 
 
-async def test_a_recording_link_is_minted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh link that works; 404 without audio, 409 where no link can be made."""
+async def test_a_recording_link_is_issued(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new link that works; 404 without a recording, 409 when links are not configured."""
     call_id = await desk.call_of("main", "1")
     assert await desk.code("GET", f"/v1/calls/{call_id}/recording") == (404, "not_found")
-    part = await _keep_audio(desk, call_id)
+    part = await _add_recording(desk, call_id)
 
     assert await desk.code("GET", f"/v1/calls/{call_id}/recording") == (409, "no_recording_links")
-    monkeypatch.setattr(desk.relay.runtime.links, "_public_url", desk.base)
+    monkeypatch.setattr(desk.relay.runtime.links, "public_url", desk.base)
     link = await desk.get(f"/v1/calls/{call_id}/recording")
     async with desk.http.get(link["url"]) as answer:
         audio = await answer.read()
@@ -113,14 +113,14 @@ async def test_a_recording_link_is_minted(desk: Desk, monkeypatch: pytest.Monkey
     assert link["sha256"] == part["sha256"]
 
 
-async def _keep_audio(desk: Desk, call_id: str) -> dict[str, Any]:
-    """Store audio for a call and write it down, as the record lane does."""
+async def _add_recording(desk: Desk, call_id: str) -> dict[str, Any]:
+    """Store audio for a call and its recording part, as the record lane does."""
     runtime = desk.relay.runtime
     path = await _store_audio(desk, call_id)
     part: dict[str, Any] = {"status": "available", "path": path, "sha256": "0" * 64, "size_bytes": 10}
     part |= {"content_type": "audio/wav", "url": None, "expires_at": None, "duration_seconds": None}
     call = await runtime.store.calls.get(call_id)
-    while await runtime.store.events.publish_call(call, {"recording": part}, ()) is None:  # it is being told just now
+    while await runtime.store.events.publish_call(call, {"recording": part}, ()) is None:  # its event is being published
         call = await runtime.store.calls.get(call_id)
     return part
 
@@ -148,24 +148,24 @@ async def test_events_are_listed_and_read(desk: Desk) -> None:
     second = await desk.told("main", "2")
     sent = await desk.post("/v1/subscriptions/a/test")
 
-    async def found(query: str) -> list[str]:
-        return [each["id"] for each in (await desk.get(f"/v1/events?{query}"))["items"]]
+    async def listed(query: str) -> list[str]:
+        return [item["id"] for item in (await desk.get(f"/v1/events?{query}"))["items"]]
 
-    assert await found("") == [sent["event_id"], second, first]
-    assert await found("type=call.*") == [second, first]
-    assert await found("type=webhook.test,call.updated") == [sent["event_id"]]
-    assert await found("source=main") == [second, first]
+    assert await listed("") == [sent["event_id"], second, first]
+    assert await listed("type=call.*") == [second, first]
+    assert await listed("type=webhook.test,call.updated") == [sent["event_id"]]
+    assert await listed("source=main") == [second, first]
     call_id = (await desk.get(f"/v1/events/{first}"))["data"]["call"]["id"]
-    assert await found(f"call={call_id}") == [first]
-    assert set(await found("subscription=a")) == {sent["event_id"], second, first}
-    assert await found("to=2026-01-01T00:00:00Z") == []
+    assert await listed(f"call={call_id}") == [first]
+    assert set(await listed("subscription=a")) == {sent["event_id"], second, first}
+    assert await listed("to=2026-01-01T00:00:00Z") == []
     assert await desk.code("GET", "/v1/events/evt_" + "a" * 26) == (404, "not_found")
     assert await desk.code("GET", "/v1/events?call=1") == (422, "invalid")
     assert await desk.code("GET", "/v1/events?subscription=nobody") == (404, "not_found")
 
 
-async def test_a_page_may_be_short_and_go_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A filter that no index answers looks at so many entries in one request and no more."""
+async def test_a_page_may_be_short_and_have_a_cursor(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter without an index scans a limited number of entries in one request."""
     await desk.told("main", "1", outcome=Outcome.BUSY)
     for number in range(2, 8):
         await desk.call_of("main", str(number))
@@ -176,44 +176,44 @@ async def test_a_page_may_be_short_and_go_on(desk: Desk, monkeypatch: pytest.Mon
     third = await desk.get(f"/v1/calls?outcome=busy&limit=2&cursor={second['next_cursor']}")
 
     assert [first["items"], second["items"]] == [[], []]
-    assert [each["provider_call_id"] for each in third["items"]] == ["1"]
+    assert [item["provider_call_id"] for item in third["items"]] == ["1"]
     assert third["next_cursor"] is None
 
 
-async def test_every_type_has_a_schema_and_a_sample_that_keeps_it(desk: Desk) -> None:
-    """What is told, made up or real, has the shape that is published."""
+async def test_every_type_has_a_schema_and_a_valid_sample(desk: Desk) -> None:
+    """Generated samples and real events match the published schema."""
     types = await desk.get("/v1/event-types")
     eid = await desk.told("main", "1", caller=JO, external=JO)
     sent = await desk.post("/v1/subscriptions/a/test")
 
-    assert [each["type"] for each in types] == list(EVENT_TYPES)
-    for each in types:
-        TypeAdapter(payload.model_of(each["type"])).validate_python(each["sample"])
-        assert each["schema"]["properties"]["type"] == {"const": each["type"], "type": "string"}
+    assert [item["type"] for item in types] == list(EVENT_TYPES)
+    for item in types:
+        TypeAdapter(payload.model_of(item["type"])).validate_python(item["sample"])
+        assert item["schema"]["properties"]["type"] == {"const": item["type"], "type": "string"}
     for real in (eid, sent["event_id"]):
         document = await desk.get(f"/v1/events/{real}")
         TypeAdapter(payload.model_of(document["type"])).validate_python(document)
 
 
 async def test_samples_of_a_type_are_an_array(desk: Desk) -> None:
-    """Made up until there are some, in both forms, each with an id of its own."""
+    """Generated until there are real events, in both forms, each with its own id."""
     made_up = await desk.get("/v1/event-types/call.updated/sample?payload=flat")
     eid = await desk.told("main", "1")
     real = await desk.get("/v1/event-types/call.completed/sample")
 
-    assert [tuple(each) for each in made_up] == [FLAT_FIELDS] * 3
-    assert len({each["id"] for each in made_up}) == 3
-    assert [each["id"] for each in real] == [eid]
+    assert [tuple(item) for item in made_up] == [FLAT_FIELDS] * 3
+    assert len({item["id"] for item in made_up}) == 3
+    assert [item["id"] for item in real] == [eid]
     assert await desk.code("GET", "/v1/event-types/call.finished/sample") == (404, "not_found")
     assert await desk.code("GET", "/v1/event-types/call.updated/sample?limit=0") == (422, "invalid")
 
 
-# --- forgetting a person ---------------------------------------------------------------------------------------------
+# --- erasure ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by_job", [False, True])
-async def test_a_person_is_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch, by_job: bool) -> None:
-    """Number, name, audio and payloads are gone everywhere, what waited has expired, and others stay."""
+async def test_a_person_is_erased(desk: Desk, monkeypatch: pytest.MonkeyPatch, by_job: bool) -> None:
+    """Number, name, audio and payloads are gone everywhere, pending deliveries expire, and other calls stay."""
     if by_job:
         monkeypatch.setattr(calls_module, "MAX_INLINE_KEYS", 0)
     redis = desk.relay.redis
@@ -223,7 +223,7 @@ async def test_a_person_is_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch
     other = await desk.told("main", "3", caller=KIM, external=KIM)
     await desk.relay.until_attempts(waiting, 1)
     call_id = (await desk.get(f"/v1/events/{waiting}"))["data"]["call"]["id"]
-    part = await _keep_audio(desk, call_id)
+    part = await _add_recording(desk, call_id)
     await redis.set(keys.contact("main", 0, "+12025550123"), b"Jo Sample")
 
     result = await desk.post("/v1/erase", {"number": "+12025550123"})
@@ -260,7 +260,7 @@ async def _traces(desk: Desk, *needles: bytes) -> list[bytes]:
         if kind == b"string":
             values = [await redis.get(name)]
         elif kind == b"hash":
-            values = [each for pair in (await redis.hgetall(name)).items() for each in pair]  # type: ignore[misc]
+            values = [item for pair in (await redis.hgetall(name)).items() for item in pair]  # type: ignore[misc]
         elif kind == b"zset":
             values = await redis.zrange(name, 0, -1)
         assert kind in (b"string", b"hash", b"zset")
@@ -269,8 +269,8 @@ async def _traces(desk: Desk, *needles: bytes) -> list[bytes]:
     return found
 
 
-async def test_an_erased_call_does_not_come_back(desk: Desk) -> None:
-    """The next poll shows the same row: it is known, and nothing is told again."""
+async def test_an_erased_call_is_not_ingested_again(desk: Desk) -> None:
+    """The next poll returns the same row: nothing is published for it."""
     await desk.told("main", "1", caller=JO, external=JO)
     await desk.post("/v1/erase", {"number": "+12025550123"})
 
@@ -280,13 +280,13 @@ async def test_an_erased_call_does_not_come_back(desk: Desk) -> None:
     assert (await desk.get("/v1/calls"))["items"] == []
 
 
-async def test_erasing_ends_cleanly_when_the_storage_does_not(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """503, the call is still there, and a second try finds it."""
+async def test_erasure_can_be_repeated_after_a_storage_error(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503, the call is still there, and a second request erases it."""
     call_id = await desk.call_of("main", "1", caller=JO, external=JO)
-    await _keep_audio(desk, call_id)
+    await _add_recording(desk, call_id)
 
     async def broken(_: str) -> None:
-        raise StorageError("the bucket does not answer")
+        raise StorageError("the bucket is unavailable")
 
     with monkeypatch.context() as trouble:
         trouble.setattr(desk.relay.runtime.storage, "delete", broken)
@@ -297,8 +297,8 @@ async def test_erasing_ends_cleanly_when_the_storage_does_not(desk: Desk, monkey
     assert (again["calls"], again["recordings"]) == (1, 1)
 
 
-async def test_only_a_number_can_be_forgotten(desk: Desk) -> None:
-    """Anything else is refused, and the text is not repeated."""
+async def test_only_a_number_can_be_erased(desk: Desk) -> None:
+    """Anything else is refused, and the value is not repeated."""
     status, problem = await desk.ask("POST", "/v1/erase", {"number": "Jo Sample"})
 
     assert (status, problem["code"]) == (422, "invalid")
@@ -316,16 +316,16 @@ async def test_deliveries_are_listed_and_read(desk: Desk) -> None:
     await desk.relay.until_attempts(eid, 1, sub="crm")
     await desk.relay.until_state(eid, "delivered")
 
-    async def found(query: str) -> list[str]:
-        return sorted(each["id"] for each in (await desk.get(f"/v1/deliveries?{query}"))["items"])
+    async def listed(query: str) -> list[str]:
+        return sorted(item["id"] for item in (await desk.get(f"/v1/deliveries?{query}"))["items"])
 
     read = await desk.get(f"/v1/deliveries/{eid}.crm")
-    assert await found("") == [f"{eid}.a", f"{eid}.crm"]
-    assert await found("subscription=crm") == [f"{eid}.crm"]
-    assert await found("status=delivered") == [f"{eid}.a"]
-    assert await found("status=waiting,exhausted&subscription=crm") == [f"{eid}.crm"]
-    assert await found(f"event={eid}&subscription=a") == [f"{eid}.a"]
-    assert await found("status=exhausted") == []
+    assert await listed("") == [f"{eid}.a", f"{eid}.crm"]
+    assert await listed("subscription=crm") == [f"{eid}.crm"]
+    assert await listed("status=delivered") == [f"{eid}.a"]
+    assert await listed("status=waiting,exhausted&subscription=crm") == [f"{eid}.crm"]
+    assert await listed(f"event={eid}&subscription=a") == [f"{eid}.a"]
+    assert await listed("status=exhausted") == []
     assert (read["status"], read["attempts"]) == ("waiting", 1)
     assert read["next_attempt_at"] > read["last_attempt_at"]
     (attempt,) = read["log"]
@@ -334,8 +334,8 @@ async def test_deliveries_are_listed_and_read(desk: Desk) -> None:
     assert await desk.code("GET", "/v1/deliveries?status=lost") == (422, "invalid")
 
 
-async def test_a_given_up_delivery_is_found_and_tried_again(desk: Desk) -> None:
-    """It is in the list of those given up; a retry begins its schedule anew."""
+async def test_a_failed_delivery_is_listed_and_can_be_retried(desk: Desk) -> None:
+    """It is among the dead letters; a retry restarts its schedule."""
     desk.relay.subscriber.script("a", ScriptedReply(status=500, times=1))
     eid = await desk.told("main", "1")
     await desk.relay.until_attempts(eid, 1)
@@ -350,7 +350,7 @@ async def test_a_given_up_delivery_is_found_and_tried_again(desk: Desk) -> None:
     retried = await desk.post(f"/v1/deliveries/{eid}.a/retry")
     await desk.relay.until_state(eid, "delivered")
 
-    assert [each["id"] for each in listed["items"]] == [f"{eid}.a"]
+    assert [item["id"] for item in listed["items"]] == [f"{eid}.a"]
     assert retried["result"] == "queued"
     assert await desk.code("POST", f"/v1/deliveries/{eid}.a/retry") == (409, "already_delivered")
     assert (await desk.post(f"/v1/deliveries/{eid}.a/retry", {"force": True}))["result"] == "queued"
@@ -359,7 +359,7 @@ async def test_a_given_up_delivery_is_found_and_tried_again(desk: Desk) -> None:
     assert await desk.code("POST", "/v1/deliveries/nonsense/retry") == (404, "not_found")
 
 
-async def test_times_outside_of_reason_are_refused(desk: Desk) -> None:
+async def test_times_out_of_range_are_refused(desk: Desk) -> None:
     """A year that no call has is a 422, not a crash."""
     for when in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59", iso(datetime.now(UTC) + timedelta(days=90_000))):
         assert await desk.code("GET", "/v1/events", params={"from": when}) == (422, "invalid")
@@ -367,8 +367,8 @@ async def test_times_outside_of_reason_are_refused(desk: Desk) -> None:
     assert found["next_cursor"] is None
 
 
-async def test_audio_that_nobody_has_written_down_is_erased_too(desk: Desk) -> None:
-    """It was stored just now, and the call does not say so yet."""
+async def test_audio_that_its_call_does_not_reference_yet_is_erased_too(desk: Desk) -> None:
+    """It was stored a moment before the recording part was written."""
     eid = await desk.told("main", "1", caller=JO, external=JO)
     call_id = (await desk.get(f"/v1/events/{eid}"))["data"]["call"]["id"]
     path = await _store_audio(desk, call_id)
@@ -379,13 +379,13 @@ async def test_audio_that_nobody_has_written_down_is_erased_too(desk: Desk) -> N
     assert await desk.relay.runtime.storage.size(path) is None
 
 
-async def test_audio_that_arrives_after_the_erasure_is_dropped(desk: Desk) -> None:
-    """The call was forgotten while its audio was on its way."""
+async def test_audio_that_arrives_after_the_erasure_is_deleted(desk: Desk) -> None:
+    """The call was erased while its audio was being transferred."""
     eid = await desk.told("main", "1", caller=JO, external=JO, outcome=Outcome.ANSWERED)
     call_id = (await desk.get(f"/v1/events/{eid}"))["data"]["call"]["id"]
     runtime = desk.relay.runtime
     stored = await desk.relay.redis.hgetall(keys.call(call_id))  # type: ignore[misc]
-    source = _Talking(desk, runtime.sources["main"])
+    source = _SlowSource(desk, runtime.sources["main"])
     record = RecordWorker(
         runtime.lanes[LaneName.RECORD],
         lambda: {"main": source},  # type: ignore[dict-item]  # what a fetch needs of a source
@@ -394,7 +394,7 @@ async def test_audio_that_arrives_after_the_erasure_is_dropped(desk: Desk) -> No
         wake_enrich=lambda: None,
         find_call=runtime.store.calls.get,
     )
-    flat = [each for pair in stored.items() for each in pair]
+    flat = [item for pair in stored.items() for item in pair]
 
     await record.work([Claim("main", call_id, b"1", 0, float("inf"), [flat])], lambda *_: None)
 
@@ -405,8 +405,8 @@ async def test_audio_that_arrives_after_the_erasure_is_dropped(desk: Desk) -> No
     )
 
 
-class _Talking:
-    """A source whose audio takes so long that the person is forgotten meanwhile."""
+class _SlowSource:
+    """A source whose audio takes so long that the person is erased meanwhile."""
 
     def __init__(self, desk: Desk, like: Source) -> None:
         self.id = like.id

@@ -1,4 +1,4 @@
-"""What is refused, and how: every problem that is documented can happen, and says what it says."""
+"""Error responses: every documented problem occurs as documented."""
 
 import io
 import json
@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import aiohttp
 import pytest
-from redis.exceptions import ConnectionError as StoreAway
+from redis.exceptions import ConnectionError as StoreConnectionError
 
 from relay.api.problems import STATUSES, Code, ProblemDocument
 from relay.api.route import MAX_BODY_BYTES
@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent
 
 
 def test_every_documented_problem_has_a_test() -> None:
-    """A code that no test of the API names would be a promise that nobody holds."""
+    """Every code is named in a test of the API."""
     text = "".join(path.read_text() for path in TESTS.glob("test_api_*.py"))
 
     assert [code for code in get_args(Code) if f'"{code}"' not in text] == []
@@ -34,8 +34,8 @@ async def _raw(desk: Desk, method: str, path: str, **options: Any) -> tuple[aioh
 
 
 async def test_a_problem_has_the_shape_of_rfc_9457(desk: Desk) -> None:
-    """Media type, title, status, code, detail; nothing keeps it."""
-    answer, problem = await _raw(desk, "GET", "/v1/sources/nobody")
+    """Media type, title, status, code and detail; it is not cached."""
+    answer, problem = await _raw(desk, "GET", "/v1/sources/unknown")
 
     assert answer.content_type == "application/problem+json"
     assert answer.headers["Cache-Control"] == "no-store"
@@ -44,30 +44,30 @@ async def test_a_problem_has_the_shape_of_rfc_9457(desk: Desk) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"not json", b"\xff\xfe", b'{"a": NaN}', b'"\\ud800"', b"[" * 100_000])
 async def test_what_is_not_json_is_refused(desk: Desk, body: bytes) -> None:
-    """400, whatever it is."""
+    """400, whatever the bytes are."""
     answer, problem = await _raw(desk, "POST", "/v1/sources", data=body, headers={"Content-Type": "application/json"})
 
     assert (answer.status, problem["code"]) == (400, "not_json")
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"text"', b"true"])
-async def test_what_is_no_object_is_refused(desk: Desk, body: bytes) -> None:
-    """422, not a crash."""
+async def test_json_that_is_not_an_object_is_refused(desk: Desk, body: bytes) -> None:
+    """422, not 500."""
     for method, path in (("POST", "/v1/sources"), ("PATCH", "/v1/subscriptions/a"), ("POST", "/v1/tokens")):
         answer, problem = await _raw(desk, method, path, data=body, headers={"Content-Type": "application/json"})
         assert (answer.status, problem["code"]) == (422, "invalid"), path
 
 
-async def test_a_body_says_that_it_is_json(desk: Desk) -> None:
-    """A form of another site's cannot pretend to be a client."""
+async def test_a_body_needs_the_content_type_of_json(desk: Desk) -> None:
+    """A form of another site cannot act as a client."""
     answer, problem = await _raw(desk, "POST", "/v1/tokens", data=b"{}", headers={"Content-Type": "text/plain"})
 
     assert (answer.status, problem["code"]) == (415, "unsupported_media_type")
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-async def test_a_body_is_bounded(desk: Desk) -> None:
-    """1 MiB, and no byte more."""
+async def test_a_body_has_a_maximum_size(desk: Desk) -> None:
+    """1 MiB."""
     as_json = {"Content-Type": "application/json"}
     body = b'{"name": "' + b"x" * MAX_BODY_BYTES + b'"}'
 
@@ -76,8 +76,8 @@ async def test_a_body_is_bounded(desk: Desk) -> None:
     assert (answer.status, problem["code"]) == (413, "too_large")
 
 
-async def test_addresses_that_are_not_there(desk: Desk) -> None:
-    """404 and 405 are problems too, and 405 says what there is."""
+async def test_unknown_paths_and_methods(desk: Desk) -> None:
+    """404 and 405 are problems too, and 405 lists the allowed methods."""
     answer, problem = await _raw(desk, "DELETE", "/v1/calls")
 
     assert (answer.status, problem["code"], answer.headers["Allow"]) == (405, "method_not_allowed", "GET")
@@ -87,8 +87,8 @@ async def test_addresses_that_are_not_there(desk: Desk) -> None:
     assert await desk.code("GET", "/v1/deliveries/%F0%9F%8E%B7.%C3%A4") == (404, "not_found")
 
 
-async def test_somebody_else_changes_it_all_the_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After some tries the change is given back, not forced."""
+async def test_endless_concurrent_changes_end_in_a_conflict(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some tries the change is refused, not forced."""
     await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
     await desk.post("/v1/sources", {**SOURCE, "id": "new"})
 
@@ -97,30 +97,30 @@ async def test_somebody_else_changes_it_all_the_time(desk: Desk, monkeypatch: py
 
     monkeypatch.setattr(Declarations, "replace", overtaken)
 
-    taken = (409, "changed_meanwhile")
-    assert await desk.code("PATCH", "/v1/subscriptions/crm", {"payload": "flat"}) == taken
-    assert await desk.code("PUT", "/v1/subscriptions/crm", {"url": OUTSIDE}) == taken
-    assert await desk.code("POST", "/v1/subscriptions/crm/rotate-secret") == taken
-    assert await desk.code("PATCH", "/v1/sources/new", {"timezone": "UTC"}) == taken
-    assert await desk.code("PUT", "/v1/sources/new", SOURCE) == taken
+    conflict = (409, "changed_meanwhile")
+    assert await desk.code("PATCH", "/v1/subscriptions/crm", {"payload": "flat"}) == conflict
+    assert await desk.code("PUT", "/v1/subscriptions/crm", {"url": OUTSIDE}) == conflict
+    assert await desk.code("POST", "/v1/subscriptions/crm/rotate-secret") == conflict
+    assert await desk.code("PATCH", "/v1/sources/new", {"timezone": "UTC"}) == conflict
+    assert await desk.code("PUT", "/v1/sources/new", SOURCE) == conflict
 
 
-@pytest.mark.parametrize("error", [StoreAway("away"), StoreError("busy"), TimeoutError()])
-async def test_a_store_that_is_away_is_said(desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """503 with a time to come back, not a 500."""
+@pytest.mark.parametrize("error", [StoreConnectionError("away"), StoreError("busy"), TimeoutError()])
+async def test_an_unavailable_store_is_a_503(desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """With a Retry-After, and not a 500."""
 
-    async def away(*_: Any) -> None:
+    async def unavailable(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(desk.relay.runtime.store.events, "get", away)
+    monkeypatch.setattr(desk.relay.runtime.store.events, "get", unavailable)
     answer, problem = await _raw(desk, "GET", "/v1/events/evt_" + "a" * 26)
 
     assert (answer.status, problem["code"]) == (503, "store_unavailable")
     assert int(answer.headers["Retry-After"]) > 0
 
 
-async def test_a_mistake_of_ours_tells_nothing_of_the_inside(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """500 is a problem document; the log has the rest."""
+async def test_an_internal_error_reveals_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 is a problem document; the details are in the log."""
 
     async def broken(*_: Any) -> None:
         raise RuntimeError("the inside")
@@ -132,15 +132,15 @@ async def test_a_mistake_of_ours_tells_nothing_of_the_inside(desk: Desk, monkeyp
     assert "inside" not in str(problem)
 
 
-async def test_probes_answer_without_a_token_and_metrics_do_not(desk: Desk) -> None:
-    """/livez and /readyz are here as on the internal port; /metrics is only there."""
+async def test_probes_are_public_and_metrics_are_not(desk: Desk) -> None:
+    """/livez and /readyz are on both ports, /metrics on the internal one only."""
     for path, status in (("/livez", 200), ("/readyz", 200), ("/metrics", 404), ("/docs", 200), ("/openapi.json", 200)):
         async with desk.http.get(desk.base + path) as answer:
             assert answer.status == status, path
 
 
-async def test_the_page_loads_nothing(desk: Desk) -> None:
-    """No script, no font, no style from anywhere; the browser is told to fetch none."""
+async def test_the_page_loads_no_other_resource(desk: Desk) -> None:
+    """No script, font or style; the content security policy forbids them."""
     async with desk.http.get(desk.base + "/docs") as answer:
         page = await answer.text()
 

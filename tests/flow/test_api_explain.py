@@ -1,4 +1,4 @@
-"""`GET /v1/explain`: what is known of a call, also of one that was never told; nothing of another tenant's."""
+"""`GET /v1/explain`: what became of a call or a row, without revealing anything of another tenant."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -30,8 +30,8 @@ async def ingest(desk: Desk, key: str, *, seed: bool = False, finished: bool = T
     ("finished", "words"),
     [(True, "`relay backfill main` publishes one"), (False, "its event is published when it ends")],
 )
-async def test_what_was_there_before_the_relay_is_said_to_be_known(desk: Desk, finished: bool, words: str) -> None:
-    """Known, and never told: with what would tell it."""
+async def test_a_row_older_than_the_first_poll_is_explained(desk: Desk, finished: bool, words: str) -> None:
+    """With the command that publishes it."""
     await ingest(desk, "old", seed=True, finished=finished)
 
     item = await explained(desk, "old")
@@ -40,8 +40,8 @@ async def test_what_was_there_before_the_relay_is_said_to_be_known(desk: Desk, f
     assert words in item["summary"]
 
 
-async def test_a_row_that_was_put_aside_says_why(desk: Desk) -> None:
-    """The reason that is kept with it."""
+async def test_a_quarantined_row_says_why(desk: Desk) -> None:
+    """With the reason of its quarantine."""
     await desk.relay.runtime.store.sources.quarantine("main", [InvalidRow("it starts in the year 9999", "bad", "{}")])
 
     item = await explained(desk, "bad")
@@ -50,8 +50,8 @@ async def test_a_row_that_was_put_aside_says_why(desk: Desk) -> None:
     assert "it starts in the year 9999" in item["summary"]
 
 
-async def test_a_call_that_has_not_ended_is_not_told_yet(desk: Desk) -> None:
-    """Seen, and waiting for its end."""
+async def test_a_call_that_has_not_ended_is_not_published_yet(desk: Desk) -> None:
+    """Ingested, and waiting for its end."""
     await ingest(desk, "long", finished=False)
 
     item = await explained(desk, "long")
@@ -61,8 +61,8 @@ async def test_a_call_that_has_not_ended_is_not_told_yet(desk: Desk) -> None:
     assert item["seen"].endswith("by a poll that looks 2 hours back")
 
 
-async def test_what_is_not_heard_says_what_the_subscriber_answers(desk: Desk) -> None:
-    """The delivery, its attempts, and when it is tried again; a subscription that was made later is told apart."""
+async def test_a_failing_delivery_says_how_the_subscriber_responds(desk: Desk) -> None:
+    """The delivery, its attempts and the next one; a subscription that was created later is distinguished."""
     desk.relay.subscriber.script("a", ScriptedReply(status=500))
     eid = await desk.told("main", "1")
     await desk.relay.until_attempts(eid, 1)
@@ -80,19 +80,19 @@ async def test_what_is_not_heard_says_what_the_subscriber_answers(desk: Desk) ->
 
 
 async def test_a_number_finds_its_calls_and_nothing_else(desk: Desk) -> None:
-    """In any spelling; what is unknown is answered with how the sources are."""
+    """In any spelling; for an unknown number the state of the sources is shown."""
     await desk.told("main", "1", external=Party(number="+12025550123"), caller=Party(number="+12025550123"))
 
     assert (await explained(desk, "(202)%20555-0123"))["provider_call_id"] == "1"
     nothing = await desk.get("/v1/explain?about=2025550199")
     assert nothing["items"] == []
-    assert [(each["source_id"], each["words"]) for each in nothing["sources"]] == [("main", "not polled yet")]
+    assert [(item["source_id"], item["words"]) for item in nothing["sources"]] == [("main", "not polled yet")]
     assert await desk.code("GET", "/v1/explain") == (422, "invalid")
-    assert await desk.code("GET", "/v1/explain?about=1&source=nobody") == (404, "not_found")
+    assert await desk.code("GET", "/v1/explain?about=1&source=unknown") == (404, "not_found")
 
 
-async def test_a_call_whose_events_are_kept_no_more_was_told_once(desk: Desk) -> None:
-    """Calls are kept longer than events: that nothing is left of them is no sign that nobody heard."""
+async def test_a_call_whose_events_have_expired_was_published(desk: Desk) -> None:
+    """Calls are kept longer than events: missing events do not mean missing deliveries."""
     eid = await desk.told("main", "1")
     await desk.relay.redis.delete(keys.event(eid))
 
@@ -102,8 +102,8 @@ async def test_a_call_whose_events_are_kept_no_more_was_told_once(desk: Desk) ->
     assert "retention.events_days" in item["summary"]
 
 
-async def test_a_tenant_hears_nothing_of_others(desk: Desk) -> None:
-    """Neither calls, nor sources, nor subscriptions, whatever it asks for."""
+async def test_a_tenant_learns_nothing_of_others(desk: Desk) -> None:
+    """Neither calls, nor sources, nor subscriptions, whatever it requests."""
     acme = await desk.token_for("viewer", "acme")
     await desk.post("/v1/sources", {**SOURCE, "id": "acme-office", "tenant": "acme", "enabled": False})
     party = Party(number="+12025550123")
@@ -111,9 +111,9 @@ async def test_a_tenant_hears_nothing_of_others(desk: Desk) -> None:
     await desk.told("acme-office", "2", external=party, caller=party)
 
     for about in ("1", ids.call_id("main", "1")):
-        answer = await desk.get(f"/v1/explain?about={about}", token=acme)
-        assert answer["items"] == []
-        assert [each["source_id"] for each in answer["sources"]] == ["acme-office"]
+        response = await desk.get(f"/v1/explain?about={about}", token=acme)
+        assert response["items"] == []
+        assert [item["source_id"] for item in response["sources"]] == ["acme-office"]
     own = await explained(desk, "2025550123", token=acme)
 
     assert (own["provider_call_id"], own["subscriptions"]) == ("2", [])

@@ -1,4 +1,4 @@
-"""Sources over HTTP: made, changed, asked, paused and removed while the relay runs."""
+"""Sources over HTTP: created, changed, checked, paused and removed while the relay runs."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,14 +35,14 @@ async def provider() -> AsyncIterator[tuple[FaultyWebFones, str]]:
         yield simulator, base_url
 
 
-async def test_a_source_is_made_and_polled(desk: Desk, provider: tuple[FaultyWebFones, str]) -> None:
-    """POST, and calls that come from then on are told."""
+async def test_a_source_is_created_and_polled(desk: Desk, provider: tuple[FaultyWebFones, str]) -> None:
+    """Events are published for calls that start after the POST."""
     simulator, base_url = provider
     add_poller(desk.relay.runtime)
     poller = asyncio.create_task(desk.relay.runtime.runners[-1].run())
-    wish = {**SOURCE, "id": "new", "base_url": base_url, "api_key": KEY, "poll_interval_s": 1}
+    options = {**SOURCE, "id": "new", "base_url": base_url, "api_key": KEY, "poll_interval_s": 1}
 
-    made = await desk.post("/v1/sources", wish)
+    made = await desk.post("/v1/sources", options)
     await eventually(lambda: desk.get("/v1/sources/new"), lambda view: view["health"]["cursor"] is not None)
     simulator.appear(KEY)
     await desk.post("/v1/sources/new/poll")
@@ -59,7 +59,7 @@ async def test_a_source_is_made_and_polled(desk: Desk, provider: tuple[FaultyWeb
 
 
 async def test_the_key_is_masked_and_the_mask_keeps_it(desk: Desk) -> None:
-    """Reading never shows it; PUT with what was read keeps it."""
+    """Responses never show it; a PUT with the mask keeps it."""
     await desk.post("/v1/sources", {**OUTSIDE, "id": "new"})
 
     read = await desk.get("/v1/sources/new")
@@ -73,7 +73,7 @@ async def test_the_key_is_masked_and_the_mask_keeps_it(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "field"),
+    ("options", "field"),
     [
         ({}, "provider"),
         ({"provider": "telefax"}, "provider"),
@@ -89,9 +89,11 @@ async def test_the_key_is_masked_and_the_mask_keeps_it(desk: Desk) -> None:
         ),
     ],
 )
-async def test_a_wrong_source_is_refused_and_the_field_named(desk: Desk, wish: dict[str, Any], field: str) -> None:
-    """Files are the operator's; nothing is read from the relay's disk."""
-    status, problem = await desk.ask("POST", "/v1/sources", wish)
+async def test_an_invalid_source_is_refused_and_the_field_named(
+    desk: Desk, options: dict[str, Any], field: str
+) -> None:
+    """`…_file` is only for the configuration; nothing is read from the relay's disk."""
+    status, problem = await desk.ask("POST", "/v1/sources", options)
 
     assert (status, problem["code"]) == (422, "invalid")
     assert problem["errors"][0]["field"] == field
@@ -109,8 +111,8 @@ async def test_a_wrong_source_is_refused_and_the_field_named(desk: Desk, wish: d
         {"proxy_url": "http://inside.example.com:3128"},
     ],
 )
-async def test_no_forbidden_address_is_taken(desk: Desk, options: dict[str, Any]) -> None:
-    """An account that came over the API may not point inside."""
+async def test_no_forbidden_address_is_accepted(desk: Desk, options: dict[str, Any]) -> None:
+    """A source created over the API must not point into the internal network."""
     assert await desk.code("POST", "/v1/sources", {**OUTSIDE, **options}) == (422, "address_refused")
 
 
@@ -120,10 +122,10 @@ async def _read(source: Source) -> None:
         pass
 
 
-async def test_an_address_is_judged_again_when_it_is_dialled(
+async def test_an_address_is_checked_again_when_it_is_dialled(
     desk: Desk, provider: tuple[FaultyWebFones, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was allowed when it was saved may point inside later: then no connection is made."""
+    """A name that resolved to a public address may resolve to an internal one later: no connection is made."""
     _, base_url = provider
     await desk.post("/v1/sources", {**SOURCE, "id": "made", "base_url": base_url, "api_key": KEY})
     source = desk.relay.runtime.sources["made"]
@@ -139,8 +141,8 @@ async def test_an_address_is_judged_again_when_it_is_dialled(
     assert (refused["ok"], allowed["ok"]) == (False, True)
 
 
-async def test_checking_says_what_is_wrong(desk: Desk, provider: tuple[FaultyWebFones, str]) -> None:
-    """A wrong key is an answer, not an error."""
+async def test_a_check_reports_what_is_wrong(desk: Desk, provider: tuple[FaultyWebFones, str]) -> None:
+    """An invalid key is a result, not an error."""
     _, base_url = provider
     await desk.post("/v1/sources", {**SOURCE, "id": "right", "base_url": base_url, "api_key": KEY})
     await desk.post("/v1/sources", {**SOURCE, "id": "wrong", "base_url": base_url, "api_key": "another"})
@@ -153,8 +155,8 @@ async def test_checking_says_what_is_wrong(desk: Desk, provider: tuple[FaultyWeb
     assert wrong["lines"]
 
 
-async def test_a_paused_source_is_not_polled_and_tells_what_it_has(desk: Desk) -> None:
-    """Pausing takes it out of the poll lane; a call that was admitted before is still told."""
+async def test_a_paused_source_is_not_polled_and_publishes_what_was_ingested(desk: Desk) -> None:
+    """Pausing removes it from the poll lane; events of calls that were ingested before are published."""
     await desk.post("/v1/sources", {**SOURCE, "id": "new"})
     waiting = queue_keys.waiting("poll", "")
     assert await desk.relay.redis.zscore(waiting, "new") is not None
@@ -173,8 +175,8 @@ async def test_a_paused_source_is_not_polled_and_tells_what_it_has(desk: Desk) -
     assert await desk.relay.redis.zscore(waiting, "new") is not None
 
 
-async def test_a_name_that_is_gone_keeps_nobody_from_pausing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stays as it was is not judged anew; what changes is."""
+async def test_a_dns_outage_does_not_prevent_pausing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unchanged URL is not checked again; a changed one is."""
     await desk.post("/v1/sources", {**OUTSIDE, "id": "new"})
     monkeypatch.delitem(NAMES, "api.webfones.com")
     desk.relay.runtime.sender.guard.clear_cache()
@@ -186,8 +188,8 @@ async def test_a_name_that_is_gone_keeps_nobody_from_pausing(desk: Desk, monkeyp
     assert await desk.code("PATCH", "/v1/sources/new", other) == (422, "address_refused")
 
 
-async def test_rows_put_aside_are_shown(desk: Desk) -> None:
-    """A person finds what could not be believed."""
+async def test_quarantined_rows_are_shown(desk: Desk) -> None:
+    """With the reason and an excerpt."""
     await desk.relay.runtime.store.sources.quarantine("main", [InvalidRow("has no start", "7", "{'rid': 7}")])
 
     read = await desk.get("/v1/sources/main")
@@ -197,7 +199,7 @@ async def test_rows_put_aside_are_shown(desk: Desk) -> None:
 
 
 async def test_patch_and_pages(desk: Desk) -> None:
-    """PATCH changes one option; lists are newest first and can be walked over."""
+    """PATCH changes one option; lists are newest first and paged."""
     for number in range(3):
         await desk.post("/v1/sources", {**OUTSIDE, "id": f"s{number}", "timezone": "Europe/Berlin"})
 
@@ -207,8 +209,8 @@ async def test_patch_and_pages(desk: Desk) -> None:
 
     assert status == 200
     assert (view["options"]["poll_interval_s"], view["options"]["timezone"]) == (60, "UTC")
-    assert {each["id"] for each in first["items"]} == {"s0", "s1", "s2"}
-    assert [each["id"] for each in second["items"]] == ["main"]
+    assert {item["id"] for item in first["items"]} == {"s0", "s1", "s2"}
+    assert [item["id"] for item in second["items"]] == ["main"]
     assert second["next_cursor"] is None
     assert await desk.code("PATCH", "/v1/sources/s1", {"provider": "nfon"}) == (422, "invalid")
     assert await desk.code("PATCH", "/v1/sources/main", {"timezone": "UTC"}) == (409, "declared_in_configuration")
@@ -216,7 +218,7 @@ async def test_patch_and_pages(desk: Desk) -> None:
 
 
 async def test_backfill_is_followed_and_cancelled(desk: Desk, provider: tuple[FaultyWebFones, str]) -> None:
-    """A job is answered at once; its progress is read, and it ends when a person says so."""
+    """The job is returned at once; its progress can be read, and it can be cancelled."""
     _, base_url = provider
     await desk.post("/v1/sources", {**SOURCE, "id": "new", "base_url": base_url, "api_key": KEY})
     since = iso(datetime.now(UTC) - timedelta(hours=2))
@@ -228,13 +230,13 @@ async def test_backfill_is_followed_and_cancelled(desk: Desk, provider: tuple[Fa
     assert (over["state"], over["done"]) == ("done", 1)
     assert over["counts"]["rows"] == 0
     assert await desk.code("POST", f"/v1/jobs/{job['id']}/cancel") == (409, "already_over")
-    assert await desk.code("GET", "/v1/jobs/backfill-nobody") == (404, "not_found")
+    assert await desk.code("GET", "/v1/jobs/backfill-unknown") == (404, "not_found")
     future = iso(datetime.now(UTC) + timedelta(hours=2))
     assert await desk.code("POST", "/v1/sources/new/backfill", {"from": future}) == (422, "invalid")
 
 
 async def test_a_backfill_that_waits_is_cancelled(desk: Desk) -> None:
-    """A provider that does not answer is waited for, until a person ends it."""
+    """It waits for a provider that is unavailable, until it is cancelled."""
     await desk.post("/v1/sources", {**SOURCE, "id": "new", "base_url": "http://127.0.0.1:9"})
 
     job = await desk.post("/v1/sources/new/backfill", {"from": "2026-01-01T00:00:00Z", "force": True})
@@ -246,7 +248,7 @@ async def test_a_backfill_that_waits_is_cancelled(desk: Desk) -> None:
 
 @pytest.mark.parametrize("by_job", [False, True])
 async def test_deleting_a_source_leaves_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch, by_job: bool) -> None:
-    """204 again and again; its calls, events, lanes, contacts and place are gone, other sources stay."""
+    """204 when repeated; its calls, events, lanes, contacts and cursor are gone, other sources stay."""
     if by_job:
         monkeypatch.setattr(sources_module, "MAX_INLINE_KEYS", 0)
     runtime, redis = desk.relay.runtime, desk.relay.redis
@@ -258,21 +260,21 @@ async def test_deleting_a_source_leaves_nothing(desk: Desk, monkeypatch: pytest.
     await desk.relay.until_state(eid, "delivered")
 
     statuses = [(await desk.ask("DELETE", "/v1/sources/new"))[0] for _ in range(2)]
-    taken_or_made = await desk.ask("POST", "/v1/sources", {**SOURCE, "id": "new"})
+    recreated = await desk.ask("POST", "/v1/sources", {**SOURCE, "id": "new"})
 
     async def left() -> list[bytes]:
         return [name async for name in redis.scan_iter("*:new*") if name != keys.forgotten("new").encode()]
 
     assert statuses == [204, 204]
-    assert taken_or_made[0] == 409
+    assert recreated[0] == 409
     assert await eventually(left, lambda names: names == []) == []
     assert await desk.code("GET", f"/v1/events/{eid}") == (404, "not_found")
     assert len((await desk.get("/v1/calls"))["items"]) == 1
     assert await redis.ttl(keys.forgotten("new")) <= 5
 
 
-async def test_nothing_comes_in_behind_a_deleted_source(desk: Desk) -> None:
-    """A backfill that still reads it is refused."""
+async def test_nothing_is_ingested_for_a_deleted_source(desk: Desk) -> None:
+    """A backfill that is still running is refused."""
     await desk.post("/v1/sources", {**SOURCE, "id": "new"})
     await desk.ask("DELETE", "/v1/sources/new")
 

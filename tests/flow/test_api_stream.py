@@ -1,4 +1,4 @@
-"""The event stream: heard live, resumed without a gap, and never a burden."""
+"""The event stream: live, resumed without a gap, and bounded."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ EVENT = {"type": "call.completed", "data": {"call": {"id": "call_x", "source_id"
 
 
 @dataclass
-class Listener:
+class StreamClient:
     """Reads one stream."""
 
     answer: aiohttp.ClientResponse
@@ -47,80 +47,80 @@ class Listener:
                     fields.clear()
 
     async def ids(self, count: int) -> list[str]:
-        """Read so many events; gives their ids."""
+        """Read a number of events; returns their ids."""
         return [(await self.next())["id"] for _ in range(count)]
 
 
 @contextlib.asynccontextmanager
-async def listening(
+async def open_stream(
     desk: Desk, query: str = "", *, token: str | None = None, **headers: str
-) -> AsyncIterator[Listener]:
-    """Open a stream, and wait until it has begun."""
+) -> AsyncIterator[StreamClient]:
+    """Open a stream, and wait until it has started."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     named["Authorization"] = f"Bearer {token or desk.token}"
     async with desk.http.get(f"{desk.base}/v1/events/stream{query}", headers=named) as answer:
         assert answer.status == 200, await answer.text()
         assert answer.content_type == "text/event-stream"
         assert (await answer.content.readline()).startswith(b"retry: ")
-        yield Listener(answer)
+        yield StreamClient(answer)
 
 
-async def test_events_are_heard_as_they_are_made(desk: Desk) -> None:
+async def test_events_are_streamed_as_they_are_created(desk: Desk) -> None:
     """Each with its id, its type and its whole document."""
-    async with listening(desk) as listener:
+    async with open_stream(desk) as listener:
         eid = await desk.told("main", "1")
-        heard = await listener.next()
+        received = await listener.next()
 
-    assert (heard["id"], heard["event"]) == (eid, "call.completed")
-    assert json.loads(heard["data"]) == await desk.get(f"/v1/events/{eid}")
+    assert (received["id"], received["event"]) == (eid, "call.completed")
+    assert json.loads(received["data"]) == await desk.get(f"/v1/events/{eid}")
 
 
-async def test_who_comes_back_gets_what_was_missed(desk: Desk) -> None:
-    """Last-Event-ID, as a header or a parameter, goes on right after that event, and on with live ones."""
-    made = [await desk.told("main", str(number)) for number in range(4)]
+async def test_a_client_that_reconnects_gets_what_it_missed(desk: Desk) -> None:
+    """Last-Event-ID, as a header or a parameter, resumes after that event and continues live."""
+    event_ids = [await desk.told("main", str(number)) for number in range(4)]
 
-    async with listening(desk, Last_Event_ID=made[0]) as listener:
+    async with open_stream(desk, Last_Event_ID=event_ids[0]) as listener:
         missed = await listener.ids(3)
         live = await desk.told("main", "live")
         assert await listener.ids(1) == [live]
-    async with listening(desk, f"?last_event_id={made[2]}") as listener:
+    async with open_stream(desk, f"?last_event_id={event_ids[2]}") as listener:
         again = await listener.ids(2)
 
-    assert missed == made[1:]
-    assert again == [made[3], live]
+    assert missed == event_ids[1:]
+    assert again == [event_ids[3], live]
 
 
-async def test_events_of_the_same_millisecond_are_all_heard(desk: Desk) -> None:
-    """The one that was heard last has neighbours with the very same time."""
-    made = [await desk.told("main", str(number)) for number in range(4)]
-    now_ms = int((await desk.relay.redis.zscore(keys.EVENTS, made[3])) or 0)
-    await desk.relay.redis.zadd(keys.EVENTS, dict.fromkeys(made, now_ms))
+async def test_events_of_the_same_millisecond_are_all_streamed(desk: Desk) -> None:
+    """Other events have the same time as the one that was received last."""
+    event_ids = [await desk.told("main", str(number)) for number in range(4)]
+    now_ms = int((await desk.relay.redis.zscore(keys.EVENTS, event_ids[3])) or 0)
+    await desk.relay.redis.zadd(keys.EVENTS, dict.fromkeys(event_ids, now_ms))
 
-    async with listening(desk, Last_Event_ID=made[1]) as listener:
-        heard = await listener.ids(3)
+    async with open_stream(desk, Last_Event_ID=event_ids[1]) as listener:
+        received = await listener.ids(3)
 
-    assert set(heard) == set(made) - {made[1]}
+    assert set(received) == set(event_ids) - {event_ids[1]}
 
 
 async def test_filters(desk: Desk) -> None:
     """Type and source, as for the list."""
     await desk.post("/v1/sources", {**SOURCE, "id": "new"})
-    async with listening(desk, "?source=new") as by_source, listening(desk, "?type=webhook.test") as by_type:
+    async with open_stream(desk, "?source=new") as by_source, open_stream(desk, "?type=webhook.test") as by_type:
         await desk.told("main", "1")
         mine = await desk.told("new", "1")
         sent = await desk.post("/v1/subscriptions/a/test")
 
         assert await by_source.ids(1) == [mine]
         assert await by_type.ids(1) == [sent["event_id"]]
-    assert await desk.code("GET", "/v1/events/stream?source=nobody") == (404, "not_found")
+    assert await desk.code("GET", "/v1/events/stream?source=unknown") == (404, "not_found")
     assert await desk.code("GET", "/v1/events/stream?last_event_id=1") == (422, "invalid")
 
 
-async def test_a_tenant_hears_only_its_own(desk: Desk) -> None:
+async def test_a_tenant_gets_only_its_own_events(desk: Desk) -> None:
     """Nothing of the operator's, nothing of another tenant's."""
     token = await desk.token_for("viewer", "acme")
     await desk.post("/v1/sources", {**SOURCE, "id": "acme", "tenant": "acme"})
-    async with listening(desk, token=token) as listener:
+    async with open_stream(desk, token=token) as listener:
         await desk.told("main", "1")
         mine = await desk.told("acme", "1")
 
@@ -128,9 +128,9 @@ async def test_a_tenant_hears_only_its_own(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("last", ["evt_" + "a" * 26, "not even an id"])
-async def test_a_gap_is_said(desk: Desk, last: str) -> None:
-    """After an event that nobody knows any more the listener is told that something may be missing."""
-    async with listening(desk, Last_Event_ID=last) as listener:
+async def test_a_gap_is_reported(desk: Desk, last: str) -> None:
+    """After an event that has expired, the client learns that others may be missing."""
+    async with open_stream(desk, Last_Event_ID=last) as listener:
         gap = await listener.next()
         eid = await desk.told("main", "1")
 
@@ -140,11 +140,11 @@ async def test_a_gap_is_said(desk: Desk, last: str) -> None:
 
 
 async def test_the_backlog_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who was away for too long is told how much it missed, and goes on from now."""
+    """A client that was away for too long learns how many events it missed, and continues live."""
     monkeypatch.setattr(stream, "MAX_BACKLOG", 2)
-    made = [await desk.told("main", str(number)) for number in range(4)]
+    event_ids = [await desk.told("main", str(number)) for number in range(4)]
 
-    async with listening(desk, Last_Event_ID=made[0]) as listener:
+    async with open_stream(desk, Last_Event_ID=event_ids[0]) as listener:
         gap = await listener.next()
 
     assert gap["data"] == '{"missed":3}'
@@ -152,34 +152,34 @@ async def test_the_backlog_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 async def quick(redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
-    """A relay whose streams beat often and lose patience soon."""
+    """A relay whose streams have short heartbeats and write timeouts."""
     monkeypatch.setattr(app, "HEARTBEAT_S", 0.05)
     monkeypatch.setattr(app, "WRITE_TIMEOUT_S", 0.3)
     async with open_desk(redis, valkey_url, tmp_path, monkeypatch) as opened:
         yield opened
 
 
-async def test_a_quiet_stream_beats(quick: Desk) -> None:
-    """So that a proxy does not close it, and both sides notice when the other is gone."""
-    async with listening(quick) as listener:
+async def test_a_quiet_stream_has_heartbeats(quick: Desk) -> None:
+    """So that a proxy does not close it, and both sides notice a lost connection."""
+    async with open_stream(quick) as listener:
         async with asyncio.timeout(5):
             lines = [await listener.answer.content.readline() for _ in range(5)]
 
     assert b": heartbeat\n" in lines
 
 
-async def test_a_revoked_token_stops_hearing(quick: Desk) -> None:
-    """Its stream ends with the next beat."""
-    made = await quick.post("/v1/tokens", {"name": "tail", "role": "viewer"})
-    async with listening(quick, token=made["token"]) as listener:
-        await quick.ask("DELETE", f"/v1/tokens/{made['id']}")
+async def test_revoking_a_token_ends_its_streams(quick: Desk) -> None:
+    """At the next heartbeat."""
+    issued = await quick.post("/v1/tokens", {"name": "tail", "role": "viewer"})
+    async with open_stream(quick, token=issued["token"]) as listener:
+        await quick.ask("DELETE", f"/v1/tokens/{issued['id']}")
 
         with pytest.raises(EOFError):
             await listener.next()
 
 
-async def test_a_listener_that_takes_nothing_is_let_go(quick: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds the only place until its patience ends; then somebody else hears all."""
+async def test_a_client_that_reads_nothing_is_disconnected(quick: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the only stream until the write timeout; then another client gets every event."""
     monkeypatch.setattr(stream, "MAX_STREAMS", 1)
     redis = quick.relay.redis
     host, port = quick.base.removeprefix("http://").split(":")
@@ -188,7 +188,7 @@ async def test_a_listener_that_takes_nothing_is_let_go(quick: Desk, monkeypatch:
     await reader.readuntil(b"retry: 2000\n\n")
     seconds, micros = await redis.time()
     now_ms = int(seconds) * 1000 + int(micros) // 1000
-    ids = [f"evt_{number:026d}" for number in range(2000)]  # 20 MB, more than any socket takes
+    ids = [f"evt_{number:026d}" for number in range(2000)]  # 20 MB, more than any socket buffers
     async with redis.pipeline(transaction=False) as pipe:
         for eid in ids:
             pipe.hset(keys.event(eid), keys.BODY, pack({"id": eid, **EVENT}))
@@ -198,7 +198,7 @@ async def test_a_listener_that_takes_nothing_is_let_go(quick: Desk, monkeypatch:
     assert await quick.code("GET", "/v1/events/stream") == (503, "too_many_streams")
     await eventually(lambda: _status(quick), lambda status: status == 200)
     monkeypatch.setattr(stream, "MAX_STREAMS", 10)
-    async with listening(quick) as listener:
+    async with open_stream(quick) as listener:
         eid = await quick.told("main", "1")
         assert await listener.ids(1) == [eid]
 
@@ -208,16 +208,16 @@ async def test_a_listener_that_takes_nothing_is_let_go(quick: Desk, monkeypatch:
 
 
 async def _status(desk: Desk) -> int:
-    """Try to open a stream; hangs up at once."""
+    """Try to open a stream, and close it at once."""
     headers = {"Authorization": f"Bearer {desk.token}", "Connection": "close"}
     async with desk.http.get(f"{desk.base}/v1/events/stream", headers=headers) as answer:
         return answer.status
 
 
-async def test_there_are_only_so_many_streams(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more is told to come later; when one leaves there is room again."""
+async def test_the_number_of_streams_is_limited(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is refused; when one ends there is room again."""
     monkeypatch.setattr(stream, "MAX_STREAMS", 1)
-    async with listening(desk):
+    async with open_stream(desk):
         assert await desk.code("GET", "/v1/events/stream") == (503, "too_many_streams")
     assert await eventually(lambda: _status(desk), lambda status: status == 200)
 
@@ -225,11 +225,11 @@ async def test_there_are_only_so_many_streams(desk: Desk, monkeypatch: pytest.Mo
 async def test_streams_end_when_the_relay_stops(
     redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Promptly: nobody waits for a listener."""
+    """Promptly: the shutdown does not wait for clients."""
     loop = asyncio.get_running_loop()
     async with aiohttp.ClientSession() as http, contextlib.AsyncExitStack() as stack:
         async with open_desk(redis, valkey_url, tmp_path, monkeypatch) as desk:
-            listener = await stack.enter_async_context(listening(replace(desk, http=http)))
+            listener = await stack.enter_async_context(open_stream(replace(desk, http=http)))
             stopping_at = loop.time()
 
         assert loop.time() - stopping_at < 3

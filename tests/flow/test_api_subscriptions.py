@@ -1,4 +1,4 @@
-"""Subscriptions over HTTP: what an automation platform, a script and a person do with them."""
+"""Subscriptions over HTTP: as automation platforms, scripts and people use them."""
 
 import base64
 import contextlib
@@ -19,8 +19,8 @@ from tests.flow.harness import SECRET, eventually
 OWN_SECRET = "whsec_" + base64.b64encode(b"o" * 32).decode()
 
 
-async def test_a_hook_subscribes_and_hears(desk: Desk) -> None:
-    """POST {url, events} answers 201 with an id, and the next call is heard, signed with the secret that was shown."""
+async def test_a_hook_subscribes_and_gets_events(desk: Desk) -> None:
+    """POST {url, events} returns an id and a secret, and the next event is delivered, signed with it."""
     made = await desk.subscribe("crm", events=["call.*"])
 
     await desk.told("main", "1")
@@ -30,8 +30,8 @@ async def test_a_hook_subscribes_and_hears(desk: Desk) -> None:
     assert desk.relay.report("crm").problems() == ()
 
 
-async def test_the_smallest_wish_is_enough(desk: Desk) -> None:
-    """Zapier sends a url and events; id and secret are made, and nobody is challenged."""
+async def test_url_and_events_are_enough(desk: Desk) -> None:
+    """As Zapier sends them; id and secret are generated, and no challenge is sent."""
     made = await desk.post("/v1/subscriptions", {"url": OUTSIDE, "events": ["call.completed"]})
 
     assert made["id"].startswith("sub_")
@@ -47,10 +47,10 @@ async def test_several_subscriptions_for_one_url_coexist(desk: Desk) -> None:
     assert first["id"] != second["id"]
 
 
-async def test_secrets_are_masked_and_masks_keep_what_they_stand_for(desk: Desk) -> None:
-    """Reading shows the host and masks; giving all of it back changes nothing but what was meant."""
-    wish = {"id": "crm", "url": OUTSIDE, "secret": OWN_SECRET, "headers": {"X-Key": "hidden-value"}}
-    made = await desk.post("/v1/subscriptions", wish)
+async def test_secrets_are_masked_and_masks_keep_the_secrets(desk: Desk) -> None:
+    """Responses show the host and masks; sending them back changes only what was edited."""
+    options = {"id": "crm", "url": OUTSIDE, "secret": OWN_SECRET, "headers": {"X-Key": "hidden-value"}}
+    made = await desk.post("/v1/subscriptions", options)
 
     read = await desk.get("/v1/subscriptions/crm")
     status, put = await desk.ask("PUT", "/v1/subscriptions/crm", {**read["options"], "description": "ours"})
@@ -65,7 +65,7 @@ async def test_secrets_are_masked_and_masks_keep_what_they_stand_for(desk: Desk)
 
 
 async def test_what_is_stored_is_sealed(desk: Desk) -> None:
-    """Whoever reads the store reads neither the hook nor its secret."""
+    """The store contains neither the URL nor the secret in plain text."""
     await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE, "secret": OWN_SECRET})
 
     stored = await desk.relay.redis.hget(keys.declared("subscription"), "crm")  # type: ignore[misc]
@@ -75,8 +75,8 @@ async def test_what_is_stored_is_sealed(desk: Desk) -> None:
     assert OWN_SECRET.encode() not in stored
 
 
-async def test_put_makes_then_replaces(desk: Desk) -> None:
-    """The first PUT answers 201 with the secret, the second 200 without, and the secret stays."""
+async def test_put_creates_then_replaces(desk: Desk) -> None:
+    """The first PUT returns 201 with the secret, the second 200 without, and the secret stays."""
     first_status, first = await desk.ask("PUT", "/v1/subscriptions/crm", {"url": OUTSIDE})
     second_status, second = await desk.ask("PUT", "/v1/subscriptions/crm", {"url": OUTSIDE, "events": "call.completed"})
 
@@ -87,8 +87,8 @@ async def test_put_makes_then_replaces(desk: Desk) -> None:
     assert kept.options.events == ("call.completed",)
 
 
-async def test_patch_changes_some_and_null_gives_a_default_back(desk: Desk) -> None:
-    """What is not named stays as it is."""
+async def test_patch_changes_some_and_null_resets_to_the_default(desk: Desk) -> None:
+    """Other options stay as they are."""
     await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE, "direction": ["inbound"], "max_in_flight": 3})
 
     status, view = await desk.ask("PATCH", "/v1/subscriptions/crm", {"direction": None, "payload": "flat"})
@@ -112,8 +112,8 @@ async def test_patch_changes_some_and_null_gives_a_default_back(desk: Desk) -> N
         ({"headers": {"Host": "x"}}, "headers"),
     ],
 )
-async def test_a_wrong_option_is_refused_and_named(desk: Desk, change: dict[str, Any], field: str) -> None:
-    """422 says which field, and repeats no value; nothing changes."""
+async def test_an_invalid_option_is_refused_and_named(desk: Desk, change: dict[str, Any], field: str) -> None:
+    """422 names the field and repeats no value; nothing changes."""
     await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
 
     status, problem = await desk.ask("PATCH", "/v1/subscriptions/crm", change)
@@ -124,8 +124,8 @@ async def test_a_wrong_option_is_refused_and_named(desk: Desk, change: dict[str,
     assert desk.relay.runtime.subscriptions["crm"].url == OUTSIDE
 
 
-async def test_a_name_that_is_gone_keeps_nobody_from_switching_off(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stays as it was is not judged anew; what changes is."""
+async def test_a_dns_outage_does_not_prevent_disabling(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unchanged URL is not checked again; a changed one is."""
     await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
     monkeypatch.delitem(NAMES, "hooks.example.com")
     desk.relay.runtime.sender.guard.clear_cache()
@@ -150,14 +150,14 @@ async def test_a_name_that_is_gone_keeps_nobody_from_switching_off(desk: Desk, m
         "https://[::ffff:10.0.0.1]/",
     ],
 )
-async def test_no_forbidden_address_is_taken(desk: Desk, url: str) -> None:
-    """The guard judges an address when it is saved, by name too."""
+async def test_no_forbidden_address_is_accepted(desk: Desk, url: str) -> None:
+    """Addresses are checked when a subscription is saved, those of names too."""
     assert await desk.code("POST", "/v1/subscriptions", {"url": url}) == (422, "address_refused")
     assert await desk.code("PUT", "/v1/subscriptions/x", {"url": url}) == (422, "address_refused")
 
 
-async def test_a_tenant_learns_nothing_of_the_inside(desk: Desk) -> None:
-    """What a name resolves to in the operator's network is not told to a tenant."""
+async def test_a_tenant_learns_nothing_of_the_internal_network(desk: Desk) -> None:
+    """A tenant does not learn what a name resolves to in the operator's network."""
     token = await desk.token_for("admin", "acme")
 
     _, problem = await desk.ask("POST", "/v1/subscriptions", {"url": "https://inside.example.com/"}, token=token)
@@ -179,7 +179,7 @@ async def test_what_the_configuration_declares_is_read_only(desk: Desk) -> None:
     assert (await desk.get("/v1/subscriptions/a"))["origin"] == "configuration"
 
 
-async def test_an_id_is_given_once(desk: Desk) -> None:
+async def test_an_id_is_unique(desk: Desk) -> None:
     """A second POST with the same id does not replace the first."""
     await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
 
@@ -187,20 +187,20 @@ async def test_an_id_is_given_once(desk: Desk) -> None:
     assert await desk.code("PUT", "/v1/subscriptions/No%20Id", {"url": OUTSIDE}) == (422, "invalid")
 
 
-async def test_unsubscribing_ends_as_often_as_one_likes(desk: Desk) -> None:
-    """DELETE is 204 again and again, nothing more is heard, and nothing of it stays in the store."""
+async def test_unsubscribing_can_be_repeated(desk: Desk) -> None:
+    """DELETE is 204 every time, nothing more is sent, and nothing of it stays in the store."""
     await desk.subscribe("crm")
     desk.relay.subscriber.script("crm", ScriptedReply(status=500))
     eid = await desk.told("main", "1")
     await desk.relay.until_attempts(eid, 1, sub="crm")
 
     statuses = [(await desk.ask("DELETE", "/v1/subscriptions/crm"))[0] for _ in range(3)]
-    heard = desk.relay.report("crm").received
+    received_before = desk.relay.report("crm").received
     await desk.told("main", "2")
     await desk.relay.until_delivered("a", 2)
 
     assert statuses == [204, 204, 204]
-    assert desk.relay.report("crm").received == heard
+    assert desk.relay.report("crm").received == received_before
     assert await desk.code("GET", "/v1/subscriptions/crm") == (404, "not_found")
     left = [name async for name in desk.relay.redis.scan_iter("*:crm*")]
     assert left == [queue_keys.partition("deliver", "crm").encode()]
@@ -209,7 +209,7 @@ async def test_unsubscribing_ends_as_often_as_one_likes(desk: Desk) -> None:
 
 
 async def test_an_id_can_be_used_again_after_unsubscribing(desk: Desk) -> None:
-    """The new subscription begins anew and is heard."""
+    """The new subscription starts fresh and gets events."""
     await desk.subscribe("crm")
     await desk.ask("DELETE", "/v1/subscriptions/crm")
 
@@ -220,8 +220,8 @@ async def test_an_id_can_be_used_again_after_unsubscribing(desk: Desk) -> None:
     assert (await desk.get("/v1/subscriptions/crm"))["state"] == "enabled"
 
 
-async def test_rotating_keeps_the_former_secret_for_a_day(desk: Desk) -> None:
-    """Both secrets sign until then, so a receiver with the old one does not refuse."""
+async def test_rotation_keeps_the_previous_secret_for_a_day(desk: Desk) -> None:
+    """Both secrets sign until then, so a subscriber with the old one keeps working."""
     made = await desk.subscribe("crm")
 
     rotated = await desk.post("/v1/subscriptions/crm/rotate-secret")
@@ -229,15 +229,15 @@ async def test_rotating_keeps_the_former_secret_for_a_day(desk: Desk) -> None:
     await desk.relay.until_delivered("crm", 1)
 
     assert rotated["secret"] != made["secret"]
-    assert desk.relay.report("crm").signature_failures == 0  # the hook knows only the former one
+    assert desk.relay.report("crm").signature_failures == 0  # the hook verifies with the previous one
     assert desk.relay.subscriber.last_headers("crm")["webhook-signature"].count("v1,") == 2
     mine = await desk.post("/v1/subscriptions/crm/rotate-secret", {"secret": OWN_SECRET})
     assert mine["secret"] == OWN_SECRET
     assert await desk.code("POST", "/v1/subscriptions/crm/rotate-secret", {"secret": OWN_SECRET}) == (422, "invalid")
 
 
-async def test_off_and_on_again(desk: Desk) -> None:
-    """While it is off nothing is queued; what happened meanwhile is listed as missing and can be replayed."""
+async def test_a_subscription_is_disabled_and_enabled(desk: Desk) -> None:
+    """While it is disabled nothing is queued; its events are listed as missing and can be replayed."""
     await desk.subscribe("crm")
 
     off = await desk.post("/v1/subscriptions/crm/disable", {"reason": "maintenance"})
@@ -255,18 +255,18 @@ async def test_off_and_on_again(desk: Desk) -> None:
     assert (await desk.relay.until_state(eid, "delivered", sub="crm")).attempts == 1
 
 
-async def test_enabled_false_is_heeded(desk: Desk) -> None:
-    """A subscription that is made or patched with enabled: false hears nothing until it is enabled."""
+async def test_a_subscription_can_be_created_disabled(desk: Desk) -> None:
+    """One that is created or changed with enabled: false gets nothing until it is enabled."""
     await desk.subscribe("crm", enabled=False)
 
     before = await desk.get("/v1/subscriptions/crm")
     after = await desk.post("/v1/subscriptions/crm/enable")
 
     assert (before["state"], after["state"], after["options"]["enabled"]) == ("disabled", "enabled", True)
-    assert [each["id"] for each in (await desk.get("/v1/subscriptions?state=disabled"))["items"]] == []
+    assert [item["id"] for item in (await desk.get("/v1/subscriptions?state=disabled"))["items"]] == []
 
 
-async def test_a_test_event_comes_whatever_was_subscribed(desk: Desk) -> None:
+async def test_a_test_event_ignores_the_filters(desk: Desk) -> None:
     """`webhook.test` goes to this subscription alone."""
     await desk.subscribe("crm", events=["call.completed"])
 
@@ -280,7 +280,7 @@ async def test_a_test_event_comes_whatever_was_subscribed(desk: Desk) -> None:
 
 
 async def test_one_event_is_replayed(desk: Desk) -> None:
-    """A delivered one only when forced, under the same id."""
+    """One that was delivered only with force, under the same id."""
     eid = await desk.told("main", "1")
     await desk.relay.until_state(eid, "delivered")
 
@@ -295,8 +295,8 @@ async def test_one_event_is_replayed(desk: Desk) -> None:
     assert await desk.code("POST", "/v1/subscriptions/a/replay", missing) == (404, "not_found")
 
 
-async def test_a_new_subscriber_can_have_what_was_before_it(desk: Desk) -> None:
-    """`status: any` replays what it would want now, in the old order, and nothing that its filters leave out."""
+async def test_a_new_subscription_can_get_earlier_events(desk: Desk) -> None:
+    """`status: any` replays what matches now, in the original order, and nothing else."""
     for number in range(3):
         await desk.told("main", str(number))
     await desk.subscribe("crm", events=["call.completed"])
@@ -309,8 +309,8 @@ async def test_a_new_subscriber_can_have_what_was_before_it(desk: Desk) -> None:
     assert desk.relay.report("crm").completed == {"0", "1", "2"}
 
 
-async def test_samples_are_an_array_of_what_a_hook_carries(desk: Desk) -> None:
-    """Made-up ones before there are calls, real ones afterwards; the same keys, newest first, ids that differ."""
+async def test_samples_are_an_array_of_payloads(desk: Desk) -> None:
+    """Generated before there are events, real ones afterwards; the same fields, newest first, unique ids."""
     await desk.subscribe("flat", payload="flat")
     await desk.subscribe("mine", payload={"map": {"id": "id", "who": "data.call.external_number"}})
 
@@ -321,16 +321,16 @@ async def test_samples_are_an_array_of_what_a_hook_carries(desk: Desk) -> None:
     real = await desk.get("/v1/subscriptions/flat/sample?limit=3")
     await desk.relay.until_delivered("flat", 4)
 
-    assert [tuple(each) for each in made_up] == [FLAT_FIELDS] * 3
-    assert len({each["id"] for each in made_up}) == 3
-    assert [set(each) for each in mapped] == [{"id", "who"}] * 2
-    assert [each["provider_call_id"] for each in real] == ["3", "2", "1"]
-    heard = {each["id"]: each for each in desk.relay.subscriber.events("flat")}
-    assert all(heard[each["id"]] == each for each in real)
+    assert [tuple(item) for item in made_up] == [FLAT_FIELDS] * 3
+    assert len({item["id"] for item in made_up}) == 3
+    assert [set(item) for item in mapped] == [{"id", "who"}] * 2
+    assert [item["provider_call_id"] for item in real] == ["3", "2", "1"]
+    received = {item["id"]: item for item in desk.relay.subscriber.events("flat")}
+    assert all(received[item["id"]] == item for item in real)
 
 
-async def test_a_test_url_of_n8n_is_taken_with_a_warning(desk: Desk) -> None:
-    """It works while somebody listens; that it will not later is said at once."""
+async def test_a_test_url_of_n8n_is_accepted_with_a_warning(desk: Desk) -> None:
+    """It works only while n8n listens, which the warning explains."""
     made = await desk.post("/v1/subscriptions", {"url": "https://hooks.example.com/webhook-test/1"})
     other = await desk.post("/v1/subscriptions", {"url": OUTSIDE, "sources": ["not-yet"]})
 
@@ -339,7 +339,7 @@ async def test_a_test_url_of_n8n_is_taken_with_a_warning(desk: Desk) -> None:
 
 
 async def test_pages_are_newest_first_and_end(desk: Desk) -> None:
-    """Walking over the list finds each once; those of the configuration come last."""
+    """Paging returns each once; those of the configuration come last."""
     names = [f"s{number}" for number in range(5)]
     for name in names:
         await desk.post("/v1/subscriptions", {"id": name, "url": OUTSIDE})
@@ -348,7 +348,7 @@ async def test_pages_are_newest_first_and_end(desk: Desk) -> None:
     cursor = ""
     while True:
         page = await desk.get(f"/v1/subscriptions?limit=2{cursor}")
-        seen += [each["id"] for each in page["items"]]
+        seen += [item["id"] for item in page["items"]]
         if page["next_cursor"] is None:
             break
         cursor = f"&cursor={page['next_cursor']}"
@@ -359,7 +359,7 @@ async def test_pages_are_newest_first_and_end(desk: Desk) -> None:
 
 
 async def test_other_processes_follow_within_a_second(desk: Desk) -> None:
-    """What is made here is in force elsewhere at the next look."""
+    """What is created here is used elsewhere at their next check."""
     runtime = desk.relay.runtime
     before = await runtime.registry.declarations.version()
 
@@ -376,7 +376,7 @@ async def test_other_processes_follow_within_a_second(desk: Desk) -> None:
 
 @contextlib.asynccontextmanager
 async def zapier(monkeypatch: pytest.MonkeyPatch, *, status: int = 200) -> AsyncIterator[tuple[str, list[str]]]:
-    """Listen as hooks.zapier.com would; gives the hook's url and the methods that came."""
+    """Serve as hooks.zapier.com would; yields the hook's URL and the methods of its requests."""
     methods: list[str] = []
 
     async def answer(request: web.BaseRequest) -> web.Response:
@@ -394,20 +394,20 @@ async def zapier(monkeypatch: pytest.MonkeyPatch, *, status: int = 200) -> Async
         await runner.cleanup()
 
 
-async def _is(wanted: list[str], methods: list[str]) -> None:
+async def _until(expected: list[str], methods: list[str]) -> None:
     async def read() -> list[str]:
         return methods
 
-    await eventually(read, lambda found: found == wanted)
+    await eventually(read, lambda current: current == expected)
 
 
-async def test_a_zap_is_told_once_that_its_hook_ends(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A person disables and then deletes it: one DELETE."""
+async def test_a_zap_is_notified_once_that_its_hook_ends(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disabled and then deleted: one DELETE."""
     async with zapier(monkeypatch) as (url, methods):
         await desk.post("/v1/subscriptions", {"id": "zap", "url": url})
 
         await desk.post("/v1/subscriptions/zap/disable")
-        await _is(["DELETE"], methods)
+        await _until(["DELETE"], methods)
         await desk.ask("DELETE", "/v1/subscriptions/zap")
         await desk.relay.runtime.aclose()
 
@@ -415,10 +415,10 @@ async def test_a_zap_is_told_once_that_its_hook_ends(desk: Desk, monkeypatch: py
 
 
 @pytest.mark.parametrize("how", [{"path": "?unsubscribed_by=hook"}, {"headers": {"User-Agent": "Zapier"}}])
-async def test_a_zap_that_unsubscribes_itself_is_not_told(
+async def test_a_zap_that_unsubscribes_itself_is_not_notified(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
 ) -> None:
-    """It knows."""
+    """With the query parameter, or with Zapier's User-Agent."""
     async with zapier(monkeypatch) as (url, methods):
         await desk.post("/v1/subscriptions", {"id": "zap", "url": url})
 
@@ -429,8 +429,8 @@ async def test_a_zap_that_unsubscribes_itself_is_not_told(
         assert (status, methods) == (204, [])
 
 
-async def test_a_zap_that_is_off_is_not_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After 410 the subscription is off, and no DELETE goes out."""
+async def test_a_zap_that_is_off_is_not_notified(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 410 the subscription is disabled, and no DELETE is sent."""
     async with zapier(monkeypatch, status=410) as (url, methods):
         await desk.post("/v1/subscriptions", {"id": "zap", "url": url})
         await desk.told("main", "1")
@@ -443,7 +443,7 @@ async def test_a_zap_that_is_off_is_not_told(desk: Desk, monkeypatch: pytest.Mon
 
 
 async def test_a_hook_elsewhere_gets_no_delete(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reverse unsubscribe is Zapier's; others would be surprised."""
+    """The notification is specific to Zapier."""
     async with zapier(monkeypatch) as (url, methods):
         monkeypatch.setattr("relay.delivery.subscriptions.ZAPIER_HOSTS", frozenset({"hooks.zapier.com"}))
         await desk.post("/v1/subscriptions", {"id": "crm", "url": url, "secret": SECRET})

@@ -1,4 +1,4 @@
-"""Who may do what: tokens, roles, and tenants that never see each other."""
+"""Authorization: tokens, roles, and tenants that are isolated from each other."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ from tests.flow.api_desk import OUTSIDE, SOURCE, TOKEN, Desk, open_desk
 from tests.flow.harness import eventually
 
 DECLARED = {"source_id": "main", "subscription_id": "a"}
-"""What the operator's configuration declares."""
+"""Ids of the configuration."""
 
 
 @dataclass
-class Houses:
+class Tenants:
     """Two tenants with a source, a subscription, a call and an event each."""
 
     desk: Desk
     acme: str
-    acme_looks: str
+    acme_viewer: str
     other: str
     event: str
     call: str
 
     @property
     def of_acme(self) -> dict[str, str]:
-        """Acme's ids, by the name that paths have for them."""
+        """Acme's ids, by path parameter."""
         return {
             "source_id": "acme",
             "subscription_id": "acme-crm",
@@ -43,10 +43,10 @@ class Houses:
 
 
 @pytest.fixture
-async def houses(desk: Desk) -> Houses:
+async def houses(desk: Desk) -> Tenants:
     """Two tenants."""
     acme, other = await desk.token_for("admin", "acme"), await desk.token_for("admin", "other")
-    looks = await desk.token_for("viewer", "acme")
+    viewer = await desk.token_for("viewer", "acme")
     await desk.post("/v1/sources", {**SOURCE, "id": "acme"}, token=acme)
     await desk.post("/v1/sources", {**SOURCE, "id": "other"}, token=other)
     await desk.subscribe("acme-crm", token=acme)
@@ -58,7 +58,7 @@ async def houses(desk: Desk) -> Houses:
     await desk.relay.until_delivered("other-crm", 1)
     await desk.relay.until_delivered("a", 3)
     call = (await desk.get(f"/v1/events/{event}"))["data"]["call"]["id"]
-    return Houses(desk, acme, looks, other, event, call)
+    return Tenants(desk, acme, viewer, other, event, call)
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -78,8 +78,8 @@ async def houses(desk: Desk) -> Houses:
         "Bearer \xff\xfe",
     ],
 )
-async def test_nobody_gets_in_without_a_token(desk: Desk, header: str | None) -> None:
-    """401, with the scheme that is wanted; for every address that needs one."""
+async def test_every_route_requires_a_token(desk: Desk, header: str | None) -> None:
+    """401 with the scheme, for every route."""
     headers = {} if header is None else {"Authorization": header}
     for route in TABLE:
         async with desk.http.request(
@@ -90,8 +90,8 @@ async def test_nobody_gets_in_without_a_token(desk: Desk, header: str | None) ->
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-async def test_a_token_is_shown_once_and_ends_at_once(desk: Desk) -> None:
-    """Only a digest is kept; a revoked token is refused from then on; revoking again is 404."""
+async def test_a_token_is_shown_once_and_revoked_at_once(desk: Desk) -> None:
+    """Only a digest is stored; a revoked token is refused from then on; revoking again is 404."""
     made = await desk.post("/v1/tokens", {"name": "n8n", "role": "viewer"})
     token = made["token"]
 
@@ -100,14 +100,14 @@ async def test_a_token_is_shown_once_and_ends_at_once(desk: Desk) -> None:
     statuses = [(await desk.ask("DELETE", f"/v1/tokens/{made['id']}"))[0] for _ in range(2)]
     ended, _ = await desk.ask("GET", "/v1/sources", token=token)
 
-    assert [each["id"] for each in listed["items"]] == [made["id"]]
+    assert [item["id"] for item in listed["items"]] == [made["id"]]
     assert token not in str(listed)
     assert (works, statuses, ended) == (200, [204, 404], 401)
     stored = await desk.relay.redis.hgetall(keys.declared("token"))  # type: ignore[misc]
     assert token.encode() not in b"".join(stored.values())
 
 
-async def test_an_embedded_relay_has_a_token_of_its_own(
+async def test_an_embedded_relay_has_its_own_token(
     redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without api.tokens the one in data_dir is the operator's."""
@@ -126,18 +126,18 @@ async def test_tokens_are_listed_in_pages(desk: Desk) -> None:
     first = await desk.get("/v1/tokens?limit=2")
     second = await desk.get(f"/v1/tokens?limit=2&cursor={first['next_cursor']}")
 
-    names = [each["name"] for page in (first, second) for each in page["items"]]
+    names = [item["name"] for page in (first, second) for item in page["items"]]
     assert sorted(names) == ["0", "1", "2"]
     assert second["next_cursor"] is None
     assert await desk.code("GET", "/v1/tokens?cursor=W10") == (422, "invalid")
 
 
-async def test_only_the_operator_handles_tokens(houses: Houses) -> None:
-    """A tenant's admin makes none, not even for its own tenant."""
-    wish = {"name": "mine", "role": "admin", "tenant": "acme"}
+async def test_only_the_operator_manages_tokens(houses: Tenants) -> None:
+    """A tenant's admin issues none, not even for its own tenant."""
+    options = {"name": "mine", "role": "admin", "tenant": "acme"}
     for method, path, body in (
         ("GET", "/v1/tokens", None),
-        ("POST", "/v1/tokens", wish),
+        ("POST", "/v1/tokens", options),
         ("DELETE", "/v1/tokens/x", None),
     ):
         assert await houses.desk.code(method, path, body, token=houses.acme) == (403, "forbidden")
@@ -154,24 +154,24 @@ def _filled(path: str, names: dict[str, str]) -> str:
     return path
 
 
-async def test_a_viewer_changes_nothing(houses: Houses) -> None:
-    """Every address that changes something answers 403, whatever the body; looking works."""
+async def test_a_viewer_changes_nothing(houses: Tenants) -> None:
+    """Every changing route is 403, whatever the body; reading works."""
     changing = [route for route in TABLE if route.method != "GET"]
     assert all(route.scope in ("admin", "operator") for route in changing)
     viewer = await houses.desk.token_for("viewer")
-    for token in (viewer, houses.acme_looks):
+    for token in (viewer, houses.acme_viewer):
         for route in changing:
             path = _filled(route.path, houses.of_acme)
             assert await houses.desk.code(route.method, path, {}, token=token) == (403, "forbidden"), path
     for path in ("/v1/sources/acme", "/v1/subscriptions/acme-crm", f"/v1/events/{houses.event}", "/v1/event-types"):
-        await houses.desk.get(path, token=houses.acme_looks)
+        await houses.desk.get(path, token=houses.acme_viewer)
 
 
 # --- tenants ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_tenant_sees_what_is_its_own(houses: Houses) -> None:
-    """Lists hold its own things and nothing else; the operator sees all."""
+async def test_a_tenant_lists_only_its_own(houses: Tenants) -> None:
+    """Its lists contain its own resources and nothing else; the operator's contain all."""
     expected = {
         "/v1/sources": ["acme"],
         "/v1/subscriptions": ["acme-crm"],
@@ -179,23 +179,23 @@ async def test_a_tenant_sees_what_is_its_own(houses: Houses) -> None:
         "/v1/events": [houses.event],
         "/v1/deliveries": [f"{houses.event}.acme-crm"],
     }
-    for path, own in expected.items():
-        seen = (await houses.desk.get(path, token=houses.acme))["items"]
+    for path, ids in expected.items():
+        listed = (await houses.desk.get(path, token=houses.acme))["items"]
         everything = (await houses.desk.get(path))["items"]
-        assert [each["id"] for each in seen] == own, path
+        assert [item["id"] for item in listed] == ids, path
         assert len(everything) >= 3, path
     sample = await houses.desk.get("/v1/event-types/call.completed/sample", token=houses.acme)
-    assert [each["id"] for each in sample] == [houses.event]
+    assert [item["id"] for item in sample] == [houses.event]
 
 
-async def test_another_tenant_finds_nothing_by_guessing(houses: Houses) -> None:
-    """404, never 403, for every address that names a thing, in the same words as for what does not exist."""
-    nothing = {
-        "source_id": "nobody",
-        "subscription_id": "nobody",
+async def test_another_tenant_finds_nothing_by_guessing(houses: Tenants) -> None:
+    """404, never 403, for every route with an id, exactly as for what does not exist."""
+    unknown = {
+        "source_id": "unknown",
+        "subscription_id": "unknown",
         "event_id": "evt_" + "a" * 26,
         "call_id": "call_" + "a" * 26,
-        "delivery_id": "evt_" + "a" * 26 + ".nobody",
+        "delivery_id": "evt_" + "a" * 26 + ".unknown",
     }
     bodies: dict[str, Any] = {
         "backfill": {"from": "2026-01-01T00:00:00Z"},
@@ -207,25 +207,25 @@ async def test_another_tenant_finds_nothing_by_guessing(houses: Houses) -> None:
         if "{job_id}" in route.path or "{event_type}" in route.path:
             continue
         body = None if route.method == "GET" else bodies.get(route.path.rpartition("/")[2], {})
-        found = await houses.desk.ask(route.method, _filled(route.path, houses.of_acme), body, token=houses.other)
-        absent = await houses.desk.ask(route.method, _filled(route.path, nothing), body, token=houses.other)
-        assert found[0] == 404, route.path
-        assert found == absent, route.path
+        hidden = await houses.desk.ask(route.method, _filled(route.path, houses.of_acme), body, token=houses.other)
+        absent = await houses.desk.ask(route.method, _filled(route.path, unknown), body, token=houses.other)
+        assert hidden[0] == 404, route.path
+        assert hidden == absent, route.path
     for query in ("/v1/calls?source=acme", "/v1/events?source=acme", "/v1/events?subscription=acme-crm",
                   "/v1/deliveries?subscription=acme-crm", f"/v1/deliveries?event={houses.event}"):  # fmt: skip
         assert await houses.desk.code("GET", query, token=houses.other) == (404, "not_found")
 
 
-async def test_another_tenant_deletes_and_takes_nothing(houses: Houses) -> None:
-    """DELETE says 204 as for what is gone, and does nothing; PUT says that the id is not available, and no more."""
+async def test_another_tenant_deletes_and_replaces_nothing(houses: Tenants) -> None:
+    """DELETE is 204, as for what does not exist, and does nothing; PUT only says that the id is not available."""
     desk = houses.desk
-    for path, wish in (("/v1/sources/acme", SOURCE), ("/v1/subscriptions/acme-crm", {"url": OUTSIDE})):
+    for path, options in (("/v1/sources/acme", SOURCE), ("/v1/subscriptions/acme-crm", {"url": OUTSIDE})):
         assert (await desk.ask("DELETE", path, token=houses.other))[0] == 204
-        status, problem = await desk.ask("PUT", path, wish, token=houses.other)
+        status, problem = await desk.ask("PUT", path, options, token=houses.other)
         assert (status, problem["code"]) == (409, "id_not_available")
         assert "acme" not in str(problem)
         created = await desk.code(
-            "POST", path.rpartition("/")[0], {**wish, "id": path.rpartition("/")[2]}, token=houses.other
+            "POST", path.rpartition("/")[0], {**options, "id": path.rpartition("/")[2]}, token=houses.other
         )
         assert created == (409, "id_not_available")
         assert (await desk.get(path))["tenant"] == "acme"
@@ -235,21 +235,21 @@ async def test_another_tenant_deletes_and_takes_nothing(houses: Houses) -> None:
         await desk.get(path)
 
 
-async def test_two_tenants_want_one_id_at_once(houses: Houses) -> None:
-    """One is first, the other is told that it is taken; nobody's is overwritten."""
+async def test_two_tenants_create_one_id_at_once(houses: Tenants) -> None:
+    """One is first, the other gets 409; nothing is overwritten."""
     desk = houses.desk
-    for path, wish in (("/v1/sources/both", SOURCE), ("/v1/subscriptions/both", {"url": OUTSIDE})):
-        asked = [desk.ask("PUT", path, wish, token=token) for token in (houses.acme, houses.other) * 3]
+    for path, options in (("/v1/sources/both", SOURCE), ("/v1/subscriptions/both", {"url": OUTSIDE})):
+        asked = [desk.ask("PUT", path, options, token=token) for token in (houses.acme, houses.other) * 3]
         statuses = sorted(status for status, _ in await asyncio.gather(*asked))
         assert statuses == [200, 200, 201, 409, 409, 409], path
 
 
-async def test_an_event_of_one_tenant_is_not_replayed_to_another(houses: Houses) -> None:
-    """Not even by the operator; a subscription of the operator's own may have it."""
-    desk, wish = houses.desk, {"event_id": houses.event, "force": True}
+async def test_an_event_of_one_tenant_is_not_replayed_to_another(houses: Tenants) -> None:
+    """Not even by the operator; a subscription of the operator may get it."""
+    desk, options = houses.desk, {"event_id": houses.event, "force": True}
 
-    refused = await desk.code("POST", "/v1/subscriptions/other-crm/replay", wish)
-    taken = await desk.post("/v1/subscriptions/a/replay", wish)
+    refused = await desk.code("POST", "/v1/subscriptions/other-crm/replay", options)
+    taken = await desk.post("/v1/subscriptions/a/replay", options)
     many = await desk.post("/v1/subscriptions/other-crm/replay", {"since": "2026-01-01T00:00:00Z", "status": "any"})
     job = await desk.until_over(many["job"])
 
@@ -259,8 +259,8 @@ async def test_an_event_of_one_tenant_is_not_replayed_to_another(houses: Houses)
     assert job["counts"]["delivered"] == 1
 
 
-async def test_an_id_that_was_a_tenants_is_nobodys_for_a_while(houses: Houses) -> None:
-    """After unsubscribing another tenant cannot take the id before every process has heard of it."""
+async def test_the_id_of_a_removed_subscription_stays_reserved_for_its_tenant(houses: Tenants) -> None:
+    """Another tenant cannot use the id before every process knows of the removal."""
     desk = houses.desk
     await desk.ask("DELETE", "/v1/subscriptions/acme-crm", token=houses.acme)
     await desk.ask("DELETE", "/v1/sources/acme", token=houses.acme)
@@ -273,11 +273,11 @@ async def test_an_id_that_was_a_tenants_is_nobodys_for_a_while(houses: Houses) -
     assert status == 201
 
 
-async def test_a_removed_sources_calls_are_not_the_next_tenants(houses: Houses) -> None:
-    """Another tenant that takes the id later finds nothing of what was there."""
+async def test_the_next_tenant_of_a_source_id_does_not_get_its_former_calls(houses: Tenants) -> None:
+    """Another tenant that uses the id later finds nothing of the former source."""
     desk = houses.desk
     await desk.ask("DELETE", "/v1/sources/acme", token=houses.acme)
-    await desk.relay.redis.delete(keys.forgotten("acme"))  # its seconds are over
+    await desk.relay.redis.delete(keys.forgotten("acme"))  # the reservation has expired
 
     status, _ = await desk.ask("PUT", "/v1/sources/acme", SOURCE, token=houses.other)
 
@@ -287,20 +287,20 @@ async def test_a_removed_sources_calls_are_not_the_next_tenants(houses: Houses) 
     assert await desk.code("GET", f"/v1/events/{houses.event}", token=houses.other) == (404, "not_found")
 
 
-async def test_a_tenant_makes_only_its_own(houses: Houses) -> None:
-    """Its token cannot say another tenant; the operator's can say any, once."""
+async def test_a_tenant_creates_only_for_itself(houses: Tenants) -> None:
+    """Its token cannot name another tenant; the operator's can name any, and not change it."""
     desk = houses.desk
-    wish = {"url": OUTSIDE, "tenant": "other"}
+    options = {"url": OUTSIDE, "tenant": "other"}
 
-    assert await desk.code("POST", "/v1/subscriptions", wish, token=houses.acme) == (422, "invalid")
-    assert (await desk.post("/v1/subscriptions", {**wish, "id": "theirs"}))["tenant"] == "other"
+    assert await desk.code("POST", "/v1/subscriptions", options, token=houses.acme) == (422, "invalid")
+    assert (await desk.post("/v1/subscriptions", {**options, "id": "theirs"}))["tenant"] == "other"
     assert await desk.code("PUT", "/v1/subscriptions/theirs", {"url": OUTSIDE, "tenant": "acme"}) == (422, "invalid")
     assert (await desk.post("/v1/sources", {**SOURCE, "tenant": "acme", "id": "second"}))["tenant"] == "acme"
     assert await desk.code("PUT", "/v1/sources/second", {**SOURCE, "tenant": "other"}) == (422, "invalid")
     await desk.get("/v1/sources/second", token=houses.acme)
 
 
-async def test_a_tenant_forgets_a_person_in_its_own_calls_only(houses: Houses) -> None:
+async def test_a_tenant_erases_a_person_in_its_own_calls_only(houses: Tenants) -> None:
     """The other tenant's call with the same number stays."""
     desk, jo = houses.desk, Party(number="+12025550999")
     mine = await desk.told("acme", "9", external=jo, caller=jo)
@@ -313,8 +313,8 @@ async def test_a_tenant_forgets_a_person_in_its_own_calls_only(houses: Houses) -
     await desk.get(f"/v1/events/{theirs}")
 
 
-async def test_jobs_belong_to_whoever_began_them(houses: Houses) -> None:
-    """Another tenant neither reads nor ends them; the operator does."""
+async def test_jobs_belong_to_the_tenant_that_started_them(houses: Tenants) -> None:
+    """Another tenant neither reads nor cancels them; the operator does."""
     desk = houses.desk
     job = (await desk.post("/v1/sources/acme/backfill", {"from": "2026-01-01T00:00:00Z"}, token=houses.acme))["id"]
 
@@ -325,8 +325,8 @@ async def test_jobs_belong_to_whoever_began_them(houses: Houses) -> None:
     assert "polled" in over["error"]
 
 
-async def test_news_of_a_tenants_subscription_stay_with_the_tenant(houses: Houses) -> None:
-    """`subscription.disabled` of one tenant's is heard by that tenant and by the operator, not by another."""
+async def test_operational_events_of_a_tenant_stay_with_the_tenant(houses: Tenants) -> None:
+    """`subscription.disabled` goes to that tenant and the operator, not to another tenant."""
     desk = houses.desk
     for name, token in (("acme-ops", houses.acme), ("other-ops", houses.other)):
         await desk.subscribe(name, token=token, events=["subscription.*"])

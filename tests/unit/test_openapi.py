@@ -27,8 +27,8 @@ NOW = SystemClock().now()
 
 def _nodes(node: Any) -> Any:
     yield node
-    for each in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _nodes(each)
+    for item in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _nodes(item)
 
 
 def test_the_document_is_openapi_3_1() -> None:
@@ -59,7 +59,7 @@ def test_every_route_is_in_the_document_once() -> None:
                 in response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"]["code"]["enum"]
             )
         parts = set(re.findall(r"\{(\w+)\}", route.path))
-        assert parts == {each["name"] for each in operation["parameters"] if each["in"] == "path"}
+        assert parts == {item["name"] for item in operation["parameters"] if item["in"] == "path"}
 
 
 def test_every_change_requires_an_admin() -> None:
@@ -77,8 +77,8 @@ def test_unknown_fields_are_refused_in_the_document_too() -> None:
         schema = content["application/json"]["schema"]
         if "$ref" in schema:
             schema = DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-        for each in schema.get("oneOf", [schema]):
-            assert each["additionalProperties"] is False, route.path
+        for item in schema.get("oneOf", [schema]):
+            assert item["additionalProperties"] is False, route.path
 
 
 def test_no_file_of_the_relays_is_offered() -> None:
@@ -93,7 +93,7 @@ def test_every_provider_can_be_added() -> None:
     """A new one is in the document without another line here."""
     body = DOCUMENT["paths"]["/v1/sources"]["post"]["requestBody"]["content"]["application/json"]["schema"]
 
-    assert sorted(each["properties"]["provider"]["const"] for each in body["oneOf"]) == sorted(PROVIDERS)
+    assert sorted(item["properties"]["provider"]["const"] for item in body["oneOf"]) == sorted(PROVIDERS)
 
 
 def test_the_page_names_every_route() -> None:
@@ -128,8 +128,8 @@ def test_samples_differ_in_their_ids() -> None:
     """An automation that drops duplicates keeps all of them."""
     found = samples(["call.*"], 20, now=NOW)
 
-    assert len({each["id"] for each in found}) == 20
-    assert [each["timestamp"] for each in found] == sorted((each["timestamp"] for each in found), reverse=True)
+    assert len({item["id"] for item in found}) == 20
+    assert [item["timestamp"] for item in found] == sorted((item["timestamp"] for item in found), reverse=True)
 
 
 def test_a_map_can_be_checked_against_the_sample() -> None:
