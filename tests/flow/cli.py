@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.flow.api_desk import Desk
+from tests.flow.api import ApiClient
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,6 @@ async def run(*arguments: str, environ: Mapping[str, str], given: str = "") -> R
     return ran
 
 
-async def relay(desk: Desk, *arguments: str, token: str | None = None, given: str = "", **more: str) -> Ran:
+async def relay(api: ApiClient, *arguments: str, token: str | None = None, given: str = "", **more: str) -> Ran:
     """Run a command against the relay of the test."""
-    return await run(*arguments, environ=environ_for(desk.base, token or desk.token, **more), given=given)
+    return await run(*arguments, environ=environ_for(api.base, token or api.token, **more), given=given)

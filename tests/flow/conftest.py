@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from tests.flow.api_desk import Desk, open_desk
+from tests.flow.api import ApiClient, open_api
 
 
 @pytest.fixture
-async def desk(redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
-    """A running relay, asked over its API."""
-    async with open_desk(redis, valkey_url, tmp_path, monkeypatch) as opened:
-        yield opened
+async def api(
+    redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ApiClient]:
+    """A client of the API of a running relay."""
+    async with open_api(redis, valkey_url, tmp_path, monkeypatch) as client:
+        yield client

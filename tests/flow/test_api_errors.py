@@ -13,7 +13,7 @@ from relay.api.problems import STATUSES, Code, ProblemDocument
 from relay.api.route import MAX_BODY_BYTES
 from relay.errors import StoreError
 from relay.store.declarations import Declarations
-from tests.flow.api_desk import OUTSIDE, SOURCE, Desk
+from tests.flow.api import OUTSIDE, SOURCE, ApiClient
 
 TESTS = Path(__file__).parent
 
@@ -26,16 +26,16 @@ def test_every_documented_problem_has_a_test() -> None:
     assert set(STATUSES) == set(get_args(Code))
 
 
-async def _raw(desk: Desk, method: str, path: str, **options: Any) -> tuple[aiohttp.ClientResponse, Any]:
-    headers = {"Authorization": f"Bearer {desk.token}", **options.pop("headers", {})}
-    async with desk.http.request(method, desk.base + path, headers=headers, **options) as answer:
+async def _raw(api: ApiClient, method: str, path: str, **options: Any) -> tuple[aiohttp.ClientResponse, Any]:
+    headers = {"Authorization": f"Bearer {api.token}", **options.pop("headers", {})}
+    async with api.http.request(method, api.base + path, headers=headers, **options) as answer:
         body = await answer.read()
     return answer, json.loads(body) if body else None
 
 
-async def test_a_problem_has_the_shape_of_rfc_9457(desk: Desk) -> None:
+async def test_a_problem_has_the_shape_of_rfc_9457(api: ApiClient) -> None:
     """Media type, title, status, code and detail; it is not cached."""
-    answer, problem = await _raw(desk, "GET", "/v1/sources/unknown")
+    answer, problem = await _raw(api, "GET", "/v1/sources/unknown")
 
     assert answer.content_type == "application/problem+json"
     assert answer.headers["Cache-Control"] == "no-store"
@@ -43,54 +43,54 @@ async def test_a_problem_has_the_shape_of_rfc_9457(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"not json", b"\xff\xfe", b'{"a": NaN}', b'"\\ud800"', b"[" * 100_000])
-async def test_what_is_not_json_is_refused(desk: Desk, body: bytes) -> None:
+async def test_what_is_not_json_is_refused(api: ApiClient, body: bytes) -> None:
     """400, whatever the bytes are."""
-    answer, problem = await _raw(desk, "POST", "/v1/sources", data=body, headers={"Content-Type": "application/json"})
+    answer, problem = await _raw(api, "POST", "/v1/sources", data=body, headers={"Content-Type": "application/json"})
 
     assert (answer.status, problem["code"]) == (400, "not_json")
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"text"', b"true"])
-async def test_json_that_is_not_an_object_is_refused(desk: Desk, body: bytes) -> None:
+async def test_json_that_is_not_an_object_is_refused(api: ApiClient, body: bytes) -> None:
     """422, not 500."""
     for method, path in (("POST", "/v1/sources"), ("PATCH", "/v1/subscriptions/a"), ("POST", "/v1/tokens")):
-        answer, problem = await _raw(desk, method, path, data=body, headers={"Content-Type": "application/json"})
+        answer, problem = await _raw(api, method, path, data=body, headers={"Content-Type": "application/json"})
         assert (answer.status, problem["code"]) == (422, "invalid"), path
 
 
-async def test_a_body_needs_the_content_type_of_json(desk: Desk) -> None:
+async def test_a_body_needs_the_content_type_of_json(api: ApiClient) -> None:
     """A form of another site cannot act as a client."""
-    answer, problem = await _raw(desk, "POST", "/v1/tokens", data=b"{}", headers={"Content-Type": "text/plain"})
+    answer, problem = await _raw(api, "POST", "/v1/tokens", data=b"{}", headers={"Content-Type": "text/plain"})
 
     assert (answer.status, problem["code"]) == (415, "unsupported_media_type")
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-async def test_a_body_has_a_maximum_size(desk: Desk) -> None:
+async def test_a_body_has_a_maximum_size(api: ApiClient) -> None:
     """1 MiB."""
     as_json = {"Content-Type": "application/json"}
     body = b'{"name": "' + b"x" * MAX_BODY_BYTES + b'"}'
 
-    answer, problem = await _raw(desk, "POST", "/v1/tokens", data=io.BytesIO(body), headers=as_json)
+    answer, problem = await _raw(api, "POST", "/v1/tokens", data=io.BytesIO(body), headers=as_json)
 
     assert (answer.status, problem["code"]) == (413, "too_large")
 
 
-async def test_unknown_paths_and_methods(desk: Desk) -> None:
+async def test_unknown_paths_and_methods(api: ApiClient) -> None:
     """404 and 405 are problems too, and 405 lists the allowed methods."""
-    answer, problem = await _raw(desk, "DELETE", "/v1/calls")
+    answer, problem = await _raw(api, "DELETE", "/v1/calls")
 
     assert (answer.status, problem["code"], answer.headers["Allow"]) == (405, "method_not_allowed", "GET")
-    assert await desk.code("GET", "/v1/nothing") == (404, "not_found")
-    assert await desk.code("GET", "/v1/sources/%00") == (404, "not_found")
-    assert await desk.code("GET", "/v1/sources/%FF") == (404, "not_found")
-    assert await desk.code("GET", "/v1/deliveries/%F0%9F%8E%B7.%C3%A4") == (404, "not_found")
+    assert await api.problem("GET", "/v1/nothing") == (404, "not_found")
+    assert await api.problem("GET", "/v1/sources/%00") == (404, "not_found")
+    assert await api.problem("GET", "/v1/sources/%FF") == (404, "not_found")
+    assert await api.problem("GET", "/v1/deliveries/%F0%9F%8E%B7.%C3%A4") == (404, "not_found")
 
 
-async def test_endless_concurrent_changes_end_in_a_conflict(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endless_concurrent_changes_end_in_a_conflict(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """After some tries the change is refused, not forced."""
-    await desk.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
-    await desk.post("/v1/sources", {**SOURCE, "id": "new"})
+    await api.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
+    await api.post("/v1/sources", {**SOURCE, "id": "new"})
 
     async def overtaken(*_: Any) -> None:
         return None
@@ -98,50 +98,50 @@ async def test_endless_concurrent_changes_end_in_a_conflict(desk: Desk, monkeypa
     monkeypatch.setattr(Declarations, "replace", overtaken)
 
     conflict = (409, "changed_meanwhile")
-    assert await desk.code("PATCH", "/v1/subscriptions/crm", {"payload": "flat"}) == conflict
-    assert await desk.code("PUT", "/v1/subscriptions/crm", {"url": OUTSIDE}) == conflict
-    assert await desk.code("POST", "/v1/subscriptions/crm/rotate-secret") == conflict
-    assert await desk.code("PATCH", "/v1/sources/new", {"timezone": "UTC"}) == conflict
-    assert await desk.code("PUT", "/v1/sources/new", SOURCE) == conflict
+    assert await api.problem("PATCH", "/v1/subscriptions/crm", {"payload": "flat"}) == conflict
+    assert await api.problem("PUT", "/v1/subscriptions/crm", {"url": OUTSIDE}) == conflict
+    assert await api.problem("POST", "/v1/subscriptions/crm/rotate-secret") == conflict
+    assert await api.problem("PATCH", "/v1/sources/new", {"timezone": "UTC"}) == conflict
+    assert await api.problem("PUT", "/v1/sources/new", SOURCE) == conflict
 
 
 @pytest.mark.parametrize("error", [StoreConnectionError("away"), StoreError("busy"), TimeoutError()])
-async def test_an_unavailable_store_is_a_503(desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+async def test_an_unavailable_store_is_a_503(api: ApiClient, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """With a Retry-After, and not a 500."""
 
     async def unavailable(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(desk.relay.runtime.store.events, "get", unavailable)
-    answer, problem = await _raw(desk, "GET", "/v1/events/evt_" + "a" * 26)
+    monkeypatch.setattr(api.relay.runtime.store.events, "get", unavailable)
+    answer, problem = await _raw(api, "GET", "/v1/events/evt_" + "a" * 26)
 
     assert (answer.status, problem["code"]) == (503, "store_unavailable")
     assert int(answer.headers["Retry-After"]) > 0
 
 
-async def test_an_internal_error_reveals_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_internal_error_reveals_nothing(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """500 is a problem document; the details are in the log."""
 
     async def broken(*_: Any) -> None:
         raise RuntimeError("the inside")
 
-    monkeypatch.setattr(desk.relay.runtime.store.events, "get", broken)
-    status, problem = await desk.ask("GET", "/v1/events/evt_" + "a" * 26)
+    monkeypatch.setattr(api.relay.runtime.store.events, "get", broken)
+    status, problem = await api.request("GET", "/v1/events/evt_" + "a" * 26)
 
     assert (status, problem["code"]) == (500, "internal_error")
     assert "inside" not in str(problem)
 
 
-async def test_probes_are_public_and_metrics_are_not(desk: Desk) -> None:
+async def test_probes_are_public_and_metrics_are_not(api: ApiClient) -> None:
     """/livez and /readyz are on both ports, /metrics on the internal one only."""
     for path, status in (("/livez", 200), ("/readyz", 200), ("/metrics", 404), ("/docs", 200), ("/openapi.json", 200)):
-        async with desk.http.get(desk.base + path) as answer:
+        async with api.http.get(api.base + path) as answer:
             assert answer.status == status, path
 
 
-async def test_the_page_loads_no_other_resource(desk: Desk) -> None:
+async def test_the_page_loads_no_other_resource(api: ApiClient) -> None:
     """No script, font or style; the content security policy forbids them."""
-    async with desk.http.get(desk.base + "/docs") as answer:
+    async with api.http.get(api.base + "/docs") as answer:
         page = await answer.text()
 
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")

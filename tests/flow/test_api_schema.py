@@ -17,8 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.flow import api_desk
-from tests.flow.api_desk import SOURCE, Desk
+from tests.flow.api import NAMES, OUTSIDE, SOURCE, ApiClient
 
 CHECKS: Any = [
     not_a_server_error,
@@ -38,14 +37,14 @@ BOUNDED = settings(
 STREAM = "/v1/events/stream"
 
 
-async def test_generated_requests_get_documented_responses(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_generated_requests_get_documented_responses(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Valid and invalid requests for every route, with ids that exist and that do not."""
-    monkeypatch.setitem(api_desk.NAMES, "api.webfones.com", ["127.0.0.1"])  # nothing listens there
-    event = await desk.told("main", "1")
-    call = (await desk.get(f"/v1/events/{event}"))["data"]["call"]["id"]
-    job = await desk.post("/v1/subscriptions/a/replay", {"since": "2026-01-01T00:00:00Z"})
-    await desk.post("/v1/sources", {**SOURCE, "id": "made"})
-    await desk.post("/v1/subscriptions", {"id": "made", "url": api_desk.OUTSIDE})
+    monkeypatch.setitem(NAMES, "api.webfones.com", ["127.0.0.1"])  # nothing listens there
+    event = await api.publish_call("main", "1")
+    call = (await api.get(f"/v1/events/{event}"))["data"]["call"]["id"]
+    job = await api.post("/v1/subscriptions/a/replay", {"since": "2026-01-01T00:00:00Z"})
+    await api.post("/v1/sources", {**SOURCE, "id": "made"})
+    await api.post("/v1/subscriptions", {"id": "made", "url": OUTSIDE})
     known = {
         "source_id": ["main", "made"],
         "subscription_id": ["a", "made"],
@@ -56,9 +55,9 @@ async def test_generated_requests_get_documented_responses(desk: Desk, monkeypat
         "job_id": [job["job"]],
     }
 
-    tried = await asyncio.to_thread(_try_everything, desk.base, desk.token, known)
+    tried = await asyncio.to_thread(_try_everything, api.base, api.token, known)
 
-    document = await desk.get("/openapi.json")
+    document = await api.get("/openapi.json")
     assert tried == {path for path in document["paths"] if path != STREAM}
 
 

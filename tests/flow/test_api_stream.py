@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from relay.api import app, stream
 from relay.store import keys
 from relay.store.documents import pack
-from tests.flow.api_desk import SOURCE, Desk, open_desk
+from tests.flow.api import SOURCE, ApiClient, open_api
 from tests.flow.harness import eventually
 
 EVENT = {"type": "call.completed", "data": {"call": {"id": "call_x", "source_id": "main"}}, "padding": "x" * 10_000}
@@ -53,113 +53,115 @@ class StreamClient:
 
 @contextlib.asynccontextmanager
 async def open_stream(
-    desk: Desk, query: str = "", *, token: str | None = None, **headers: str
+    api: ApiClient, query: str = "", *, token: str | None = None, **headers: str
 ) -> AsyncIterator[StreamClient]:
     """Open a stream, and wait until it has started."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    named["Authorization"] = f"Bearer {token or desk.token}"
-    async with desk.http.get(f"{desk.base}/v1/events/stream{query}", headers=named) as answer:
+    named["Authorization"] = f"Bearer {token or api.token}"
+    async with api.http.get(f"{api.base}/v1/events/stream{query}", headers=named) as answer:
         assert answer.status == 200, await answer.text()
         assert answer.content_type == "text/event-stream"
         assert (await answer.content.readline()).startswith(b"retry: ")
         yield StreamClient(answer)
 
 
-async def test_events_are_streamed_as_they_are_created(desk: Desk) -> None:
+async def test_events_are_streamed_as_they_are_created(api: ApiClient) -> None:
     """Each with its id, its type and its whole document."""
-    async with open_stream(desk) as listener:
-        eid = await desk.told("main", "1")
+    async with open_stream(api) as listener:
+        eid = await api.publish_call("main", "1")
         received = await listener.next()
 
     assert (received["id"], received["event"]) == (eid, "call.completed")
-    assert json.loads(received["data"]) == await desk.get(f"/v1/events/{eid}")
+    assert json.loads(received["data"]) == await api.get(f"/v1/events/{eid}")
 
 
-async def test_a_client_that_reconnects_gets_what_it_missed(desk: Desk) -> None:
+async def test_a_client_that_reconnects_gets_what_it_missed(api: ApiClient) -> None:
     """Last-Event-ID, as a header or a parameter, resumes after that event and continues live."""
-    event_ids = [await desk.told("main", str(number)) for number in range(4)]
+    event_ids = [await api.publish_call("main", str(number)) for number in range(4)]
 
-    async with open_stream(desk, Last_Event_ID=event_ids[0]) as listener:
+    async with open_stream(api, Last_Event_ID=event_ids[0]) as listener:
         missed = await listener.ids(3)
-        live = await desk.told("main", "live")
+        live = await api.publish_call("main", "live")
         assert await listener.ids(1) == [live]
-    async with open_stream(desk, f"?last_event_id={event_ids[2]}") as listener:
+    async with open_stream(api, f"?last_event_id={event_ids[2]}") as listener:
         again = await listener.ids(2)
 
     assert missed == event_ids[1:]
     assert again == [event_ids[3], live]
 
 
-async def test_events_of_the_same_millisecond_are_all_streamed(desk: Desk) -> None:
+async def test_events_of_the_same_millisecond_are_all_streamed(api: ApiClient) -> None:
     """Other events have the same time as the one that was received last."""
-    event_ids = [await desk.told("main", str(number)) for number in range(4)]
-    now_ms = int((await desk.relay.redis.zscore(keys.EVENTS, event_ids[3])) or 0)
-    await desk.relay.redis.zadd(keys.EVENTS, dict.fromkeys(event_ids, now_ms))
+    event_ids = [await api.publish_call("main", str(number)) for number in range(4)]
+    now_ms = int((await api.relay.redis.zscore(keys.EVENTS, event_ids[3])) or 0)
+    await api.relay.redis.zadd(keys.EVENTS, dict.fromkeys(event_ids, now_ms))
 
-    async with open_stream(desk, Last_Event_ID=event_ids[1]) as listener:
+    async with open_stream(api, Last_Event_ID=event_ids[1]) as listener:
         received = await listener.ids(3)
 
     assert set(received) == set(event_ids) - {event_ids[1]}
 
 
-async def test_filters(desk: Desk) -> None:
+async def test_filters(api: ApiClient) -> None:
     """Type and source, as for the list."""
-    await desk.post("/v1/sources", {**SOURCE, "id": "new"})
-    async with open_stream(desk, "?source=new") as by_source, open_stream(desk, "?type=webhook.test") as by_type:
-        await desk.told("main", "1")
-        mine = await desk.told("new", "1")
-        sent = await desk.post("/v1/subscriptions/a/test")
+    await api.post("/v1/sources", {**SOURCE, "id": "new"})
+    async with open_stream(api, "?source=new") as by_source, open_stream(api, "?type=webhook.test") as by_type:
+        await api.publish_call("main", "1")
+        mine = await api.publish_call("new", "1")
+        sent = await api.post("/v1/subscriptions/a/test")
 
         assert await by_source.ids(1) == [mine]
         assert await by_type.ids(1) == [sent["event_id"]]
-    assert await desk.code("GET", "/v1/events/stream?source=unknown") == (404, "not_found")
-    assert await desk.code("GET", "/v1/events/stream?last_event_id=1") == (422, "invalid")
+    assert await api.problem("GET", "/v1/events/stream?source=unknown") == (404, "not_found")
+    assert await api.problem("GET", "/v1/events/stream?last_event_id=1") == (422, "invalid")
 
 
-async def test_a_tenant_gets_only_its_own_events(desk: Desk) -> None:
+async def test_a_tenant_gets_only_its_own_events(api: ApiClient) -> None:
     """Nothing of the operator's, nothing of another tenant's."""
-    token = await desk.token_for("viewer", "acme")
-    await desk.post("/v1/sources", {**SOURCE, "id": "acme", "tenant": "acme"})
-    async with open_stream(desk, token=token) as listener:
-        await desk.told("main", "1")
-        mine = await desk.told("acme", "1")
+    token = await api.issue_token("viewer", "acme")
+    await api.post("/v1/sources", {**SOURCE, "id": "acme", "tenant": "acme"})
+    async with open_stream(api, token=token) as listener:
+        await api.publish_call("main", "1")
+        mine = await api.publish_call("acme", "1")
 
         assert await listener.ids(1) == [mine]
 
 
 @pytest.mark.parametrize("last", ["evt_" + "a" * 26, "not even an id"])
-async def test_a_gap_is_reported(desk: Desk, last: str) -> None:
+async def test_a_gap_is_reported(api: ApiClient, last: str) -> None:
     """After an event that has expired, the client learns that others may be missing."""
-    async with open_stream(desk, Last_Event_ID=last) as listener:
+    async with open_stream(api, Last_Event_ID=last) as listener:
         gap = await listener.next()
-        eid = await desk.told("main", "1")
+        eid = await api.publish_call("main", "1")
 
         assert (gap["event"], gap["data"]) == ("gap", '{"missed":null}')
         assert "id" not in gap
         assert await listener.ids(1) == [eid]
 
 
-async def test_the_backlog_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_backlog_is_bounded(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that was away for too long learns how many events it missed, and continues live."""
     monkeypatch.setattr(stream, "MAX_BACKLOG", 2)
-    event_ids = [await desk.told("main", str(number)) for number in range(4)]
+    event_ids = [await api.publish_call("main", str(number)) for number in range(4)]
 
-    async with open_stream(desk, Last_Event_ID=event_ids[0]) as listener:
+    async with open_stream(api, Last_Event_ID=event_ids[0]) as listener:
         gap = await listener.next()
 
     assert gap["data"] == '{"missed":3}'
 
 
 @pytest.fixture
-async def quick(redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+async def quick(
+    redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ApiClient]:
     """A relay whose streams have short heartbeats and write timeouts."""
     monkeypatch.setattr(app, "HEARTBEAT_S", 0.05)
     monkeypatch.setattr(app, "WRITE_TIMEOUT_S", 0.3)
-    async with open_desk(redis, valkey_url, tmp_path, monkeypatch) as opened:
+    async with open_api(redis, valkey_url, tmp_path, monkeypatch) as opened:
         yield opened
 
 
-async def test_a_quiet_stream_has_heartbeats(quick: Desk) -> None:
+async def test_a_quiet_stream_has_heartbeats(quick: ApiClient) -> None:
     """So that a proxy does not close it, and both sides notice a lost connection."""
     async with open_stream(quick) as listener:
         async with asyncio.timeout(5):
@@ -168,17 +170,17 @@ async def test_a_quiet_stream_has_heartbeats(quick: Desk) -> None:
     assert b": heartbeat\n" in lines
 
 
-async def test_revoking_a_token_ends_its_streams(quick: Desk) -> None:
+async def test_revoking_a_token_ends_its_streams(quick: ApiClient) -> None:
     """At the next heartbeat."""
     issued = await quick.post("/v1/tokens", {"name": "tail", "role": "viewer"})
     async with open_stream(quick, token=issued["token"]) as listener:
-        await quick.ask("DELETE", f"/v1/tokens/{issued['id']}")
+        await quick.request("DELETE", f"/v1/tokens/{issued['id']}")
 
         with pytest.raises(EOFError):
             await listener.next()
 
 
-async def test_a_client_that_reads_nothing_is_disconnected(quick: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_nothing_is_disconnected(quick: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds the only stream until the write timeout; then another client gets every event."""
     monkeypatch.setattr(stream, "MAX_STREAMS", 1)
     redis = quick.relay.redis
@@ -195,11 +197,11 @@ async def test_a_client_that_reads_nothing_is_disconnected(quick: Desk, monkeypa
         pipe.zadd(keys.EVENTS, dict.fromkeys(ids, now_ms + 1))
         await pipe.execute()
 
-    assert await quick.code("GET", "/v1/events/stream") == (503, "too_many_streams")
+    assert await quick.problem("GET", "/v1/events/stream") == (503, "too_many_streams")
     await eventually(lambda: _status(quick), lambda status: status == 200)
     monkeypatch.setattr(stream, "MAX_STREAMS", 10)
     async with open_stream(quick) as listener:
-        eid = await quick.told("main", "1")
+        eid = await quick.publish_call("main", "1")
         assert await listener.ids(1) == [eid]
 
     writer.close()
@@ -207,19 +209,19 @@ async def test_a_client_that_reads_nothing_is_disconnected(quick: Desk, monkeypa
         await writer.wait_closed()
 
 
-async def _status(desk: Desk) -> int:
+async def _status(api: ApiClient) -> int:
     """Try to open a stream, and close it at once."""
-    headers = {"Authorization": f"Bearer {desk.token}", "Connection": "close"}
-    async with desk.http.get(f"{desk.base}/v1/events/stream", headers=headers) as answer:
+    headers = {"Authorization": f"Bearer {api.token}", "Connection": "close"}
+    async with api.http.get(f"{api.base}/v1/events/stream", headers=headers) as answer:
         return answer.status
 
 
-async def test_the_number_of_streams_is_limited(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_streams_is_limited(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """One more is refused; when one ends there is room again."""
     monkeypatch.setattr(stream, "MAX_STREAMS", 1)
-    async with open_stream(desk):
-        assert await desk.code("GET", "/v1/events/stream") == (503, "too_many_streams")
-    assert await eventually(lambda: _status(desk), lambda status: status == 200)
+    async with open_stream(api):
+        assert await api.problem("GET", "/v1/events/stream") == (503, "too_many_streams")
+    assert await eventually(lambda: _status(api), lambda status: status == 200)
 
 
 async def test_streams_end_when_the_relay_stops(
@@ -228,8 +230,8 @@ async def test_streams_end_when_the_relay_stops(
     """Promptly: the shutdown does not wait for clients."""
     loop = asyncio.get_running_loop()
     async with aiohttp.ClientSession() as http, contextlib.AsyncExitStack() as stack:
-        async with open_desk(redis, valkey_url, tmp_path, monkeypatch) as desk:
-            listener = await stack.enter_async_context(open_stream(replace(desk, http=http)))
+        async with open_api(redis, valkey_url, tmp_path, monkeypatch) as api:
+            listener = await stack.enter_async_context(open_stream(replace(api, http=http)))
             stopping_at = loop.time()
 
         assert loop.time() - stopping_at < 3

@@ -11,17 +11,17 @@ from relay.domain import ids
 from relay.domain.call import Direction, Outcome, Party
 from relay.store import keys
 from tests.fakes.subscriber import ScriptedReply
-from tests.flow.api_desk import SOURCE, TOKEN, Desk, open_desk
+from tests.flow.api import SOURCE, TOKEN, ApiClient, open_api
 from tests.flow.cli import environ_for, relay, run
 
 JO = Party(number="+12025550123", raw="(202) 555-0123", name="Jo Sample")
 
 
-async def test_a_list_is_a_table_for_people_and_one_document_for_programs(desk: Desk) -> None:
+async def test_a_list_is_a_table_for_people_and_one_document_for_programs(api: ApiClient) -> None:
     """Without colour where nobody sees it; --json leaves nothing else on stdout."""
-    table = await relay(desk, "sources", "list")
-    document = await relay(desk, "sources", "list", "--json")
-    shown = await relay(desk, "subscriptions", "show", "a")
+    table = await relay(api, "sources", "list")
+    document = await relay(api, "sources", "list", "--json")
+    shown = await relay(api, "subscriptions", "show", "a")
 
     assert (table.code, document.code, shown.code) == (0, 0, 0)
     assert table.out.split()[:3] == ["source", "provider", "state"]
@@ -33,19 +33,19 @@ async def test_a_list_is_a_table_for_people_and_one_document_for_programs(desk: 
     assert "/hook/a" not in shown.out
 
 
-async def test_a_source_is_made_changed_and_removed(desk: Desk, tmp_path: Path) -> None:
+async def test_a_source_is_made_changed_and_removed(api: ApiClient, tmp_path: Path) -> None:
     """Its key comes from a file and is never shown; what cannot be undone wants --yes."""
     key = tmp_path / "key"
     key.write_text("the-key-of-the-account\n")
     options = ["--set", f"api_key=@{key}", "--set", "base_url=http://127.0.0.1:9", "--set", "contacts=false"]
 
-    made = await relay(desk, "sources", "create", "webfones", "--id", "shop", *options, "--set", "recordings=false")
-    changed = await relay(desk, "sources", "update", "shop", "--set", "poll_interval_s=75", "--json")
-    back = await relay(desk, "sources", "update", "shop", "--set", "poll_interval_s=null", "--json")
-    paused = await relay(desk, "sources", "pause", "shop", "--json")
-    hasty = await relay(desk, "sources", "delete", "shop")
-    gone = await relay(desk, "sources", "delete", "shop", "--yes", "--json")
-    missing = await relay(desk, "sources", "show", "shop")
+    made = await relay(api, "sources", "create", "webfones", "--id", "shop", *options, "--set", "recordings=false")
+    changed = await relay(api, "sources", "update", "shop", "--set", "poll_interval_s=75", "--json")
+    back = await relay(api, "sources", "update", "shop", "--set", "poll_interval_s=null", "--json")
+    paused = await relay(api, "sources", "pause", "shop", "--json")
+    hasty = await relay(api, "sources", "delete", "shop")
+    gone = await relay(api, "sources", "delete", "shop", "--yes", "--json")
+    missing = await relay(api, "sources", "show", "shop")
 
     assert made.code == 0, made.err
     assert made.out.startswith("shop created")
@@ -58,18 +58,20 @@ async def test_a_source_is_made_changed_and_removed(desk: Desk, tmp_path: Path) 
     assert (missing.code, missing.out, missing.err) == (1, "", "Source not found.\n")
 
 
-async def test_a_subscription_is_made_tested_and_switched(desk: Desk) -> None:
+async def test_a_subscription_is_made_tested_and_switched(api: ApiClient) -> None:
     """The secret is shown once; a test says what the subscriber answered, and fails when it did not take it."""
-    made = await relay(desk, "subscriptions", "create", f"{desk.hooks}/hook/b", "--id", "b", "--direction", "outbound")
+    made = await relay(
+        api, "subscriptions", "create", f"{api.subscriber_url}/hook/b", "--id", "b", "--direction", "outbound"
+    )
     secret = made.out.split("secret: ")[1].split()[0]
-    desk.relay.subscriber.add_hook("b", secret)
-    heard = await relay(desk, "subscriptions", "test", "b")
-    desk.relay.subscriber.script("b", ScriptedReply(status=500))
-    refused = await relay(desk, "subscriptions", "test", "b")
-    rotated = await relay(desk, "subscriptions", "rotate-secret", "b", "--json")
-    disabled = await relay(desk, "subscriptions", "disable", "b", "--reason", "moving house", "--json")
-    while_off = await relay(desk, "subscriptions", "test", "b")
-    enabled = await relay(desk, "subscriptions", "enable", "b", "--json")
+    api.relay.subscriber.add_hook("b", secret)
+    heard = await relay(api, "subscriptions", "test", "b")
+    api.relay.subscriber.script("b", ScriptedReply(status=500))
+    refused = await relay(api, "subscriptions", "test", "b")
+    rotated = await relay(api, "subscriptions", "rotate-secret", "b", "--json")
+    disabled = await relay(api, "subscriptions", "disable", "b", "--reason", "moving house", "--json")
+    while_off = await relay(api, "subscriptions", "test", "b")
+    enabled = await relay(api, "subscriptions", "enable", "b", "--json")
 
     assert made.code == 0, made.err
     assert heard.code == 0, heard.err
@@ -83,14 +85,14 @@ async def test_a_subscription_is_made_tested_and_switched(desk: Desk) -> None:
     assert enabled.json["state"] == "enabled"
 
 
-async def test_what_is_asked_wrongly_ends_with_two_and_says_what_to_set(desk: Desk) -> None:
+async def test_what_is_asked_wrongly_ends_with_two_and_says_what_to_set(api: ApiClient) -> None:
     """The relay's own sentences, field by field; no secret on a command line."""
-    wrong = await relay(desk, "sources", "create", "webfones", "--set", "poll_interval_s=soon", "--set", "colour=red")
-    unread = await relay(desk, "sources", "create", "webfones", "--set", "api_key=@/nowhere/key")
-    status = await relay(desk, "deliveries", "list", "--status", "great")
-    secret = await relay(desk, "subscriptions", "rotate-secret", "a", "--secret", "whsec_abc")
-    usage = await relay(desk, "sources", "show")
-    path = await relay(desk, "sources", "show", "..")
+    wrong = await relay(api, "sources", "create", "webfones", "--set", "poll_interval_s=soon", "--set", "colour=red")
+    unread = await relay(api, "sources", "create", "webfones", "--set", "api_key=@/nowhere/key")
+    status = await relay(api, "deliveries", "list", "--status", "great")
+    secret = await relay(api, "subscriptions", "rotate-secret", "a", "--secret", "whsec_abc")
+    usage = await relay(api, "sources", "show")
+    path = await relay(api, "sources", "show", "..")
 
     assert [each.code for each in (wrong, unread, status, secret, usage, path)] == [2] * 6
     assert "poll_interval_s: " in wrong.err
@@ -100,17 +102,17 @@ async def test_what_is_asked_wrongly_ends_with_two_and_says_what_to_set(desk: De
     assert "whsec_abc" not in secret.err
 
 
-async def test_a_viewer_sees_and_changes_nothing(desk: Desk) -> None:
+async def test_a_viewer_sees_and_changes_nothing(api: ApiClient) -> None:
     """A token with the role viewer is told so in a sentence."""
-    made = await relay(desk, "tokens", "create", "for the wall", "--role", "viewer", "--json")
+    made = await relay(api, "tokens", "create", "for the wall", "--role", "viewer", "--json")
     viewer = made.json["token"]
 
-    looked = await relay(desk, "calls", "list", "--json", token=viewer)
-    changed = await relay(desk, "subscriptions", "disable", "a", token=viewer)
-    nobody = await relay(desk, "tokens", "revoke", "for the hall")
-    revoked = await relay(desk, "tokens", "revoke", "for the wall")
-    again = await relay(desk, "tokens", "revoke", made.json["id"])
-    after = await relay(desk, "calls", "list", token=viewer)
+    looked = await relay(api, "calls", "list", "--json", token=viewer)
+    changed = await relay(api, "subscriptions", "disable", "a", token=viewer)
+    nobody = await relay(api, "tokens", "revoke", "for the hall")
+    revoked = await relay(api, "tokens", "revoke", "for the wall")
+    again = await relay(api, "tokens", "revoke", made.json["id"])
+    after = await relay(api, "calls", "list", token=viewer)
 
     assert (looked.code, looked.json["items"]) == (0, [])
     assert changed.code == 1
@@ -157,16 +159,16 @@ async def test_what_does_not_answer_is_said_in_a_sentence(free_port: int, tmp_pa
     assert "https://relay.example.com" in no_url.err
 
 
-async def test_explain_says_who_heard_and_who_did_not_want_it(desk: Desk) -> None:
+async def test_explain_says_who_heard_and_who_did_not_want_it(api: ApiClient) -> None:
     """By the provider's id, ours, or a number: when it was seen, and each subscription's reason."""
-    await desk.subscribe("out", direction=["outbound"])
-    eid = await desk.told("main", "77", external=JO, caller=JO)
-    await desk.relay.until_state(eid, "delivered")
+    await api.subscribe("out", direction=["outbound"])
+    eid = await api.publish_call("main", "77", external=JO, caller=JO)
+    await api.relay.until_state(eid, "delivered")
 
-    by_key = await relay(desk, "explain", "77")
-    by_number = await relay(desk, "explain", "202-555-0123", "--json")
+    by_key = await relay(api, "explain", "77")
+    by_number = await relay(api, "explain", "202-555-0123", "--json")
     call_id = by_number.json["items"][0]["call_id"]
-    by_id = await relay(desk, "explain", call_id, "--json", "--source", "main")
+    by_id = await relay(api, "explain", call_id, "--json", "--source", "main")
 
     assert by_key.code == 0, by_key.err
     assert "Delivered to a." in by_key.out
@@ -177,14 +179,14 @@ async def test_explain_says_who_heard_and_who_did_not_want_it(desk: Desk) -> Non
     assert by_id.json["items"] == by_number.json["items"]
 
 
-async def test_explain_says_why_nothing_is_known(desk: Desk) -> None:
+async def test_explain_says_why_nothing_is_known(api: ApiClient) -> None:
     """How each source is, and exit code 1."""
-    await desk.relay.redis.hset(  # type: ignore[misc]
+    await api.relay.redis.hset(  # type: ignore[misc]
         keys.source("main"), mapping={"error": "the provider refuses the API key (401)", "error_since": 1}
     )
 
-    nothing = await relay(desk, "explain", "404404")
-    document = await relay(desk, "explain", "call_" + "a" * 26, "--json")
+    nothing = await relay(api, "explain", "404404")
+    document = await relay(api, "explain", "call_" + "a" * 26, "--json")
 
     assert nothing.code == 1
     assert "No call found for 404404." in nothing.err
@@ -193,22 +195,22 @@ async def test_explain_says_why_nothing_is_known(desk: Desk) -> None:
     assert document.json["items"] == []
 
 
-async def test_what_failed_is_found_and_sent_again(desk: Desk) -> None:
+async def test_what_failed_is_found_and_sent_again(api: ApiClient) -> None:
     """The list of deliveries, a retry, and a replay of one event."""
-    desk.relay.subscriber.script("a", ScriptedReply(status=500))
-    eid = await desk.told("main", "5")
-    await desk.relay.until_attempts(eid, 1)
-    desk.relay.subscriber.script("a", ScriptedReply())
+    api.relay.subscriber.script("a", ScriptedReply(status=500))
+    eid = await api.publish_call("main", "5")
+    await api.relay.until_attempts(eid, 1)
+    api.relay.subscriber.script("a", ScriptedReply())
     delivery = f"{eid}.a"
 
-    waiting = await relay(desk, "deliveries", "list", "--status", "waiting", "--json")
-    shown = await relay(desk, "deliveries", "show", delivery)
-    again = await relay(desk, "deliveries", "retry", delivery)
-    await desk.relay.end_pause("a")
-    await desk.relay.due_now("a", ids.call_id("main", "5"))
-    await desk.relay.until_state(eid, "delivered")
-    heard = await relay(desk, "replay", "a", "--event", eid)
-    neither = await relay(desk, "replay", "a")
+    waiting = await relay(api, "deliveries", "list", "--status", "waiting", "--json")
+    shown = await relay(api, "deliveries", "show", delivery)
+    again = await relay(api, "deliveries", "retry", delivery)
+    await api.relay.end_pause("a")
+    await api.relay.due_now("a", ids.call_id("main", "5"))
+    await api.relay.until_state(eid, "delivered")
+    heard = await relay(api, "replay", "a", "--event", eid)
+    neither = await relay(api, "replay", "a")
 
     assert [each["id"] for each in waiting.json["items"]] == [delivery]
     assert "answered 500" in shown.out
@@ -217,15 +219,15 @@ async def test_what_failed_is_found_and_sent_again(desk: Desk) -> None:
     assert (neither.code, neither.err) == (2, "pass either --since, such as 2h, or --event\n")
 
 
-async def test_a_replay_shows_what_it_came_to(desk: Desk) -> None:
+async def test_a_replay_shows_what_it_came_to(api: ApiClient) -> None:
     """As a job, watched to its end; or named, to be looked at later."""
-    eid = await desk.told("main", "6")
-    await desk.relay.until_state(eid, "delivered")
+    eid = await api.publish_call("main", "6")
+    await api.relay.until_state(eid, "delivered")
 
-    done = await relay(desk, "replay", "a", "--since", "3600d", "--status", "any", "--force", "--json")
-    queued = await relay(desk, "replay", "a", "--since", "1h", "--no-wait", "--json")
-    shown = await relay(desk, "jobs", "show", queued.json["id"], "--watch", "--json")
-    over = await relay(desk, "jobs", "cancel", queued.json["id"])
+    done = await relay(api, "replay", "a", "--since", "3600d", "--status", "any", "--force", "--json")
+    queued = await relay(api, "replay", "a", "--since", "1h", "--no-wait", "--json")
+    shown = await relay(api, "jobs", "show", queued.json["id"], "--watch", "--json")
+    over = await relay(api, "jobs", "cancel", queued.json["id"])
 
     assert done.code == 0, done.err
     assert (done.json["state"], done.json["counts"]["queued"]) == ("done", 1)
@@ -234,19 +236,19 @@ async def test_a_replay_shows_what_it_came_to(desk: Desk) -> None:
     assert (over.code, over.err) == (1, "The job has already ended.\n")
 
 
-async def test_calls_and_events_are_found(desk: Desk) -> None:
+async def test_calls_and_events_are_found(api: ApiClient) -> None:
     """By what they are; lists go over as many pages as are asked for; a person is forgotten with --yes."""
     out: dict[str, Any] = {"direction": Direction.OUTBOUND, "outcome": Outcome.ANSWERED, "caller": JO, "external": JO}
-    eid = await desk.told("main", "1", **out)
-    await desk.told("main", "2")
+    eid = await api.publish_call("main", "1", **out)
+    await api.publish_call("main", "2")
 
-    calls = await relay(desk, "calls", "list", "--direction", "outbound", "--number", "2025550123")
-    later = await relay(desk, "calls", "list", "--since", "1s", "--until", "1s")
-    events = await relay(desk, "events", "list", "--limit", "1", "--json")
-    event = await relay(desk, "events", "show", eid, "--json")
-    types = await relay(desk, "events", "types")
-    sample = await relay(desk, "subscriptions", "sample", "a")
-    erased = await relay(desk, "erase", "+12025550123", "--yes", "--json")
+    calls = await relay(api, "calls", "list", "--direction", "outbound", "--number", "2025550123")
+    later = await relay(api, "calls", "list", "--since", "1s", "--until", "1s")
+    events = await relay(api, "events", "list", "--limit", "1", "--json")
+    event = await relay(api, "events", "show", eid, "--json")
+    types = await relay(api, "events", "types")
+    sample = await relay(api, "subscriptions", "sample", "a")
+    erased = await relay(api, "erase", "+12025550123", "--yes", "--json")
 
     assert "Jo Sample" in calls.out
     assert calls.out.count("call_") == 1
@@ -264,12 +266,12 @@ async def test_a_long_list_is_read_over_its_pages(
     redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than the API gives at once."""
-    async with open_desk(redis, valkey_url, tmp_path, monkeypatch) as desk:
+    async with open_api(redis, valkey_url, tmp_path, monkeypatch) as api:
         for number in range(205):
-            await desk.post("/v1/sources", {**SOURCE, "id": f"s-{number}", "enabled": False})
+            await api.post("/v1/sources", {**SOURCE, "id": f"s-{number}", "enabled": False})
 
-        some = await relay(desk, "sources", "list", "--limit", "203", "--json")
-        table = await relay(desk, "sources", "list", "--limit", "2")
+        some = await relay(api, "sources", "list", "--limit", "203", "--json")
+        table = await relay(api, "sources", "list", "--limit", "2")
 
     assert len({each["id"] for each in some.json["items"]}) == 203
     assert some.json["next_cursor"] is not None

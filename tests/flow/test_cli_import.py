@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.flow.api_desk import SOURCE, Desk
+from tests.flow.api import SOURCE, ApiClient
 from tests.flow.cli import environ_for, relay, run
 
 
@@ -22,16 +22,16 @@ def row(name: str, interval: str = "60") -> str:
     return f"{name},webfones,http://127.0.0.1:9,the-key-of-{name},false,false,false,{interval}"
 
 
-async def test_what_is_wrong_with_one_stops_no_other(desk: Desk, tmp_path: Path) -> None:
+async def test_what_is_wrong_with_one_stops_no_other(api: ApiClient, tmp_path: Path) -> None:
     """Bad ids, bad values, doubles and ids of the configuration are listed with their lines; the rest is there."""
     rows = [row(f"shop-{number}") for number in range(40)]
     rows += [row("Bad Id"), row("hasty", "soon"), row("shop-3"), row("main"), row("") + ",,,", "short,webfones"]
     file = tmp_path / "shops.csv"
     file.write_text(table(*rows), encoding="utf-8-sig")
 
-    first = await relay(desk, "sources", "import", str(file), "--json")
-    second = await relay(desk, "sources", "import", str(file), "--json", "--at-once", "2")
-    people = await relay(desk, "sources", "import", str(file))
+    first = await relay(api, "sources", "import", str(file), "--json")
+    second = await relay(api, "sources", "import", str(file), "--json", "--at-once", "2")
+    people = await relay(api, "sources", "import", str(file))
 
     assert first.code == 1
     assert first.err == "6 of 46 sources were not imported\n"
@@ -50,12 +50,12 @@ async def test_what_is_wrong_with_one_stops_no_other(desk: Desk, tmp_path: Path)
     assert (second.json["created"], second.json["replaced"]) == (0, 40)
     assert "46 sources: 0 created, 40 replaced, 6 failed" in people.out
     assert "the-key-of-" not in people.out + people.err + first.out
-    listed = await desk.get("/v1/sources?limit=200")
+    listed = await api.get("/v1/sources?limit=200")
     assert len(listed["items"]) == 41
 
 
 @pytest.mark.parametrize("shape", ["map", "list", "whole file"])
-async def test_maps_and_lists_are_read_alike(desk: Desk, shape: str) -> None:
+async def test_maps_and_lists_are_read_alike(api: ApiClient, shape: str) -> None:
     """By id, as a list, or under `sources:` as relay.yaml has them; from stdin too."""
     documents: dict[str, Any] = {
         "map": {"north": SOURCE, "south": SOURCE},
@@ -64,14 +64,14 @@ async def test_maps_and_lists_are_read_alike(desk: Desk, shape: str) -> None:
     }
     text = json.dumps(documents[shape])
 
-    made = await relay(desk, "sources", "import", "-", "--format", "yaml", given=text)
-    again = await relay(desk, "sources", "import", "-", "--format", "json", given=text)
+    made = await relay(api, "sources", "import", "-", "--format", "yaml", given=text)
+    again = await relay(api, "sources", "import", "-", "--format", "json", given=text)
 
     assert (made.code, made.out) == (0, "2 sources: 2 created, 0 replaced\n")
     assert (again.code, again.out) == (0, "2 sources: 0 created, 2 replaced\n")
 
 
-async def test_a_file_that_cannot_be_read_sends_nothing(desk: Desk, tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_read_sends_nothing(api: ApiClient, tmp_path: Path) -> None:
     """Not YAML, no columns, no format, nothing in it: exit code 2 and a sentence."""
     files = {
         "broken.yaml": "a: [1\n",
@@ -83,18 +83,18 @@ async def test_a_file_that_cannot_be_read_sends_nothing(desk: Desk, tmp_path: Pa
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    before = desk.asked
+    before = api.requests_sent
 
-    ends = [await relay(desk, "sources", "import", str(tmp_path / name)) for name in files]
-    missing = await relay(desk, "sources", "import", str(tmp_path / "nowhere.csv"))
+    ends = [await relay(api, "sources", "import", str(tmp_path / name)) for name in files]
+    missing = await relay(api, "sources", "import", str(tmp_path / "nowhere.csv"))
 
     assert [each.code for each in (*ends, missing)] == [2] * 7
     assert "line 1" in ends[0].err or "line 2" in ends[0].err
     assert "`id`" in ends[2].err
     assert "'a' is given twice" in ends[4].err
     assert "--format" in ends[5].err
-    assert len((await desk.get("/v1/sources"))["items"]) == 1
-    assert desk.asked == before + 1
+    assert len((await api.get("/v1/sources"))["items"]) == 1
+    assert api.requests_sent == before + 1
 
 
 @asynccontextmanager

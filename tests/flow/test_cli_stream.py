@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from tests.flow.api_desk import TOKEN, Desk
+from tests.flow.api import TOKEN, ApiClient
 from tests.flow.cli import environ_for, run, start
 
 
@@ -39,16 +39,16 @@ async def serving(*routes: web.RouteDef) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def test_tail_shows_events_as_they_are_made(desk: Desk) -> None:
+async def test_tail_shows_events_as_they_are_made(api: ApiClient) -> None:
     """One JSON document a line, only what was asked for, and an end after --count."""
     process = await start(
-        "tail", "--json", "--count", "2", "--type", "call.*", "--source", "main", environ=environ_for(desk.base, TOKEN)
+        "tail", "--json", "--count", "2", "--type", "call.*", "--source", "main", environ=environ_for(api.base, TOKEN)
     )
     await heard(process, "Listening at")
 
-    await desk.post("/v1/subscriptions/a/test")
-    first = await desk.told("main", "1")
-    second = await desk.told("main", "2")
+    await api.post("/v1/subscriptions/a/test")
+    first = await api.publish_call("main", "1")
+    second = await api.publish_call("main", "2")
     out, _ = await process.communicate()
 
     events = [json.loads(line) for line in out.splitlines()]
@@ -56,11 +56,11 @@ async def test_tail_shows_events_as_they_are_made(desk: Desk) -> None:
     assert process.returncode == 0
 
 
-async def test_ctrl_c_ends_tail_well(desk: Desk) -> None:
+async def test_ctrl_c_ends_tail_well(api: ApiClient) -> None:
     """It is how one stops looking: exit code 0, nothing left on the screen but what was there."""
-    process = await start("tail", environ=environ_for(desk.base, TOKEN))
+    process = await start("tail", environ=environ_for(api.base, TOKEN))
     await heard(process, "Listening at")
-    eid = await desk.told("main", "1")
+    eid = await api.publish_call("main", "1")
     assert process.stdout is not None
     line = (await process.stdout.readline()).decode()
 
@@ -134,11 +134,11 @@ Hook = Callable[[web.Request], Awaitable[web.Response]]
 
 
 @asynccontextmanager
-async def listening(desk: Desk, hook: Hook, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def listening(api: ApiClient, hook: Hook, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run `relay listen` in front of a program."""
     async with serving(web.post("/hook", hook)) as url:
         process = await start(
-            "listen", "--forward", f"{url}/hook", "--json", *options, environ=environ_for(desk.base, TOKEN)
+            "listen", "--forward", f"{url}/hook", "--json", *options, environ=environ_for(api.base, TOKEN)
         )
         try:
             await heard(process, "Listening at")
@@ -155,7 +155,7 @@ async def next_line(process: asyncio.subprocess.Process) -> Any:
         return json.loads(await process.stdout.readline())
 
 
-async def test_listen_posts_what_a_subscriber_would_get(desk: Desk) -> None:
+async def test_listen_posts_what_a_subscriber_would_get(api: ApiClient) -> None:
     """Signed with the printed secret; each answer is shown; our token stays with the relay."""
     got: list[tuple[bytes, dict[str, str]]] = []
 
@@ -163,11 +163,11 @@ async def test_listen_posts_what_a_subscriber_would_get(desk: Desk) -> None:
         got.append((await request.read(), dict(request.headers)))
         return web.Response(status=200 if len(got) == 1 else 500, text="thank\nyou \x1b[31m")
 
-    async with listening(desk, hook) as process:
+    async with listening(api, hook) as process:
         secret = (await next_line(process))["secret"]
-        eid = await desk.told("main", "1")
+        eid = await api.publish_call("main", "1")
         first = await next_line(process)
-        await desk.told("main", "2")
+        await api.publish_call("main", "2")
         second = await next_line(process)
 
     body, headers = got[0]
@@ -182,7 +182,7 @@ async def test_listen_posts_what_a_subscriber_would_get(desk: Desk) -> None:
     assert second["status"] == 500
 
 
-async def test_listen_follows_no_redirect_and_survives_a_program_that_is_away(desk: Desk) -> None:
+async def test_listen_follows_no_redirect_and_survives_a_program_that_is_away(api: ApiClient) -> None:
     """Each is an answer like any other; the next event is posted all the same."""
     asked: list[str] = []
 
@@ -192,11 +192,11 @@ async def test_listen_follows_no_redirect_and_survives_a_program_that_is_away(de
             request.transport.abort()
         return web.Response(status=302, headers={"Location": "/elsewhere"})
 
-    async with listening(desk, hook, "--payload", "flat") as process:
+    async with listening(api, hook, "--payload", "flat") as process:
         await next_line(process)
-        await desk.told("main", "1")
+        await api.publish_call("main", "1")
         redirected = await next_line(process)
-        await desk.told("main", "2")
+        await api.publish_call("main", "2")
         cut_off = await next_line(process)
 
     assert (redirected["status"], redirected["answer"]) == (302, "a redirect; redirects are not followed")
@@ -205,17 +205,17 @@ async def test_listen_follows_no_redirect_and_survives_a_program_that_is_away(de
     assert asked == ["/hook", "/hook"]
 
 
-async def test_listen_says_when_nobody_is_there(desk: Desk, free_port: int, tmp_path: Any) -> None:
+async def test_listen_says_when_nobody_is_there(api: ApiClient, free_port: int, tmp_path: Any) -> None:
     """With a secret of one's own from a file, which is not printed."""
     secret = tmp_path / "secret"
     secret.write_text("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz\n")
     process = await start(
         "listen", "--forward", f"localhost:{free_port}/hook", "--count", "1", "--secret", f"@{secret}",
-        environ=environ_for(desk.base, TOKEN),
+        environ=environ_for(api.base, TOKEN),
     )  # fmt: skip
     await heard(process, "Listening at")
 
-    await desk.told("main", "1")
+    await api.publish_call("main", "1")
     out, err = await process.communicate()
 
     assert process.returncode == 0

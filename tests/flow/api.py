@@ -1,4 +1,4 @@
-"""A relay whose API listens on loopback, and a client that asks it: what the tests of the API share."""
+"""A relay that serves its API on loopback, and a client of it, for the tests of the API and the command line."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from workers.settings import host
 
 TOKEN = "test-token-of-the-operator"
 OUTSIDE = "https://hooks.example.com/hook/secret-path"
-"""A hook outside; nothing is sent to it in a test that does not say so."""
+"""The URL of an external hook; tests send nothing to it."""
 NAMES: dict[str, Sequence[str]] = {
     "hooks.example.com": ["93.184.216.34"],
     "hooks.zapier.com": ["93.184.216.35"],
@@ -43,74 +43,76 @@ SOURCE: dict[str, Any] = {
 
 
 async def look_up(name: str) -> Sequence[str]:
-    """Know a few names; nobody outside is asked."""
+    """Resolve a few names without DNS."""
     if name not in NAMES:
         raise OSError(f"no such name: {name}")
     return NAMES[name]
 
 
 @dataclass
-class Desk:
+class ApiClient:
     """A client of one relay's API."""
 
     relay: RelayHarness
     base: str
     http: aiohttp.ClientSession
     token: str = TOKEN
-    asked: int = field(default=0)
+    requests_sent: int = field(default=0)
 
-    async def ask(self, method: str, path: str, body: Any = None, *, token: str | None = None, **options: Any) -> Any:
-        """Ask; gives the status and the body, read as JSON where there is one."""
-        self.asked += 1
+    async def request(
+        self, method: str, path: str, body: Any = None, *, token: str | None = None, **options: Any
+    ) -> Any:
+        """Send a request; returns the status and the body, parsed if it is JSON."""
+        self.requests_sent += 1
         headers = {"Authorization": f"Bearer {token or self.token}"} | options.pop("headers", {})
         if body is not None:
             options["json"] = body
-        async with self.http.request(method, self.base + path, headers=headers, **options) as answer:
-            raw = await answer.read()
-            if raw and answer.content_type.endswith("json"):
-                return answer.status, await answer.json(content_type=None)
-            return answer.status, raw.decode() or None
+        async with self.http.request(method, self.base + path, headers=headers, **options) as response:
+            raw = await response.read()
+            if raw and response.content_type.endswith("json"):
+                return response.status, await response.json(content_type=None)
+            return response.status, raw.decode() or None
 
     async def get(self, path: str, **options: Any) -> Any:
-        """Read what must be there."""
-        status, body = await self.ask("GET", path, **options)
+        """GET, which must succeed."""
+        status, body = await self.request("GET", path, **options)
         assert status == 200, body
         return body
 
     async def post(self, path: str, body: Any = None, **options: Any) -> Any:
-        """Do what must be possible."""
-        status, answer = await self.ask("POST", path, body, **options)
+        """POST, which must succeed."""
+        status, answer = await self.request("POST", path, body, **options)
         assert status in (200, 201, 202), answer
         return answer
 
-    async def code(self, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, str]:
-        """Ask for what must be refused; gives status and code."""
-        status, problem = await self.ask(method, path, body, **options)
+    async def problem(self, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, str]:
+        """Send a request that must fail; returns the status and the problem code."""
+        status, problem = await self.request(method, path, body, **options)
         assert isinstance(problem, dict), (status, problem)
         assert problem["status"] == status
         assert problem["detail"]
         return status, problem["code"]
 
-    async def token_for(self, role: str, tenant: str | None = None) -> str:
-        """Have a token made."""
+    async def issue_token(self, role: str, tenant: str | None = None) -> str:
+        """Issue a token."""
         made = await self.post("/v1/tokens", {"name": f"{role} of {tenant}", "role": role, "tenant": tenant})
         return str(made["token"])
 
     @property
-    def hooks(self) -> str:
-        """Where the verifying subscriber listens."""
+    def subscriber_url(self) -> str:
+        """The base URL of the verifying subscriber."""
         return self.relay.runtime.subscriptions["a"].url.removesuffix("/hook/a")
 
     async def subscribe(self, name: str, *, token: str | None = None, **options: Any) -> Any:
-        """Make a subscription that a hook of the verifying subscriber hears."""
+        """Create a subscription of the verifying subscriber."""
         made = await self.post(
-            "/v1/subscriptions", {"id": name, "url": f"{self.hooks}/hook/{name}", **options}, token=token
+            "/v1/subscriptions", {"id": name, "url": f"{self.subscriber_url}/hook/{name}", **options}, token=token
         )
         self.relay.subscriber.add_hook(name, made["secret"])
         return made
 
-    async def call_of(self, sid: str, key: str, **fields: Any) -> str:
-        """Admit a finished call of a source; gives its id."""
+    async def ingest_call(self, sid: str, key: str, **fields: Any) -> str:
+        """Ingest a finished call of a source; returns its id."""
         values: dict[str, Any] = {
             "key": key,
             "started_at": datetime(2026, 11, 20, 12, tzinfo=UTC),
@@ -128,28 +130,28 @@ class Desk:
         return ids.call_id(sid, key)
 
     async def _next_ms(self) -> None:
-        """Wait until the store's clock has gone on, so that what comes next is newer."""
+        """Wait for the next millisecond of the store's clock, so that what comes next is newer."""
         before = (await self.relay.redis.time())[1] // 1000
         await eventually(self.relay.redis.time, lambda now: now[1] // 1000 != before)
 
-    async def told(self, sid: str, key: str, event_type: str = "call.completed", **fields: Any) -> str:
-        """Admit a call and wait for its event; gives the event's id."""
-        await self.call_of(sid, key, **fields)
+    async def publish_call(self, sid: str, key: str, event_type: str = "call.completed", **fields: Any) -> str:
+        """Ingest a call and wait for its event; returns the event's id."""
+        await self.ingest_call(sid, key, **fields)
         eid = ids.event_id(sid, key, event_type)
         await eventually(lambda: self.relay.runtime.store.events.get(eid), lambda event: event is not None)
         return eid
 
-    async def until_over(self, job: str) -> Any:
-        """Wait until a job has ended."""
+    async def wait_for_job(self, job: str) -> Any:
+        """Wait for the end of a job."""
         return await eventually(
             lambda: self.get(f"/v1/jobs/{job}"), lambda view: view["state"] in ("done", "failed", "cancelled")
         )
 
 
 @contextlib.asynccontextmanager
-async def open_desk(
+async def open_api(
     redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **top: Any
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[ApiClient]:
     """Run a relay with a worker, and its API on a free port."""
     monkeypatch.setattr("relay.runtime.Guard", partial(Guard, lookup=look_up))
     options = {"api": {"port": 0, "tokens": [TOKEN]}, **top}
@@ -160,7 +162,7 @@ async def open_desk(
     ):
         hosting = asyncio.create_task(_host(relay))
         try:
-            yield Desk(relay, f"http://127.0.0.1:{port}", http)
+            yield ApiClient(relay, f"http://127.0.0.1:{port}", http)
         finally:
             await cancel(hosting)
 
