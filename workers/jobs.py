@@ -15,7 +15,7 @@ from relay.domain.json import Json
 from relay.domain.polling import PollState
 from relay.domain.time import from_iso, from_ms, iso
 from relay.errors import OverBudget, RateLimited, RelayError, StorageError, StoreError, Unavailable
-from relay.polling.poller import PollStats, Reader
+from relay.polling.reader import Ingestion, PollStats, Reader
 from relay.polling.window import floor
 from relay.privacy.erase import Erased, Eraser
 from relay.providers.base import Purpose, Window
@@ -180,10 +180,7 @@ class _Backfill:
             stats = await Reader(runtime.store).read(
                 self._source,
                 Window(since, window_end, Purpose.BACKFILL),
-                now=await _store_now(runtime),
-                via="backfill",
-                floor=self._oldest,
-                until=until,
+                Ingestion(now=await _store_now(runtime), via="backfill", floor=self._oldest, until=until),
                 on_page=on_page,
             )
         finally:

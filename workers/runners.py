@@ -2,7 +2,8 @@
 
 from relay.delivery.attempt import Attempts
 from relay.events.publisher import Publisher
-from relay.polling.poller import Poller, Reader
+from relay.polling.poller import Poller
+from relay.polling.reader import Reader
 from relay.polling.stream import Streams
 from relay.polling.window import Tier
 from relay.queue.runner import Runner
@@ -49,7 +50,7 @@ def add_poller(runtime: Runtime) -> Streams:
         lambda: runtime.sources,
         now=runtime.store_now,
         catch_up=poll_now,
-        fresh_calls=wake,
+        calls_ingested=wake,
     )
     runtime.add_service("streams", streams.run)
     return streams

@@ -32,7 +32,7 @@ from relay.domain.json import Json
 from relay.domain.time import format_duration
 from relay.errors import OverBudget, RateLimited, RelayError, SettingsError, StorageError, StoreInUse
 from relay.log import configure
-from relay.polling.clock_skew import rows_look_like
+from relay.polling.clock_skew import apparent_zone
 from relay.polling.window import SEED_DEPTH
 from relay.processes import require_connection
 from relay.providers import PROVIDERS
@@ -439,7 +439,7 @@ def _suggestion(name: str, now: datetime, ahead_s: float) -> str:
     wanted = configured - timedelta(seconds=off_s)
     same_offset = [zone for zone in _ZONES if now.astimezone(ZoneInfo(zone)).utcoffset() == wanted]
     example = f", for example {same_offset[0]}" if same_offset else ""
-    seems = rows_look_like(configured, off_s)
+    seems = apparent_zone(configured, off_s)
     return f"the rows look like {seems}; set the source's timezone to the account's own{example}"
 
 

@@ -33,7 +33,7 @@ class Delays:
     calls: int = 0
     least_s: float = math.inf
 
-    def and_(self, delays_s: Iterable[float]) -> "Delays":
+    def plus(self, delays_s: Iterable[float]) -> "Delays":
         """Add the delays of more calls."""
         more = list(delays_s)
         return Delays(self.calls + len(more), min([self.least_s, *more]))

@@ -1,7 +1,7 @@
-"""When to ask and how far back: pure, so every question about lost calls is a table in a test.
+"""How far back a poll looks: pure, so every question about lost calls is a table in a test.
 
-Every provider filters on the start of a call, and a call is listed after its end: whoever asks only for what is newer
-than the newest call loses the long ones. So each poll reaches back, and now and then one reaches far back (tiers).
+Every provider filters on the start of a call, and lists a call after its end: a request for what is newer than the
+newest call misses the long ones. So each poll looks back, and now and then one looks far back (tiers).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ from datetime import datetime, timedelta
 from relay.domain.polling import PollState
 
 SEED_DEPTH = timedelta(hours=78)
-"""How far back the first poll looks to know, without telling, what was there before the relay. A recovery looks as far
-back from its marker: what is shown within 72 h, and had not been looked for since the last deep look, 6 h before."""
+"""How far back the first poll records calls without publishing them. A recovery looks as far back from its marker: a
+call may be listed 72 h late, and the last deep look may have been 6 h before the marker."""
 FLOOR = timedelta(hours=96)
-"""Rows older than the cursor less this are no longer taken for new: `seen` forgets them."""
+"""Rows older than this before the cursor are not new: `seen` forgets them."""
 FORGET_DAYS = 3
 """`seen` forgets a day this long after the floor: a day's rows lie up to a day off it, in zones far from UTC, and the
 floor itself may go back a little with the store's clock."""
 FUTURE = timedelta(hours=26)
-"""A row that starts further ahead than any time zone explains is not believed."""
+"""A row that starts further ahead than any time zone explains is invalid."""
 GAP = timedelta(hours=2)
-"""After a silence longer than this the deepest tier goes first."""
+"""After so long without a successful poll, every tier is due."""
 HEAVY_ROWS = 2000
 HEAVY_BYTES = 1_000_000
 """A look at the near tier that brings more than this is heavy; it is light again at less than half."""
@@ -40,9 +40,9 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Ask for what started after `since`; success counts for the tiers whose depth is in `depths`.
+    """List what started after `since`; success counts for the tiers whose depth is in `depths`.
 
-    The `first` poll, and a `recovery`, take what started before the relay did as known.
+    The `first` poll, and a `recovery`, only record what started before the relay did.
     """
 
     since: datetime
@@ -50,9 +50,14 @@ class Plan:
     first: bool = False
     recovery: bool = False
 
+    @property
+    def seeds(self) -> bool:
+        """Whether calls from before the relay are recorded without being published."""
+        return self.first or self.recovery
+
 
 def effective(tiers: Sequence[Tier], *, heavy: bool) -> list[Tier]:
-    """The tiers in force: where polls return very many rows, each looks 10 min back, and the near tier every 2 min."""
+    """Return the tiers in force: heavy polls look back 10 min each time, and as far as the near tier every 2 min."""
     near, *others = tiers
     if not heavy or near.depth_s <= HEAVY_STEP_S:
         return list(tiers)
@@ -73,7 +78,7 @@ def plan(poll_state: PollState, tiers: Sequence[Tier], *, now: datetime) -> Plan
     depths: list[int] = []
     for tier in in_force:
         reached = _reached(poll_state.reached, tier.depth_s)
-        # A success in the future is from before the store's clock was set back: nobody knows how long ago it was.
+        # A success in the future dates from before the store's clock was set back: its real age is unknown.
         recent = timedelta(0) <= now - reached < timedelta(seconds=tier.every_s)
         if recent and not after_gap:
             continue
@@ -83,15 +88,15 @@ def plan(poll_state: PollState, tiers: Sequence[Tier], *, now: datetime) -> Plan
 
 
 def _reached(reached: Mapping[int, datetime], depth_s: int) -> datetime:
-    """When a depth was last looked at; a deeper look counts, since it saw the same. A depth that is new has the oldest
-    success of all, never the beginning of time."""
+    """When a depth was last read; a deeper look counts, since it saw the same rows. A new depth counts as read when the
+    oldest one was, never as never read."""
     as_deep = [instant for depth, instant in reached.items() if depth >= depth_s]
     return max(as_deep) if as_deep else min(reached.values())
 
 
 def heavy_after(poll_state: PollState, planned: Plan, tiers: Sequence[Tier], *, rows: int, size_bytes: int) -> bool:
-    """Judge whether polls are heavy, by looks at the near tier alone: shorter and deeper ones say nothing of it."""
-    if planned.first or planned.recovery or max(planned.depths) != tiers[0].depth_s:
+    """Judge whether polls are heavy, by polls of the near tier only: shorter and deeper ones differ in size."""
+    if planned.seeds or max(planned.depths) != tiers[0].depth_s:
         return poll_state.heavy
     share = 0.5 if poll_state.heavy else 1.0
     return rows > HEAVY_ROWS * share or size_bytes > HEAVY_BYTES * share
@@ -104,12 +109,12 @@ def next_cursor(poll_state: PollState, newest: datetime | None, *, poll_started:
 
 
 def floor(poll_state: PollState, *, now: datetime) -> datetime | None:
-    """The start before which a row is not taken for new any more; None while nothing was forgotten."""
+    """Return the start before which no row is new; None while `seen` has forgotten nothing."""
     return None if poll_state.cursor is None else min(poll_state.cursor, now) - FLOOR
 
 
 def days_to_forget(old: datetime | None, new: datetime) -> list[str]:
-    """Name the days of `seen` that fell far enough below the floor as the cursor went from `old` to `new`."""
+    """List the days of `seen` that fall far enough below the floor when the cursor moves from `old` to `new`."""
     if old is None:
         return []
     margin = timedelta(days=FORGET_DAYS)
@@ -119,5 +124,5 @@ def days_to_forget(old: datetime | None, new: datetime) -> list[str]:
 
 
 def first_offset_s(source_id_hash: int, interval_s: float) -> float:
-    """Spread sources over the interval: when the first poll of a source is due, in seconds from now."""
+    """Spread sources over the interval: the delay of a source's first poll."""
     return (source_id_hash % 10_000) / 10_000 * interval_s

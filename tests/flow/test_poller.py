@@ -380,7 +380,7 @@ async def test_the_first_poll_knows_what_was_there_and_sends_none(office: Office
 
     assert not office.told()
     texts = [log["text"] for log in logs if log["event"] == "source_first_polled"]
-    assert texts == ["214 calls of the last 78 h known, none sent; waiting for the next."]
+    assert texts == ["214 calls of the last 78 h recorded, none published; waiting for calls."]
     assert (await office.state()).poll_state.started_at == START
 
 
@@ -397,7 +397,7 @@ async def test_when_the_relay_began_is_written_before_the_first_answer(office: O
 
     assert office.told() == {"2": 1, "3": 1}
     (text,) = [log["text"] for log in logs if log["event"] == "source_first_polled"]
-    assert text == "1 call of the 78 h before the relay began known, 2 since then sent; waiting for the next."
+    assert text == "1 call of the 78 h before the relay recorded, 2 since then published; waiting for calls."
 
 
 async def test_a_call_that_goes_on_when_the_relay_begins_is_told_when_it_ends(office: Office) -> None:

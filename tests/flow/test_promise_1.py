@@ -23,6 +23,7 @@ from relay.domain import ids
 from relay.domain.call import Record
 from relay.domain.clock import ManualClock
 from relay.simulator.timeline import CallPlan, Change, Habits, calls_between
+from relay.store.codes import RowOutcome
 from tests.flow.polling import KEY, KILLS, SID, Mishap, Office
 
 HOUR = timedelta(hours=1)
@@ -173,7 +174,7 @@ async def live_through(
 
 def check(story: Story, office: Office, began: datetime, first: datetime, final: dict[str, Record]) -> None:
     """Compare what was taken in with what the provider had to show. The relay `began` with its first try."""
-    new, changed = office.told("n"), office.told("c")
+    new, changed = office.told(), office.told(RowOutcome.CHANGED)
     for plan in story.plans:
         key = str(plan.rid)
         was_there = plan.visible_at <= first
@@ -196,7 +197,7 @@ async def read_finals(office: Office) -> dict[str, Record]:
     """What the provider shows in the end, and that the store has just that."""
     finals: dict[str, Record] = {}
     answer = office.simulator.records(KEY, "2000-01-01 00:00:00", office.now)
-    new = office.told("n")
+    new = office.told()
     for each in answer.body["records"]:  # type: ignore[index,call-overload]
         row = office.row(each["rid"])
         assert isinstance(row, Record)
@@ -254,7 +255,7 @@ async def test_a_lost_store_loses_no_call(valkey_url: str, story: Story, lost_at
         office = Office(redis, clock := ManualClock(story.start), zone=story.zone)
         began, _ = await live_through(story, office, clock, lost_at_h=lost_at_h)
 
-    new = office.told("n")
+    new = office.told()
     owed = {str(plan.rid): plan for plan in story.plans if plan.started_at >= began}
     missed = {key: (new[key], plan) for key, plan in owed.items() if new[key] not in (1, 2)}
     assert not missed, f"lost at {lost_at_h} h: {missed}"

@@ -285,7 +285,7 @@ async def test_one_process_listens_to_a_source(house_of: HouseOf, valkey_url: st
         await relay.until_listening()
         async with running(relay.document, valkey_url, workers=False) as (_, second):
             first = relay.streams
-            await second._share_out()
+            await second.take_leases()
             relay.provider.appear(TOKEN)
             await relay.until_delivered("call.completed", 1)
 
@@ -311,7 +311,7 @@ async def test_who_lost_the_lease_ends_its_stream(house_of: HouseOf, redis: Redi
         streams = relay.streams
         await relay.until_listening()
         await redis.set(keys.listener("office"), "another process", px=60_000)
-        await streams._share_out()
+        await streams.take_leases()
 
         assert streams.listening_to == []
         await relay.until_listening(0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.domain.polling import Delays
-from relay.polling.clock_skew import ahead_s, rows_look_like
+from relay.polling.clock_skew import ahead_s, apparent_zone
 
 ASKED = datetime(2025, 7, 1, 12, tzinfo=UTC)
 ANSWERED = ASKED + timedelta(seconds=40)
@@ -15,10 +15,10 @@ ANSWERED = ASKED + timedelta(seconds=40)
 
 def test_nothing_is_said_of_the_zone_before_twenty_calls() -> None:
     """One late call is no wrong zone."""
-    few = Delays().and_([18_000.0] * 19)
+    few = Delays().plus([18_000.0] * 19)
 
     assert few.off_s() is None
-    assert few.and_([18_000.0]).off_s() == 18_000
+    assert few.plus([18_000.0]).off_s() == 18_000
 
 
 OFF = {
@@ -33,19 +33,19 @@ OFF = {
 @pytest.mark.parametrize(("delays_s", "off_s"), OFF.values(), ids=OFF)
 def test_the_zone_is_judged_by_the_quickest_of_many_calls(delays_s: list[float], off_s: int) -> None:
     """Long calls come late in any zone; unanswered ones come at once."""
-    assert Delays().and_(delays_s * 20).off_s() == off_s
+    assert Delays().plus(delays_s * 20).off_s() == off_s
 
 
 @given(off_h=st.integers(-14 * 4, 14 * 4).filter(lambda quarters: abs(quarters) >= 2), quick_s=st.floats(0, 400))
 def test_any_real_zone_is_named(off_h: int, quick_s: float) -> None:
     """Zones lie in steps of a quarter of an hour."""
-    assert Delays().and_([off_h * 900 + quick_s] * 20).off_s() == off_h * 900
+    assert Delays().plus([off_h * 900 + quick_s] * 20).off_s() == off_h * 900
 
 
 def test_the_zone_that_the_rows_seem_to_have_is_spelled_out() -> None:
     """Rows of New York that are read as UTC look five hours too old."""
-    assert rows_look_like(timedelta(0), 18_000) == "UTC-05:00"
-    assert rows_look_like(timedelta(hours=-5), -37_800) == "UTC+05:30"
+    assert apparent_zone(timedelta(0), 18_000) == "UTC-05:00"
+    assert apparent_zone(timedelta(hours=-5), -37_800) == "UTC+05:30"
 
 
 AHEAD = {
@@ -59,4 +59,4 @@ AHEAD = {
 @pytest.mark.parametrize(("said_s", "ahead"), AHEAD.values(), ids=AHEAD)
 def test_a_slow_answer_is_no_wrong_clock(said_s: float, ahead: float) -> None:
     """The provider's time lies somewhere between our question and its answer's end."""
-    assert ahead_s(ASKED + timedelta(seconds=said_s), asked=ASKED, answered=ANSWERED) == ahead
+    assert ahead_s(ASKED + timedelta(seconds=said_s), asked_at=ASKED, answered_at=ANSWERED) == ahead
