@@ -90,6 +90,7 @@ class Authenticator:
 
 
 def _digest(token: str) -> bytes:
+    # Header bytes that are not UTF-8 arrive as surrogates.
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest().encode()
 
 

@@ -15,7 +15,7 @@ from relay.api.jobs import JobView
 from relay.api.jobs import view as view_job
 from relay.api.paging import Page, PageQuery, page_of_listing
 from relay.api.problems import Problem
-from relay.api.route import MultiValue, Reply
+from relay.api.route import ApiResponse, MultiValue
 from relay.domain.call import Direction, Outcome
 from relay.domain.json import Json
 from relay.domain.numbers import match_key
@@ -198,7 +198,7 @@ async def read_recording(context: ApiContext, caller: Caller, call_id: str) -> R
     )
 
 
-async def erase(context: ApiContext, caller: Caller, body: EraseRequest) -> Reply:
+async def erase(context: ApiContext, caller: Caller, body: EraseRequest) -> ApiResponse:
     """Erase a person: calls, events, recordings and cached contacts with this number.
 
     Pending deliveries end as expired. The provider's own records are not touched; an erased call is not ingested again.
@@ -207,10 +207,10 @@ async def erase(context: ApiContext, caller: Caller, body: EraseRequest) -> Repl
     if await context.store.size() > MAX_INLINE_KEYS:
         job = await context.start_job("erase", body.number, source_ids, caller=caller)
         result = EraseResult(state="running", job=view_job(job), **asdict(Erased()))
-        return Reply(result, HTTPStatus.ACCEPTED)
+        return ApiResponse(result, HTTPStatus.ACCEPTED)
     books = list(context.runtime.sources) if source_ids is None else source_ids
     erased = await context.eraser.number(body.number, sources=source_ids, books=books, step=_no_step)
-    return Reply(EraseResult(state="done", job=None, **asdict(erased)))
+    return ApiResponse(EraseResult(state="done", job=None, **asdict(erased)))
 
 
 async def _no_step(_: Erased) -> None:

@@ -191,6 +191,7 @@ class ApiContext:
             since=since,
             until=until,
         )
+        # Recorded before it is queued: a worker may start it at once and writes its progress into the record.
         await self.store.jobs.create(job)
         await self.runtime.arq.enqueue_job(kind, *args, job.id, *after, _job_id=job.id, _expires=_JOB_EXPIRES_S)
         return job

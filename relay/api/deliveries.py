@@ -115,6 +115,7 @@ async def list_deliveries(context: ApiContext, caller: Caller, query: ListDelive
         if query.subscription
         else [subscription.id for subscription in context.subscriptions(caller)]
     )
+    # Each has an index of its own, and a page merges all of them.
     if len(subscription_ids) > _MAX_SUBSCRIPTIONS:
         raise invalid("subscription", f"is required: there are more than {_MAX_SUBSCRIPTIONS} subscriptions")
     return await _of_subscriptions(context, query, subscription_ids)

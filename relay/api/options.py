@@ -53,6 +53,7 @@ def unmasked(value: Any, masked_value: Any, current: Any) -> Any:
     """Restore the current secrets in a request that sends masked values back as they were shown."""
     if isinstance(value, dict) and isinstance(masked_value, dict) and isinstance(current, dict):
         return {name: unmasked(inner, masked_value.get(name), current.get(name)) for name, inner in value.items()}
+    # Only exactly where it was shown: a mask in another place is a mistake, which the caller refuses.
     if isinstance(value, str) and MASK in value and value == masked_value:
         return current
     return value

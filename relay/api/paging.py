@@ -90,6 +90,7 @@ async def page_of_listing(
     items: list[T] = []
     last = decode_cursor(query.cursor)
     scanned, limit = 0, SCAN_LIMIT if scan_limit is None else scan_limit
+    # One entry more than the page has, to know whether another page follows.
     async for batch in listing.newest_first(
         after=last, newest_ms=newest_ms, oldest_ms=oldest_ms, batch=min(query.limit + 1, MAX_LIMIT + 1)
     ):

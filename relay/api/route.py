@@ -42,7 +42,7 @@ MultiValue = BeforeValidator(split_values)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ApiResponse:
     """A response value with a status other than the route's first, or with headers."""
 
     value: Any
@@ -212,10 +212,10 @@ def _invalid(errors: Sequence[FieldError]) -> Problem:
 
 
 def _serialized(route: Route, result: Any) -> web.Response:
-    reply = result if isinstance(result, Reply) else Reply(result, next(iter(route.responses)))
-    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **reply.headers}
-    response_type = route.response_types.get(reply.status.value)
+    response = result if isinstance(result, ApiResponse) else ApiResponse(result, next(iter(route.responses)))
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **response.headers}
+    response_type = route.response_types.get(response.status.value)
     if response_type is None:
-        return web.Response(status=reply.status, headers=headers)
-    body = response_type.dump_json(reply.value, by_alias=True)
-    return web.Response(status=reply.status, body=body, content_type=route.media_type, headers=headers)
+        return web.Response(status=response.status, headers=headers)
+    body = response_type.dump_json(response.value, by_alias=True)
+    return web.Response(status=response.status, body=body, content_type=route.media_type, headers=headers)

@@ -19,7 +19,7 @@ from relay.api.jobs import view as view_job
 from relay.api.options import MASK, check_url, inlined, masked, merge_patch_schema, merge_patched, unmasked
 from relay.api.paging import Page, PageQuery, page_of_items
 from relay.api.problems import Problem, changed_meanwhile, id_not_available, invalid
-from relay.api.route import Reply, invalid_input
+from relay.api.route import ApiResponse, invalid_input
 from relay.domain.json import Json
 from relay.domain.time import iso
 from relay.errors import RelayError
@@ -243,7 +243,7 @@ async def create_source(context: ApiContext, caller: Caller, body: CreateSource)
     return view
 
 
-async def put_source(context: ApiContext, caller: Caller, source_id: str, body: ReplaceSource) -> Reply:
+async def put_source(context: ApiContext, caller: Caller, source_id: str, body: ReplaceSource) -> ApiResponse:
     """Add an account under an id of your own, or replace its options."""
     if "id" in body:
         raise invalid("id", "is part of the path")
@@ -254,14 +254,14 @@ async def put_source(context: ApiContext, caller: Caller, source_id: str, body: 
             options = await _checked(context, caller, body)
             view = await _create(context, source_id, options, tenant)
             if view is not None:
-                return Reply(view, HTTPStatus.CREATED)
+                return ApiResponse(view, HTTPStatus.CREATED)
             continue  # a concurrent request created it first
         if tenant not in (None, current.tenant):
             raise invalid("tenant", "cannot be changed; delete the source and create it again")
         before = parse_source(current.document)
         options = await _checked(context, caller, unmasked(body, masked(before), current.document), before=before)
         if await _replace(context, current, options):
-            return Reply(await _view(context, caller, source_id))
+            return ApiResponse(await _view(context, caller, source_id))
     raise changed_meanwhile()
 
 
@@ -388,6 +388,7 @@ async def delete_source(context: ApiContext, caller: Caller, source_id: str) -> 
     declaration = await context.declaration(caller, "source", source_id)
     if declaration is None:
         return
+    # First: from here on ingest refuses the source, so a running poll or backfill adds nothing behind the erasure.
     await store.sources.begin_removal(source_id, tenant=declaration.tenant)
     await runtime.lanes[LaneName.POLL].drop("", source_id)
     if await store.size() > MAX_INLINE_KEYS:

@@ -17,7 +17,7 @@ from relay.api.fields import EVENT_ID, Id, Instant, check_id, instant, new_id, t
 from relay.api.options import check_url, inlined, masked, merge_patch_schema, merge_patched, unmasked
 from relay.api.paging import Page, PageQuery, page_of_items, page_of_listing
 from relay.api.problems import Problem, changed_meanwhile, id_not_available, invalid
-from relay.api.route import Reply, invalid_input
+from relay.api.route import ApiResponse, invalid_input
 from relay.delivery import filters, signature
 from relay.delivery.replay import ReplayStatus
 from relay.delivery.subscriptions import Subscription
@@ -248,7 +248,7 @@ async def create_subscription(context: ApiContext, caller: Caller, body: CreateS
 
 async def put_subscription(
     context: ApiContext, caller: Caller, subscription_id: str, body: ReplaceSubscription
-) -> Reply:
+) -> ApiResponse:
     """Create a subscription under an id of your own, or replace it. Without a secret the current one stays."""
     for _ in range(_MAX_TRIES):
         current = await context.declaration(caller, "subscription", subscription_id, hidden=id_not_available())
@@ -259,12 +259,12 @@ async def put_subscription(
             await _check(context, caller, document)
             view = await _create(context, subscription_id, document, tenant_of_new(caller, requested.tenant))
             if view is not None:
-                return Reply(view, HTTPStatus.CREATED)
+                return ApiResponse(view, HTTPStatus.CREATED)
             continue  # a concurrent request created it first
         if requested.tenant not in (None, current.tenant):
             raise invalid("tenant", "cannot be changed; delete the subscription and create it again")
         if await _replace(context, caller, current, _document(requested, secret=options["secret"])):
-            return Reply(await read_subscription(context, caller, subscription_id))
+            return ApiResponse(await read_subscription(context, caller, subscription_id))
     raise changed_meanwhile()
 
 
@@ -391,6 +391,7 @@ async def delete_subscription(
     declaration = await context.declaration(caller, "subscription", subscription_id)
     if declaration is None:
         return
+    # Disabled first, so that nothing is queued while its deliveries are dropped.
     await runtime.lanes[LaneName.DELIVER].apply(DisablePartition(subscription_id, REMOVED))
     subscription = runtime.subscriptions.get(subscription_id)
     by_hook = query.unsubscribed_by == "hook" or request.headers.get("User-Agent", "").startswith("Zapier")
@@ -399,6 +400,7 @@ async def delete_subscription(
     await context.eraser.subscription(subscription_id)
     await store.declarations.remove("subscription", subscription_id)
     await runtime.registry.drop("subscription", subscription_id)
+    # A process that has not read of the removal yet must queue nothing for it either.
     await store.subscriptions.mark_removed(subscription_id, tenant=declaration.tenant)
 
 

@@ -23,15 +23,10 @@ class WebhookTestFailed(RelayError):
     """The subscriber did not acknowledge the test event."""
 
 
-def state_of(item: Json) -> str:
-    """Return enabled, disabled or circuit open: one state of the two fields that the API has."""
-    return "circuit open" if item["resting"] and item["state"] == "enabled" else str(item["state"])
-
-
 COLUMNS: Final = (
     Column("subscription", "id"),
     Column("host", "host"),
-    Column("state", state_of),
+    Column("status", "status"),
     Column("events", "options.events"),
     Column("origin", "origin"),
     Column("tenant", "tenant"),
@@ -57,8 +52,7 @@ def show(term: Terminal, subscription_id: SubscriptionId) -> None:
     """Show a subscription."""
     subscription = term.api.get(path_of("subscriptions", subscription_id))
     if not term.out.as_json:
-        subscription["state"] = state_of(subscription)
-        del subscription["resting"]
+        del subscription["state"], subscription["resting"]  # `status` says both
     term.out.details(subscription)
 
 

@@ -1,4 +1,4 @@
-"""Signed links to recordings: anyone who has one may listen until it expires; nobody can create or extend one.
+"""Signed links to recordings: they work without a token until they expire, and cannot be forged or extended.
 
 The signature covers the call id and the expiry and nothing else, so a proxy may put any prefix before the path.
 """

@@ -373,6 +373,26 @@ async def test_other_processes_follow_within_a_second(api: ApiClient) -> None:
     assert runtime.subscriptions["crm"].url == OUTSIDE
 
 
+@pytest.mark.parametrize(
+    ("health", "status"),
+    [
+        ({}, "ok"),
+        ({"failing_since": 1}, "failing"),
+        ({"failing_since": 1, "circuit_opened_at": 1}, "circuit_open"),
+        ({"failing_since": 1, "circuit_opened_at": 1, "disabled": "moving"}, "disabled"),
+    ],
+)
+async def test_a_subscription_has_one_status(api: ApiClient, health: dict[str, Any], status: str) -> None:
+    """The most severe of what its health says."""
+    await api.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
+    if health:
+        await api.relay.redis.hset(queue_keys.partition("deliver", "crm"), mapping=health)  # type: ignore[misc]
+
+    view = await api.get("/v1/subscriptions/crm")
+
+    assert (view["status"], view["state"] == "disabled") == (status, status == "disabled")
+
+
 # --- Zapier's reverse unsubscribe ------------------------------------------------------------------------------------
 
 
