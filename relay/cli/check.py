@@ -47,9 +47,9 @@ from relay.store import keys
 from relay.store.budget import BudgetStore
 from relay.store.credentials import StoredCredentials
 from relay.store.embedded import COMPACT_BYTES, EmbeddedStore
-from relay.store.health import read_health
 from relay.store.lanes import LaneName
 from relay.store.sources import SourceStore
+from relay.store.subscriptions import SubscriptionStore
 
 Severity = Literal["ok", "warn", "fail"]
 
@@ -580,7 +580,7 @@ async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, re
     off = ""
     if redis is not None:
         with contextlib.suppress(RedisError, OSError):
-            off = (await read_health(redis, sub)).off
+            off = (await SubscriptionStore(redis).health(sub)).disabled_reason
     if off:
         return Finding(
             what, "fail", f"{target.host} is disabled: {off}", "fix the endpoint, then run `relay subscriptions enable`"

@@ -89,7 +89,7 @@ for p in pairs(touched) do rescore(lane, p) end
 
 local claims, alone = {}, false
 
--- What killed five workers is kept from the sixth; the lane says whether and when it is tried once more.
+-- Five processes died with this item: a sixth must not claim it. The lane decides whether and when it is tried once more.
 local function quarantine(p, item, lease)
   redis.call('ZADD', k_quarantine(lane), now, p .. '\31' .. item)
   redis.call('HINCRBY', 'relay:counts', 'quarantined_' .. lane, 1)
