@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import backlog, fairness, footprint, latency, lists, loss, polling, readme, stream, throughput
+from benchmarks import backlog, commands, fairness, footprint, latency, lists, loss, polling, readme, stream, throughput
 from benchmarks.figures import Figure, table
 from benchmarks.house import Bench
 
@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "memory": footprint.memory,
     "idle": footprint.idle,
     "lists": lists.run,
+    "commands": commands.run,
     "page": polling.page,
     "fleet": polling.fleet,
     "loss": loss.run,
