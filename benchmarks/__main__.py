@@ -11,9 +11,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import backlog, commands, fairness, footprint, latency, lists, loss, polling, readme, stream, throughput
+from benchmarks import (
+    backlog,
+    client,
+    fairness,
+    footprint,
+    latency,
+    lists,
+    loss,
+    polling,
+    readme,
+    stream,
+    throughput,
+)
 from benchmarks.figures import Figure, table
-from benchmarks.house import Bench
+from benchmarks.harness import Bench
 
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "throughput": throughput.run,
@@ -26,8 +38,8 @@ BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "recording": footprint.recording,
     "memory": footprint.memory,
     "idle": footprint.idle,
+    "client": client.run,
     "lists": lists.run,
-    "commands": commands.run,
     "page": polling.page,
     "fleet": polling.fleet,
     "loss": loss.run,
@@ -35,7 +47,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
 
 
 async def measure(names: list[str], *, quick: bool, console: Console) -> tuple[list[Figure], list[str]]:
-    """Run the named benchmarks one after the other; gives the figures, and the names of those that gave none."""
+    """Run the named benchmarks one after the other; gives the figures, and the names of those that failed."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<12}"),
@@ -53,24 +65,23 @@ async def measure(names: list[str], *, quick: bool, console: Console) -> tuple[l
                 figures += await BENCHMARKS[name](bench)
             except Exception as error:
                 failed.append(name)
-                console.print(f"{name}: {type(error).__name__} {error}; the logs of its processes are in {folder}")
+                console.print(f"{name} failed: {type(error).__name__} {error}; its logs are in {folder}")
     if not failed:
         shutil.rmtree(folder)
     return figures, failed
 
 
 def main() -> int:
-    """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"what to measure: {', '.join(BENCHMARKS)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small, its figures mean little")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    parser.add_argument("--quick", action="store_true", help="a small smoke run, whose figures mean little")
+    parser.add_argument("--write", action="store_true", help="write the table to benchmarks/README.md")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
-        parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"unknown benchmark: {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
     if arguments.write and (arguments.quick or arguments.names):
-        parser.error("--write wants the whole table: not with --quick, and not for some names only")
+        parser.error("--write needs a whole run: use it without --quick and without names")
     console = Console(stderr=True)
     figures, failed = asyncio.run(measure(arguments.names or list(BENCHMARKS), quick=arguments.quick, console=console))
     Console(width=None if sys.stdout.isatty() else 160).print(table(figures))
@@ -78,7 +89,7 @@ def main() -> int:
         return 1
     if arguments.write:
         readme.write(figures)
-    return 1 if any(each.ok is False for each in figures) and not arguments.quick else 0
+    return 1 if any(figure.ok is False for figure in figures) and not arguments.quick else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How small: memory of the processes, memory of the store, and what an idle relay costs."""
+"""Memory of the processes, memory of the store, requests to the provider, and what an idle relay costs."""
 
 import asyncio
 import random
@@ -11,7 +11,7 @@ import aiohttp
 from redis.asyncio import Redis
 
 from benchmarks.figures import Figure
-from benchmarks.house import (
+from benchmarks.harness import (
     Bench,
     Sink,
     children,
@@ -23,6 +23,7 @@ from benchmarks.house import (
     subscriptions,
     write_config,
 )
+from relay.queue import keys
 from relay.simulator.timeline import Habits, calls, people
 from relay.store.embedded import EmbeddedStore
 
@@ -31,32 +32,32 @@ _LANES = ("enrich", "record", "deliver")
 
 
 def source(url: str, key: str, **options: Any) -> dict[str, Any]:
-    """An account at the simulated provider."""
+    """A source that reads an account of the fake provider."""
     return {"provider": "webfones", "base_url": url, "api_key": key, **options}
 
 
-async def control(http: aiohttp.ClientSession, url: str, **wish: Any) -> dict[str, Any]:
-    """Tell the simulated provider something, or just ask it how it is."""
-    async with http.request("POST" if wish else "GET", f"{url}/_control", json=wish or None) as answer:
-        if answer.status != 200:
-            raise RuntimeError(await answer.text())
-        state: dict[str, Any] = await answer.json()
+async def control(http: aiohttp.ClientSession, url: str, **message: Any) -> dict[str, Any]:
+    """Send the fake provider a control message, if there is one; gives its state."""
+    async with http.request("POST" if message else "GET", f"{url}/_control", json=message or None) as response:
+        if response.status != 200:
+            raise RuntimeError(await response.text())
+        state: dict[str, Any] = await response.json()
         return state
 
 
 async def polled(http: aiohttp.ClientSession, url: str, keys: list[str], *, times: int = 1) -> None:
-    """Wait until each account has been polled so often."""
+    """Wait until each account has been polled that many times."""
     async with asyncio.timeout(60):
         while True:
-            async with http.get(f"{url}/_observed") as answer:
-                polls = (await answer.json())["polls"]
+            async with http.get(f"{url}/_observed") as response:
+                polls = (await response.json())["polls"]
             if all(len(polls.get(key, ())) >= times for key in keys):
                 return
             await asyncio.sleep(0.1)
 
 
 def store_of(folder: Path) -> Redis:
-    """A client on the embedded store of the `relay up` that lives in a folder."""
+    """Connect to the embedded store of the `relay up` in a folder."""
     client: Redis = Redis.from_url(EmbeddedStore(folder / "data").url)
     return client
 
@@ -64,15 +65,15 @@ def store_of(folder: Path) -> Redis:
 async def idle_lanes(redis: Redis, *, within_s: float = 300) -> None:
     """Wait until nothing is queued."""
     async with asyncio.timeout(within_s):
-        while sum([await redis.zcard(f"relay:lane:{lane}") for lane in _LANES]):  # noqa: ASYNC110 - the store tells nobody
+        while sum([await redis.zcard(keys.lane(lane)) for lane in _LANES]):  # noqa: ASYNC110 - the store sends no event
             await asyncio.sleep(0.2)
 
 
 async def recording(bench: Bench) -> list[Figure]:
-    """Fetch one long recording; what its process holds meanwhile is sampled every 10 ms."""
+    """Fetch one long recording, and sample the memory of the process every 10 ms."""
     size_bytes = bench.scaled(300, 20) * MB
     bench.begin("recording", 2)
-    folder = bench.room("recording")
+    folder = bench.folder("recording")
     async with (
         sink(folder) as target,
         running("benchmarks.provider", log=folder / "provider.log") as provider,
@@ -101,7 +102,7 @@ async def recording(bench: Bench) -> list[Figure]:
             await watch
     stored = sum(path.stat().st_size for path in (folder / "recordings").rglob("*.wav"))
     if stored != size_bytes + MB:
-        raise RuntimeError(f"{stored} bytes of audio were kept, not {size_bytes + MB}")
+        raise RuntimeError(f"{stored} bytes of audio were stored, not {size_bytes + MB}")
     bench.end()
     note = f"`relay up`: {before / MB:.0f} MB before, {peak / MB:.0f} MB at most"
     return [Figure(f"memory that a recording of {size_bytes // MB} MB adds", (peak - before) / MB, "MB", 30, note=note)]
@@ -114,10 +115,10 @@ async def _call_with_audio(http: aiohttp.ClientSession, url: str, rid: int, size
 
 
 async def memory(bench: Bench) -> list[Figure]:
-    """Take 10,000 calls through the whole relay and see what the store has become."""
+    """Take 10,000 calls through the whole relay and measure how the store has grown."""
     count, accounts = bench.scaled(10_000, 300), bench.scaled(30, 3)
     bench.begin("memory", 4)
-    folder = bench.room("memory")
+    folder = bench.folder("memory")
     arguments = ("--accounts", str(accounts))
     async with (
         sink(folder) as target,
@@ -141,21 +142,21 @@ async def memory(bench: Bench) -> list[Figure]:
                 before = int((await redis.info("memory"))["used_memory"])
                 bench.step(f"{count:,} calls, contacts, recordings, deliveries")
                 recorded = await _busy_day(http, url, keys, count)
-                heard = await _all_heard(target, redis, 2 * (count + recorded))
+                deliveries = await _all_delivered(target, redis, 2 * (count + recorded))
                 bench.step("what is in the store")
                 after = int((await redis.info("memory"))["used_memory"])
-                families = await _families(redis)
+                size_by_family = await _size_by_family(redis)
     bench.end()
-    biggest = sorted(families.items(), key=lambda pair: -pair[1])[:5]
+    biggest = sorted(size_by_family.items(), key=lambda pair: -pair[1])[:5]
     shares = ", ".join(f"{name} {size / MB:.1f}" for name, size in biggest)
-    note = f"{count:,} calls, {recorded:,} with audio, {heard:,} deliveries heard; MB by key: {shares}"
+    note = f"{count:,} calls, {recorded:,} with audio, {deliveries:,} deliveries; MB by key: {shares}"
     return [
         Figure("store per 10,000 calls × 2 subscriptions", (after - before) / MB * 10_000 / count, "MB", 25, note=note)
     ]
 
 
 async def _busy_day(http: aiohttp.ClientSession, url: str, keys: list[str], count: int) -> int:
-    """Let all calls end now; gives how many have a recording. Three of ten are unanswered, four of ten strangers'."""
+    """Let all calls end now; gives how many have a recording. 30 % are unanswered, 40 % from strangers."""
     habits = Habits(unanswered=0.3, recorded=1.0)
     now = datetime.now(UTC)
     recorded = 0
@@ -175,12 +176,12 @@ async def _busy_day(http: aiohttp.ClientSession, url: str, keys: list[str], coun
             for person in people(index, habits=habits)
             if not person.stranger
         ]
-        endless = calls(now, seed=index, habits=habits)
+        plans = calls(now, seed=index, habits=habits)
         share = count // len(keys) + (index < count % len(keys))
-        made = []
-        for plan in (next(endless) for _ in range(share)):
+        listed = []
+        for plan in (next(plans) for _ in range(share)):
             recorded += plan.answered
-            made.append(
+            listed.append(
                 {
                     "key": key,
                     "rid": plan.rid + 100_000 * index,
@@ -197,23 +198,23 @@ async def _busy_day(http: aiohttp.ClientSession, url: str, keys: list[str], coun
                     "extension": plan.extension,
                 }
             )
-        await control(http, url, contacts=cards, calls=made)
+        await control(http, url, contacts=cards, calls=listed)
     return recorded
 
 
-async def _all_heard(target: Sink, redis: Redis, least: int) -> int:
-    """Wait until nothing is left to say; gives how many events were heard (a late contact adds one for its call)."""
+async def _all_delivered(target: Sink, redis: Redis, least: int) -> int:
+    """Wait until nothing is left to do; gives how many deliveries there were (a late contact adds one for its call)."""
     await target.reached(least, within_s=400)
     await idle_lanes(redis)
-    heard = int((await target.report())["ok"]["distinct"])
-    if heard < least:
-        raise RuntimeError(f"at least {least} deliveries were expected, {heard} came")
-    return heard
+    delivered = int((await target.report())["ok"]["distinct"])
+    if delivered < least:
+        raise RuntimeError(f"at least {least} deliveries were expected, there were {delivered}")
+    return delivered
 
 
-async def _families(redis: Redis) -> dict[str, int]:
-    """Memory by kind of key."""
-    found: dict[str, int] = defaultdict(int)
+async def _size_by_family(redis: Redis) -> dict[str, int]:
+    """Memory by the second part of the key."""
+    sizes_bytes: dict[str, int] = defaultdict(int)
     names = [name async for name in redis.scan_iter(count=5000)]
     for at in range(0, len(names), 5000):
         part = names[at : at + 5000]
@@ -222,15 +223,15 @@ async def _families(redis: Redis) -> dict[str, int]:
                 pipe.memory_usage(name, samples=0)
             sizes = await pipe.execute()
         for name, size in zip(part, sizes, strict=True):
-            found[name.split(b":")[1].decode()] += size or 0
-    return found
+            sizes_bytes[name.split(b":")[1].decode()] += size or 0
+    return sizes_bytes
 
 
 async def idle(bench: Bench) -> list[Figure]:
-    """Watch a `relay up` that has one account and one subscription and nothing to do."""
+    """Observe a `relay up` that has one account, one subscription and nothing to do."""
     seconds = bench.scaled(40, 5)
     bench.begin("idle", 1)
-    folder = bench.room("idle")
+    folder = bench.folder("idle")
     async with (
         sink(folder) as target,
         running("benchmarks.provider", log=folder / "provider.log") as provider,
@@ -246,7 +247,7 @@ async def idle(bench: Bench) -> list[Figure]:
             await polled(http, url, ["key-0000"])
             await asyncio.sleep(3)
             pids = [relay.pid, *children(relay.pid)]
-            bench.step(f"{seconds} s of nothing")
+            bench.step(f"idle for {seconds} s")
             began = asyncio.get_running_loop().time()
             used = {pid: cpu_s(pid) for pid in pids}
             await asyncio.sleep(seconds)
@@ -274,13 +275,13 @@ async def idle(bench: Bench) -> list[Figure]:
 
 
 async def requests(bench: Bench) -> list[Figure]:
-    """Play 15 minutes in steps of 30 s: after each, whatever the store holds as due is moved 30 s nearer.
+    """Play 15 minutes in steps of 30 s: after each, everything that is due later moves 30 s nearer.
 
-    Calls and their audio appear step by step as the simulated office has it. Nothing else is sped up.
+    Calls and their recordings appear step by step. Nothing else is sped up.
     """
     steps, count, answered = bench.scaled(30, 6), bench.scaled(500, 100), bench.scaled(200, 40)
     bench.begin("requests", steps)
-    folder = bench.room("requests")
+    folder = bench.folder("requests")
     rng = random.Random(5)
     async with (
         sink(folder) as target,
@@ -305,26 +306,26 @@ async def requests(bench: Bench) -> list[Figure]:
                 late = [call | {"recording_at": now} for call in waiting]
                 fresh = [call | {"visible_at": now} for call in plans[step]]
                 waiting = [call for call in fresh if call["recording_at"] and _audio_is_late(rng)]
-                unheard = {call["rid"] for call in waiting}
-                fresh = [call | {"recording_at": None} if call["rid"] in unheard else call for call in fresh]
+                pending = {call["rid"] for call in waiting}
+                fresh = [call | {"recording_at": None} if call["rid"] in pending else call for call in fresh]
                 await control(http, url, calls=[*late, *fresh])
                 await _thirty_seconds_pass(redis)
                 await polled(http, url, ["key-0000"], times=step + 2)
-                await _nothing_held(redis)
+                await _lanes_idle(redis)
             await control(http, url, calls=[call | {"recording_at": now} for call in waiting])
             for _ in range(3):
                 await _thirty_seconds_pass(redis, poll=False)
-                await _nothing_held(redis)
+                await _lanes_idle(redis)
             await target.reached(count + answered, within_s=60)
             last = (await control(http, url))["accounts"]["key-0000"]["requests"]
     bench.end()
-    asked = Counter(last) - Counter(first)
-    contacts = asked["search"] + asked["changes"]
-    note = f"{count} new calls, {answered} answered, in 15 minutes played at 30 s a step; all heard"
+    sent = Counter(last) - Counter(first)
+    contacts = sent["search"] + sent["changes"]
+    note = f"{count} new calls, {answered} answered, in 15 minutes played at 30 s a step; all delivered"
     return [
-        Figure("requests for the call list", asked["records"], "", steps, note=note),
+        Figure("requests for the call list", sent["records"], "", steps, note=note),
         Figure("requests for contacts", contacts, "", steps, note=note),
-        Figure("requests for recordings", asked["recording"], "", 1.1 * answered, note=note),
+        Figure("requests for recordings", sent["recording"], "", 1.1 * answered, note=note),
     ]
 
 
@@ -333,7 +334,7 @@ def _quarter_of_an_hour(
 ) -> list[list[dict[str, Any]]]:
     """The calls that appear in each step."""
     plans: list[list[dict[str, Any]]] = [[] for _ in range(steps)]
-    taken = set(rng.sample(range(count), answered))
+    answered_indexes = set(rng.sample(range(count), answered))
     for index in range(count):
         step = index * steps // count
         at = (start + timedelta(seconds=1 + step * 30 + rng.random() * 28)).isoformat()
@@ -344,23 +345,23 @@ def _quarter_of_an_hour(
                 "started_at": at,
                 "ended_at": at,
                 "outside_number": f"(212) {200 + index:03d}-{rng.randrange(10_000):04d}",
-                "disposition": "ANSWERED" if index in taken else "NO ANSWER",
-                "recording_at": start.isoformat() if index in taken else None,
+                "disposition": "ANSWERED" if index in answered_indexes else "NO ANSWER",
+                "recording_at": start.isoformat() if index in answered_indexes else None,
             }
         )
     return plans
 
 
 def _audio_is_late(rng: random.Random) -> bool:
-    """Whether a row is read before its audio is there: up to 45 s after the end, the row 15 to 60 s and a poll."""
+    """Whether a row is read before its recording is ready: up to 45 s after the end, the row 15 to 60 s and a poll."""
     return rng.uniform(0, 45) > rng.uniform(15, 60) + rng.uniform(0, 30)
 
 
 async def _thirty_seconds_pass(redis: Redis, *, poll: bool = True) -> None:
-    """Move all that is due later 30 s nearer, and what the contacts and the budget remember 30 s back."""
+    """Move all that is due later 30 s nearer, and the times that contacts and the budget keep 30 s back."""
     lanes = ("poll", "enrich", "record") if poll else ("enrich", "record")
     for lane in lanes:
-        for name in [f"relay:lane:{lane}", *[key.decode() async for key in redis.scan_iter(f"relay:lane:{lane}:*")]]:
+        for name in [keys.lane(lane), *[key.decode() async for key in redis.scan_iter(f"relay:lane:{lane}:*")]]:
             for member in await redis.zrange(name, 0, -1):
                 await redis.zincrby(name, -30_000, member)
     async for name in redis.scan_iter("relay:contacts:main"):
@@ -371,13 +372,13 @@ async def _thirty_seconds_pass(redis: Redis, *, poll: bool = True) -> None:
             await redis.hincrbyfloat(name, "tat", -30_000)  # type: ignore[misc]
 
 
-async def _nothing_held(redis: Redis) -> None:
-    """Wait until nobody works and nothing is due."""
+async def _lanes_idle(redis: Redis) -> None:
+    """Wait until nothing is leased and nothing is due."""
     async with asyncio.timeout(60):
         while True:
             seconds, micros = await redis.time()
             now_ms = seconds * 1000 + micros // 1000
-            busy = [await redis.zcount(f"relay:lane:{lane}", "-inf", now_ms) for lane in ("enrich", "record")]
+            busy = [await redis.zcount(keys.lane(lane), "-inf", now_ms) for lane in ("enrich", "record")]
             held = [await redis.zcard(key) async for key in redis.scan_iter("relay:leased:*") if b":poll:" not in key]
             if not any(busy) and not any(held):
                 return

@@ -1,9 +1,9 @@
-"""How soon a call is heard of: from the answer that first shows it to its arrival at the subscriber.
+"""Latency from the response that first lists a call to its delivery.
 
-The clock of a call starts when the provider begins the first answer of the call list that has it in it, so the wait for
-the next poll is not in the figure; everything after it is: parsing, admission, the look-up of the contact (5 ms at the
-provider, every number a new one), publishing, signing, the post. Recordings are off. With holds of 0 the event does not
-wait for the contact, which follows as an update; with the default hold of 5 s it waits and has it.
+The clock of a call starts when the provider begins the first response that lists it, so the wait for the next poll is
+not in the figure; everything after it is: parsing, ingesting, looking up the contact (5 ms at the provider, every
+number a new one), publishing, signing, the post. Recordings are off. With holds of 0 the event does not wait for the
+contact, which follows as an update; with the default hold of 5 s the event waits and includes it.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import json
 import aiohttp
 
 from benchmarks.figures import Figure, quantile
-from benchmarks.house import Bench, running, sink, subscription, write_config
+from benchmarks.harness import Bench, running, sink, subscription, write_config
 from relay.domain import ids
 
 ACCOUNTS = 21
@@ -20,7 +20,7 @@ CALLS_PER_S = 100
 
 
 async def run(bench: Bench) -> list[Figure]:
-    """Measure without holds, and with the contact inside."""
+    """Measure without holds, and with the contact included."""
     bench.begin("latency", 2)
     bare_ms = await _waits_ms(bench, hold_for_contact_s=0)
     held_ms = await _waits_ms(bench, hold_for_contact_s=5)
@@ -29,10 +29,8 @@ async def run(bench: Bench) -> list[Figure]:
     for waits_ms, how in ((bare_ms, "holds 0"), (held_ms, "with its contact")):
         note = f"{len(waits_ms):,} calls at {CALLS_PER_S}/s in {ACCOUNTS} accounts, `relay up` in one process"
         figures += [
-            Figure(
-                f"shown by the provider → heard, {how}, half of the calls", quantile(waits_ms, 0.5), "ms", 60, note=note
-            ),
-            Figure(f"shown by the provider → heard, {how}, 99 %", quantile(waits_ms, 0.99), "ms", 250, note=note),
+            Figure(f"listed by the provider → delivered, {how}, p50", quantile(waits_ms, 0.5), "ms", 60, note=note),
+            Figure(f"listed by the provider → delivered, {how}, p99", quantile(waits_ms, 0.99), "ms", 250, note=note),
         ]
     return figures
 
@@ -40,7 +38,7 @@ async def run(bench: Bench) -> list[Figure]:
 async def _waits_ms(bench: Bench, *, hold_for_contact_s: int) -> list[float]:
     """Run `relay up` against a provider with 100 calls a second in 21 accounts, each polled every second."""
     seconds = bench.scaled(22, 6)
-    folder = bench.room("latency")
+    folder = bench.folder("latency")
     arguments = ["--accounts", str(ACCOUNTS), "--calls-per-second", str(CALLS_PER_S), "--contacts-delay-s", "0.005"]
     async with (
         sink(folder) as target,
@@ -68,22 +66,22 @@ async def _waits_ms(bench: Bench, *, hold_for_contact_s: int) -> list[float]:
         bench.step(f"{CALLS_PER_S} calls/s for {seconds} s, contact held for {hold_for_contact_s} s")
         async with running("relay", "up", "-c", str(config), log=folder / "relay.log"):
             await asyncio.sleep(seconds)
-            async with http.get(f"{url}/_observed") as answer:
-                notes = json.loads(await answer.read())
+            async with http.get(f"{url}/_observed") as response:
+                observed = json.loads(await response.read())
             await asyncio.sleep(1.5)
             arrivals = await target.arrivals()
-    begun = min(polls[0] for polls in notes["polls"].values())
+    first_poll_s = min(polls[0] for polls in observed["polls"].values())
     waits_ms: list[float] = []
     lost = 0
-    for entry, shown_s in notes["shown"].items():
+    for entry, shown_s in observed["shown"].items():
         key, rid = entry.split()
-        if shown_s < begun + 2:
-            continue  # the first polls only learn what was there before
+        if shown_s < first_poll_s + 2:
+            continue  # the first polls only register the calls that were there before
         at = arrivals.get(f"/ok/crm {ids.event_id(f'a{int(key[4:])}', rid, 'call.completed')}")
         if at is None:
             lost += 1
         else:
             waits_ms.append((at - shown_s) * 1000)
     if lost or not waits_ms:
-        raise RuntimeError(f"{lost} calls were shown and not heard of, {len(waits_ms)} were")
+        raise RuntimeError(f"{lost} listed calls were not delivered, {len(waits_ms)} were")
     return waits_ms

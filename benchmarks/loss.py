@@ -1,7 +1,7 @@
-"""What polling loses: a week of an office, a poll every 30 s, on a virtual clock.
+"""What polling loses: a week of calls, a poll every 30 s, on a virtual clock.
 
-The provider filters on a call's start and lists it after its end. Each strategy asks for what started after some
-instant; a call that is never in an answer is lost. Ours is the relay's own window (relay/polling/window.py).
+The provider filters on a call's start and lists it after its end. Each strategy requests what started after some
+instant; a call that is in no response is lost. Ours is the relay's own window (relay/polling/window.py).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from benchmarks.figures import Figure
-from benchmarks.house import Bench
+from benchmarks.harness import Bench
 from relay.domain.polling import PollState
 from relay.polling.window import FLOOR, HEAVY_ROWS, Tier, next_cursor, plan
 from relay.settings import PollOptions
@@ -20,48 +20,48 @@ POLL = timedelta(seconds=30)
 
 
 @dataclass(slots=True)
-class Clock:
-    """A strategy that remembers the newest start it has seen, and asks `overlap` further back."""
+class CursorStrategy:
+    """A cursor at the newest start seen, with `overlap` before it."""
 
     overlap: timedelta
     cursor: datetime = START
 
     def since(self, now: datetime) -> datetime:
-        """What to ask for."""
+        """The lower bound of the next request."""
         return self.cursor - self.overlap
 
     def seen(self, newest: datetime | None, now: datetime, rows: int) -> None:
-        """Learn from an answer."""
+        """Move after a response."""
         self.cursor = max(self.cursor, newest or self.cursor)
 
 
-class Relay:
-    """The relay's tiers as they come."""
+class RelayStrategy:
+    """The relay's own tiers."""
 
     def __init__(self) -> None:
         self._tiers = [Tier(int(tier.every_s), int(tier.depth_s)) for tier in PollOptions().tiers]
         deepest = {tier.depth_s: START for tier in self._tiers}
-        self._standing = PollState(started_at=START, cursor=START, reached=deepest)
+        self._state = PollState(started_at=START, cursor=START, reached=deepest)
 
     def since(self, now: datetime) -> datetime:
         """Plan as the poller does."""
-        self._plan = plan(self._standing, self._tiers, now=now)
-        return max(self._plan.since, (self._standing.cursor or START) - FLOOR)
+        self._plan = plan(self._state, self._tiers, now=now)
+        return max(self._plan.since, (self._state.cursor or START) - FLOOR)
 
     def seen(self, newest: datetime | None, now: datetime, rows: int) -> None:
         """Move as the poller does."""
         depths = self._plan.depths
-        heavy = self._standing.heavy if len(depths) > 1 else rows > HEAVY_ROWS
-        self._standing = replace(
-            self._standing,
-            cursor=next_cursor(self._standing, newest, poll_started=now),
-            reached={**(self._standing.reached or {}), **dict.fromkeys(depths, now)},
-            heavy=heavy or (self._standing.heavy and max(depths) < 7200),
+        heavy = self._state.heavy if len(depths) > 1 else rows > HEAVY_ROWS
+        self._state = replace(
+            self._state,
+            cursor=next_cursor(self._state, newest, poll_started=now),
+            reached={**(self._state.reached or {}), **dict.fromkeys(depths, now)},
+            heavy=heavy or (self._state.heavy and max(depths) < 7200),
         )
 
 
-def lost(plans: Sequence[CallPlan], strategy: Clock | Relay, *, end: datetime) -> float:
-    """Per cent of the calls that no poll returned; polling goes on for four days after the last call."""
+def lost(plans: Sequence[CallPlan], strategy: CursorStrategy | RelayStrategy, *, end: datetime) -> float:
+    """Percentage of the calls that no poll returned; polling continues for four days after the last call."""
     appearing = sorted(plans, key=lambda call: call.visible_at)
     hidden: list[CallPlan] = []
     recent: list[datetime] = []
@@ -71,32 +71,32 @@ def lost(plans: Sequence[CallPlan], strategy: Clock | Relay, *, end: datetime) -
         while at < len(appearing) and appearing[at].visible_at <= now:
             hidden.append(appearing[at])
             at += 1
-        found = [call for call in hidden if call.started_at > since]
-        if found:
+        returned = [call for call in hidden if call.started_at > since]
+        if returned:
             hidden = [call for call in hidden if call.started_at <= since]
-            recent += [call.started_at for call in found]
+            recent += [call.started_at for call in returned]
         rows = 0
-        if isinstance(strategy, Clock):
-            gone += len(hidden)  # it never asks further back than it did
+        if isinstance(strategy, CursorStrategy):
+            gone += len(hidden)  # its lower bound never moves back
             hidden = []
         else:
             edge = now - timedelta(hours=2)
             recent = [started for started in recent if started > edge]
             rows = len(recent)
-        strategy.seen(max((call.started_at for call in found), default=None), now, rows)
+        strategy.seen(max((call.started_at for call in returned), default=None), now, rows)
         now += POLL
     return 100 * (gone + len(hidden) + len(appearing) - at) / len(plans)
 
 
-STRATEGIES: Sequence[tuple[str, Callable[[], Clock | Relay]]] = (
-    ("ask for what is newer than the newest call", lambda: Clock(timedelta(0))),
-    ("the same with 5 minutes of overlap", lambda: Clock(timedelta(minutes=5))),
-    ("the same with 30 minutes of overlap", lambda: Clock(timedelta(minutes=30))),
+STRATEGIES: Sequence[tuple[str, Callable[[], CursorStrategy | RelayStrategy]]] = (
+    ("cursor at the newest call", lambda: CursorStrategy(timedelta(0))),
+    ("the same with 5 minutes of overlap", lambda: CursorStrategy(timedelta(minutes=5))),
+    ("the same with 30 minutes of overlap", lambda: CursorStrategy(timedelta(minutes=30))),
 )
 
 
 async def run(bench: Bench) -> list[Figure]:
-    """Play the week for an office with 60 calls an hour, and for one with 600."""
+    """Simulate the week with 60 calls an hour, and with 600."""
     rates: Iterable[int] = (60,) if bench.quick else (60, 600)
     bench.begin("loss", len(list(rates)) * (len(STRATEGIES) + 1))
     end = START + timedelta(days=bench.scaled(7, 1))
@@ -108,6 +108,8 @@ async def run(bench: Bench) -> list[Figure]:
             bench.step(f"{rate}/h: {name}")
             figures.append(Figure(f"lost at {rate} calls/h: {name}", lost(plans, strategy(), end=end), "%", note=note))
         bench.step(f"{rate}/h: the relay")
-        figures.append(Figure(f"lost at {rate} calls/h: the relay", lost(plans, Relay(), end=end), "%", 0, note=note))
+        figures.append(
+            Figure(f"lost at {rate} calls/h: the relay", lost(plans, RelayStrategy(), end=end), "%", 0, note=note)
+        )
     bench.end()
     return figures

@@ -13,7 +13,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 def machine() -> str:
-    """What it was measured on."""
+    """Describe the machine."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
     system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
@@ -21,7 +21,7 @@ def machine() -> str:
 
 
 def write(figures: Sequence[Figure]) -> None:
-    """Put the table and where it came from between the marks."""
+    """Replace what is between the marks with the table and the machine it was measured on."""
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)

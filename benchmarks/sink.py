@@ -1,7 +1,7 @@
-"""`python -m benchmarks.sink`: a subscriber that costs next to nothing, so that it is never what is measured.
+"""`python -m benchmarks.sink`: a subscriber that costs next to nothing, so that it is never the bottleneck.
 
-The first part of the path says what it does: `/ok/…` is answered with 204, `/hole/…` is taken and never answered.
-Whatever comes first for a path and webhook-id is timed by the machine's monotonic clock, which processes share.
+The first part of the path says what it does: `/ok/…` is answered with 204, `/silent/…` is read and never answered.
+The first arrival of each path and webhook-id is timed by the machine's monotonic clock, which processes share.
 """
 
 import asyncio
@@ -17,31 +17,30 @@ import uvloop
 _NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
-class Book:
-    """What came."""
+class Arrivals:
+    """What has arrived, by the first part of its path."""
 
     def __init__(self) -> None:
         self.counts: dict[bytes, int] = defaultdict(int)
         self.first: dict[bytes, float] = {}
         self.last: dict[bytes, float] = {}
-        self.arrivals: dict[bytes, dict[bytes, float]] = defaultdict(dict)
+        self.first_seen: dict[bytes, dict[bytes, float]] = defaultdict(dict)
 
-    def note(self, path: bytes, event_id: bytes) -> bytes:
-        """Note a post; gives its group."""
+    def record(self, path: bytes, event_id: bytes) -> bytes:
+        """Record a post; gives its group."""
         now = time.monotonic()
         group = path[1 : path.find(b"/", 1)]
         self.counts[group] += 1
         self.first.setdefault(group, now)
         self.last[group] = now
-        self.arrivals[group].setdefault(path + b" " + event_id, now)
+        self.first_seen[group].setdefault(path + b" " + event_id, now)
         return group
 
     def report(self) -> dict[str, Any]:
-        """Sum it up by group."""
         return {
             group.decode(): {
                 "count": count,
-                "distinct": len(self.arrivals[group]),
+                "distinct": len(self.first_seen[group]),
                 "first_s": self.first[group],
                 "last_s": self.last[group],
             }
@@ -50,10 +49,10 @@ class Book:
 
 
 class Hook(asyncio.Protocol):
-    """One connection: no more of HTTP/1.1 than our senders use."""
+    """One connection, with no more of HTTP/1.1 than our senders use."""
 
-    def __init__(self, book: list[Book]) -> None:
-        self._book = book
+    def __init__(self, arrivals: list[Arrivals]) -> None:
+        self._arrivals = arrivals
         self._data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -75,18 +74,18 @@ class Hook(asyncio.Protocol):
     def _answer(self, head: bytes) -> None:
         method, path, _ = head.split(b" ", 2)
         if method == b"POST":
-            if self._book[0].note(path, _header(head, b"webhook-id")) != b"hole":
+            if self._arrivals[0].record(path, _header(head, b"webhook-id")) != b"silent":
                 self._transport.write(_NO_CONTENT)  # type: ignore[attr-defined]
             return
         if path == b"/reset":
-            self._book[0] = Book()
-        answer: Any = {}
+            self._arrivals[0] = Arrivals()
+        report: Any = {}
         if path == b"/report":
-            answer = self._book[0].report()
+            report = self._arrivals[0].report()
         elif path.startswith(b"/arrivals/"):
-            arrivals = self._book[0].arrivals[path.removeprefix(b"/arrivals/")]
-            answer = {key.decode(): at for key, at in arrivals.items()}
-        body = orjson.dumps(answer)
+            first_seen = self._arrivals[0].first_seen[path.removeprefix(b"/arrivals/")]
+            report = {key.decode(): at for key, at in first_seen.items()}
+        body = orjson.dumps(report)
         self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)  # type: ignore[attr-defined]
 
 
@@ -102,13 +101,13 @@ def _header(head: bytes, name: bytes) -> bytes:
 
 
 async def serve() -> None:
-    """Listen until told to stop; the port is the first line of stdout."""
+    """Listen until a signal comes; the port is the first line of stdout."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    book = [Book()]
-    server = await loop.create_server(lambda: Hook(book), "127.0.0.1", 0, backlog=1024)
+    arrivals = [Arrivals()]
+    server = await loop.create_server(lambda: Hook(arrivals), "127.0.0.1", 0, backlog=1024)
     sys.stdout.write(orjson.dumps({"port": server.sockets[0].getsockname()[1]}).decode() + "\n")
     sys.stdout.flush()
     await stop.wait()

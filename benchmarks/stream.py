@@ -1,6 +1,6 @@
-"""How soon a streamed call is heard of: from the provider's write to the stream to the arrival at the subscriber.
+"""Latency from the provider's write to its stream to the delivery.
 
-The clock of a call starts when the simulated NFON is told of it, which wake_ups the stream that writes it; everything
+The clock of a call starts when the simulated NFON is told of it, which wakes the stream that writes it; everything
 after it is in the figure: reading the stream, admission, publishing, signing, the post. Polls are 300 s apart and holds
 are 0. A run in which the provider was asked for its list meanwhile fails, so a poll brought none of the calls.
 """
@@ -10,7 +10,7 @@ import random
 import time
 
 from benchmarks.figures import Figure, median, quantile
-from benchmarks.house import Bench, running, sink, subscription, write_config
+from benchmarks.harness import Bench, running, sink, subscription, write_config
 from relay.domain import ids
 from relay.simulator.nfon import NfonEndpoint
 from tests.fakes.nfon import FaultyNfon
@@ -21,7 +21,7 @@ _SETTLED_S = 1.5
 
 
 async def run(bench: Bench) -> list[Figure]:
-    """Measure one account whose calls come at random instants."""
+    """Measure one account whose calls appear at random instants."""
     seconds = bench.scaled(12, 3)
     bench.begin("stream", 1)
     bench.step(f"{CALLS_PER_S} calls/s for {seconds} s, polled every 300 s")
@@ -29,14 +29,14 @@ async def run(bench: Bench) -> list[Figure]:
     bench.end()
     note = (
         f"{len(waits_ms):,} calls at {CALLS_PER_S}/s, polls 300 s apart, `relay up` in one process; "
-        f"99 % within {quantile(waits_ms, 0.99):.0f} ms"
+        f"p99 {quantile(waits_ms, 0.99):.0f} ms"
     )
-    return [Figure("NFON stream → delivered, holds 0, half of the calls", median(waits_ms), "ms", 60, note=note)]
+    return [Figure("NFON stream → delivered, holds 0, p50", median(waits_ms), "ms", 60, note=note)]
 
 
 async def _waits_ms(bench: Bench, *, calls: int) -> list[float]:
     """Run `relay up` against an NFON that streams so many calls."""
-    folder = bench.room("stream")
+    folder = bench.folder("stream")
     gaps = random.Random(1)
     provider = FaultyNfon()
     provider.add_account(TOKEN)
@@ -45,7 +45,7 @@ async def _waits_ms(bench: Bench, *, calls: int) -> list[float]:
         config = write_config(
             folder,
             sources={
-                "office": {
+                "main": {
                     "provider": "nfon",
                     "base_url": url,
                     "token": TOKEN,
@@ -67,19 +67,19 @@ async def _waits_ms(bench: Bench, *, calls: int) -> list[float]:
             arrivals = await target.arrivals()
             polls_meanwhile = provider.requests[TOKEN, NfonEndpoint.RECORDS] - polls
     if polls_meanwhile:
-        raise RuntimeError(f"the list was asked for {polls_meanwhile} times: not every call came by the stream")
+        raise RuntimeError(f"the list was polled {polls_meanwhile} times: not every call came by the stream")
     waits_ms: list[float] = []
     for name, began_s in written_s.items():
-        at_s = arrivals.get(f"/ok/crm {ids.event_id('office', name, 'call.completed')}")
+        at_s = arrivals.get(f"/ok/crm {ids.event_id('main', name, 'call.completed')}")
         if at_s is not None:
             waits_ms.append((at_s - began_s) * 1000)
     if len(waits_ms) < calls:
-        raise RuntimeError(f"{calls - len(waits_ms)} of {calls} streamed calls were not heard of")
+        raise RuntimeError(f"{calls - len(waits_ms)} of {calls} streamed calls were not delivered")
     return waits_ms
 
 
 async def _polls_once_listening(provider: FaultyNfon) -> int:
-    """Wait for the stream, and for the poll that its connect asks for; gives the requests for lists until then."""
+    """Wait for the stream and for the poll that follows its connect; gives how many lists were requested until then."""
     before = (0, 0)
     async with asyncio.timeout(30):
         while True:

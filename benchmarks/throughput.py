@@ -1,7 +1,7 @@
-"""One worker process draining deliveries, against a bare loop and a plain relay; all of them timed by the sink.
+"""One worker process draining deliveries, compared with a bare loop and a plain relay; the sink times all of them.
 
-Each round runs every contestant once, so that what else the machine does hits all of them; ratios are made within a
-round. The rate is (posts - 1) / (last arrival - first arrival).
+Each round runs every side once, so that other load on the machine affects all of them; ratios are taken within a round.
+The rate is (posts - 1) / (last arrival - first arrival).
 """
 
 import asyncio
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from benchmarks import office
-from benchmarks.contestants import plain_redis
+from benchmarks import samples
+from benchmarks.baselines import plain_redis
 from benchmarks.figures import Figure, median
-from benchmarks.house import (
+from benchmarks.harness import (
     Bench,
     Sink,
     embedded,
@@ -26,36 +26,37 @@ from benchmarks.house import (
     write_config,
 )
 from relay.events.decide import EventDraft
+from relay.queue import keys
 from relay.runtime import Runtime
 from relay.store.events import NewEvent
 from workers.runners import DELIVER_CONCURRENCY
 
 SUBSCRIBERS = tuple(f"s{index:02d}" for index in range(50))
-"""Fifty with the usual ten posts in flight each: more than the 200 that one worker has in flight."""
+"""Fifty with the default ten posts in flight each: more than the 200 that one worker has in flight."""
 
 
 async def publish(runtime: Runtime, events: Sequence[EventDraft], subs: Sequence[str], *, at_once: int = 16) -> None:
-    """Say events the way the relay does, each to the same subscriptions."""
-    todo = iter(events)
+    """Publish events as the relay does, each to the same subscriptions."""
+    pending = iter(events)
 
-    async def some() -> None:
-        for event in todo:
+    async def publish_pending() -> None:
+        for event in pending:
             ordering_key = event.document["data"]["call"]["id"]
             await runtime.store.events.publish(NewEvent(event.id, event.document, subs), ordering_key=ordering_key)
 
-    await asyncio.gather(*(some() for _ in range(at_once)))
+    await asyncio.gather(*(publish_pending() for _ in range(at_once)))
 
 
 async def _rate(target: Sink, posts: int) -> float:
     report = await target.reached(posts)
     if report["distinct"] != posts:
-        raise RuntimeError(f"{posts} events were to be told, {report['distinct']} were")
+        raise RuntimeError(f"{posts} events were expected, {report['distinct']} were delivered")
     span_s: float = report["last_s"] - report["first_s"]
     return (posts - 1) / span_s
 
 
 class Drain:
-    """The contestants on one store."""
+    """Each side draining the same load, on one store."""
 
     def __init__(self, folder: Path, target: Sink, redis_url: str) -> None:
         self._folder = folder
@@ -66,10 +67,10 @@ class Drain:
 
     def _events(self, count: int) -> Sequence[EventDraft]:
         self._seed += 1
-        return office.drafts(count, sid=f"office{self._seed}", seed=self._seed)
+        return samples.drafts(count, sid=f"source{self._seed}", seed=self._seed)
 
     async def relay(self, calls: int, *, fsync: str = "always") -> float:
-        """`relay worker`, as it is deployed; the store syncs as told."""
+        """`relay worker`, as it is deployed, on a store with this `appendfsync`."""
         events = self._events(calls)
         async with Redis.from_url(self._redis_url) as redis:
             await redis.config_set("appendfsync", fsync)
@@ -86,20 +87,20 @@ class Drain:
         ):
             rate = await _rate(self._target, calls * len(SUBSCRIBERS))
         async with Redis.from_url(self._redis_url) as redis:
-            left = await redis.zcard("relay:lane:deliver")
+            left = await redis.zcard(keys.lane("deliver"))
             if left:
-                raise RuntimeError(f"{left} subscriptions have deliveries left")
+                raise RuntimeError(f"{left} subscriptions still have deliveries waiting")
         return rate
 
     async def bare(self, calls: int) -> float:
-        """The loop without a store."""
+        """The bare loop, without a store."""
         events = self._events(calls)
         bodies = self._folder / "bodies.jsonl"
         bodies.write_text("".join(json.dumps(event.document, separators=(",", ":")) + "\n" for event in events))
         await self._target.reset()
         urls = ",".join(f"{self._target.url}/ok/{name}" for name in SUBSCRIBERS)
         async with running(
-            "benchmarks.contestants",
+            "benchmarks.baselines",
             "bare",
             "--bodies",
             str(bodies),
@@ -112,7 +113,7 @@ class Drain:
             return await _rate(self._target, calls * len(SUBSCRIBERS))
 
     async def plain(self, calls: int) -> float:
-        """One arq job a delivery."""
+        """The plain relay, with one arq job per delivery."""
         redis = plain_redis(self._redis_url)
         await redis.config_set("appendfsync", "always")
         for event in self._events(calls):
@@ -123,15 +124,15 @@ class Drain:
             await asyncio.gather(*jobs)
         await redis.aclose(close_connection_pool=True)
         await self._target.reset()
-        async with running("benchmarks.contestants", "arq", "--redis", self._redis_url, log=self._folder / "arq.log"):
+        async with running("benchmarks.baselines", "arq", "--redis", self._redis_url, log=self._folder / "arq.log"):
             return await _rate(self._target, calls * len(SUBSCRIBERS))
 
 
 async def run(bench: Bench) -> list[Figure]:
-    """Hold them against each other."""
+    """Compare all sides."""
     rounds, calls, plain_calls = bench.scaled(5, 1), bench.scaled(600, 40), bench.scaled(120, 12)
     bench.begin("throughput", 5 * rounds)
-    folder = bench.room("throughput")
+    folder = bench.folder("throughput")
     rates: dict[str, list[float]] = {name: [] for name in ("relay", "bare", "plain", "everysec", "no")}
     async with sink(folder) as target, embedded(folder / "store") as url:
         drain = Drain(folder, target, url)
@@ -147,7 +148,7 @@ async def run(bench: Bench) -> list[Figure]:
                 rates[fsync].append(await drain.relay(calls, fsync=fsync))
     bench.end()
     posts = calls * len(SUBSCRIBERS)
-    said = " · ".join(f"{name} {median(rates[name]):,.0f}/s" for name in ("relay", "bare", "plain"))
+    shown_rates = " · ".join(f"{name} {median(rates[name]):,.0f}/s" for name in ("relay", "bare", "plain"))
     return [
         Figure(
             "one worker draining deliveries ÷ a bare loop that signs and posts",
@@ -155,7 +156,7 @@ async def run(bench: Bench) -> list[Figure]:
             "×",
             0.55,
             "at least",
-            f"{rounds} rounds of {posts:,} posts, 200 at once: {said}",
+            f"{rounds} rounds of {posts:,} posts, 200 at once: {shown_rates}",
         ),
         Figure(
             "one worker draining deliveries ÷ a plain relay with one arq job each",

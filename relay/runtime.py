@@ -58,6 +58,7 @@ class Runtime:
         guarded: Mapping[bool, aiohttp.ClientSession],
     ) -> None:
         self.settings = settings
+        self.redis = redis
         self.arq = arq
         self.box = box
         self.http = http

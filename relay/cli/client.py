@@ -107,10 +107,8 @@ class Client:
             raw = response.read()
         if response.status >= 300:
             raise self._error(response, raw)
-        if response.status == 204:
-            return response.status, None
         try:
-            return response.status, json.loads(raw)
+            return response.status, json.loads(raw) if raw else None
         except ValueError:
             raise self._unexpected(response.status) from None
 

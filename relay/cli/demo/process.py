@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from redis import Redis as BlockingRedis
+from redis.exceptions import RedisError
+
 from relay.domain.json import Json
 from relay.store.embedded import EmbeddedStore
 
@@ -46,10 +49,13 @@ class RelayProcess:
 
     def kill_store(self) -> bool:
         """Kill the store with SIGKILL; False when it is not running just now."""
-        pid = self._store.running_pid()
-        if pid is None:
+        client = BlockingRedis(unix_socket_path=str(self._store.socket), socket_timeout=2)
+        try:
+            os.kill(int(client.info("server")["process_id"]), signal.SIGKILL)  # type: ignore[index]  # both clients
+        except (RedisError, OSError):
             return False
-        os.kill(pid, signal.SIGKILL)
+        finally:
+            client.close()
         return True
 
     def stop(self) -> None:
@@ -61,7 +67,11 @@ class RelayProcess:
             self._process.kill()
             self._process.wait()
         self._log.close()
-        self._store.shut_down()  # a relay that was killed has left its store running
+        # A relay that was killed has left its store running.
+        client = BlockingRedis(unix_socket_path=str(self._store.socket), socket_timeout=2)
+        with contextlib.suppress(RedisError, OSError):
+            client.shutdown(nosave=True, now=True, force=True)
+        client.close()
 
     def log_tail(self) -> str:
         """The last lines of its log."""

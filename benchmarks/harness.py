@@ -1,4 +1,4 @@
-"""What every benchmark needs: a folder, a store as `relay up` has it, processes that end with the run, and /proc."""
+"""What every benchmark needs: a folder, a store like that of `relay up`, processes that end with the run, and /proc."""
 
 import asyncio
 import contextlib
@@ -21,50 +21,50 @@ from relay.store.embedded import EmbeddedStore
 
 ROOT = Path(__file__).parent.parent
 SECRET = "whsec_YmVuY2htYXJrLXNlY3JldC0wMTIzNDU2Nzg5YWJjZGU="
-RELAY_KEY = "a-key-of-the-benchmarks-with-enough-characters"
+RELAY_KEY = "a-key-for-the-benchmarks-with-enough-characters"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(slots=True)
 class Bench:
-    """One run: how thorough, where, and what it shows meanwhile."""
+    """One run: its folder, whether it is a quick one, and its progress display."""
 
-    folder: Path
+    root: Path
     quick: bool
     progress: Progress
     _task: TaskID | None = None
     _count: int = field(default=0)
 
     def scaled(self, full: int, quick: int) -> int:
-        """The size of something in this run."""
+        """Choose the size of something for this run."""
         return quick if self.quick else full
 
-    def room(self, name: str) -> Path:
-        """A fresh folder."""
+    def folder(self, name: str) -> Path:
+        """Create a new folder."""
         self._count += 1
-        path = self.folder / f"{self._count:02d}-{name}"
+        path = self.root / f"{self._count:02d}-{name}"
         path.mkdir()
         return path
 
     def begin(self, name: str, steps: int) -> None:
-        """Show a new line of progress."""
+        """Start a line of progress."""
         self._task = self.progress.add_task(name, total=steps, completed=-1, doing="")
 
     def step(self, doing: str) -> None:
-        """Say what is being done now; the step before is finished."""
+        """Show what is done now; the previous step is finished."""
         assert self._task is not None
         self.progress.update(self._task, doing=doing, advance=1)
 
     def end(self) -> None:
         """Finish the line."""
         assert self._task is not None
-        task = next(each for each in self.progress.tasks if each.id == self._task)
+        task = next(task for task in self.progress.tasks if task.id == self._task)
         self.progress.update(self._task, completed=task.total, doing="")
 
 
 @contextlib.asynccontextmanager
 async def embedded(folder: Path, *, fsync: str = "always") -> AsyncIterator[str]:
-    """A Valkey as `relay up` starts it; `fsync` other than its own for comparison."""
+    """A Valkey as `relay up` starts it, optionally with another `fsync` for comparison."""
     async with EmbeddedStore(folder) as store:
         if fsync != "always":
             async with Redis.from_url(store.url) as redis:
@@ -73,14 +73,13 @@ async def embedded(folder: Path, *, fsync: str = "always") -> AsyncIterator[str]
 
 
 class Process:
-    """A process of the run: `python -m …`, its log in a file, its answers on stdout as lines of JSON."""
+    """A process of the run: `python -m …`, its log in a file, its results on stdout as lines of JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @property
     def pid(self) -> int:
-        """Its id."""
         return self._process.pid
 
     async def line(self, *, within_s: float = 30) -> dict[str, Any]:
@@ -89,12 +88,12 @@ class Process:
         async with asyncio.timeout(within_s):
             text = await self._process.stdout.readline()
         if not text:
-            raise RuntimeError(f"process {self.pid} ended without an answer; see its log")
-        answer: dict[str, Any] = json.loads(text)
-        return answer
+            raise RuntimeError(f"process {self.pid} exited without a result; see its log")
+        result: dict[str, Any] = json.loads(text)
+        return result
 
     async def stop(self) -> None:
-        """SIGTERM, and wait."""
+        """Terminate it and wait."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
@@ -133,7 +132,7 @@ async def running(
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """The subscriber of a run: a process that answers 204 and takes the time."""
+    """The subscriber of a run: a process that answers 204 and records arrival times."""
 
     url: str
     _http: aiohttp.ClientSession
@@ -144,16 +143,16 @@ class Sink:
         return report
 
     async def reset(self) -> None:
-        """Forget what came."""
+        """Forget all arrivals."""
         await self._get("/reset")
 
     async def arrivals(self, group: str = "ok") -> dict[str, float]:
-        """When each `path webhook-id` of a group of paths came first, by this machine's monotonic clock."""
+        """First arrival of each `path webhook-id` in a group of paths, by this machine's monotonic clock."""
         arrivals: dict[str, float] = await self._get(f"/arrivals/{group}")
         return arrivals
 
     async def reached(self, count: int, *, group: str = "ok", within_s: float = 90) -> dict[str, Any]:
-        """Wait until so many posts came; gives the report of the group."""
+        """Wait for so many posts; gives the report of the group."""
         async with asyncio.timeout(within_s):
             while True:
                 report: dict[str, Any] = (await self.report()).get(group, {"count": 0})
@@ -162,13 +161,12 @@ class Sink:
                 await asyncio.sleep(0.03)
 
     async def _get(self, path: str) -> Any:
-        async with self._http.get(self.url + path) as answer:
-            return json.loads(await answer.read())
+        async with self._http.get(self.url + path) as response:
+            return json.loads(await response.read())
 
 
 @contextlib.asynccontextmanager
 async def sink(folder: Path) -> AsyncIterator[Sink]:
-    """Start a subscriber process."""
     async with (
         running("benchmarks.sink", log=folder / "sink.log") as process,
         aiohttp.ClientSession() as http,
@@ -178,14 +176,14 @@ async def sink(folder: Path) -> AsyncIterator[Sink]:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """A port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def write_config(folder: Path, **settings: Any) -> Path:
-    """Write relay.yaml (JSON is YAML)."""
+    """Write relay.yaml, as JSON, which is YAML."""
     tree = {
         "data_dir": str(folder / "data"),
         "storage_url": str(folder / "recordings"),
@@ -202,46 +200,45 @@ def write_config(folder: Path, **settings: Any) -> Path:
 
 
 def subscription(url: str, **options: Any) -> dict[str, Any]:
-    """A subscription of relay.yaml."""
     return {"url": url, "secret": SECRET, **options}
 
 
 def subscriptions(base_url: str, names: Sequence[str], *, group: str = "ok", **options: Any) -> dict[str, Any]:
-    """One subscription a name, each with a path of its own below the group's."""
+    """One subscription per name, each with its own path below the group's."""
     return {name: subscription(f"{base_url}/{group}/{name}", **options) for name in names}
 
 
 def role_environ(redis_url: str) -> dict[str, str]:
-    """What a role apart needs from the environment."""
+    """The environment of a role that runs in a process of its own."""
     return {"RELAY_REDIS_URL": redis_url, "RELAY_SECRET_KEY": RELAY_KEY}
 
 
 def settings_of(config: Path) -> Settings:
-    """Read a relay.yaml as the processes do."""
+    """Load relay.yaml as the processes do."""
     return load(config, {"RELAY_SECRET_KEY": RELAY_KEY})
 
 
 @contextlib.asynccontextmanager
 async def runtime_on(config: Path, redis_url: str) -> AsyncIterator[Runtime]:
-    """Open the relay's stages in this process, without any runner."""
+    """Open the relay's runtime in this process, without runners."""
     async with open_runtime(settings_of(config), redis_url=redis_url, secret_keys=[RELAY_KEY]) as runtime:
         yield runtime
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of a process so far, all threads; to the nanosecond, not in ticks."""
+    """Processor time of a process so far, all threads."""
+    # schedstat counts nanoseconds; stat counts ticks of 10 ms.
     spent = [int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()]
     return sum(spent) / 1e9
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process started."""
-    found = []
+    """The ids of a process's child processes."""
+    pids = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
-    return found
+        pids += [int(child) for child in (task / "children").read_text().split()]
+    return pids

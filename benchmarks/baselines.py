@@ -1,8 +1,8 @@
-"""`python -m benchmarks.contestants bare|arq|sender …`: what the relay is held against, each in a process of its own.
+"""`python -m benchmarks.baselines bare|arq|sender …`: what the relay is compared with, each in a process of its own.
 
 bare  a loop that signs and posts the same bodies with aiohttp, as many at once as the relay: no store, no promises
-arq   a plain relay: one arq job a delivery, with uvloop, JSON, max_jobs 100, poll delay 10 ms, no results kept
-sender  the relay's own sender in a loop, by turns with its address guard and with one that looks at nothing
+arq   a plain relay: one arq job per delivery, with uvloop, JSON, max_jobs 100, poll delay 10 ms, no results kept
+sender  the relay's own sender in a loop, in turns with its address guard and with one that checks nothing
 """
 
 import argparse
@@ -23,22 +23,21 @@ from arq import Worker, func
 from arq.connections import ArqRedis
 from redis.asyncio.connection import ConnectionPool
 
-from benchmarks.house import SECRET
+from benchmarks.harness import SECRET
 from relay.delivery import signature
-from relay.delivery.guard import Guard, IPAddress, networks
+from relay.delivery.guard import Guard, networks
 from relay.delivery.send import Sender
+from relay.domain.url import IPAddress
 
 QUEUE = "plain:queue"
 _KEYS = (signature.decode_secret(SECRET),)
 
 
 def to_json(job: dict[str, Any]) -> bytes:
-    """Write a job as the baseline stores it."""
     return orjson.dumps(job)
 
 
 def plain_redis(url: str) -> ArqRedis:
-    """The baseline's client."""
     return ArqRedis(
         ConnectionPool.from_url(url), default_queue_name=QUEUE, job_serializer=to_json, job_deserializer=orjson.loads
     )
@@ -48,9 +47,9 @@ async def post(http: aiohttp.ClientSession, url: str, event_id: str, body: bytes
     """Sign and post one event."""
     headers = signature.headers(event_id, int(time.time()), body, _KEYS)
     headers["Content-Type"] = "application/json"
-    async with http.post(url, data=body, headers=headers) as answer:
-        await answer.read()
-        answer.raise_for_status()
+    async with http.post(url, data=body, headers=headers) as response:
+        await response.read()
+        response.raise_for_status()
 
 
 async def bare(arguments: argparse.Namespace) -> None:
@@ -94,22 +93,20 @@ async def arq(arguments: argparse.Namespace) -> None:
 
 
 class OpenGuard(Guard):
-    """A guard that lets the connector do what it does by itself."""
+    """A guard that leaves everything to the connector."""
 
     def check(self, host: str, ip: IPAddress, *, plain: bool = False) -> None:
-        """Refuse nothing."""
+        """Allow every address."""
 
     def resolver(self, *, plain: bool = False) -> AbstractResolver:
-        """Resolve as aiohttp does."""
         return aiohttp.ThreadedResolver()
 
     def socket_factory(self, *, plain: bool = False) -> Callable[[Any], socket.socket]:
-        """Make a socket for any address."""
         return lambda info: socket.socket(info[0], info[1], info[2])
 
 
 async def sender(arguments: argparse.Namespace) -> None:
-    """Post through the relay's sender by turns, guarded and open; prints the seconds of each turn."""
+    """Post through the relay's sender in turns, guarded and open; prints the seconds of each turn."""
     body = b'{"id":"evt","text":"' + b"x" * 1800 + b'"}'
     loopback = networks(["127.0.0.0/8"])
 
@@ -125,11 +122,11 @@ async def sender(arguments: argparse.Namespace) -> None:
         await asyncio.gather(*(loop() for _ in range(100)))
         return time.perf_counter() - began
 
-    async with Sender(Guard(loopback)) as guarded, Sender(OpenGuard(loopback)) as free:
-        await turn(guarded), await turn(free)
+    async with Sender(Guard(loopback)) as guarded, Sender(OpenGuard(loopback)) as unguarded:
+        await turn(guarded), await turn(unguarded)
         turns: dict[str, list[float]] = {"guarded": [], "open": []}
         for number in range(arguments.turns):
-            pair = [("guarded", guarded), ("open", free)]
+            pair = [("guarded", guarded), ("open", unguarded)]
             for name, through in pair if number % 2 else reversed(pair):
                 turns[name].append(await turn(through))
     sys.stdout.write(json.dumps(turns) + "\n")
@@ -137,22 +134,21 @@ async def sender(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run one of them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.contestants")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines")
     kinds = parser.add_subparsers(required=True)
-    one = kinds.add_parser("bare")
-    one.add_argument("--bodies", type=Path, required=True, help="file with a JSON event a line")
-    one.add_argument("--urls", required=True, help="with commas")
-    one.add_argument("--at-once", type=int, required=True)
-    one.set_defaults(run=bare)
-    other = kinds.add_parser("arq")
-    other.add_argument("--redis", required=True)
-    other.set_defaults(run=arq)
-    third = kinds.add_parser("sender")
-    third.add_argument("--url", required=True)
-    third.add_argument("--posts", type=int, required=True, help="in a turn")
-    third.add_argument("--turns", type=int, required=True, help="of each kind")
-    third.set_defaults(run=sender)
+    bare_parser = kinds.add_parser("bare")
+    bare_parser.add_argument("--bodies", type=Path, required=True, help="file with a JSON event a line")
+    bare_parser.add_argument("--urls", required=True, help="comma-separated")
+    bare_parser.add_argument("--at-once", type=int, required=True)
+    bare_parser.set_defaults(run=bare)
+    arq_parser = kinds.add_parser("arq")
+    arq_parser.add_argument("--redis", required=True)
+    arq_parser.set_defaults(run=arq)
+    sender_parser = kinds.add_parser("sender")
+    sender_parser.add_argument("--url", required=True)
+    sender_parser.add_argument("--posts", type=int, required=True, help="per turn")
+    sender_parser.add_argument("--turns", type=int, required=True, help="of each kind")
+    sender_parser.set_defaults(run=sender)
     arguments = parser.parse_args()
     uvloop.run(arguments.run(arguments))
 
