@@ -37,9 +37,10 @@ demo: $(RUNTIME) ## the whole relay against a simulated provider and a verifying
 test: $(CHART) ## the whole suite
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(CHART) ## lint, format and types: what CI runs
+check: $(CHART) ## lint, format, imports and types: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python .ci/chart_readme.py --check
 	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; else echo 'hadolint has no build for this platform: the Dockerfile was not linted'; fi
@@ -64,4 +65,4 @@ lock: $(RUNTIME) ## resolve the hashed locks again, with uv
 	$(LOCK) $(UPGRADE) --group chart -c .ci/development.lock -o .ci/chart.lock
 
 clean: ## remove the virtual environment and all caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -58,7 +58,6 @@ class Runtime:
         guarded: Mapping[bool, aiohttp.ClientSession],
     ) -> None:
         self.settings = settings
-        self.redis = redis
         self.arq = arq
         self.box = box
         self.http = http

@@ -21,8 +21,6 @@ from zoneinfo import ZoneInfo
 
 import aiohttp
 import typer
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from relay import secrets
 from relay.cli.terminal import ConfigOption, JsonOption, new_app
@@ -30,7 +28,7 @@ from relay.delivery.guard import ForbiddenAddress, Guard, NoAddress, special_pur
 from relay.domain.call import Record
 from relay.domain.json import Json
 from relay.domain.time import format_duration
-from relay.errors import OverBudget, RateLimited, RelayError, SettingsError, StorageError, StoreInUse
+from relay.errors import OverBudget, RateLimited, RelayError, SettingsError, StorageError, StoreInUse, StoreTooNew
 from relay.log import configure
 from relay.polling.clock_skew import apparent_zone
 from relay.polling.window import SEED_DEPTH
@@ -38,23 +36,20 @@ from relay.processes import require_connection
 from relay.providers import PROVIDERS
 from relay.providers.base import CallPage, Purpose, RequestBudget, SourceOptions, Window
 from relay.providers.source import source_budget
-from relay.queue import keys as queue_keys
 from relay.recordings.links import LINK_TTL_S
 from relay.recordings.storage import Discarded, RecordingStorage, open_storage
 from relay.secrets import SecretBox
 from relay.settings import Settings, SubscriptionOptions, load
-from relay.store import keys
-from relay.store.budget import BudgetStore
-from relay.store.credentials import StoredCredentials
+from relay.store.connection import STORE_ERRORS
 from relay.store.embedded import COMPACT_BYTES, EmbeddedStore
 from relay.store.lanes import LaneName
-from relay.store.sources import SourceStore
-from relay.store.subscriptions import SubscriptionStore
+from relay.store.store import Store, open_store
 
 Severity = Literal["ok", "warn", "fail"]
 
 MARKS: Final[dict[Severity, str]] = {"ok": "✓", "warn": "!", "fail": "✗"}
 
+_DAY_S: Final = 86_400
 _MAX_REQUESTS: Final = 3
 _SOURCE_TIMEOUT_S: Final = 75
 _SKEW_WARN_S: Final = 5.0
@@ -114,14 +109,14 @@ async def check_all(settings: Settings) -> AsyncIterator[Finding]:
     if not settings.sources:
         yield Finding("sources", "warn", "none are configured, so nothing is polled", "add an account under sources:")
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(_store(settings))
-        for finding in store.findings:
+        opened = await stack.enter_async_context(_store(settings))
+        for finding in opened.findings:
             yield finding
         http = await stack.enter_async_context(
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
         )
         sources = settings.sources.items()
-        checks = [asyncio.create_task(_source(sid, options, http, store)) for sid, options in sources]
+        checks = [asyncio.create_task(_source(sid, options, http, opened.store)) for sid, options in sources]
         stack.push_async_callback(_cancel, checks)
         for task in checks:
             for finding in await task:
@@ -136,7 +131,7 @@ async def check_all(settings: Settings) -> AsyncIterator[Finding]:
         guard = Guard(tuple(settings.delivery.allowed_networks))
         stack.push_async_callback(guard.close)
         for sub, subscription in settings.subscriptions.items():
-            yield await _subscription(sub, subscription, guard, store.redis)
+            yield await _subscription(sub, subscription, guard, opened.store)
 
 
 async def _cancel(tasks: Sequence["asyncio.Task[list[Finding]]"]) -> None:
@@ -149,16 +144,15 @@ async def _cancel(tasks: Sequence["asyncio.Task[list[Finding]]"]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Store:
-    """The store; `redis` is None when it cannot be used. `box` decrypts the secrets in it."""
+class _OpenedStore:
+    """The store and what was found there; None when it cannot be used."""
 
-    redis: Redis | None
+    store: Store | None
     findings: tuple[Finding, ...]
-    box: SecretBox | None = None
 
 
 @contextlib.asynccontextmanager
-async def _store(settings: Settings) -> AsyncIterator[_Store]:
+async def _store(settings: Settings) -> AsyncIterator[_OpenedStore]:
     """Open the configured Redis, the embedded store of a running relay, or else start the embedded store."""
     async with AsyncExitStack() as stack:
         if settings.redis_url is not None:
@@ -177,35 +171,33 @@ async def _store(settings: Settings) -> AsyncIterator[_Store]:
                 except StoreInUse:
                     text = f"the store of the relay that runs in {settings.data_dir} does not answer"
                     fix = "see its log and store/valkey.log; is the disk full?"
-                    yield _Store(None, (Finding("store", "fail", text, fix),))
+                    yield _OpenedStore(None, (Finding("store", "fail", text, fix),))
                     return
                 except (RelayError, OSError) as error:
-                    yield _Store(None, (Finding("store", "fail", f"the embedded store does not start: {error}"),))
+                    yield _OpenedStore(None, (Finding("store", "fail", f"the embedded store does not start: {error}"),))
                     return
-        redis = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-        stack.push_async_callback(redis.aclose)
-        box = SecretBox(secret_keys)
+        retention = settings.retention
+        opening = open_store(
+            url,
+            SecretBox(secret_keys),
+            calls_ttl_s=retention.calls_days * _DAY_S,
+            events_ttl_s=retention.events_days * _DAY_S,
+        )
+        store = await stack.enter_async_context(opening)
         try:
-            findings = await _look_at_store(redis, where, box, outside=settings.redis_url is not None)
-        except (RedisError, OSError) as error:
+            findings = await _look_at_store(store, where, outside=settings.redis_url is not None)
+        except STORE_ERRORS as error:
             fix = "start it, or correct RELAY_REDIS_URL" if settings.redis_url else "see store/valkey.log"
-            yield _Store(None, (Finding("store", "fail", f"{where}: {error}", fix),))
+            yield _OpenedStore(None, (Finding("store", "fail", f"{where}: {error}", fix),))
             return
         usable = all(finding.status != "fail" for finding in findings)
-        yield _Store(redis if usable else None, tuple(findings), box)
+        yield _OpenedStore(store if usable else None, tuple(findings))
 
 
 async def _holder(store: EmbeddedStore, settings: Settings) -> str | None:
     """Describe the process that runs the store in this directory; None when it is not running."""
-    if not store.socket.exists():
+    if await asyncio.to_thread(store.running_pid) is None:
         return None
-    redis = Redis.from_url(store.url, socket_timeout=5, socket_connect_timeout=5)
-    try:
-        await redis.ping()
-    except (RedisError, OSError):
-        return None
-    finally:
-        await redis.aclose()
     with contextlib.suppress(OSError, ValueError):
         pid = int((settings.data_dir / "relay.lock").read_text())
         os.kill(pid, 0)
@@ -213,37 +205,32 @@ async def _holder(store: EmbeddedStore, settings: Settings) -> str | None:
     return "left running by a relay that has exited"
 
 
-async def _look_at_store(redis: Redis, where: str, box: SecretBox, *, outside: bool) -> list[Finding]:
-    owner = await redis.get(keys.IDENTITY)
-    if owner is not None and owner.decode() not in box.fingerprints():
-        return [
-            Finding(
-                "store",
-                "fail",
-                f"{where} belongs to another relay: it was started with another RELAY_SECRET_KEY",
-                "give this relay a database of its own, or the same key (after a rotation: new,old)",
-            )
-        ]
-    schema = int(await redis.get(keys.SCHEMA) or 0)
-    if schema > keys.SCHEMA_VERSION:
-        text = f"{where} was written by a newer release (schema {schema}; this one supports {keys.SCHEMA_VERSION})"
+async def _look_at_store(store: Store, where: str, *, outside: bool) -> list[Finding]:
+    try:
+        await store.verify()
+    except StoreInUse:
+        text = f"{where} belongs to another relay: it was started with another RELAY_SECRET_KEY"
+        fix = "give this relay a database of its own, or the same key (after a rotation: new,old)"
+        return [Finding("store", "fail", text, fix)]
+    except StoreTooNew:
+        text = f"{where} was written by a newer release"
         return [Finding("store", "fail", text, "start that release, or use another database")]
-    await redis.set("relay:check", 1, ex=10)
+    await store.test_write()
     findings = [Finding("store", "ok", f"{where}: reads and writes")]
     before = datetime.now(UTC)
-    seconds, micros = await redis.time()
-    ahead_s = int(seconds) + int(micros) / 1_000_000 - (before.timestamp() + datetime.now(UTC).timestamp()) / 2
+    ahead_s = await store.now_ms() / 1000 - (before.timestamp() + datetime.now(UTC).timestamp()) / 2
     findings += skew("store clock", "the store's clock", ahead_s)
     if outside:
-        with contextlib.suppress(RedisError):  # hosted Redis services often forbid CONFIG
-            findings += durability({**await redis.info(), **await redis.config_get("hash-max-listpack-value")})
-    made = {kind: int(await redis.hlen(keys.declared(kind))) for kind in ("source", "subscription")}  # type: ignore[misc]
-    if any(made.values()):
-        text = f"{made['source']} sources and {made['subscription']} subscriptions were created through the API"
+        with contextlib.suppress(*STORE_ERRORS):  # hosted Redis services often forbid CONFIG
+            findings += durability(await store.server_info())
+    sources = await store.declarations.count("source")
+    subscriptions = await store.declarations.count("subscription")
+    if sources or subscriptions:
+        text = f"{sources} sources and {subscriptions} subscriptions were created through the API"
         findings.append(
             Finding("created at run time", "ok", f"{text}; only those in the configuration are checked here")
         )
-    findings += await _quarantined(redis)
+    findings += await _quarantined(store)
     return findings
 
 
@@ -263,11 +250,11 @@ def durability(info: Json) -> list[Finding]:
     return findings
 
 
-async def _quarantined(redis: Redis) -> list[Finding]:
+async def _quarantined(store: Store) -> list[Finding]:
     """Report work items in quarantine, where a process died each time."""
     findings: list[Finding] = []
     for lane in LaneName:
-        count = await redis.zcard(queue_keys.quarantine(lane))
+        count = await store.upkeep.quarantined_items(lane)
         if count:
             text = f"{count} items are quarantined: the process died at each of five attempts"
             fix = "search the log for work_failed"
@@ -302,7 +289,7 @@ def _redis_host(url: str) -> str:
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
-async def _source(sid: str, options: SourceOptions, http: aiohttp.ClientSession, store: _Store) -> list[Finding]:
+async def _source(sid: str, options: SourceOptions, http: aiohttp.ClientSession, store: Store | None) -> list[Finding]:
     what = f"source {sid}"
     if not options.enabled:
         return [Finding(what, "warn", "is not polled (enabled: false)")]
@@ -311,23 +298,22 @@ async def _source(sid: str, options: SourceOptions, http: aiohttp.ClientSession,
             findings = await _ask(sid, options, http, store)
     except TimeoutError:
         findings = [Finding(what, "fail", f"the provider took longer than {_SOURCE_TIMEOUT_S} s to answer")]
-    except (RedisError, OSError) as error:
+    except STORE_ERRORS as error:
         findings = [Finding(what, "fail", f"could not be checked: {type(error).__name__}")]
-    if store.redis is not None:
-        with contextlib.suppress(RedisError, OSError):
-            findings += await _recorded_state(sid, options, store.redis)
+    if store is not None:
+        with contextlib.suppress(*STORE_ERRORS):
+            findings += await _recorded_state(sid, options, store)
     return findings
 
 
-async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, store: _Store) -> list[Finding]:
+async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, store: Store | None) -> list[Finding]:
     """Request the provider's health and newest call: three requests, within the budget like any others."""
     what = f"source {sid}"
     kind = PROVIDERS[options.provider]
-    redis = store.redis
-    budget = source_budget(options, BudgetStore(redis)) if redis is not None else None
+    budget = source_budget(options, store.budget) if store is not None else None
     requests = _CheckBudget(budget)
-    if kind.connect_with_store is not None and redis is not None and store.box is not None:
-        provider = kind.connect_with_store(options, http, requests, StoredCredentials(redis, store.box, sid))
+    if kind.connect_with_store is not None and store is not None:
+        provider = kind.connect_with_store(options, http, requests, store.credentials(sid))
     else:
         provider = kind.connect(options, http, requests)
     findings: list[Finding] = []
@@ -443,11 +429,10 @@ def _suggestion(name: str, now: datetime, ahead_s: float) -> str:
     return f"the rows look like {seems}; set the source's timezone to the account's own{example}"
 
 
-async def _recorded_state(sid: str, options: SourceOptions, redis: Redis) -> list[Finding]:
+async def _recorded_state(sid: str, options: SourceOptions, store: Store) -> list[Finding]:
     """Report what the relay has recorded about a source: errors, disabled extras, invalid rows."""
     what = f"source {sid}"
-    states = SourceStore(redis)
-    state = await states.read(sid)
+    state = await store.sources.read(sid)
     findings: list[Finding] = []
     if state.error:
         since = ""
@@ -475,7 +460,7 @@ async def _recorded_state(sid: str, options: SourceOptions, redis: Redis) -> lis
             text = f"are disabled: {why}"
             fix = f"grant the key access to them, or set {extra}: false"
             findings.append(Finding(f"{what} {extra}", "warn", text, fix))
-    quarantined = await states.quarantined(sid)
+    quarantined = await store.sources.quarantined(sid)
     if quarantined:
         reasons = list(dict.fromkeys(entry.reason for entry in reversed(quarantined)))[:_REASONS_SHOWN]
         count = f"{len(quarantined)} rows" if len(quarantined) != 1 else "1 row"
@@ -563,7 +548,7 @@ def _is_special(host: str) -> bool:
 # -- subscribers ------------------------------------------------------------------------------------------------------
 
 
-async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, redis: Redis | None) -> Finding:
+async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, store: Store | None) -> Finding:
     """Resolve and vet a subscriber's address; nothing is sent."""
     what = f"subscription {sub}"
     if not options.enabled:
@@ -578,9 +563,9 @@ async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, re
     except NoAddress as error:
         return Finding(what, "fail", str(error), "correct the url, or this machine's DNS")
     off = ""
-    if redis is not None:
-        with contextlib.suppress(RedisError, OSError):
-            off = (await SubscriptionStore(redis).health(sub)).disabled_reason
+    if store is not None:
+        with contextlib.suppress(*STORE_ERRORS):
+            off = (await store.subscriptions.health(sub)).disabled_reason
     if off:
         return Finding(
             what, "fail", f"{target.host} is disabled: {off}", "fix the endpoint, then run `relay subscriptions enable`"

@@ -107,8 +107,10 @@ class Client:
             raw = response.read()
         if response.status >= 300:
             raise self._error(response, raw)
+        if response.status == 204:
+            return response.status, None
         try:
-            return response.status, json.loads(raw) if raw else None
+            return response.status, json.loads(raw)
         except ValueError:
             raise self._unexpected(response.status) from None
 

@@ -20,9 +20,6 @@ from relay.store.calls import StoredCall
 from relay.store.erasure import ErasedEvents
 from relay.store.store import Store
 
-FORGOTTEN_TTL_S: Final = 7 * 86_400
-REMEMBERED_S: Final = 5
-
 _BATCH: Final = 200
 _TRIES: Final = 20
 _PHONE: Final = re.compile(r"[+\d][\d\s().\-/]*")

@@ -34,7 +34,7 @@ class BudgetStore:
     @staticmethod
     def bucket(provider: str, counted_by: str, value: str) -> str:
         """Name a bucket; `value` is hashed, since it may be a credential."""
-        return keys.budget(keys.bucket(provider, counted_by, value))
+        return keys.budget(keys.digest(provider, counted_by, value))
 
     async def take(self, key_bucket: str, ip_bucket: str, pace: Pace | None, *, by_ip: bool) -> float:
         """Take room for one request; seconds to wait when there is none, else 0."""

@@ -42,25 +42,30 @@ async def wait_until_reachable(redis: Redis, *, timeout_s: float = 30) -> None:
 async def claim_database(redis: Redis, fingerprints: Sequence[str]) -> None:
     """Make sure that the database is ours and that we understand its layout. `fingerprints` are those of our keys,
     newest first. Raises StoreInUse and StoreTooNew: two relays in one database would each lose the other's calls."""
-    owner = await redis.get(keys.IDENTITY)
-    if owner is None:
+    if await redis.get(keys.IDENTITY) is None:
         await redis.set(keys.IDENTITY, fingerprints[0], nx=True)
-        owner = await redis.get(keys.IDENTITY)
-    if owner.decode() not in fingerprints:
+    await verify_database(redis, fingerprints)
+    ours = {keys.IDENTITY: fingerprints[0], keys.SCHEMA: str(keys.SCHEMA_VERSION)}
+    stored = dict(zip(ours, await redis.mget(list(ours)), strict=True))
+    for name, value in ours.items():
+        if stored[name] != value.encode():  # a store whose memory is full refuses writes, but the relay must start
+            await redis.set(name, value)
+
+
+async def verify_database(redis: Redis, fingerprints: Sequence[str]) -> None:
+    """Raise StoreInUse when the database is another relay's, StoreTooNew when its layout is newer than ours."""
+    owner = await redis.get(keys.IDENTITY)
+    if owner is not None and owner.decode() not in fingerprints:
         raise StoreInUse(
             "this Redis database belongs to another relay (it was started with another RELAY_SECRET_KEY). "
             "Give this relay a database of its own, or the same key; after a rotation keep the old key as the second."
         )
-    if owner.decode() != fingerprints[0]:
-        await redis.set(keys.IDENTITY, fingerprints[0])
     schema = int(await redis.get(keys.SCHEMA) or 0)
     if schema > keys.SCHEMA_VERSION:
         raise StoreTooNew(
             f"this Redis database was written by a newer release (layout {schema}; this release supports "
             f"{keys.SCHEMA_VERSION}). Start that release, or give this one a database of its own."
         )
-    if schema < keys.SCHEMA_VERSION:
-        await redis.set(keys.SCHEMA, keys.SCHEMA_VERSION)
 
 
 async def is_durable(redis: Redis) -> bool:

@@ -59,6 +59,9 @@ class Declarations:
         self._decrypted[kind] = {declaration.id: declaration for declaration in declarations}
         return dict(self._decrypted[kind])
 
+    async def count(self, kind: Kind) -> int:
+        return int(await self._redis.hlen(keys.declared(kind)))  # type: ignore[misc]  # both clients
+
     async def get(self, kind: Kind, name: str) -> Declaration | None:
         value = await self._redis.hget(keys.declared(kind), name)  # type: ignore[misc]
         return self._decrypt(kind, name, value) if value else None

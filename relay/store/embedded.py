@@ -112,18 +112,26 @@ class EmbeddedStore:
             self._lock.close()
             self._lock = None
 
+    def running_pid(self) -> int | None:
+        """The pid of the server that answers at the socket, whoever started it; None when none does."""
+        with contextlib.suppress(RedisError, OSError), self._client() as client:
+            return int(client.info("server")["process_id"])
+        return None
+
+    def shut_down(self) -> None:
+        """Shut down the server that answers at the socket, whoever started it."""
+        with contextlib.suppress(RedisError, OSError), self._client() as client:
+            client.shutdown(nosave=True, now=True, force=True)
+
+    def _client(self, *, timeout_s: float = 5) -> BlockingRedis:
+        return BlockingRedis(unix_socket_path=str(self.socket), socket_timeout=timeout_s)
+
     def _stop_orphan(self) -> None:
         """Shut down a server that survived its relay."""
         pid_file = self._folder / "valkey.pid"
-        if self.socket.exists():
-            with contextlib.suppress(RedisError, OSError):
-                client = BlockingRedis(unix_socket_path=str(self.socket), socket_timeout=5)
-                try:
-                    client.ping()
-                    log.info("store_orphan_stopped", reason="the relay that started it has ended")
-                    client.shutdown(nosave=True, now=True, force=True)
-                finally:
-                    client.close()
+        if self.running_pid() is not None:
+            log.info("store_orphan_stopped", reason="the relay that started it has ended")
+            self.shut_down()
         with contextlib.suppress(OSError, ValueError):
             _wait_until_gone(int(pid_file.read_text()), self._folder)
         pid_file.unlink(missing_ok=True)
@@ -177,7 +185,7 @@ class EmbeddedStore:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_S
-        client = BlockingRedis(unix_socket_path=str(self.socket), socket_timeout=1)
+        client = self._client(timeout_s=1)
         try:
             while time.monotonic() < deadline:
                 assert self._process is not None  # noqa: S101 - set by the caller

@@ -10,6 +10,8 @@ from typing import Literal
 
 IDENTITY = "relay:identity"
 """STR   fingerprint of the relay that owns this database; no TTL: a second relay must find it."""
+WRITE_TEST = "relay:write-test"
+"""STR   written by `relay check`, to find out whether that is possible; TTL 10 s."""
 SCHEMA = "relay:schema"
 """STR   number of the newest layout that has written here; no TTL."""
 TRIMMED = "relay:trimmed"
@@ -143,9 +145,3 @@ def job(job_id: str) -> str:
 def digest(*parts: str) -> str:
     """Name something without spelling it out (an API key, say)."""
     return base64.urlsafe_b64encode(hashlib.sha256("\x1f".join(parts).encode()).digest()[:12]).decode()
-
-
-bucket = digest
-
-
-forgotten, told, LISTENED = removing, failing_notice, SILENCE_CHECKED

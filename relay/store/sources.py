@@ -279,23 +279,3 @@ class SourceStore:
 
     async def being_removed(self, sid: str) -> bool:
         return bool(await self._redis.exists(keys.removing(sid)))
-
-
-class Progress:
-    """What the API still uses instead of JobStore; goes away with its last caller."""
-
-    def __init__(self, redis: Redis, job: str) -> None:
-        self._redis = redis
-        self._name = keys.job(job)
-
-    async def write(self, **fields: str | float) -> None:
-        await self._redis.hset(self._name, mapping={name: str(value) for name, value in fields.items()})  # type: ignore[misc]
-        await self._redis.expire(self._name, _QUARANTINE_TTL_S)
-
-    async def read(self) -> dict[str, str]:
-        raw: dict[bytes, bytes] = await self._redis.hgetall(self._name)  # type: ignore[misc]
-        fields = {name.decode(): value.decode() for name, value in raw.items()}
-        fields |= {name: str(count) for name, count in orjson.loads(fields.pop("counts", "{}")).items()}
-        if fields.get("state") == "cancelled":
-            fields["state"] = "failed"
-        return fields | ({"done": fields.pop("share")} if "share" in fields else {})

@@ -1,12 +1,14 @@
 """The store in domain terms: what everything outside `store` and `queue` knows of Redis."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 
+from relay.domain.json import Json
 from relay.secrets import SecretBox
-from relay.store import connection, database
+from relay.store import connection, database, keys
 from relay.store.budget import BudgetStore
 from relay.store.calls import CallStore
 from relay.store.contacts import ContactStore
@@ -30,6 +32,7 @@ class Store:
     ) -> None:
         """`keep_raw` says whether calls keep their provider's row as it came."""
         self._redis = redis
+        self._box = box
         self.calls = CallStore(redis, ttl_s=calls_ttl_s, keep_raw=keep_raw)
         self.events = EventStore(redis, ttl_s=events_ttl_s, calls_ttl_s=calls_ttl_s)
         self.deliveries = DeliveryStore(redis, events_ttl_s=events_ttl_s)
@@ -48,6 +51,18 @@ class Store:
         """Raise one of STORE_ERRORS when the store does not answer."""
         await self._redis.ping()
 
+    async def verify(self) -> None:
+        """Raise StoreInUse when the database is another relay's, StoreTooNew when its layout is newer than ours."""
+        await database.verify_database(self._redis, self._box.fingerprints())
+
+    async def test_write(self) -> None:
+        """Write something; raises one of STORE_ERRORS when that is not possible."""
+        await self._redis.set(keys.WRITE_TEST, 1, ex=10)
+
+    async def server_info(self) -> Json:
+        """Read what the server reports of itself, as far as it shows its configuration."""
+        return {**await self._redis.info(), **await self._redis.config_get("hash-max-listpack-value")}
+
     async def is_durable(self) -> bool:
         """Whether each write is on disk before it is answered."""
         return await database.is_durable(self._redis)
@@ -59,3 +74,13 @@ class Store:
     async def size(self) -> int:
         """Count the keys: how much there is to search."""
         return int(await self._redis.dbsize())
+
+
+@asynccontextmanager
+async def open_store(url: str, box: SecretBox, *, calls_ttl_s: int, events_ttl_s: int) -> AsyncIterator[Store]:
+    """Open a store by its URL, to look at it: it ingests nothing, and gives up after 5 s without an answer."""
+    redis = connection.connect(url, socket_timeout=5)
+    try:
+        yield Store(redis, box, calls_ttl_s=calls_ttl_s, events_ttl_s=events_ttl_s, keep_raw=lambda: False)
+    finally:
+        await redis.aclose()

@@ -1,4 +1,4 @@
-"""The command line as a person starts it: a process of its own, against a relay in the test."""
+"""Run `relay` commands as processes of their own, against a relay in the test."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ from tests.flow.api import ApiClient
 
 
 @dataclass(frozen=True)
-class Ran:
-    """How a command ended."""
+class CommandResult:
+    """The result of a command."""
 
     code: int
     out: str
@@ -22,17 +22,17 @@ class Ran:
 
     @property
     def json(self) -> Any:
-        """The one document on stdout."""
+        """The document on stdout."""
         return json.loads(self.out)
 
     @property
     def lines(self) -> list[Any]:
-        """The documents of a stream, one a line."""
+        """The documents of a stream, one per line."""
         return [json.loads(line) for line in self.out.splitlines()]
 
 
 def environ_for(url: str | None, token: str | None, **more: str) -> dict[str, str]:
-    """What a command sees: nothing of the tester's own relay."""
+    """The environment of a command, without RELAY_ variables of the developer."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
     environ |= {"COLUMNS": "200"} | more
     if url is not None:
@@ -56,17 +56,19 @@ async def start(*arguments: str, environ: Mapping[str, str]) -> asyncio.subproce
     )
 
 
-async def run(*arguments: str, environ: Mapping[str, str], given: str = "") -> Ran:
-    """Run a command to its end; whatever happens, there is no traceback."""
+async def run(*arguments: str, environ: Mapping[str, str], stdin: str = "") -> CommandResult:
+    """Run a command to its end; no error may be a traceback."""
     process = await start(*arguments, environ=environ)
     async with asyncio.timeout(60):
-        out, err = await process.communicate(given.encode())
+        out, err = await process.communicate(stdin.encode())
     assert process.returncode is not None
-    ran = Ran(process.returncode, out.decode(), err.decode())
+    ran = CommandResult(process.returncode, out.decode(), err.decode())
     assert "Traceback" not in ran.err, ran.err
     return ran
 
 
-async def relay(api: ApiClient, *arguments: str, token: str | None = None, given: str = "", **more: str) -> Ran:
+async def relay(
+    api: ApiClient, *arguments: str, token: str | None = None, stdin: str = "", **more: str
+) -> CommandResult:
     """Run a command against the relay of the test."""
-    return await run(*arguments, environ=environ_for(api.base, token or api.token, **more), given=given)
+    return await run(*arguments, environ=environ_for(api.base, token or api.token, **more), stdin=stdin)

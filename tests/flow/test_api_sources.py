@@ -263,14 +263,14 @@ async def test_deleting_a_source_leaves_nothing(api: ApiClient, monkeypatch: pyt
     recreated = await api.request("POST", "/v1/sources", {**SOURCE, "id": "new"})
 
     async def left() -> list[bytes]:
-        return [name async for name in redis.scan_iter("*:new*") if name != keys.forgotten("new").encode()]
+        return [name async for name in redis.scan_iter("*:new*") if name != keys.removing("new").encode()]
 
     assert statuses == [204, 204]
     assert recreated[0] == 409
     assert await eventually(left, lambda names: names == []) == []
     assert await api.problem("GET", f"/v1/events/{eid}") == (404, "not_found")
     assert len((await api.get("/v1/calls"))["items"]) == 1
-    assert await redis.ttl(keys.forgotten("new")) <= 5
+    assert await redis.ttl(keys.removing("new")) <= 5
 
 
 async def test_nothing_is_ingested_for_a_deleted_source(api: ApiClient) -> None:

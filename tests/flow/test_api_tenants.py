@@ -280,7 +280,7 @@ async def test_the_next_tenant_of_a_source_id_does_not_get_its_former_calls(tena
     """Another tenant that uses the id later finds nothing of the former source."""
     api = tenants.api
     await api.request("DELETE", "/v1/sources/acme", token=tenants.acme)
-    await api.relay.redis.delete(keys.forgotten("acme"))  # the reservation has expired
+    await api.relay.redis.delete(keys.removing("acme"))  # the reservation has expired
 
     status, _ = await api.request("PUT", "/v1/sources/acme", SOURCE, token=tenants.other)
 

@@ -26,7 +26,7 @@ from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, load
 from relay.simulator.webfones import WebFonesEndpoint
 from relay.store import keys
-from relay.store.sources import Progress
+from relay.store.jobs import Job, JobState
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.subscriber import ScriptedSubscriber
 from tests.fakes.webfones import FaultyWebFones
@@ -40,23 +40,27 @@ OWN_KEY = "k" * 40
 
 
 @dataclass
-class House:
+class BackfillHarness:
     """A relay in this process, between a simulated provider and a verifying subscriber; it polls once."""
 
     settings: Settings
+    redis: Redis
     runtime: Runtime
     provider: FaultyWebFones
     subscriber: ScriptedSubscriber
     waits_s: list[float]
 
-    async def backfill(
-        self, hours: float, *, force: bool = False, job: str = "job", sid: str = "main"
-    ) -> dict[str, str]:
-        """Run the job as arq would; gives its progress."""
+    async def backfill(self, hours: float, *, force: bool = False, job: str = "job", sid: str = "main") -> Job:
+        """Run the job as arq would; returns it as it ended."""
         now = datetime.now(UTC)
         since, until = iso(now - timedelta(hours=hours)) or "", iso(now) or ""
         await backfill(self.context(), sid, since, until, job, force)
-        return await Progress(self.runtime.redis, job).read()
+        return await self.job(job)
+
+    async def job(self, job_id: str = "job") -> Job:
+        job = await self.runtime.store.jobs.get(job_id)
+        assert job is not None
+        return job
 
     def context(self) -> dict[str, Any]:
         async def sleep(seconds: float) -> None:
@@ -87,7 +91,7 @@ class House:
         before = self.subscriber.received("a")
 
         async def idle() -> bool:
-            return not await self.runtime.redis.exists(queue_keys.lane("enrich"), queue_keys.lane("deliver"))
+            return not await self.redis.exists(queue_keys.lane("enrich"), queue_keys.lane("deliver"))
 
         await _until(idle)
         assert self.subscriber.received("a") == before
@@ -109,8 +113,8 @@ def _write_config(folder: Path, provider_url: str, subscriber_url: str, *, poll_
     return path
 
 
-def _counts(progress: dict[str, str], *names: str) -> tuple[int, ...]:
-    return tuple(int(progress[name]) for name in names)
+def _counts(job: Job, *names: str) -> tuple[int, ...]:
+    return tuple(job.counts[name] for name in names)
 
 
 async def _until(happened: Callable[[], Awaitable[bool]], *, timeout_s: float = 10) -> None:
@@ -131,7 +135,7 @@ async def _both_ends() -> AsyncIterator[tuple[FaultyWebFones, ScriptedSubscriber
 
 
 @pytest.fixture
-async def house(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[House]:
+async def relay(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[BackfillHarness]:
     """A running relay on an empty store; nothing was polled so far where `polled` is not awaited."""
     async with _both_ends() as (provider, subscriber, provider_url, subscriber_url):
         settings = load(_write_config(tmp_path, provider_url, subscriber_url), {})
@@ -141,115 +145,116 @@ async def house(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[
             stop = asyncio.Event()
             running = asyncio.create_task(runtime.run(stop, drain_s=5))
             try:
-                yield House(settings, runtime, provider, subscriber, [])
+                yield BackfillHarness(settings, redis, runtime, provider, subscriber, [])
             finally:
                 stop.set()
                 await running
 
 
-async def test_a_call_that_no_poll_saw_is_told_once_under_its_own_id(house: House) -> None:
+async def test_a_call_that_no_poll_saw_is_told_once_under_its_own_id(relay: BackfillHarness) -> None:
     """It is as if the poll had seen it; reading the range again tells nothing, and the cursor stays."""
-    await house.polled()
-    rid = house.call(hours_ago=5)
-    cursor = (await house.runtime.store.sources.read("main")).poll_state.cursor
+    await relay.polled()
+    rid = relay.call(hours_ago=5)
+    cursor = (await relay.runtime.store.sources.read("main")).poll_state.cursor
 
-    first = await house.backfill(6)
-    await house.heard(rid)
-    second = await house.backfill(6, job="again")
-    await house.told_nothing_more()
+    first = await relay.backfill(6)
+    await relay.heard(rid)
+    second = await relay.backfill(6, job="again")
+    await relay.told_nothing_more()
 
     assert _counts(first, "rows", "new", "changed") == (1, 1, 0)
     assert _counts(second, "rows", "new", "changed") == (1, 0, 0)
-    assert [event["id"] for event in house.subscriber.events("a")] == [ids.event_id("main", rid, "call.completed")]
-    assert house.subscriber.events("a")[0]["context"]["via"] == "backfill"
-    assert (await house.runtime.store.sources.read("main")).poll_state.cursor == cursor
+    assert [event["id"] for event in relay.subscriber.events("a")] == [ids.event_id("main", rid, "call.completed")]
+    assert relay.subscriber.events("a")[0]["context"]["via"] == "backfill"
+    assert (await relay.runtime.store.sources.read("main")).poll_state.cursor == cursor
 
 
-async def test_a_call_that_was_there_before_the_relay_is_told_when_it_is_asked_for(house: House) -> None:
+async def test_a_call_that_was_there_before_the_relay_is_told_when_it_is_asked_for(relay: BackfillHarness) -> None:
     """The first start tells nothing old by itself; a person who asks for the last six hours hears them, once."""
-    rid = house.call(hours_ago=5)
-    await house.polled()
-    await house.told_nothing_more()
+    rid = relay.call(hours_ago=5)
+    await relay.polled()
+    await relay.told_nothing_more()
 
-    progress = await house.backfill(6)
-    await house.heard(rid)
-    again = await house.backfill(6, job="again")
-    await house.told_nothing_more()
+    job = await relay.backfill(6)
+    await relay.heard(rid)
+    again = await relay.backfill(6, job="again")
+    await relay.told_nothing_more()
 
-    assert _counts(progress, "rows", "new") == (1, 1)
+    assert _counts(job, "rows", "new") == (1, 1)
     assert _counts(again, "rows", "new") == (1, 0)
 
 
-async def test_rows_too_old_to_be_told_apart_need_force(house: House) -> None:
+async def test_rows_too_old_to_be_told_apart_need_force(relay: BackfillHarness) -> None:
     """Whether a call of ten days ago was told is no longer known: only a person may say that it was not."""
-    await house.polled()
-    rid = house.call(hours_ago=240)
+    await relay.polled()
+    rid = relay.call(hours_ago=240)
 
-    careful = await house.backfill(300)
-    await house.told_nothing_more()
-    forced = await house.backfill(300, force=True, job="forced")
-    await house.heard(rid)
-    again = await house.backfill(300, force=True, job="forced again")
-    await house.told_nothing_more()
+    careful = await relay.backfill(300)
+    await relay.told_nothing_more()
+    forced = await relay.backfill(300, force=True, job="forced")
+    await relay.heard(rid)
+    again = await relay.backfill(300, force=True, job="forced again")
+    await relay.told_nothing_more()
 
     assert _counts(careful, "new", "too_old") == (0, 1)
     assert _counts(forced, "new") == (1,)
     assert _counts(again, "new") == (0,)
 
 
-async def test_two_runs_at_once_tell_everything_once(house: House) -> None:
+async def test_two_runs_at_once_tell_everything_once(relay: BackfillHarness) -> None:
     """A job that was thought dead goes on beside its successor."""
-    await house.polled()
-    rids = [house.call(hours_ago=4 + number / 60) for number in range(120)]
+    await relay.polled()
+    rids = [relay.call(hours_ago=4 + number / 60) for number in range(120)]
 
-    await asyncio.gather(house.backfill(7), house.backfill(7), house.backfill(7, job="other"))
-    await house.heard(*rids)
-    await house.told_nothing_more()
+    await asyncio.gather(relay.backfill(7), relay.backfill(7), relay.backfill(7, job="other"))
+    await relay.heard(*rids)
+    await relay.told_nothing_more()
 
-    assert house.subscriber.report().duplicates == 0
-    assert house.subscriber.received("a") == 120
+    assert relay.subscriber.report().duplicates == 0
+    assert relay.subscriber.received("a") == 120
 
 
-async def test_a_run_that_was_cut_short_is_taken_up(house: House) -> None:
+async def test_a_run_that_was_cut_short_is_taken_up(relay: BackfillHarness) -> None:
     """The relay stops in the middle: the next run of the same job finishes it, and one after that does nothing."""
-    await house.polled()
-    rid = house.call(hours_ago=5)
-    house.provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.RECORDS, times=None))
-    cut_short = asyncio.create_task(house.backfill(6))
+    await relay.polled()
+    rid = relay.call(hours_ago=5)
+    relay.provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.RECORDS, times=None))
+    cut_short = asyncio.create_task(relay.backfill(6))
 
     async def begun() -> bool:
-        return (await Progress(house.runtime.redis, "job").read()).get("state") == "running"
+        job = await relay.runtime.store.jobs.get("job")
+        return job is not None and job.state is JobState.RUNNING
 
     await _until(begun)
     cut_short.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await cut_short
-    house.provider.clear_faults()
+    relay.provider.clear_faults()
 
-    taken_up = await house.backfill(6)
-    await house.heard(rid)
-    asked = house.provider.requests[KEY, WebFonesEndpoint.RECORDS]
-    await house.backfill(6)
+    taken_up = await relay.backfill(6)
+    await relay.heard(rid)
+    asked = relay.provider.requests[KEY, WebFonesEndpoint.RECORDS]
+    await relay.backfill(6)
 
     assert cut_short.cancelled()
-    assert taken_up["state"] == "done"
-    assert house.provider.requests[KEY, WebFonesEndpoint.RECORDS] == asked
+    assert taken_up.state is JobState.DONE
+    assert relay.provider.requests[KEY, WebFonesEndpoint.RECORDS] == asked
 
 
-async def test_a_killed_workers_job_is_free_again_soon(house: House) -> None:
+async def test_a_killed_workers_job_is_free_again_soon(relay: BackfillHarness) -> None:
     """arq would take it for running for hours; its mark is kept short for as long as the job lives."""
-    await house.polled()
+    await relay.polled()
     mark = in_progress_key_prefix + "arq-job"
-    await house.runtime.redis.psetex(mark, 7_200_000, b"1")
-    house.provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.RECORDS, times=None))
-    running = asyncio.create_task(house.backfill(6))
+    await relay.redis.psetex(mark, 7_200_000, b"1")
+    relay.provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.RECORDS, times=None))
+    running = asyncio.create_task(relay.backfill(6))
 
     async def shortened() -> bool:
-        return bool(await house.runtime.redis.pttl(mark) <= 45_000)
+        return bool(await relay.redis.pttl(mark) <= 45_000)
 
     try:
         await _until(shortened)
-        left_ms = await house.runtime.redis.pttl(mark)
+        left_ms = await relay.redis.pttl(mark)
     finally:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -258,17 +263,17 @@ async def test_a_killed_workers_job_is_free_again_soon(house: House) -> None:
     assert 30_000 < left_ms <= 45_000
 
 
-async def test_a_provider_that_is_away_for_a_while_is_waited_for(house: House) -> None:
-    await house.polled()
-    rid = house.call(hours_ago=5)
-    house.provider.inject(Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=503, times=2))
+async def test_a_provider_that_is_away_for_a_while_is_waited_for(relay: BackfillHarness) -> None:
+    await relay.polled()
+    rid = relay.call(hours_ago=5)
+    relay.provider.inject(Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=503, times=2))
 
-    progress = await house.backfill(6)
+    job = await relay.backfill(6)
 
-    assert progress["state"] == "done"
-    assert len(house.waits_s) == 2
-    assert _counts(progress, "new") == (1,)
-    await house.heard(rid)
+    assert job.state is JobState.DONE
+    assert len(relay.waits_s) == 2
+    assert _counts(job, "new") == (1,)
+    await relay.heard(rid)
 
 
 @pytest.mark.parametrize(
@@ -280,29 +285,29 @@ async def test_a_provider_that_is_away_for_a_while_is_waited_for(house: House) -
     ],
 )
 async def test_a_provider_that_does_not_answer_ends_it_with_its_sentence(
-    house: House, fault: Fault, sentence: str
+    relay: BackfillHarness, fault: Fault, sentence: str
 ) -> None:
-    await house.polled()
-    house.provider.inject(fault)
+    await relay.polled()
+    relay.provider.inject(fault)
 
-    progress = await house.backfill(6)
+    job = await relay.backfill(6)
 
-    assert progress["state"] == "failed"
-    assert sentence in progress["error"]
+    assert job.state is JobState.FAILED
+    assert sentence in job.error
 
 
-async def test_a_used_up_budget_is_waited_for(house: House) -> None:
+async def test_a_used_up_budget_is_waited_for(relay: BackfillHarness) -> None:
     """A backfill comes last: it waits for its share of the provider's limit, and then reads on."""
-    await house.polled()
+    await relay.polled()
     spent: list[float] = []
-    context = house.context()
+    context = relay.context()
 
     async def sleep(seconds: float) -> None:
         spent.append(seconds)
-        await house.runtime.redis.delete(*[key async for key in house.runtime.redis.scan_iter("relay:budget:*")])
+        await relay.redis.delete(*[key async for key in relay.redis.scan_iter("relay:budget:*")])
 
     context["sleep"] = sleep
-    budget = house.runtime.sources["main"].budget
+    budget = relay.runtime.sources["main"].budget
     assert budget.limit is not None
     for _ in range(int(budget.limit.burst * 0.7)):
         await budget.spend(Purpose.POLL)
@@ -310,31 +315,31 @@ async def test_a_used_up_budget_is_waited_for(house: House) -> None:
     now = datetime.now(UTC)
     await backfill(context, "main", iso(now - timedelta(hours=6)) or "", iso(now) or "", "job")
 
-    assert (await Progress(house.runtime.redis, "job").read())["state"] == "done"
+    assert (await relay.job()).state is JobState.DONE
     assert len(spent) == 1
 
 
-async def test_a_source_that_was_never_polled_is_left_to_its_first_poll(house: House) -> None:
+async def test_a_source_that_was_never_polled_is_left_to_its_first_poll(relay: BackfillHarness) -> None:
     """Before the first poll everything would be new, and all of last week would be told."""
-    house.provider.inject(Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=500, times=None))
-    await house.runtime.redis.delete(keys.source("main"))
-    house.call(hours_ago=5)
+    relay.provider.inject(Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=500, times=None))
+    await relay.redis.delete(keys.source("main"))
+    relay.call(hours_ago=5)
 
-    progress = await house.backfill(6)
+    job = await relay.backfill(6)
 
-    assert progress["state"] == "failed"
-    assert "wait for its first poll" in progress["error"]
+    assert job.state is JobState.FAILED
+    assert "wait for its first poll" in job.error
 
 
-async def test_a_source_that_the_relay_does_not_have_is_said(house: House) -> None:
+async def test_a_source_that_the_relay_does_not_have_is_said(relay: BackfillHarness) -> None:
     """The command and the relay may have different configurations."""
-    progress = await house.backfill(6, sid="elsewhere")
+    job = await relay.backfill(6, sid="elsewhere")
 
-    assert progress["state"] == "failed"
-    assert "no source called elsewhere" in progress["error"]
+    assert job.state is JobState.FAILED
+    assert "no source called elsewhere" in job.error
 
 
-async def test_a_store_that_is_away_makes_the_job_line_up_again(house: House) -> None:
+async def test_a_store_that_is_away_makes_the_job_line_up_again(relay: BackfillHarness) -> None:
     class Gone:
         store = open_store(Redis(unix_socket_path="/nowhere/valkey.sock"))
 

@@ -1,4 +1,4 @@
-"""The command line against a running relay: what a person sees, what a program reads, and how it ends."""
+"""Client commands against a running relay: text for people, JSON for programs, and exit codes."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ JO = Party(number="+12025550123", raw="(202) 555-0123", name="Jo Sample")
 
 
 async def test_a_list_is_a_table_for_people_and_one_document_for_programs(api: ApiClient) -> None:
-    """Without colour where nobody sees it; --json leaves nothing else on stdout."""
+    """No colour in a pipe; --json leaves nothing else on stdout."""
     table = await relay(api, "sources", "list")
     document = await relay(api, "sources", "list", "--json")
     shown = await relay(api, "subscriptions", "show", "a")
@@ -33,8 +33,8 @@ async def test_a_list_is_a_table_for_people_and_one_document_for_programs(api: A
     assert "/hook/a" not in shown.out
 
 
-async def test_a_source_is_made_changed_and_removed(api: ApiClient, tmp_path: Path) -> None:
-    """Its key comes from a file and is never shown; what cannot be undone wants --yes."""
+async def test_a_source_is_created_updated_and_deleted(api: ApiClient, tmp_path: Path) -> None:
+    """Its key comes from a file and is never shown; what cannot be undone needs --yes."""
     key = tmp_path / "key"
     key.write_text("the-key-of-the-account\n")
     options = ["--set", f"api_key=@{key}", "--set", "base_url=http://127.0.0.1:9", "--set", "contacts=false"]
@@ -58,35 +58,35 @@ async def test_a_source_is_made_changed_and_removed(api: ApiClient, tmp_path: Pa
     assert (missing.code, missing.out, missing.err) == (1, "", "Source not found.\n")
 
 
-async def test_a_subscription_is_made_tested_and_switched(api: ApiClient) -> None:
-    """The secret is shown once; a test says what the subscriber answered, and fails when it did not take it."""
+async def test_a_subscription_is_created_tested_disabled_and_enabled(api: ApiClient) -> None:
+    """The secret is shown once; a test shows what the subscriber answered, and fails unless it is acknowledged."""
     made = await relay(
         api, "subscriptions", "create", f"{api.subscriber_url}/hook/b", "--id", "b", "--direction", "outbound"
     )
     secret = made.out.split("secret: ")[1].split()[0]
     api.relay.subscriber.add_hook("b", secret)
-    heard = await relay(api, "subscriptions", "test", "b")
+    tested = await relay(api, "subscriptions", "test", "b")
     api.relay.subscriber.script("b", ScriptedReply(status=500))
     refused = await relay(api, "subscriptions", "test", "b")
     rotated = await relay(api, "subscriptions", "rotate-secret", "b", "--json")
     disabled = await relay(api, "subscriptions", "disable", "b", "--reason", "moving house", "--json")
-    while_off = await relay(api, "subscriptions", "test", "b")
+    while_disabled = await relay(api, "subscriptions", "test", "b")
     enabled = await relay(api, "subscriptions", "enable", "b", "--json")
 
     assert made.code == 0, made.err
-    assert heard.code == 0, heard.err
-    assert heard.out.endswith(" delivered\n")
+    assert tested.code == 0, tested.err
+    assert tested.out.endswith(" delivered\n")
     assert refused.code == 1
     assert "answered 500" in refused.err
     assert rotated.json["secret"].startswith("whsec_")
     assert rotated.json["secret"] != secret
     assert disabled.json["disabled_reason"] == "moving house"
-    assert (while_off.code, while_off.err) == (1, "The subscription is disabled; enable it first.\n")
+    assert (while_disabled.code, while_disabled.err) == (1, "The subscription is disabled; enable it first.\n")
     assert enabled.json["state"] == "enabled"
 
 
-async def test_what_is_asked_wrongly_ends_with_two_and_says_what_to_set(api: ApiClient) -> None:
-    """The relay's own sentences, field by field; no secret on a command line."""
+async def test_a_usage_error_exits_with_2_and_says_what_to_set(api: ApiClient) -> None:
+    """The API's own messages, field by field; secrets on the command line are rejected."""
     wrong = await relay(api, "sources", "create", "webfones", "--set", "poll_interval_s=soon", "--set", "colour=red")
     unread = await relay(api, "sources", "create", "webfones", "--set", "api_key=@/nowhere/key")
     status = await relay(api, "deliveries", "list", "--status", "great")
@@ -102,14 +102,14 @@ async def test_what_is_asked_wrongly_ends_with_two_and_says_what_to_set(api: Api
     assert "whsec_abc" not in secret.err
 
 
-async def test_a_viewer_sees_and_changes_nothing(api: ApiClient) -> None:
-    """A token with the role viewer is told so in a sentence."""
+async def test_a_viewer_can_read_but_not_change_anything(api: ApiClient) -> None:
+    """A token with the role viewer gets a clear refusal; a revoked one no longer works."""
     made = await relay(api, "tokens", "create", "for the wall", "--role", "viewer", "--json")
     viewer = made.json["token"]
 
     looked = await relay(api, "calls", "list", "--json", token=viewer)
     changed = await relay(api, "subscriptions", "disable", "a", token=viewer)
-    nobody = await relay(api, "tokens", "revoke", "for the hall")
+    unknown = await relay(api, "tokens", "revoke", "for the hall")
     revoked = await relay(api, "tokens", "revoke", "for the wall")
     again = await relay(api, "tokens", "revoke", made.json["id"])
     after = await relay(api, "calls", "list", token=viewer)
@@ -117,14 +117,14 @@ async def test_a_viewer_sees_and_changes_nothing(api: ApiClient) -> None:
     assert (looked.code, looked.json["items"]) == (0, [])
     assert changed.code == 1
     assert changed.err == "This token is read-only; use a token with the role admin.\n"
-    assert (nobody.code, revoked.code, again.code) == (1, 0, 1)
-    assert "token not found" in nobody.err.lower()
+    assert (unknown.code, revoked.code, again.code) == (1, 0, 1)
+    assert "token not found" in unknown.err.lower()
     assert after.code == 1
     assert "does not accept this token" in after.err
 
 
-async def test_what_does_not_answer_is_said_in_a_sentence(free_port: int, tmp_path: Path) -> None:
-    """Nobody there, no token, an address that is none, and something else that answers."""
+async def test_an_unusable_address_or_token_is_a_clear_message(free_port: int, tmp_path: Path) -> None:
+    """No relay there, no token, an invalid address, and a server that is not a relay."""
 
     async def page(request: web.Request) -> web.Response:
         if "calls" in request.path:
@@ -141,26 +141,26 @@ async def test_what_does_not_answer_is_said_in_a_sentence(free_port: int, tmp_pa
     other = await run("sources", "list", environ=environ_for(url, "t"))
     other_json = await run("calls", "list", environ=environ_for(url, "t"))
     await runner.cleanup()
-    nobody = await run("sources", "list", environ=environ_for(url, "t"))
-    untold = await run("sources", "list", environ=environ_for(url, None))
+    unreachable = await run("sources", "list", environ=environ_for(url, "t"))
+    no_token = await run("sources", "list", environ=environ_for(url, None))
     local = await run("sources", "list", environ=environ_for(None, None, RELAY_DATA_DIR=str(tmp_path / "none")))
     no_url = await run("sources", "list", environ=environ_for("relay.example.com", "t"))
 
     assert (other.code, other_json.code) == (1, 1)
     assert "is not the API of a Call Relay" in other.err
     assert "is not the API of a Call Relay" in other_json.err
-    assert nobody.code == 1
-    assert nobody.err.startswith(f"no relay answers at {url} (connection refused); start it with `relay up`")
-    assert untold.code == 2
-    assert "RELAY_TOKEN" in untold.err
+    assert unreachable.code == 1
+    assert unreachable.err.startswith(f"no relay answers at {url} (connection refused); start it with `relay up`")
+    assert no_token.code == 2
+    assert "RELAY_TOKEN" in no_token.err
     assert local.code == 2
     assert "--config relay.yaml" in local.err
     assert no_url.code == 2
     assert "https://relay.example.com" in no_url.err
 
 
-async def test_explain_says_who_heard_and_who_did_not_want_it(api: ApiClient) -> None:
-    """By the provider's id, ours, or a number: when it was seen, and each subscription's reason."""
+async def test_explain_shows_the_delivery_to_each_subscription(api: ApiClient) -> None:
+    """By the provider's ID, ours, or a number: when it was first seen, and each subscription's reason."""
     await api.subscribe("out", direction=["outbound"])
     eid = await api.publish_call("main", "77", external=JO, caller=JO)
     await api.relay.until_state(eid, "delivered")
@@ -179,8 +179,8 @@ async def test_explain_says_who_heard_and_who_did_not_want_it(api: ApiClient) ->
     assert by_id.json["items"] == by_number.json["items"]
 
 
-async def test_explain_says_why_nothing_is_known(api: ApiClient) -> None:
-    """How each source is, and exit code 1."""
+async def test_explain_of_an_unknown_call_shows_the_state_of_each_source(api: ApiClient) -> None:
+    """Exit code 1, and an empty list for programs."""
     await api.relay.redis.hset(  # type: ignore[misc]
         keys.source("main"), mapping={"error": "the provider refuses the API key (401)", "error_since": 1}
     )
@@ -195,7 +195,7 @@ async def test_explain_says_why_nothing_is_known(api: ApiClient) -> None:
     assert document.json["items"] == []
 
 
-async def test_what_failed_is_found_and_sent_again(api: ApiClient) -> None:
+async def test_a_failed_delivery_is_listed_and_delivered_again(api: ApiClient) -> None:
     """The list of deliveries, a retry, and a replay of one event."""
     api.relay.subscriber.script("a", ScriptedReply(status=500))
     eid = await api.publish_call("main", "5")
@@ -209,18 +209,18 @@ async def test_what_failed_is_found_and_sent_again(api: ApiClient) -> None:
     await api.relay.end_pause("a")
     await api.relay.due_now("a", ids.call_id("main", "5"))
     await api.relay.until_state(eid, "delivered")
-    heard = await relay(api, "replay", "a", "--event", eid)
+    replayed = await relay(api, "replay", "a", "--event", eid)
     neither = await relay(api, "replay", "a")
 
     assert [each["id"] for each in waiting.json["items"]] == [delivery]
     assert "answered 500" in shown.out
     assert again.out == f"{delivery} is already waiting for its next attempt\n"
-    assert heard.out == f"{eid} was already delivered; --force sends it again\n"
+    assert replayed.out == f"{eid} was already delivered; --force sends it again\n"
     assert (neither.code, neither.err) == (2, "pass either --since, such as 2h, or --event\n")
 
 
-async def test_a_replay_shows_what_it_came_to(api: ApiClient) -> None:
-    """As a job, watched to its end; or named, to be looked at later."""
+async def test_a_replay_shows_its_result(api: ApiClient) -> None:
+    """The job is followed to its end, or only queued, to be looked at later."""
     eid = await api.publish_call("main", "6")
     await api.relay.until_state(eid, "delivered")
 
@@ -237,7 +237,7 @@ async def test_a_replay_shows_what_it_came_to(api: ApiClient) -> None:
 
 
 async def test_calls_and_events_are_found(api: ApiClient) -> None:
-    """By what they are; lists go over as many pages as are asked for; a person is forgotten with --yes."""
+    """By their properties; a person is erased with --yes."""
     out: dict[str, Any] = {"direction": Direction.OUTBOUND, "outcome": Outcome.ANSWERED, "caller": JO, "external": JO}
     eid = await api.publish_call("main", "1", **out)
     await api.publish_call("main", "2")
@@ -262,10 +262,10 @@ async def test_calls_and_events_are_found(api: ApiClient) -> None:
 
 
 @pytest.mark.timeout(60)
-async def test_a_long_list_is_read_over_its_pages(
+async def test_a_long_list_is_read_page_by_page(
     redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than the API gives at once."""
+    """More entries than the API returns in one page."""
     async with open_api(redis, valkey_url, tmp_path, monkeypatch) as api:
         for number in range(205):
             await api.post("/v1/sources", {**SOURCE, "id": f"s-{number}", "enabled": False})

@@ -1,4 +1,4 @@
-"""`relay sources import`: thousands at once, each whole or not at all, and a report of what failed."""
+"""`relay sources import`: thousands of sources, each completely or not at all, and a report of what failed."""
 
 import asyncio
 import json
@@ -22,8 +22,8 @@ def row(name: str, interval: str = "60") -> str:
     return f"{name},webfones,http://127.0.0.1:9,the-key-of-{name},false,false,false,{interval}"
 
 
-async def test_what_is_wrong_with_one_stops_no_other(api: ApiClient, tmp_path: Path) -> None:
-    """Bad ids, bad values, doubles and ids of the configuration are listed with their lines; the rest is there."""
+async def test_a_bad_entry_does_not_affect_the_others(api: ApiClient, tmp_path: Path) -> None:
+    """Invalid ids and values, duplicates and ids of the configuration are listed with their lines."""
     rows = [row(f"shop-{number}") for number in range(40)]
     rows += [row("Bad Id"), row("hasty", "soon"), row("shop-3"), row("main"), row("") + ",,,", "short,webfones"]
     file = tmp_path / "shops.csv"
@@ -55,7 +55,7 @@ async def test_what_is_wrong_with_one_stops_no_other(api: ApiClient, tmp_path: P
 
 
 @pytest.mark.parametrize("shape", ["map", "list", "whole file"])
-async def test_maps_and_lists_are_read_alike(api: ApiClient, shape: str) -> None:
+async def test_maps_and_lists_are_equivalent(api: ApiClient, shape: str) -> None:
     """By id, as a list, or under `sources:` as relay.yaml has them; from stdin too."""
     documents: dict[str, Any] = {
         "map": {"north": SOURCE, "south": SOURCE},
@@ -64,15 +64,15 @@ async def test_maps_and_lists_are_read_alike(api: ApiClient, shape: str) -> None
     }
     text = json.dumps(documents[shape])
 
-    made = await relay(api, "sources", "import", "-", "--format", "yaml", given=text)
-    again = await relay(api, "sources", "import", "-", "--format", "json", given=text)
+    made = await relay(api, "sources", "import", "-", "--format", "yaml", stdin=text)
+    again = await relay(api, "sources", "import", "-", "--format", "json", stdin=text)
 
     assert (made.code, made.out) == (0, "2 sources: 2 created, 0 replaced\n")
     assert (again.code, again.out) == (0, "2 sources: 0 created, 2 replaced\n")
 
 
-async def test_a_file_that_cannot_be_read_sends_nothing(api: ApiClient, tmp_path: Path) -> None:
-    """Not YAML, no columns, no format, nothing in it: exit code 2 and a sentence."""
+async def test_an_unreadable_file_sends_nothing(api: ApiClient, tmp_path: Path) -> None:
+    """Not YAML, no columns, no format, no entries: exit code 2 and a message."""
     files = {
         "broken.yaml": "a: [1\n",
         "scalar.yml": "42",
@@ -99,7 +99,7 @@ async def test_a_file_that_cannot_be_read_sends_nothing(api: ApiClient, tmp_path
 
 @asynccontextmanager
 async def answering(put: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
-    """Something that answers PUT as a relay would."""
+    """Serve PUT as a relay would."""
     app = web.Application()
     app.router.add_put("/v1/sources/{id}", put)
     runner = web.AppRunner(app)
@@ -116,8 +116,8 @@ def problem(status: int, code: str) -> web.Response:
     return web.json_response({"code": code, "detail": f"It is {code}.", "status": status}, status=status)
 
 
-async def test_a_busy_relay_is_asked_again_and_never_by_more_than_wanted(tmp_path: Path) -> None:
-    """503 is waited for; at most --at-once requests are under way."""
+async def test_a_busy_relay_is_retried_and_concurrency_is_limited(tmp_path: Path) -> None:
+    """A 503 is retried; at most --at-once requests run at the same time."""
     asked: dict[str, int] = {}
     under_way = most = 0
 
@@ -145,8 +145,8 @@ async def test_a_busy_relay_is_asked_again_and_never_by_more_than_wanted(tmp_pat
     assert most == 3
 
 
-async def test_what_would_fail_for_all_stops_at_once(tmp_path: Path) -> None:
-    """A token that may not: nobody waits for thousands of refusals, and the report says what was not tried."""
+async def test_an_error_that_every_entry_would_get_stops_the_import(tmp_path: Path) -> None:
+    """A token without permission: there are no thousands of refusals, and the report says what was not tried."""
 
     async def put(_: web.Request) -> web.Response:
         return problem(403, "forbidden")

@@ -1,4 +1,4 @@
-"""`relay init`, and the relay that it makes: answered at a terminal, or told by options."""
+"""`relay init`, with answers at a terminal or by options, and the relay that it configures."""
 
 import asyncio
 import contextlib
@@ -16,14 +16,14 @@ import pytest
 from relay.settings import load
 from tests.fakes.webfones import FaultyWebFones
 from tests.flow.cli import environ_for, run, start
-from tests.flow.test_cli_stream import heard
+from tests.flow.test_cli_stream import wait_for_line
 
 ENVIRON = environ_for(None, None)
 KEY = "simulated-key"
 
 
-async def test_what_is_told_by_options_is_written_for_its_owner_alone(tmp_path: Path) -> None:
-    """Mode 0600, comments beside the settings, the key's file named and not copied; read again it is what was said."""
+async def test_options_are_written_to_a_file_that_only_its_owner_can_read(tmp_path: Path) -> None:
+    """Mode 0600, with comments; the key's file is referred to, not copied; the settings are read back as given."""
     key, file = tmp_path / "key", tmp_path / "relay.yaml"
     key.write_text("the-key-of-the-account")
     options = ["--provider", "webfones", "--source", "office", "--key-file", str(key), "--timezone", "Europe/Berlin"]
@@ -47,8 +47,8 @@ async def test_what_is_told_by_options_is_written_for_its_owner_alone(tmp_path: 
     assert "# poll_interval_s: 30" in text
 
 
-async def test_a_file_that_is_there_is_never_overwritten(tmp_path: Path) -> None:
-    """Nor is a link followed."""
+async def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
+    """Nor is a symbolic link followed."""
     (tmp_path / "relay.yaml").write_text("mine\n")
     (tmp_path / "link.yaml").symlink_to(tmp_path / "elsewhere.yaml")
     arguments = ["--provider", "webfones", "--set", "api_key=k", "--no-check"]
@@ -62,8 +62,8 @@ async def test_a_file_that_is_there_is_never_overwritten(tmp_path: Path) -> None
     assert not (tmp_path / "elsewhere.yaml").exists()
 
 
-async def test_with_nobody_to_ask_all_that_is_missing_is_said(tmp_path: Path) -> None:
-    """In one sentence, and nothing is written."""
+async def test_without_a_terminal_all_missing_options_are_reported(tmp_path: Path) -> None:
+    """In one message, and nothing is written."""
     file = tmp_path / "relay.yaml"
 
     missing = await run("init", "-f", str(file), "--provider", "cinnox", environ=ENVIRON)
@@ -84,7 +84,7 @@ async def phone_system() -> AsyncIterator[str]:
 
 
 def _type(arguments: Sequence[str], answers: Sequence[str], folder: Path) -> tuple[int, str]:
-    """Run a command at a terminal of its own, and answer each question when it is asked."""
+    """Run a command at a terminal of its own, and answer each question."""
     try:
         ours, theirs = pty.openpty()
     except OSError:
@@ -116,8 +116,8 @@ def _type(arguments: Sequence[str], answers: Sequence[str], folder: Path) -> tup
     return code, screen
 
 
-async def test_questions_are_asked_at_a_terminal_and_the_answers_checked(tmp_path: Path) -> None:
-    """A wrong answer is asked again, the key is not shown, and then the account is really tried."""
+async def test_questions_are_asked_at_a_terminal_and_answers_are_checked(tmp_path: Path) -> None:
+    """An invalid answer is asked for again, the key is not echoed, and the account is tried."""
     async with phone_system() as url:
         answers = ["pigeon", "webfones", "", KEY, "New York", "America/New_York", "", ""]
 
@@ -136,8 +136,8 @@ async def test_questions_are_asked_at_a_terminal_and_the_answers_checked(tmp_pat
 
 
 @pytest.mark.timeout(60)
-async def test_the_relay_that_was_made_is_found_by_its_configuration(tmp_path: Path, free_port: int) -> None:
-    """`relay up` makes a token for itself, and the commands beside it use that."""
+async def test_client_commands_find_the_relay_by_its_configuration(tmp_path: Path, free_port: int) -> None:
+    """`relay up` generates a token, which commands on the same machine use."""
     file = tmp_path / "relay.yaml"
     environ = environ_for(None, None, RELAY_API__PORT=str(free_port), RELAY_INTERNAL__PORT="0")
     async with phone_system() as url:
@@ -145,16 +145,16 @@ async def test_the_relay_that_was_made_is_found_by_its_configuration(tmp_path: P
         made = await run("init", "-f", str(file), *options, "--no-check", environ=ENVIRON)
         relay = await start("up", "--config", str(file), environ=environ)
         try:
-            await heard(relay, "source_first_polled")
+            await wait_for_line(relay, "source_first_polled")
             listed = await run("sources", "list", "--config", str(file), "--json", environ=environ)
             checked = await run("sources", "check", "main", "--config", str(file), environ=environ)
             filled = await run("backfill", "main", "--since", "1h", "-c", str(file), environ=environ)
             tail = await start("tail", "-c", str(file), environ=environ)
-            await heard(tail, "Listening at")
+            await wait_for_line(tail, "Listening at")
         finally:
             relay.send_signal(signal.SIGTERM)
             await relay.communicate()
-        await heard(tail, "Disconnected")
+        await wait_for_line(tail, "Disconnected")
         tail.send_signal(signal.SIGINT)
         await tail.communicate()
 

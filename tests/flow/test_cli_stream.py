@@ -15,14 +15,14 @@ from tests.flow.api import TOKEN, ApiClient
 from tests.flow.cli import environ_for, run, start
 
 
-async def heard(process: asyncio.subprocess.Process, words: str) -> str:
-    """Wait for a line on stderr."""
+async def wait_for_line(process: asyncio.subprocess.Process, text: str) -> str:
+    """Wait for a line on stderr and return it."""
     assert process.stderr is not None
     async with asyncio.timeout(30):
         async for line in process.stderr:
-            if words in line.decode():
+            if text in line.decode():
                 return line.decode()
-    raise AssertionError(f"{words!r} was never said")
+    raise AssertionError(f"{text!r} never appeared on stderr")
 
 
 @asynccontextmanager
@@ -39,12 +39,12 @@ async def serving(*routes: web.RouteDef) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def test_tail_shows_events_as_they_are_made(api: ApiClient) -> None:
-    """One JSON document a line, only what was asked for, and an end after --count."""
+async def test_tail_prints_events_as_they_are_published(api: ApiClient) -> None:
+    """One JSON document per line, only what the filters match, until --count."""
     process = await start(
         "tail", "--json", "--count", "2", "--type", "call.*", "--source", "main", environ=environ_for(api.base, TOKEN)
     )
-    await heard(process, "Listening at")
+    await wait_for_line(process, "Listening at")
 
     await api.post("/v1/subscriptions/a/test")
     first = await api.publish_call("main", "1")
@@ -56,10 +56,10 @@ async def test_tail_shows_events_as_they_are_made(api: ApiClient) -> None:
     assert process.returncode == 0
 
 
-async def test_ctrl_c_ends_tail_well(api: ApiClient) -> None:
-    """It is how one stops looking: exit code 0, nothing left on the screen but what was there."""
+async def test_ctrl_c_is_the_normal_end_of_tail(api: ApiClient) -> None:
+    """Exit code 0 and no further output."""
     process = await start("tail", environ=environ_for(api.base, TOKEN))
-    await heard(process, "Listening at")
+    await wait_for_line(process, "Listening at")
     eid = await api.publish_call("main", "1")
     assert process.stdout is not None
     line = (await process.stdout.readline()).decode()
@@ -77,8 +77,8 @@ def event(number: int) -> dict[str, Any]:
     return {"id": f"evt_{number}", "type": "subscription.failing", "timestamp": "2026-11-20T12:00:00Z", "data": data}
 
 
-async def test_tail_goes_on_behind_the_last_event_when_the_stream_breaks_off() -> None:
-    """NewEvent once, opened again with Last-Event-ID, and what could not be sent again is said too."""
+async def test_tail_resumes_after_the_last_event_when_the_stream_breaks() -> None:
+    """Reported once, reopened with Last-Event-ID, and events that cannot be resent are noted."""
     asked: list[str | None] = []
 
     async def stream(request: web.Request) -> web.StreamResponse:
@@ -105,20 +105,20 @@ async def test_tail_goes_on_behind_the_last_event_when_the_stream_breaks_off() -
     assert "7 events published meanwhile" in ran.err
 
 
-async def test_a_stream_that_is_refused_at_first_is_not_tried_again() -> None:
-    """Nobody waits for what cannot be."""
+async def test_a_stream_that_is_refused_at_first_is_not_retried() -> None:
+    """Retrying would never succeed."""
 
     async def stream(_: web.Request) -> web.Response:
         return web.json_response({"code": "not_found", "detail": "Source not found."}, status=404)
 
     async with serving(web.get("/v1/events/stream", stream)) as url:
-        ran = await run("tail", "--source", "nobody", environ=environ_for(url, "t"))
+        ran = await run("tail", "--source", "unknown", environ=environ_for(url, "t"))
 
     assert (ran.code, ran.out, ran.err) == (1, "", "Source not found.\n")
 
 
-async def test_a_stream_that_is_none_of_ours_ends_with_a_sentence() -> None:
-    """Whatever it carries: no traceback."""
+async def test_an_invalid_stream_ends_with_a_message() -> None:
+    """No traceback, whatever the server sends."""
 
     async def stream(_: web.Request) -> web.Response:
         return web.Response(text="data: {not json\n\n", content_type="text/event-stream")
@@ -135,13 +135,13 @@ Hook = Callable[[web.Request], Awaitable[web.Response]]
 
 @asynccontextmanager
 async def listening(api: ApiClient, hook: Hook, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run `relay listen` in front of a program."""
+    """Run `relay listen`, forwarding to a program."""
     async with serving(web.post("/hook", hook)) as url:
         process = await start(
             "listen", "--forward", f"{url}/hook", "--json", *options, environ=environ_for(api.base, TOKEN)
         )
         try:
-            await heard(process, "Listening at")
+            await wait_for_line(process, "Listening at")
             yield process
         finally:
             if process.returncode is None:
@@ -155,8 +155,8 @@ async def next_line(process: asyncio.subprocess.Process) -> Any:
         return json.loads(await process.stdout.readline())
 
 
-async def test_listen_posts_what_a_subscriber_would_get(api: ApiClient) -> None:
-    """Signed with the printed secret; each answer is shown; our token stays with the relay."""
+async def test_listen_posts_what_a_subscriber_would_be_sent(api: ApiClient) -> None:
+    """Signed with the printed secret; each answer is shown; the API token is not forwarded."""
     got: list[tuple[bytes, dict[str, str]]] = []
 
     async def hook(request: web.Request) -> web.Response:
@@ -182,8 +182,8 @@ async def test_listen_posts_what_a_subscriber_would_get(api: ApiClient) -> None:
     assert second["status"] == 500
 
 
-async def test_listen_follows_no_redirect_and_survives_a_program_that_is_away(api: ApiClient) -> None:
-    """Each is an answer like any other; the next event is posted all the same."""
+async def test_listen_follows_no_redirect_and_survives_a_broken_connection(api: ApiClient) -> None:
+    """Each is a result like any other, and the next event is posted."""
     asked: list[str] = []
 
     async def hook(request: web.Request) -> web.Response:
@@ -205,15 +205,15 @@ async def test_listen_follows_no_redirect_and_survives_a_program_that_is_away(ap
     assert asked == ["/hook", "/hook"]
 
 
-async def test_listen_says_when_nobody_is_there(api: ApiClient, free_port: int, tmp_path: Any) -> None:
-    """With a secret of one's own from a file, which is not printed."""
+async def test_listen_reports_a_program_that_is_not_running(api: ApiClient, free_port: int, tmp_path: Any) -> None:
+    """A secret from a file is not printed."""
     secret = tmp_path / "secret"
     secret.write_text("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz\n")
     process = await start(
         "listen", "--forward", f"localhost:{free_port}/hook", "--count", "1", "--secret", f"@{secret}",
         environ=environ_for(api.base, TOKEN),
     )  # fmt: skip
-    await heard(process, "Listening at")
+    await wait_for_line(process, "Listening at")
 
     await api.publish_call("main", "1")
     out, err = await process.communicate()
@@ -224,8 +224,8 @@ async def test_listen_says_when_nobody_is_there(api: ApiClient, free_port: int, 
 
 
 @pytest.mark.parametrize("forward", ["ftp://localhost/x", "http://", "http://localhost:0/", "http://a b/"])
-async def test_listen_wants_an_address_that_can_be_posted_to(forward: str) -> None:
-    """NewEvent before anything is opened."""
+async def test_listen_rejects_an_invalid_address(forward: str) -> None:
+    """Before any connection is opened."""
     ran = await run("listen", "--forward", forward, environ=environ_for("http://127.0.0.1:9", "t"))
 
     assert ran.code == 2

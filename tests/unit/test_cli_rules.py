@@ -101,7 +101,7 @@ def test_an_invalid_setting_is_reported_by_the_complete_reading(text: str, tmp_p
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "tökén"])
-def test_a_token_that_cannot_be_sent_is_refused_without_repeating_it(token: str) -> None:
+def test_an_invalid_token_is_rejected_without_repeating_it(token: str) -> None:
     """Header injection included."""
     with pytest.raises(SettingsError, match="one word") as caught:
         find_target("https://relay.example.com", token, None, {})
@@ -126,19 +126,19 @@ def test_addresses_of_relays_are_checked() -> None:
     assert str(parse_forward_url("localhost:3000/hook").url) == "http://localhost:3000/hook"
 
 
-def test_an_id_is_one_part_of_a_path() -> None:
-    """Nothing that is typed reaches another address."""
+def test_an_id_is_exactly_one_segment_of_a_path() -> None:
+    """Nothing that is typed leads to another path."""
     assert path_of("sources", "a/b?c#d e") == "/v1/sources/a%2Fb%3Fc%23d%20e"
     for wrong in ("", ".", ".."):
         with pytest.raises(SettingsError):
             path_of("sources", wrong)
 
 
-# --- what is given ---------------------------------------------------------------------------------------------------
+# --- options ---------------------------------------------------------------------------------------------------
 
 
 def test_values_are_text_unless_they_begin_like_json(tmp_path: Path) -> None:
-    """The relay makes of a text what the option is: leading zeros stay."""
+    """The relay converts text to the type of the option, so leading zeros are kept."""
     file = tmp_path / "secret"
     file.write_text("\ufeffwhsec_x\n", encoding="utf-8")
     settings = ["a=0123", "b=null", 'c=["x", 1]', 'd="@literal"', f"e=@{file}", "f=x=y", "g.h=1", "g.i=2", "j="]
@@ -158,8 +158,8 @@ def test_values_are_text_unless_they_begin_like_json(tmp_path: Path) -> None:
             arguments.options(["a=1", wrong] if wrong == "a.b=1" else [wrong], None)
 
 
-def test_a_file_of_options_is_a_map_and_set_goes_before_it(tmp_path: Path) -> None:
-    """YAML as relay.yaml is read: a key twice is told with its line."""
+def test_set_overrides_the_options_of_a_file(tmp_path: Path) -> None:
+    """YAML is read as strictly as relay.yaml: a duplicate key is reported with its line."""
     file = tmp_path / "options.yaml"
     file.write_text("api_key: 0101\npoll_interval_s: 30\n")
 
@@ -170,7 +170,7 @@ def test_a_file_of_options_is_a_map_and_set_goes_before_it(tmp_path: Path) -> No
             arguments.options(None, str(file))
 
 
-def test_tables_are_read_as_spreadsheets_write_them() -> None:
+def test_tables_are_read_as_spreadsheets_export_them() -> None:
     """Commas, semicolons or tabs; empty cells and lines are left out; dots go into maps."""
     for mark in ",;\t":
         text = f"id{mark}provider{mark}oauth.client_id\r\n\r\na{mark}nfon{mark}007\r\nb{mark}{mark}\r\n"
@@ -194,8 +194,8 @@ def test_tables_are_read_as_spreadsheets_write_them() -> None:
         max_leaves=8,
     )
 )
-def test_any_json_is_entries_or_a_sentence(document: Any) -> None:
-    """Whatever a file holds, each entry is usable or says why not."""
+def test_any_json_is_entries_or_a_clear_error(document: Any) -> None:
+    """Whatever a file contains, each entry is valid or has a problem."""
     try:
         found = entries(json.dumps(document), FileFormat.JSON, name="x.json", provider=None)
     except SettingsError:
@@ -205,10 +205,10 @@ def test_any_json_is_entries_or_a_sentence(document: Any) -> None:
         assert entry.problem or (entry.id and isinstance(entry.options, dict))
 
 
-# --- what is written -------------------------------------------------------------------------------------------------
+# --- output -------------------------------------------------------------------------------------------------
 
 
-def test_what_a_stranger_wrote_cannot_command_the_terminal() -> None:
+def test_untrusted_text_cannot_control_the_terminal() -> None:
     """Escape sequences, line tricks and right-to-left marks."""
     assert plain("a\x1b[31mb\u202ec\x9b") == "a\ufffd[31mb\ufffdc\ufffd"
     assert [plain(each) for each in (None, True, ["a", 1], {"k": "v"})] == ["", "yes", "a, 1", '{"k": "v"}']
@@ -235,8 +235,8 @@ def test_times_are_local_and_name_their_zone(zone: str, text: str, monkeypatch: 
         time.tzset()
 
 
-def test_details_leave_out_what_says_nothing() -> None:
-    """A zero and a no are said."""
+def test_details_leave_out_empty_values() -> None:
+    """Zero and false are shown."""
     document = {"a": None, "b": "", "c": [], "d": {"e": 0, "f": False, "g": {}}, "h": [{"i": 1}, {"i": 2}], "j": [1]}
 
     assert flattened(document) == [("d.e", 0), ("d.f", False), ("h.0.i", 1), ("h.1.i", 2), ("j", [1])]
@@ -244,7 +244,7 @@ def test_details_leave_out_what_says_nothing() -> None:
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_a_table_is_whole_on_any_terminal(width: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """A narrow one gets a few lines for each row; markup is text; an empty column is left out."""
+    """A narrow one gets a block of lines per row; markup is text; an empty column is left out."""
     from rich.console import Console
 
     out = Output(as_json=False)
@@ -267,7 +267,7 @@ def test_a_table_is_whole_on_any_terminal(width: int, capsys: pytest.CaptureFixt
     st.sampled_from(["webfones", "unpod"]),
     st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=30),
 )
-def test_what_init_writes_is_read_back_as_it_was_said(provider: str, key: str) -> None:
+def test_what_init_writes_is_read_back_unchanged(provider: str, key: str) -> None:
     """Whatever characters a key has: quotes, colons, hashes, a leading 0."""
     name = "api_key" if provider == "webfones" else "token"
     options = {name: key} if provider == "webfones" else {"org_handle": "acme", name: key}

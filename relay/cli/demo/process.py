@@ -10,9 +10,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from redis import Redis as BlockingRedis
-from redis.exceptions import RedisError
-
 from relay.domain.json import Json
 from relay.store.embedded import EmbeddedStore
 
@@ -49,13 +46,10 @@ class RelayProcess:
 
     def kill_store(self) -> bool:
         """Kill the store with SIGKILL; False when it is not running just now."""
-        client = BlockingRedis(unix_socket_path=str(self._store.socket), socket_timeout=2)
-        try:
-            os.kill(int(client.info("server")["process_id"]), signal.SIGKILL)  # type: ignore[index]  # both clients
-        except (RedisError, OSError):
+        pid = self._store.running_pid()
+        if pid is None:
             return False
-        finally:
-            client.close()
+        os.kill(pid, signal.SIGKILL)
         return True
 
     def stop(self) -> None:
@@ -67,11 +61,7 @@ class RelayProcess:
             self._process.kill()
             self._process.wait()
         self._log.close()
-        # A relay that was killed has left its store running.
-        client = BlockingRedis(unix_socket_path=str(self._store.socket), socket_timeout=2)
-        with contextlib.suppress(RedisError, OSError):
-            client.shutdown(nosave=True, now=True, force=True)
-        client.close()
+        self._store.shut_down()  # a relay that was killed has left its store running
 
     def log_tail(self) -> str:
         """The last lines of its log."""
