@@ -1,4 +1,4 @@
-"""`relay backfill`: what was never told is told under the ids it would have had; nothing else happens."""
+"""`relay backfill`: what was never published is published under the ids it would have had, and nothing else."""
 
 import asyncio
 import contextlib
@@ -69,25 +69,25 @@ class BackfillHarness:
         return {"runtime": self.runtime, "job_id": "arq-job", "sleep": sleep}
 
     def call(self, hours_ago: float) -> str:
-        """Let a call be seen that started some hours ago, too late for the polls that come now."""
+        """Add a call that started some hours ago, too late for the polls that come now."""
         ended_at = datetime.now(UTC) - timedelta(hours=hours_ago)
         return str(self.provider.appear(KEY, ended_at=ended_at, talk_s=20, disposition="NO ANSWER").rid)
 
     async def polled(self) -> None:
-        """Wait until the first poll has been taken in."""
+        """Wait until the first poll has been ingested."""
 
-        async def taken_in() -> bool:
+        async def ingested() -> bool:
             return (await self.runtime.store.sources.read("main")).poll_state.cursor is not None
 
-        await _until(taken_in)
+        await _until(ingested)
 
-    async def heard(self, *rids: str) -> None:
-        """Wait until these calls, and no others, were told."""
+    async def delivered(self, *rids: str) -> None:
+        """Wait until these calls, and no others, were delivered."""
         await self.subscriber.until(lambda: self.subscriber.completed("a") >= set(rids))
         assert self.subscriber.completed("a") == set(rids)
 
-    async def told_nothing_more(self) -> None:
-        """Wait until the relay has nothing left to do, and see that nothing was told meanwhile."""
+    async def delivered_nothing_more(self) -> None:
+        """Wait until the relay is idle, and check that nothing was delivered meanwhile."""
         before = self.subscriber.received("a")
 
         async def idle() -> bool:
@@ -151,16 +151,16 @@ async def relay(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[
                 await running
 
 
-async def test_a_call_that_no_poll_saw_is_told_once_under_its_own_id(relay: BackfillHarness) -> None:
-    """It is as if the poll had seen it; reading the range again tells nothing, and the cursor stays."""
+async def test_a_call_that_no_poll_returned_is_published_once_under_its_own_id(relay: BackfillHarness) -> None:
+    """As if a poll had returned it; a second backfill publishes nothing, and the cursor stays."""
     await relay.polled()
     rid = relay.call(hours_ago=5)
     cursor = (await relay.runtime.store.sources.read("main")).poll_state.cursor
 
     first = await relay.backfill(6)
-    await relay.heard(rid)
+    await relay.delivered(rid)
     second = await relay.backfill(6, job="again")
-    await relay.told_nothing_more()
+    await relay.delivered_nothing_more()
 
     assert _counts(first, "rows", "new", "changed") == (1, 1, 0)
     assert _counts(second, "rows", "new", "changed") == (1, 0, 0)
@@ -169,80 +169,80 @@ async def test_a_call_that_no_poll_saw_is_told_once_under_its_own_id(relay: Back
     assert (await relay.runtime.store.sources.read("main")).poll_state.cursor == cursor
 
 
-async def test_a_call_that_was_there_before_the_relay_is_told_when_it_is_asked_for(relay: BackfillHarness) -> None:
-    """The first start tells nothing old by itself; a person who asks for the last six hours hears them, once."""
+async def test_a_seeded_call_is_published_when_a_backfill_covers_it(relay: BackfillHarness) -> None:
+    """The first start publishes nothing old; a backfill of the last six hours does, once."""
     rid = relay.call(hours_ago=5)
     await relay.polled()
-    await relay.told_nothing_more()
+    await relay.delivered_nothing_more()
 
     job = await relay.backfill(6)
-    await relay.heard(rid)
+    await relay.delivered(rid)
     again = await relay.backfill(6, job="again")
-    await relay.told_nothing_more()
+    await relay.delivered_nothing_more()
 
     assert _counts(job, "rows", "new") == (1, 1)
     assert _counts(again, "rows", "new") == (1, 0)
 
 
-async def test_rows_too_old_to_be_told_apart_need_force(relay: BackfillHarness) -> None:
-    """Whether a call of ten days ago was told is no longer known: only a person may say that it was not."""
+async def test_rows_below_the_floor_need_force(relay: BackfillHarness) -> None:
+    """Whether a call of ten days ago was published is no longer known, so it needs a decision."""
     await relay.polled()
     rid = relay.call(hours_ago=240)
 
-    careful = await relay.backfill(300)
-    await relay.told_nothing_more()
+    unforced = await relay.backfill(300)
+    await relay.delivered_nothing_more()
     forced = await relay.backfill(300, force=True, job="forced")
-    await relay.heard(rid)
+    await relay.delivered(rid)
     again = await relay.backfill(300, force=True, job="forced again")
-    await relay.told_nothing_more()
+    await relay.delivered_nothing_more()
 
-    assert _counts(careful, "new", "too_old") == (0, 1)
+    assert _counts(unforced, "new", "too_old") == (0, 1)
     assert _counts(forced, "new") == (1,)
     assert _counts(again, "new") == (0,)
 
 
-async def test_two_runs_at_once_tell_everything_once(relay: BackfillHarness) -> None:
-    """A job that was thought dead goes on beside its successor."""
+async def test_two_runs_at_once_publish_everything_once(relay: BackfillHarness) -> None:
+    """A job that was taken for dead goes on beside its successor."""
     await relay.polled()
     rids = [relay.call(hours_ago=4 + number / 60) for number in range(120)]
 
     await asyncio.gather(relay.backfill(7), relay.backfill(7), relay.backfill(7, job="other"))
-    await relay.heard(*rids)
-    await relay.told_nothing_more()
+    await relay.delivered(*rids)
+    await relay.delivered_nothing_more()
 
     assert relay.subscriber.report().duplicates == 0
     assert relay.subscriber.received("a") == 120
 
 
-async def test_a_run_that_was_cut_short_is_taken_up(relay: BackfillHarness) -> None:
+async def test_an_interrupted_run_is_resumed(relay: BackfillHarness) -> None:
     """The relay stops in the middle: the next run of the same job finishes it, and one after that does nothing."""
     await relay.polled()
     rid = relay.call(hours_ago=5)
     relay.provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.RECORDS, times=None))
-    cut_short = asyncio.create_task(relay.backfill(6))
+    interrupted = asyncio.create_task(relay.backfill(6))
 
     async def begun() -> bool:
         job = await relay.runtime.store.jobs.get("job")
         return job is not None and job.state is JobState.RUNNING
 
     await _until(begun)
-    cut_short.cancel()
+    interrupted.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await cut_short
+        await interrupted
     relay.provider.clear_faults()
 
-    taken_up = await relay.backfill(6)
-    await relay.heard(rid)
+    resumed = await relay.backfill(6)
+    await relay.delivered(rid)
     asked = relay.provider.requests[KEY, WebFonesEndpoint.RECORDS]
     await relay.backfill(6)
 
-    assert cut_short.cancelled()
-    assert taken_up.state is JobState.DONE
+    assert interrupted.cancelled()
+    assert resumed.state is JobState.DONE
     assert relay.provider.requests[KEY, WebFonesEndpoint.RECORDS] == asked
 
 
-async def test_a_killed_workers_job_is_free_again_soon(relay: BackfillHarness) -> None:
-    """arq would take it for running for hours; its mark is kept short for as long as the job lives."""
+async def test_the_job_of_a_killed_worker_is_free_within_a_minute(relay: BackfillHarness) -> None:
+    """arq would take it for running for hours; its in-progress key is kept short while the job lives."""
     await relay.polled()
     mark = in_progress_key_prefix + "arq-job"
     await relay.redis.psetex(mark, 7_200_000, b"1")
@@ -263,7 +263,7 @@ async def test_a_killed_workers_job_is_free_again_soon(relay: BackfillHarness) -
     assert 30_000 < left_ms <= 45_000
 
 
-async def test_a_provider_that_is_away_for_a_while_is_waited_for(relay: BackfillHarness) -> None:
+async def test_an_unavailable_provider_is_retried(relay: BackfillHarness) -> None:
     await relay.polled()
     rid = relay.call(hours_ago=5)
     relay.provider.inject(Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=503, times=2))
@@ -273,7 +273,7 @@ async def test_a_provider_that_is_away_for_a_while_is_waited_for(relay: Backfill
     assert job.state is JobState.DONE
     assert len(relay.waits_s) == 2
     assert _counts(job, "new") == (1,)
-    await relay.heard(rid)
+    await relay.delivered(rid)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ async def test_a_provider_that_is_away_for_a_while_is_waited_for(relay: Backfill
         (Fault(kind=FaultKind.NOT_JSON, on=WebFonesEndpoint.RECORDS, times=None), "WebFones"),
     ],
 )
-async def test_a_provider_that_does_not_answer_ends_it_with_its_sentence(
+async def test_a_provider_that_keeps_failing_fails_the_job_with_its_error(
     relay: BackfillHarness, fault: Fault, sentence: str
 ) -> None:
     await relay.polled()
@@ -296,7 +296,7 @@ async def test_a_provider_that_does_not_answer_ends_it_with_its_sentence(
     assert sentence in job.error
 
 
-async def test_a_used_up_budget_is_waited_for(relay: BackfillHarness) -> None:
+async def test_an_exhausted_budget_is_waited_for(relay: BackfillHarness) -> None:
     """A backfill comes last: it waits for its share of the provider's limit, and then reads on."""
     await relay.polled()
     spent: list[float] = []
@@ -319,8 +319,8 @@ async def test_a_used_up_budget_is_waited_for(relay: BackfillHarness) -> None:
     assert len(spent) == 1
 
 
-async def test_a_source_that_was_never_polled_is_left_to_its_first_poll(relay: BackfillHarness) -> None:
-    """Before the first poll everything would be new, and all of last week would be told."""
+async def test_a_source_that_was_never_polled_is_not_backfilled(relay: BackfillHarness) -> None:
+    """Before the first poll everything would be new, and all of last week would be published."""
     relay.provider.inject(Fault(kind=FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=500, times=None))
     await relay.redis.delete(keys.source("main"))
     relay.call(hours_ago=5)
@@ -331,7 +331,7 @@ async def test_a_source_that_was_never_polled_is_left_to_its_first_poll(relay: B
     assert "wait for its first poll" in job.error
 
 
-async def test_a_source_that_the_relay_does_not_have_is_said(relay: BackfillHarness) -> None:
+async def test_an_unknown_source_fails_the_job(relay: BackfillHarness) -> None:
     """The command and the relay may have different configurations."""
     job = await relay.backfill(6, sid="elsewhere")
 
@@ -339,7 +339,7 @@ async def test_a_source_that_the_relay_does_not_have_is_said(relay: BackfillHarn
     assert "no source called elsewhere" in job.error
 
 
-async def test_a_store_that_is_away_makes_the_job_line_up_again(relay: BackfillHarness) -> None:
+async def test_an_unavailable_store_queues_the_job_again(relay: BackfillHarness) -> None:
     class Gone:
         store = open_store(Redis(unix_socket_path="/nowhere/valkey.sock"))
 

@@ -1,4 +1,4 @@
-"""The embedded store on a disk that has no room: it says so in a sentence, waits, and goes on by itself."""
+"""The embedded store on a full disk: it says so, waits, and recovers by itself."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ MB = 1_000_000
 
 
 class Disk:
-    """What the file system says it has left."""
+    """The free space that the file system reports."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.free_mb = 1000
@@ -31,7 +31,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 async def test_no_store_is_started_on_a_full_disk(disk: Disk, tmp_path: Path) -> None:
-    """It would die at its first write, and again, and again."""
+    """It would crash at its first write, again and again."""
     disk.free_mb = 3
 
     with pytest.raises(StoreError, match=r"is full \(3 MB left\)"):
@@ -42,8 +42,8 @@ async def test_no_store_is_started_on_a_full_disk(disk: Disk, tmp_path: Path) ->
         pass  # and nothing stands in the way of the next start
 
 
-async def test_a_store_that_died_for_want_of_room_comes_back_when_there_is_some(disk: Disk, tmp_path: Path) -> None:
-    """What it had answered is there; until then the log says what to do."""
+async def test_a_store_that_crashed_on_a_full_disk_restarts_when_there_is_space(disk: Disk, tmp_path: Path) -> None:
+    """What it answered is still there; until then the log says what to do."""
     with capture_logs() as logs:
         async with EmbeddedStore(tmp_path) as store, Redis.from_url(store.url) as redis:
             await redis.set("kept", "1")
@@ -60,8 +60,8 @@ async def test_a_store_that_died_for_want_of_room_comes_back_when_there_is_some(
     assert "Free some space" in (await _named(logs, "store_start_failed"))[0]["error"]
 
 
-async def test_a_store_that_ends_by_itself_says_why(tmp_path: Path) -> None:
-    """An exit code is nobody's explanation; the last lines of its log are."""
+async def test_a_store_that_exits_logs_why(tmp_path: Path) -> None:
+    """By the last lines of its log, which explain more than an exit code."""
     with capture_logs() as logs:
         async with EmbeddedStore(tmp_path) as store:
             async with Redis.from_url(store.url) as redis:

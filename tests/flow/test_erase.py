@@ -1,4 +1,4 @@
-"""What is erased stays erased, whatever is under way, and holds nothing up; against a real Valkey."""
+"""What is erased stays erased, whatever is in flight, and delays nothing; against a real Valkey."""
 
 from collections.abc import Callable, Sequence
 
@@ -44,7 +44,7 @@ def lane_of(redis: Redis) -> Lane:
     return open_lane(redis, LaneName.DELIVER, lease_s=60, events_ttl_s=1000)
 
 
-async def bring(redis: Redis) -> StoredCall:
+async def ingest_call(redis: Redis) -> StoredCall:
     record = Record(key="7", started_at=from_iso("2025-07-01T12:00:00Z"), local_date="2025-07-01")
     await store_of(redis).calls.ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
     call = await store_of(redis).calls.get(CALL)
@@ -52,9 +52,9 @@ async def bring(redis: Redis) -> StoredCall:
     return call
 
 
-async def tell(redis: Redis, *numbers: str) -> list[str]:
-    """Say an event of one call for each number that it speaks of; gives their ids."""
-    call = await bring(redis)
+async def publish(redis: Redis, *numbers: str) -> list[str]:
+    """Publish an event of one call for each number that it mentions; returns their ids."""
+    call = await ingest_call(redis)
     events = [
         NewEvent(
             f"evt_{n}", {"id": f"evt_{n}", "data": {"call": {"id": CALL, "source_id": "main", "n": number}}}, ["sub"]
@@ -65,13 +65,13 @@ async def tell(redis: Redis, *numbers: str) -> list[str]:
     return [event.id for event in events]
 
 
-async def nothing_more(done: Erased) -> None:
-    """Watch an erasure."""
+async def ignore_progress(done: Erased) -> None:
+    """Ignore the progress."""
 
 
 async def erase(redis: Redis, number: str = JO) -> Erased:
     eraser = Eraser(store_of(redis), NoAudio())
-    return await eraser.number(number, sources=None, books=[], step=nothing_more)
+    return await eraser.number(number, sources=None, books=[], step=ignore_progress)
 
 
 async def state_of(redis: Redis, eid: str) -> DeliveryState:
@@ -82,8 +82,8 @@ async def heads(lane: Lane) -> Sequence[str]:
     return [claimed_event(claim).id for claim in (await lane.exchange(want=5)).claims]
 
 
-async def refuse_head(lane: Lane) -> None:
-    """Claim the event that is due, and put it off for hours."""
+async def fail_head(lane: Lane) -> None:
+    """Claim the event that is due, and retry it in hours."""
     [claim] = (await lane.exchange(want=1)).claims
     eid = claimed_event(claim).id
     await lane.exchange([(claim, Retry(36_000_000, DeliveryUpdate(eid, failed()), PartitionHealth.FAILING))])
@@ -102,11 +102,11 @@ def failed() -> DeliveryState:
         lambda eid: Intent(DeliveryUpdate(eid, DeliveryState("intent", 1))),
     ],
 )
-async def test_what_comes_of_an_attempt_that_was_under_way_is_not_written_down(
+async def test_the_outcome_of_an_attempt_in_flight_is_not_stored(
     redis: Redis, settlement: Callable[[str], Settlement]
 ) -> None:
     """It may quote what was erased; the delivery has ended, and the next event of the call goes on at once."""
-    first, second = await tell(redis, JO, OTHER)
+    first, second = await publish(redis, JO, OTHER)
     lane = lane_of(redis)
     [claim] = (await lane.exchange(want=1)).claims
     assert claimed_event(claim).id == first
@@ -124,11 +124,11 @@ async def test_what_comes_of_an_attempt_that_was_under_way_is_not_written_down(
     assert await heads(lane) == [second]
 
 
-async def test_the_backoff_of_an_erased_event_holds_nothing_up(redis: Redis) -> None:
-    """Its next attempt was hours away; the event behind it need not wait for that."""
-    _, second = await tell(redis, JO, OTHER)
+async def test_the_backoff_of_an_erased_event_delays_no_other(redis: Redis) -> None:
+    """Its next attempt was hours away; the event behind it does not wait for that."""
+    _, second = await publish(redis, JO, OTHER)
     lane = lane_of(redis)
-    await refuse_head(lane)
+    await fail_head(lane)
     assert await heads(lane) == []
 
     await erase(redis)
@@ -136,11 +136,11 @@ async def test_the_backoff_of_an_erased_event_holds_nothing_up(redis: Redis) -> 
     assert await heads(lane) == [second]
 
 
-async def test_an_erased_event_behind_another_shortens_no_backoff(redis: Redis) -> None:
-    """The first keeps its wait, and is told when that is over."""
-    first, _ = await tell(redis, OTHER, JO)
+async def test_erasing_a_later_event_shortens_no_backoff(redis: Redis) -> None:
+    """The first event keeps its backoff and is delivered after it."""
+    first, _ = await publish(redis, OTHER, JO)
     lane = lane_of(redis)
-    await refuse_head(lane)
+    await fail_head(lane)
 
     await erase(redis)
 
@@ -148,13 +148,13 @@ async def test_an_erased_event_behind_another_shortens_no_backoff(redis: Redis) 
     assert await redis.zrange(keys.pending("sub", CALL), 0, -1) == [first.encode()]
 
 
-async def test_what_a_subscriber_answered_is_erased_with_the_event(redis: Redis) -> None:
-    """The excerpt of an answer may repeat the number; how the delivery ended stays known."""
-    first, _ = await tell(redis, JO, OTHER)
+async def test_logged_responses_are_erased_with_the_event(redis: Redis) -> None:
+    """The excerpt of a response may repeat the number; how the delivery ended is kept."""
+    first, _ = await publish(redis, JO, OTHER)
     lane = lane_of(redis)
     [claim] = (await lane.exchange(want=1)).claims
-    given_up = DeliveryState().attempted("exhausted", QUOTED, at_ms=7)
-    await lane.exchange([(claim, Done(DeliveryUpdate(first, given_up, dead_letter=True), PartitionHealth.FAILING))])
+    exhausted = DeliveryState().attempted("exhausted", QUOTED, at_ms=7)
+    await lane.exchange([(claim, Done(DeliveryUpdate(first, exhausted, dead_letter=True), PartitionHealth.FAILING))])
 
     await erase(redis)
 
@@ -164,15 +164,15 @@ async def test_what_a_subscriber_answered_is_erased_with_the_event(redis: Redis)
 
 
 async def test_erasing_twice_finds_nothing_more(redis: Redis) -> None:
-    await tell(redis, JO, OTHER)
+    await publish(redis, JO, OTHER)
 
     assert (await erase(redis)).counts() | {"scanned": 0} == Erased(events=1, deliveries=1).counts()
     assert (await erase(redis)).counts() | {"scanned": 0} == Erased().counts()
 
 
 async def test_an_erased_event_cannot_be_replayed(redis: Redis) -> None:
-    """Nor does asking for it keep what is left of it alive."""
-    first, _ = await tell(redis, JO, OTHER)
+    """The attempt does not prolong the life of what is left of it either."""
+    first, _ = await publish(redis, JO, OTHER)
     await erase(redis)
     await redis.expire(keys.event(first), 5)
 
@@ -181,12 +181,12 @@ async def test_an_erased_event_cannot_be_replayed(redis: Redis) -> None:
     assert await redis.ttl(keys.event(first)) <= 5
 
 
-async def test_a_removed_source_takes_the_calls_along_that_its_list_has_lost(redis: Redis) -> None:
-    """The list is trimmed by first sight; a call that changed since then is kept longer."""
-    await tell(redis, OTHER)
+async def test_a_removed_source_loses_also_calls_that_its_list_no_longer_has(redis: Redis) -> None:
+    """The list is trimmed by when a call was first seen; one that changed since then is kept longer."""
+    await publish(redis, OTHER)
     await redis.zrem(keys.calls_of("main"), CALL)
 
-    done = await Eraser(store_of(redis), NoAudio()).source("main", step=nothing_more)
+    done = await Eraser(store_of(redis), NoAudio()).source("main", step=ignore_progress)
 
     assert (done.calls, done.events) == (1, 1)
     assert await redis.keys("relay:call:*") == []

@@ -1,4 +1,4 @@
-"""What is put right now and then, on a whole runtime: places in the lane, credentials, lists, and a clock set back."""
+"""The sweep on a whole runtime: poll lane, credentials, retention, silence, and a clock that stepped back."""
 
 import os
 from collections.abc import AsyncIterator
@@ -70,7 +70,7 @@ async def postpone(redis: Redis, runtime: Runtime, sid: str, seconds: int) -> No
 
 
 async def test_sweeping_twice_changes_nothing(relays: Relays, redis: Redis) -> None:
-    """Each source keeps its place: a sweep neither hurries a poll nor lets it wait anew."""
+    """A sweep neither hurries nor delays a poll."""
     runtime = await relays.open(a={"api_key": "one"}, b={"api_key": "two"})
     await sweep(runtime)
     await postpone(redis, runtime, "a", 300)
@@ -82,8 +82,8 @@ async def test_sweeping_twice_changes_nothing(relays: Relays, redis: Redis) -> N
     assert await redis.zcard(queue_keys.waiting("poll", "")) == 2
 
 
-async def test_a_source_that_lost_its_place_gets_it_back(relays: Relays, redis: Redis) -> None:
-    """Its item was put aside after five dead pollers, or somebody emptied the lane by hand."""
+async def test_a_source_missing_from_the_poll_lane_is_put_back(relays: Relays, redis: Redis) -> None:
+    """Its item was quarantined after five dead pollers, or the lane was emptied by hand."""
     runtime = await relays.open(a={"api_key": "one"})
     await runtime.lanes[LaneName.POLL].drop("", "a")
 
@@ -92,7 +92,7 @@ async def test_a_source_that_lost_its_place_gets_it_back(relays: Relays, redis: 
     assert await due_in_s(redis, "a") == pytest.approx(0, abs=2)
 
 
-async def test_a_poll_that_runs_is_left_alone(relays: Relays) -> None:
+async def test_a_running_poll_is_not_made_due_again(relays: Relays) -> None:
     """Its lease holds, and it is not made due a second time."""
     runtime = await relays.open(a={"api_key": "one"})
     lane = runtime.lanes[LaneName.POLL]
@@ -113,8 +113,8 @@ async def test_a_paused_source_is_not_polled(relays: Relays, redis: Redis) -> No
     assert await due_in_s(redis, "a") is None
 
 
-async def test_polls_are_due_at_once_when_the_stores_clock_was_set_back(relays: Relays, redis: Redis) -> None:
-    """They would seem an hour away; it is noticed once."""
+async def test_polls_are_due_at_once_after_the_store_clock_stepped_back(relays: Relays, redis: Redis) -> None:
+    """They would seem an hour away; the step is logged once."""
     runtime = await relays.open(a={"api_key": "one"})
     await sweep(runtime)
     await postpone(redis, runtime, "a", 3600)
@@ -128,7 +128,7 @@ async def test_polls_are_due_at_once_when_the_stores_clock_was_set_back(relays: 
     assert [log["event"] for log in logs].count("store_clock_stepped_back") == 1
 
 
-async def test_a_small_correction_of_the_clock_is_none(relays: Relays, redis: Redis) -> None:
+async def test_a_small_correction_of_the_clock_is_ignored(relays: Relays, redis: Redis) -> None:
     """NTP takes back a second now and then."""
     runtime = await relays.open(a={"api_key": "one"})
     await sweep(runtime)
@@ -140,8 +140,8 @@ async def test_a_small_correction_of_the_clock_is_none(relays: Relays, redis: Re
     assert await due_in_s(redis, "a") == pytest.approx(3600, abs=3)
 
 
-async def test_a_key_file_that_changes_is_tried_at_once(relays: Relays, redis: Redis, tmp_path: Path) -> None:
-    """The source waits a quarter of an hour for a key that is accepted; somebody writes a new one. Its extras too."""
+async def test_a_changed_key_file_is_used_at_once(relays: Relays, redis: Redis, tmp_path: Path) -> None:
+    """A source with a rejected key waits 15 minutes; a new key ends that, and turns its extras on again."""
     file = tmp_path / "key"
     file.write_text("old-key")
     runtime = await relays.open(a={"api_key_file": str(file)}, b={"api_key": "two"})
@@ -162,7 +162,7 @@ async def test_a_key_file_that_changes_is_tried_at_once(relays: Relays, redis: R
     assert b"new-key" not in b"".join((await redis.hgetall(keys.source("a"))).values())
 
 
-async def test_a_key_in_the_configuration_that_changes_is_tried_at_once(relays: Relays, redis: Redis) -> None:
+async def test_a_changed_key_in_the_configuration_is_used_at_once(relays: Relays, redis: Redis) -> None:
     """The relay was restarted with another key."""
     before = await relays.open(a={"api_key": "one"})
     await sweep(before)
@@ -174,8 +174,8 @@ async def test_a_key_in_the_configuration_that_changes_is_tried_at_once(relays: 
     assert await due_in_s(redis, "a") == pytest.approx(0, abs=2)
 
 
-async def test_a_key_file_that_is_gone_does_not_stop_the_sweep(relays: Relays, redis: Redis, tmp_path: Path) -> None:
-    """It is being replaced; the other sources are looked after, and nothing is taken for a change."""
+async def test_a_missing_key_file_does_not_stop_the_sweep(relays: Relays, redis: Redis, tmp_path: Path) -> None:
+    """It is being replaced: the other sources are swept, and the same key afterwards is no change."""
     file = tmp_path / "key"
     file.write_text("a-key")
     runtime = await relays.open(a={"api_key_file": str(file)}, b={"api_key": "two"})
@@ -194,7 +194,7 @@ async def test_a_key_file_that_is_gone_does_not_stop_the_sweep(relays: Relays, r
 
 
 async def test_lists_are_trimmed_to_their_retention(relays: Relays, redis: Redis) -> None:
-    """Calls after 30 days, events after 14; a list whose source is removed goes by itself."""
+    """Calls after 30 days, events after 14; the list of a removed source expires."""
     runtime = await relays.open(a={"api_key": "one"})
     now = await now_ms(redis)
     for name in (keys.CALLS, keys.calls_of("a"), keys.EVENTS, keys.events_of("a")):
@@ -213,7 +213,7 @@ async def test_lists_are_trimmed_to_their_retention(relays: Relays, redis: Redis
 
 
 async def test_recordings_are_trimmed_to_their_retention_and_markers_stay(relays: Relays, tmp_path: Path) -> None:
-    """Audio goes after 30 days; where the sources stand is kept for good."""
+    """Recordings are deleted after 30 days; markers are kept."""
     runtime = await relays.open(a={"api_key": "one"})
     started = datetime.now(UTC) - timedelta(days=40)
     old, young = ("call_" + letter * 26 for letter in "ab")
@@ -266,8 +266,8 @@ async def busy_weeks(redis: Redis, sid: str, *, calls: int) -> None:
     await redis.hset(keys.source(sid), "started_at", now - 100 * DAY_MS)  # type: ignore[misc]
 
 
-async def test_a_source_without_calls_at_a_busy_hour_is_named_once(relays: Relays, redis: Redis) -> None:
-    """No request fails, so nothing else would tell: it is in the log, in the source's health and in the metrics."""
+async def test_a_source_without_calls_at_a_busy_hour_is_reported_once(relays: Relays, redis: Redis) -> None:
+    """No request fails, so nothing else shows it: it is in the log, the source's health and the metrics."""
     runtime = await relays.open(a={"api_key": "one"}, b={"api_key": "two"})
     await busy_weeks(redis, "a", calls=4)
     await busy_weeks(redis, "b", calls=3)
@@ -288,7 +288,7 @@ async def test_a_source_without_calls_at_a_busy_hour_is_named_once(relays: Relay
 
 
 async def test_the_next_call_ends_the_silence(relays: Relays, redis: Redis) -> None:
-    """Nobody has to acknowledge anything."""
+    """It needs no acknowledgement."""
     runtime = await relays.open(a={"api_key": "one"})
     await busy_weeks(redis, "a", calls=9)
     await check_for_silence(runtime)
@@ -304,8 +304,8 @@ async def test_the_next_call_ends_the_silence(relays: Relays, redis: Redis) -> N
 
 
 @pytest.mark.parametrize("name", ["error", "started_at"])
-async def test_a_source_that_fails_or_is_new_is_not_called_quiet(relays: Relays, redis: Redis, name: str) -> None:
-    """A failing one is spoken of already, and of a new one nobody knows what is usual."""
+async def test_a_failing_or_new_source_is_not_reported_as_quiet(relays: Relays, redis: Redis, name: str) -> None:
+    """Failures are reported already, and for a new source it is not known what is usual."""
     runtime = await relays.open(a={"api_key": "one"})
     await busy_weeks(redis, "a", calls=9)
     value = {"error": "the key is refused", "started_at": str(await now_ms(redis) - 13 * DAY_MS)}[name]
@@ -317,8 +317,8 @@ async def test_a_source_that_fails_or_is_new_is_not_called_quiet(relays: Relays,
     assert logs == []
 
 
-async def test_sweeps_listen_now_and_then(relays: Relays, redis: Redis) -> None:
-    """Once in five minutes, whoever sweeps."""
+async def test_silence_is_checked_every_five_minutes(relays: Relays, redis: Redis) -> None:
+    """However many processes sweep."""
     runtime = await relays.open(a={"api_key": "one"})
     await busy_weeks(redis, "a", calls=4)
 
@@ -331,8 +331,8 @@ async def test_sweeps_listen_now_and_then(relays: Relays, redis: Redis) -> None:
 # What was wrong before
 
 
-async def test_a_start_repeats_what_is_wrong(relays: Relays, redis: Redis) -> None:
-    """A refused source is not asked again for a while, and whoever starts the relay would hear nothing of it."""
+async def test_failing_sources_are_logged_again_at_start(relays: Relays, redis: Redis) -> None:
+    """A source with a rejected key is not polled for a while, so nothing else would show its error."""
     runtime = await relays.open(a={"api_key": "one"}, b={"api_key": "two"}, c={"api_key": "three", "enabled": False})
     for sid in ("a", "c"):
         error = {"error": "WebFones rejected the key", "error_since": 1_795_000_000_000}

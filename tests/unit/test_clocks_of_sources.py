@@ -1,4 +1,4 @@
-"""What is said of a source's zone and clock: a hint after enough calls, silence where nothing is wrong."""
+"""The judgement of a source's time zone and clock: a hint after enough calls, none where all is right."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -13,8 +13,8 @@ ASKED = datetime(2025, 7, 1, 12, tzinfo=UTC)
 ANSWERED = ASKED + timedelta(seconds=40)
 
 
-def test_nothing_is_said_of_the_zone_before_twenty_calls() -> None:
-    """One late call is no wrong zone."""
+def test_the_zone_is_not_judged_before_twenty_calls() -> None:
+    """One late call does not mean a wrong time zone."""
     few = Delays().plus([18_000.0] * 19)
 
     assert few.off_s() is None
@@ -42,7 +42,7 @@ def test_any_real_zone_is_named(off_h: int, quick_s: float) -> None:
     assert Delays().plus([off_h * 900 + quick_s] * 20).off_s() == off_h * 900
 
 
-def test_the_zone_that_the_rows_seem_to_have_is_spelled_out() -> None:
+def test_the_apparent_zone_is_named() -> None:
     """Rows of New York that are read as UTC look five hours too old."""
     assert apparent_zone(timedelta(0), 18_000) == "UTC-05:00"
     assert apparent_zone(timedelta(hours=-5), -37_800) == "UTC+05:30"
@@ -57,6 +57,6 @@ AHEAD = {
 
 
 @pytest.mark.parametrize(("said_s", "ahead"), AHEAD.values(), ids=AHEAD)
-def test_a_slow_answer_is_no_wrong_clock(said_s: float, ahead: float) -> None:
-    """The provider's time lies somewhere between our question and its answer's end."""
+def test_a_slow_response_is_no_clock_skew(said_s: float, ahead: float) -> None:
+    """The provider's time lies somewhere between the request and the end of the response."""
     assert ahead_s(ASKED + timedelta(seconds=said_s), asked_at=ASKED, answered_at=ANSWERED) == ahead

@@ -1,4 +1,4 @@
-"""The state of a delivery is nothing while all goes well, and tells the whole story when it does not."""
+"""The state of a delivery: a few bytes when all goes well, with every attempt when it does not."""
 
 import pytest
 from hypothesis import example, given
@@ -21,29 +21,29 @@ REFUSED: Json = {"kind": "rejected", "status": 500}
     MOMENTS,
     st.lists(st.fixed_dictionaries({"at": MOMENTS, "status": st.integers(100, 599)}), max_size=12),
 )
-def test_a_state_comes_back_as_it_was_written(
+def test_a_state_is_read_as_it_was_written(
     status: Status, attempts: int, at_ms: int, next_ms: int, restarted_ms: int, log: list[Json]
 ) -> None:
-    """Whoever takes a delivery over knows all that was known of it."""
+    """The next attempt, in any process, knows everything about the ones before."""
     state = DeliveryState(status, attempts, at_ms, next_ms, restarted_ms, tuple(log))
 
     assert DeliveryState.read(state.write()) == state
 
 
-def test_nothing_stored_is_a_delivery_that_waits_for_its_first_attempt() -> None:
-    """Publishing writes no state: the many deliveries that succeed at once cost next to nothing."""
+def test_an_empty_state_is_a_delivery_before_its_first_attempt() -> None:
+    """Publishing writes no state: most deliveries succeed at once and cost next to nothing."""
     assert DeliveryState.read(b"") == DeliveryState("waiting", 0)
 
 
-def test_a_first_attempt_that_succeeds_leaves_a_short_line() -> None:
-    """Attempts are kept only where something went wrong."""
+def test_success_at_the_first_attempt_is_stored_as_its_time() -> None:
+    """Attempts are logged only where one failed."""
     done = DeliveryState().attempted("delivered", {"kind": "delivered", "status": 200}, at_ms=1_000)
 
     assert done.write() == b"1000"
 
 
-def test_a_success_after_failures_is_listed_with_them() -> None:
-    """A person who looks at a late delivery sees every attempt, the good one too."""
+def test_a_success_after_failures_is_logged_with_them() -> None:
+    """A late delivery shows every attempt, the successful one too."""
     first = DeliveryState().attempted("waiting", REFUSED, at_ms=1_000, next_ms=6_000)
     done = first.attempted("delivered", {"kind": "delivered", "status": 200}, at_ms=6_100)
 
@@ -54,8 +54,8 @@ def test_a_success_after_failures_is_listed_with_them() -> None:
 
 
 @pytest.mark.parametrize("failures", [11, 12, 13, 40])
-def test_the_list_of_attempts_is_bounded_and_keeps_the_newest(failures: int) -> None:
-    """A delivery that is replayed for weeks does not grow without end; the count goes on."""
+def test_the_attempt_log_is_bounded_and_keeps_the_newest(failures: int) -> None:
+    """A delivery that is replayed for weeks does not grow without bounds; the count goes on."""
     state = DeliveryState()
     for attempt in range(failures):
         state = state.attempted("waiting", REFUSED, at_ms=attempt)
@@ -65,15 +65,15 @@ def test_the_list_of_attempts_is_bounded_and_keeps_the_newest(failures: int) -> 
 
 
 def test_an_attempt_does_not_change_the_state_it_came_from() -> None:
-    """A settle that is refused leaves nothing behind."""
+    """A refused settlement leaves nothing behind."""
     before = DeliveryState().attempted("waiting", REFUSED, at_ms=1)
     before.attempted("exhausted", REFUSED, at_ms=2)
 
     assert before == DeliveryState("waiting", 1, 1, log=({"at": 1, **REFUSED},))
 
 
-def test_the_moment_of_a_replay_is_kept_through_attempts() -> None:
-    """The schedule of a replayed delivery counts from when a person asked for it."""
+def test_the_time_of_a_replay_survives_attempts() -> None:
+    """The retry schedule of a replayed delivery counts from the replay."""
     state = DeliveryState(restarted_ms=77).attempted("waiting", REFUSED, at_ms=100, next_ms=200)
 
     assert DeliveryState.read(state.write()).restarted_ms == 77

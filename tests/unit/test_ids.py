@@ -49,7 +49,7 @@ def test_the_id_of_an_event_never_changes(parts: tuple[str, str, str, *tuple[str
 
 @given(NAMES, NAMES)
 def test_an_id_has_its_prefix_and_26_plain_characters(source_id: str, record_key: str) -> None:
-    """Whatever a provider calls its rows, the id fits into a URL, a header and a file name."""
+    """Whatever a provider's keys look like, the id fits into a URL, a header and a file name."""
     for prefix, made in (
         ("call_", ids.call_id(source_id, record_key)),
         ("evt_", ids.event_id(source_id, record_key, "call.completed")),
@@ -60,8 +60,8 @@ def test_an_id_has_its_prefix_and_26_plain_characters(source_id: str, record_key
 
 
 @given(st.lists(st.tuples(NAMES, NAMES, st.sampled_from(EVENT_TYPES)), min_size=2, max_size=6, unique=True))
-def test_what_differs_in_any_part_has_another_id(parts: list[tuple[str, str, str]]) -> None:
-    """Two accounts, two rows or two kinds of event are never one; where one part ends and the next begins counts."""
+def test_parts_that_differ_have_different_ids(parts: list[tuple[str, str, str]]) -> None:
+    """Two accounts, two rows or two event types never share an id; neither do parts that are split differently."""
     assert len({ids.event_id(*each) for each in parts}) == len(parts)
     assert len({ids.call_id(source, key) for source, key, _ in parts}) == len({each[:2] for each in parts})
 

@@ -1,4 +1,4 @@
-"""What is packed comes back as it was, small, and what an older release stored can still be read."""
+"""Packing is lossless and small, and documents of older releases can still be read."""
 
 from typing import Any
 
@@ -24,19 +24,19 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(JSON)
-def test_a_document_comes_back_as_it_was(document: Any) -> None:
-    """Whatever a call or an event holds, the store gives it back."""
+def test_a_document_is_unpacked_as_it_was_packed(document: Any) -> None:
+    """Whatever a call or an event contains."""
     assert unpack(pack(document)) == document
 
 
 @given(st.binary(max_size=5000))
-def test_bytes_come_back_byte_for_byte(raw: bytes) -> None:
+def test_bytes_are_unpacked_byte_for_byte(raw: bytes) -> None:
     """A body that was signed once must be the same body when it is sent again."""
     assert unpack_bytes(pack(raw)) == raw
 
 
-def test_what_the_first_release_stored_can_be_read_for_ever() -> None:
-    """The dictionary is part of the stored form: a changed word in it would make every stored call unreadable."""
+def test_documents_of_the_first_release_can_be_read() -> None:
+    """The dictionary is part of the format: changing a word of it would make every stored call unreadable."""
     stored = bytes.fromhex("01432ab70cf1145ce88511d1c504302c00")
 
     assert unpack(stored) == {
@@ -47,14 +47,14 @@ def test_what_the_first_release_stored_can_be_read_for_ever() -> None:
 
 
 @pytest.mark.parametrize("stored", [b"", b"\x00", b"\x02abc", b'{"id":1}', b"\x81\xa1a"])
-def test_an_unknown_form_is_refused_with_a_sentence(stored: bytes) -> None:
-    """After a rollback the older release says what it met, and does not misread it."""
-    with pytest.raises(ValueError, match="unknown form"):
+def test_an_unknown_format_is_rejected_with_a_message(stored: bytes) -> None:
+    """After a rollback the older release reports it and does not misread it."""
+    with pytest.raises(ValueError, match="unknown format"):
         unpack(stored)
 
 
-def test_an_event_is_a_third_of_its_size_in_the_store() -> None:
-    """The dictionary holds the words that our documents are made of."""
+def test_a_packed_event_has_a_third_of_its_size() -> None:
+    """The dictionary contains typical documents."""
     document = {
         "id": "evt_" + "a" * 26,
         "type": "call.completed",
