@@ -26,6 +26,7 @@ from relay.queue.settlement import Done, Intent, PartitionHealth, Retry
 from relay.store.deliveries import ClaimedEvent, DeliveryState, Status, claimed_event
 from relay.store.lanes import DeliveryUpdate
 from relay.store.subscriptions import SubscriptionHealth
+from workers import unknown_wait_ms
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +35,6 @@ DISABLE_AFTER = timedelta(days=5)
 FAILING_FROM_ATTEMPT = 4
 """From this failed attempt of an event on, `subscription.failing` is published, once a day."""
 SLOW_MS = 2000
-_UNKNOWN_RETRY_MS = 30_000
 _DISABLED_RETRY_MS = 1000
 
 
@@ -80,8 +80,9 @@ class DeliverWorker:
             return
         subscription = self._subscriptions.get(claim.partition)
         if subscription is None:
-            # Another process may know it already, or this one may have to read its configuration again.
-            settle(claim, Retry(_UNKNOWN_RETRY_MS))
+            created_ms = int(from_iso(orjson.loads(event.body)["timestamp"]).timestamp() * 1000)
+            now_ms = self._lane.store_now_ms
+            settle(claim, Retry(unknown_wait_ms(waiting_since_ms=created_ms, now_ms=now_ms)))
             return
         if state.status == "intent":
             self._fail(claim, event, state, "unknown", settle)

@@ -23,7 +23,7 @@ from relay.queue.runner import Settle
 from relay.queue.settlement import Done, Retry
 from relay.store.calls import StoredCall, claimed_call
 from relay.store.sources import SourceStore
-from workers import EXTRA_PAUSE_S
+from workers import EXTRA_PAUSE_S, unknown_wait_ms
 
 log = structlog.get_logger(__name__)
 
@@ -54,11 +54,12 @@ class EnrichWorker:
     async def work(self, batch: Sequence[Claim], settle: Settle) -> None:
         """Publish the calls that need no look-up at once, the others after one look-up for all of them."""
         source = self._sources().get(batch[0].partition)
+        now_ms = self._lane.store_now_ms
         if source is None:
             for claim in batch:
-                settle(claim, Done())
+                wait_ms = unknown_wait_ms(waiting_since_ms=claimed_call(claim).ready_ms, now_ms=now_ms)
+                settle(claim, Retry(wait_ms))
             return
-        now_ms = self._lane.store_now_ms
         ready: _Calls = []
         to_look_up: _Calls = []
         for claim in batch:

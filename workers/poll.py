@@ -14,6 +14,8 @@ from relay.store.sources import LeaseLost
 
 log = structlog.get_logger(__name__)
 
+_UNKNOWN_RETRY_MS = 2000
+
 
 class PollWorker:
     """Polls sources, each when its turn comes."""
@@ -26,7 +28,10 @@ class PollWorker:
         """Poll the claimed source and make it due again."""
         [claim] = batch
         source = self._sources().get(claim.item)
-        if source is None or source.paused:
+        if source is None:
+            settle(claim, Retry(_UNKNOWN_RETRY_MS))
+            return
+        if source.paused:
             settle(claim, Done())
             return
         try:

@@ -30,7 +30,7 @@ from relay.recordings.storage import RecordingStorage
 from relay.store.calls import StoredCall, claimed_call
 from relay.store.lanes import FetchProgress, RecordingStored
 from relay.store.sources import SourceStore
-from workers import EXTRA_PAUSE_S
+from workers import EXTRA_PAUSE_S, unknown_wait_ms
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +63,11 @@ class RecordWorker:
         [claim] = batch
         call = claimed_call(claim)
         source = self._sources().get(claim.partition)
-        if source is None or not source.rules.recordings or call.record["outcome"] != "answered":
+        if source is None:
+            now_ms = self._lane.store_now_ms
+            settle(claim, Retry(unknown_wait_ms(waiting_since_ms=call.first_seen_ms, now_ms=now_ms)))
+            return
+        if not source.rules.recordings or call.record["outcome"] != "answered":
             settle(claim, Done())
             return
         state = FetchState.from_json(call.fetch) if call.fetch else None

@@ -28,6 +28,7 @@ async def sweep(runtime: Runtime) -> None:
     """Sweep once."""
     await _follow_clock(runtime)
     await runtime.reconciler.everything()
+    await restore(runtime)
     await _retry_changed_credentials(runtime)
     if await runtime.store.upkeep.claim_silence_check():
         await check_for_silence(runtime)
@@ -45,6 +46,19 @@ async def _follow_clock(runtime: Runtime) -> None:
         log.warning("store_clock_stepped_back", by_s=step_ms / 1000)
         polled = [sid for sid, source in runtime.sources.items() if not source.paused]
         await runtime.lanes[LaneName.POLL].apply(*(Put("", sid) for sid in polled))
+
+
+async def restore(runtime: Runtime) -> None:
+    """Put back what a lane has lost."""
+    polled = [sid for sid, source in runtime.sources.items() if not source.paused]
+    restored = {LaneName.POLL: await runtime.store.upkeep.restore_polls(polled)}
+    for lane in LaneName:
+        if lane is not LaneName.POLL:
+            restored[lane] = await runtime.store.upkeep.restore(lane)
+    for lane, count in restored.items():
+        if count:
+            log.warning("lane_items_restored", lane=lane, count=count)
+            runtime.wake_ups(lane)
 
 
 async def _retry_changed_credentials(runtime: Runtime) -> None:

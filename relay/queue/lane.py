@@ -39,7 +39,14 @@ class Lane:
     """
 
     def __init__(
-        self, redis: Redis, name: str, *, lease_s: float, most: int = 50, hooks: str = "", hook_argument: int = 0
+        self,
+        redis: Redis,
+        name: str,
+        *,
+        lease_s: float,
+        most: int = 50,
+        hooks: str = "",
+        hook_argument: int | bytes = 0,
     ) -> None:
         self.name = name
         self.lease_s = lease_s

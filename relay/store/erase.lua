@@ -25,6 +25,7 @@ if cid ~= '' then
   for _, lane in ipairs({ 'enrich', 'record' }) do
     forget(lane, sid, cid)
     rescore(lane, sid)
+    settle_owed(lane, sid, cid)
     redis.call('ZREM', k_quarantine(lane), sid .. '\31' .. cid)
   end
 end
@@ -57,6 +58,7 @@ for n = 1, tonumber(ARGV[5]) do
         if redis.call('EXISTS', k_pending(sub, ordering_key)) == 0 then
           forget('deliver', sub, ordering_key)
           rescore('deliver', sub)
+          settle_owed('deliver', sub, ordering_key)
         elseif head == eid then
           put('deliver', sub, ordering_key, now, 'LT') -- the backoff was the erased event's
         end

@@ -74,7 +74,9 @@ class ErasureStore:
                     queue_keys.leased(lane, source_id),
                     queue_keys.leases(lane, source_id),
                     queue_keys.partition(lane, source_id),
+                    keys.owed_items(lane, source_id),
                 )
+                pipe.srem(keys.owed(lane), source_id)
             pipe.delete(*(keys.seen(source_id, day) for day in days))
             pipe.delete(keys.source(source_id), keys.quarantine(source_id))
             pipe.delete(keys.calls_of(source_id), keys.events_of(source_id))

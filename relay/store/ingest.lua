@@ -53,7 +53,7 @@ end
 -- The holder of a lease may have just seen that there is nothing to fetch: 'LT' makes its lease dirty, so it looks again.
 local function want_audio(cid)
   if redis.call('HEXISTS', 'relay:call:' .. cid, 'recording') == 1 then return end
-  put('record', sid, cid, now, lease_of('record', sid, cid) and 'LT' or 'NX')
+  owe('record', sid, cid, now, lease_of('record', sid, cid) and 'LT' or 'NX')
 end
 
 local function finishes(k_call, finished)
@@ -84,7 +84,7 @@ for n = 1, tonumber(ARGV[6]) do
     redis.call('ZADD', 'relay:calls:' .. sid, 'NX', now, cid)
     redis.call('HINCRBY', 'relay:counts', 'calls', 1)
     remember(key, day, 'e', hash, marked_on)
-    put('enrich', sid, cid, now, 'LT')
+    owe('enrich', sid, cid, now, 'LT')
     if audio then want_audio(cid) end
     outcome = 'new'
   elseif not mark then
@@ -112,7 +112,7 @@ for n = 1, tonumber(ARGV[6]) do
         'started', started)
       redis.call('HINCRBY', k_call, 'version', 1)
       redis.call('EXPIRE', k_call, call_ttl)
-      put('enrich', sid, cid, now, 'LT')
+      owe('enrich', sid, cid, now, 'LT')
       if audio then want_audio(cid) end
       outcome = 'changed'
     end

@@ -95,6 +95,22 @@ def pending(sub: str, ordering_key: str) -> str:
     return f"relay:pending:{sub}:{ordering_key}"
 
 
+def owed(lane: str) -> str:
+    """SET   partitions of a lane in which something is owed."""
+    return f"relay:owed:{lane}"
+
+
+def owed_items(lane: str, partition: str) -> str:
+    """ZSET  item → since when it is owed, ms; from the step that makes it due to the step that settles it for good."""
+    return f"relay:owed:{lane}:{partition}"
+
+
+def removed(kind: str) -> str:
+    """HASH  id of a removed source or subscription → when, ms. Its work ends, but what it was owed is kept for as long
+    as its events: declaring it again continues."""
+    return f"relay:removed:{kind}"
+
+
 def budget(bucket: str) -> str:
     """HASH  GCRA state of one limit at a provider; TTL a day, renewed by each request: an old state equals none."""
     return f"relay:budget:{bucket}"

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from redis.asyncio import Redis
 
+from relay.domain.call import RecordingStatus
 from relay.domain.json import Json
 from relay.queue.lane import Lane
 from relay.store.deliveries import DeliveryState
@@ -25,10 +26,15 @@ class LaneName(StrEnum):
 Lanes = Mapping[LaneName, Lane]
 
 
+_HOOKS = {LaneName.POLL: "poll_lane", LaneName.DELIVER: "deliver_lane"}
+_NOT_FETCHED = pack({"status": RecordingStatus.UNAVAILABLE.value})
+
+
 def open_lane(redis: Redis, name: LaneName, *, lease_s: float, most: int = 50, events_ttl_s: int = 0) -> Lane:
     """Open a lane; `events_ttl_s` is how long a settled delivery keeps its event."""
-    hooks = {LaneName.POLL: "", LaneName.DELIVER: lane_hooks("deliver_lane")}.get(name, lane_hooks("call_lanes"))
-    return Lane(redis, name, lease_s=lease_s, most=most, hooks=hooks, hook_argument=events_ttl_s)
+    hooks = lane_hooks(_HOOKS.get(name, "call_lanes"))
+    argument = _NOT_FETCHED if name is LaneName.RECORD else events_ttl_s
+    return Lane(redis, name, lease_s=lease_s, most=most, hooks=hooks, hook_argument=argument)
 
 
 def open_lanes(redis: Redis, *, attempt_timeout_s: float, events_ttl_s: int) -> Lanes:

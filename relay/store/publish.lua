@@ -72,7 +72,7 @@ for _ = 1, events do
       else
         redis.call('HSET', k_event, sub, '')
         redis.call('ZADD', k_pending(sub, ordering_key), sequence, eid)
-        put('deliver', sub, ordering_key, now, 'NX')
+        owe('deliver', sub, ordering_key, now, 'NX')
         queued = queued + 1
       end
     end

@@ -9,10 +9,12 @@
 -- * An attempt is in flight: its lease ends here, its settlement is refused.
 
 local sub, most = ARGV[1], tonumber(ARGV[2])
-for _, name in ipairs({ k_waiting('deliver', sub), k_leased('deliver', sub) }) do
+local queues = { k_waiting('deliver', sub), k_leased('deliver', sub), k_owed_items('deliver', sub) }
+for _, name in ipairs(queues) do
   for _, ordering_key in ipairs(redis.call('ZRANGE', name, 0, most - 1)) do
     redis.call('DEL', k_pending(sub, ordering_key))
     forget('deliver', sub, ordering_key)
+    settle_owed('deliver', sub, ordering_key)
   end
 end
 for _, eid in ipairs(redis.call('ZRANGE', 'relay:deliveries-of:' .. sub, 0, most - 1)) do
@@ -21,5 +23,6 @@ for _, eid in ipairs(redis.call('ZRANGE', 'relay:deliveries-of:' .. sub, 0, most
 end
 redis.call('ZREMRANGEBYRANK', 'relay:deliveries-of:' .. sub, 0, most - 1)
 rescore('deliver', sub)
-return redis.call('ZCARD', k_waiting('deliver', sub)) + redis.call('ZCARD', k_leased('deliver', sub))
-  + redis.call('ZCARD', 'relay:deliveries-of:' .. sub)
+local left = redis.call('ZCARD', 'relay:deliveries-of:' .. sub)
+for _, name in ipairs(queues) do left = left + redis.call('ZCARD', name) end
+return left

@@ -37,7 +37,7 @@ for n = 1, tonumber(ARGV[6]) do
     redis.call('ZREM', k_quarantine(lane), sub .. '\31' .. ordering_key)
     redis.call('ZADD', k_pending(sub, ordering_key), sequence, eid)
     local head = redis.call('ZRANGE', k_pending(sub, ordering_key), 0, 0)[1]
-    put(lane, sub, ordering_key, now, head == eid and 'LT' or 'NX')
+    owe(lane, sub, ordering_key, now, head == eid and 'LT' or 'NX')
   end
   outcomes[n] = outcome
 end

@@ -1,6 +1,6 @@
 """What the sweep does to the store: which of its tasks are due, trimming, steps of the clock, and what is measured."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,11 +10,14 @@ from redis.exceptions import ResponseError
 from relay.queue import keys as queue_keys
 from relay.store import connection, keys
 from relay.store.lanes import LaneName
+from relay.store.scripts import load_script
 
 _TRIM_EVERY_S: Final = 3600
 _SILENCE_CHECK_EVERY_S: Final = 300
 _DAY_S: Final = 86_400
 _MOST_PARTITIONS: Final = 1000
+_PAGE: Final = 500
+_LOST_LEASE_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Upkeep:
         self._redis = redis
         self._calls_ttl_s = calls_ttl_s
         self._events_ttl_s = events_ttl_s
+        self._restore = load_script(redis, "restore")
 
     async def claim_trim(self) -> bool:
         """Whether lists and recordings are to be trimmed now: once an hour, by one process."""
@@ -53,6 +57,43 @@ class Upkeep:
         """By how much the store's clock is behind what the last call of this saw; negative as time goes on."""
         now_ms = await connection.now_ms(self._redis)
         return int(await self._redis.getset(queue_keys.CLOCK, now_ms) or 0) - now_ms
+
+    async def restore(self, lane: LaneName) -> int:
+        """Put back what is owed and the lane has lost; returns how many items."""
+        kind = "subscription" if lane is LaneName.DELIVER else "source"
+        owing = await self._redis.smembers(keys.owed(lane))  # type: ignore[misc]  # both clients
+        removed = await self._redis.hkeys(keys.removed(kind))  # type: ignore[misc]  # both clients
+        partitions = [name.decode() for name in owing.difference(removed)]
+        restored = 0
+        for at in range(0, len(partitions), _PAGE):
+            page = partitions[at : at + _PAGE]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for partition in page:
+                    pipe.zcard(keys.owed_items(lane, partition))
+                    pipe.zcard(queue_keys.waiting(lane, partition))
+                    pipe.zcard(queue_keys.leased(lane, partition))
+                    pipe.zscore(queue_keys.lane(lane), partition)
+                sizes = await pipe.execute()
+            for partition, owed, waiting, leased, place in zip(page, *(sizes[n::4] for n in range(4)), strict=True):
+                # Each item of a lane is owed, so equal numbers mean that nothing is lost.
+                if owed > waiting + leased:
+                    restored += await self._restore_partition(lane, partition)
+                elif place is None:
+                    await self._restore(args=[lane, partition, _LOST_LEASE_MS])  # only its place in the index is lost
+        return restored
+
+    async def restore_polls(self, sids: Sequence[str]) -> int:
+        """Put back sources that the poll lane has lost; returns how many."""
+        return int(await self._restore(args=[LaneName.POLL, "", _LOST_LEASE_MS, *sids])) if sids else 0
+
+    async def _restore_partition(self, lane: LaneName, partition: str) -> int:
+        cursor, restored = 0, 0
+        while True:
+            cursor, items = await self._redis.zscan(keys.owed_items(lane, partition), cursor, count=_PAGE)
+            args = [lane, partition, _LOST_LEASE_MS, *(item for item, _ in items)]
+            restored += int(await self._restore(args=args))
+            if cursor == 0:
+                return restored
 
     async def trim_lists(self, *, now_ms: int, sources: Iterable[str], subscriptions: Iterable[str]) -> None:
         """Remove from every list what is older than its retention. What the lists name expires by itself."""

@@ -1,0 +1,138 @@
+"""What is owed outlives its place in a lane, and a process that does not know a source or subscription (promise 1)."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from relay.domain import ids
+from relay.domain.call import Outcome
+from relay.queue import keys as queue_keys
+from relay.store import keys
+from relay.store.lanes import LaneName
+from tests.fakes.subscriber import ScriptedReply
+from tests.flow.harness import RelayHarness, eventually, relay_harness
+from workers.sweep import restore
+
+CALL_LANES = ("enrich", "record", "deliver")
+
+
+@pytest.fixture
+async def relay(redis: Redis, valkey_url: str, tmp_path: Path) -> AsyncIterator[RelayHarness]:
+    async with relay_harness(redis, valkey_url, tmp_path, {"a": {}, "b": {}}) as harness:
+        yield harness
+
+
+async def owed(redis: Redis, lane: str) -> int:
+    partitions = await redis.smembers(keys.owed(lane))  # type: ignore[misc]
+    return sum([await redis.zcard(keys.owed_items(lane, partition.decode())) for partition in partitions])
+
+
+async def lose_items(redis: Redis, rng: random.Random, *, share: float) -> int:
+    """Remove waiting and leased items from the lanes at random, as a bug or an operator with redis-cli would."""
+    lost = 0
+    for lane in CALL_LANES:
+        for pattern in (queue_keys.waiting(lane, "*"), queue_keys.leased(lane, "*")):
+            async for name in redis.scan_iter(pattern):
+                items = await redis.zrange(name, 0, -1)
+                chosen = [item for item in items if rng.random() < share]
+                lost += await redis.zrem(name, *chosen) if chosen else 0
+    return lost
+
+
+async def test_items_deleted_at_random_under_load_are_delivered_once(relay: RelayHarness, redis: Redis) -> None:
+    """Lane items vanish while calls come in; each call is delivered to each subscriber, and none of them twice."""
+    rng = random.Random(11)
+    lost = 0
+    for hook in ("a", "b"):
+        relay.subscriber.script(hook, ScriptedReply(delay_s=0.2))
+    for batch in range(20):
+        await relay.calls(f"{batch}-{at}" for at in range(15))
+        for _ in range(5):
+            lost += await lose_items(redis, rng, share=0.5)
+    assert lost > 50, "little was lost, so this shows little"
+
+    async with asyncio.timeout(30):
+        while min(relay.report(hook).accepted for hook in ("a", "b")) < 300:
+            await restore(relay.runtime)
+            await asyncio.sleep(0.05)
+
+    await eventually(lambda: owed(redis, "deliver"), lambda count: count == 0)
+    assert sum(relay.report("a").duplicates.values()) + sum(relay.report("b").duplicates.values()) == 0
+    assert await owed(redis, "enrich") == 0
+
+
+async def test_a_lane_without_losses_is_left_alone(relay: RelayHarness) -> None:
+    """Restoring what nothing has lost changes nothing: no item becomes due earlier."""
+    await relay.call("1")
+    await relay.until_delivered("a", 1)
+
+    assert [await relay.runtime.store.upkeep.restore(lane) for lane in LaneName] == [0, 0, 0, 0]
+
+
+async def test_a_lost_poll_is_put_back(relay: RelayHarness, redis: Redis) -> None:
+    """A source whose poll has lost its place, its lease included, is polled again."""
+    await redis.hset(queue_keys.leases("poll", ""), "main", "1|0|")  # type: ignore[misc]
+    await redis.zrem(queue_keys.waiting("poll", ""), "main")
+    await redis.zrem(queue_keys.leased("poll", ""), "main")
+
+    await restore(relay.runtime)
+
+    assert await redis.zscore(queue_keys.leased("poll", ""), "main") is not None
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ANSWERED, Outcome.NO_ANSWER])
+async def test_a_call_of_an_unknown_source_waits_for_a_process_that_knows_it(
+    relay: RelayHarness, redis: Redis, outcome: Outcome
+) -> None:
+    """The worker gives enrich and record items back; once it knows the source again, the call is delivered."""
+    source = relay.runtime.sources.pop("main")
+    await relay.call("1", outcome=outcome, audio=outcome is Outcome.ANSWERED)
+    await eventually(lambda: redis.zcard(queue_keys.waiting("enrich", "main")), lambda count: count == 1)
+    await asyncio.sleep(0.3)
+    assert relay.report("a").accepted == 0
+
+    relay.runtime.sources["main"] = source
+
+    await relay.until_delivered("a", 1)
+    assert await redis.zcard(keys.owed_items("enrich", "main")) == 0
+
+
+async def test_a_removed_source_ends_its_work_and_a_new_declaration_continues_it(
+    relay: RelayHarness, redis: Redis
+) -> None:
+    """Only a removal empties the lanes of an unknown source, and what was owed is delivered once it is back."""
+    source = relay.runtime.sources.pop("main")
+    await redis.hset(keys.removed("source"), "main", "1")  # type: ignore[misc]
+    await relay.call("1")
+    await eventually(lambda: redis.zcard(queue_keys.waiting("enrich", "main")), lambda count: count == 0)
+    await restore(relay.runtime)
+    assert await redis.zcard(queue_keys.waiting("enrich", "main")) == 0
+
+    relay.runtime.sources["main"] = source
+    await redis.hdel(keys.removed("source"), "main")  # type: ignore[misc]
+    await restore(relay.runtime)
+
+    await relay.until_delivered("a", 1)
+
+
+async def test_the_audio_of_a_quarantined_call_is_reported_as_unavailable(relay: RelayHarness, redis: Redis) -> None:
+    """Five processes died while they fetched it: the recording is final, so that no subscriber waits for it."""
+    relay.runtime.sources.pop("main")
+    lane = relay.runtime.lanes[LaneName.RECORD]
+    await relay.call("1", outcome=Outcome.ANSWERED, audio=True)
+    call_id = ids.call_id("main", "1")
+    for _ in range(5):
+        await redis.hset(queue_keys.leases("record", "main"), call_id, "9|4|")  # type: ignore[misc]
+        await redis.zrem(queue_keys.waiting("record", "main"), call_id)
+        await redis.zadd(queue_keys.leased("record", "main"), {call_id: 1})
+        await lane.exchange(want=10)
+
+    call = await relay.runtime.store.calls.get(call_id)
+
+    assert call is not None
+    assert call.recording == {"status": "unavailable"}
+    assert await redis.zcard(keys.owed_items("record", "main")) == 0
