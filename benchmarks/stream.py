@@ -1,8 +1,8 @@
 """Latency from the provider's write to its stream to the delivery.
 
-The clock of a call starts when the simulated NFON is told of it, which wakes the stream that writes it; everything
-after it is in the figure: reading the stream, admission, publishing, signing, the post. Polls are 300 s apart and holds
-are 0. A run in which the provider was asked for its list meanwhile fails, so a poll brought none of the calls.
+The clock of a call starts when the fake NFON has it, which wakes the stream that writes it; everything after that is in
+the figure: reading the stream, ingesting, publishing, signing, the post. Polls are 300 s apart and holds are 0. A run
+in which the list was polled meanwhile fails, so every call came by the stream.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""How the simulators listen: one small aiohttp server each, on loopback unless told otherwise."""
+"""How the fakes listen: one small aiohttp server each, on loopback by default."""
 
 import asyncio
 import contextlib

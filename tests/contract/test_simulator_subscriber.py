@@ -1,4 +1,4 @@
-"""The verifying subscriber catches what must never happen, and each of its rude ways is one that a sender feels."""
+"""The verifying subscriber catches what must never happen, and each scripted reply is one that a sender notices."""
 
 import asyncio
 import base64
@@ -170,7 +170,7 @@ async def test_the_packaged_subscriber_accepts_and_refuses(http: aiohttp.ClientS
 @pytest.mark.parametrize(
     "secret", ["", "bad!", "whsec_", "whsec_c2hvcnQ=", SECRET.removeprefix("whsec_"), SECRET + "!"]
 )
-def test_a_secret_that_is_none_is_refused(subscriber: ScriptedSubscriber, secret: str) -> None:
+def test_an_invalid_secret_is_refused(subscriber: ScriptedSubscriber, secret: str) -> None:
     with pytest.raises(ValueError, match="24 to 64 bytes"):
         subscriber.add_hook("b", secret)
 
@@ -294,7 +294,7 @@ async def test_two_events_of_a_call_at_once_break_the_order(
 async def test_an_event_that_overtakes_a_refused_one_is_listed(
     subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
-    """It is right only when the schedule of the first had ended, which the subscriber cannot know."""
+    """It is correct only when the schedule of the first had ended, which the subscriber cannot know."""
     subscriber.script("a", ScriptedReply(status=500, times=1))
     await _post(http, _event("evt_1"))
     await _post(http, _event("evt_2", type_="call.updated", revision=2))
@@ -407,7 +407,7 @@ async def test_a_lean_subscriber_keeps_counts_only(http: aiohttp.ClientSession) 
     assert (lean.events("a"), lean.arrivals("a")) == ([], ())
 
 
-# How it can be rude
+# Scripted replies
 
 
 async def test_it_answers_any_status_with_headers(subscriber: ScriptedSubscriber, http: aiohttp.ClientSession) -> None:
@@ -464,7 +464,7 @@ async def test_it_can_take_its_time(subscriber: ScriptedSubscriber, http: aiohtt
 async def test_it_can_keep_a_sender_waiting_for_ever(
     subscriber: ScriptedSubscriber, http: aiohttp.ClientSession, kind: ReplyKind, accepted: int
 ) -> None:
-    """Acting and then keeping quiet is how an event comes to be heard twice."""
+    """Acting and then never answering is how an event comes to be delivered twice."""
     subscriber.script("a", ScriptedReply(kind=kind, times=1, every_s=0.01))
     body = _event()
 
@@ -615,13 +615,13 @@ async def test_a_hook_that_hangs_does_not_slow_another(
 # Control from another process
 
 
-async def test_everything_can_be_ordered_and_read_over_http(http: aiohttp.ClientSession) -> None:
-    wish = {
+async def test_the_subscriber_can_be_controlled_and_read_over_http(http: aiohttp.ClientSession) -> None:
+    message = {
         "hooks": {"c": [OTHER]},
         "replies": {"c": [{"status": 503, "times": 1, "headers": {"Retry-After": "1"}}, {"status": 202}]},
         "verify_every": 2,
     }
-    async with http.post("/_control", json=wish) as done:
+    async with http.post("/_control", json=message) as done:
         assert done.status == 200, await done.text()
     statuses = [await _post(http, _event(), hook="c", secret=OTHER) for _ in range(3)]
 
@@ -642,7 +642,7 @@ async def test_everything_can_be_ordered_and_read_over_http(http: aiohttp.Client
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "message",
     [
         "nonsense",
         {"unknown": 1},
@@ -654,7 +654,7 @@ async def test_everything_can_be_ordered_and_read_over_http(http: aiohttp.Client
         {"verify_every": 0},
     ],
 )
-async def test_an_order_that_makes_no_sense_is_refused_with_a_reason(http: aiohttp.ClientSession, wish: object) -> None:
-    async with http.post("/_control", json=wish) as answer:
+async def test_an_invalid_control_message_is_refused(http: aiohttp.ClientSession, message: object) -> None:
+    async with http.post("/_control", json=message) as answer:
         assert answer.status == 400
         assert len((await answer.json())["error"]) > 10

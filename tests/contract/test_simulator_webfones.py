@@ -1,4 +1,4 @@
-"""The simulated WebFones keeps to its documents, and each of its misbehaviours is one that a client sees."""
+"""The fake WebFones keeps to its documents, and each injected fault is one that a client notices."""
 
 import asyncio
 import hashlib
@@ -161,7 +161,7 @@ async def test_a_revoked_key_is_refused_until_it_is_given_back(
     assert (await _list(http))[0] == 200
 
 
-def test_the_list_is_strict_about_the_second_unless_told_otherwise(simulator: FaultyWebFones) -> None:
+def test_the_list_is_strict_about_the_second_unless_inclusive(simulator: FaultyWebFones) -> None:
     simulator.add_calls("k", [_plan(1), _plan(2, start=NOW + timedelta(seconds=1))])
     later = NOW + timedelta(minutes=1)
 
@@ -283,7 +283,7 @@ def test_audio_of_any_size_comes_in_small_pieces() -> None:
 async def test_why_there_is_no_recording(
     simulator: FaultyWebFones, http: aiohttp.ClientSession, rid: str, status: int, error: str
 ) -> None:
-    """1 has none, 2 has none yet, 3 is not visible yet; another account's calls are nobody's."""
+    """1 has none, 2 has none yet, 3 is not visible yet; another account's call is not found."""
     later = NOW + timedelta(minutes=1)
     simulator.add_account("other")
     simulator.add_calls("other", [_plan(404, recording_at=NOW)])
@@ -457,7 +457,7 @@ async def test_the_peak_is_that_of_any_window_not_of_the_limiters(
     assert simulator.peak("unknown") == 0
 
 
-# Misbehaviour
+# Faults
 
 
 def _fault(kind: FaultKind, **fields: Any) -> Fault:
@@ -465,7 +465,7 @@ def _fault(kind: FaultKind, **fields: Any) -> Fault:
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 502, 503])
-async def test_a_status_comes_as_often_as_ordered_with_its_documented_body(
+async def test_a_status_comes_as_often_as_injected_with_its_documented_body(
     simulator: FaultyWebFones, http: aiohttp.ClientSession, status: int
 ) -> None:
     simulator.inject(_fault(FaultKind.STATUS, on=WebFonesEndpoint.RECORDS, status=status, times=2))
@@ -670,10 +670,10 @@ def test_the_pure_answers_have_only_the_faults_they_are_given(simulator: FaultyW
 # Control from another process
 
 
-async def test_everything_can_be_ordered_over_http(
+async def test_the_provider_can_be_controlled_over_http(
     simulator: FaultyWebFones, http: aiohttp.ClientSession, clock: Clock
 ) -> None:
-    wish = {
+    message = {
         "accounts": [{"key": "ny", "zone": "America/New_York"}],
         "calls": [
             {"key": "ny", "rid": 5, "disposition": "BUSY", "extra": {"queue": "sales"}},
@@ -686,7 +686,7 @@ async def test_everything_can_be_ordered_over_http(
         "spend": {"ny": 8},
     }
 
-    async with http.post("/_control", json=wish) as done:
+    async with http.post("/_control", json=message) as done:
         assert done.status == 200, await done.text()
     body = (await _list(http, headers={"x-api-key": "ny"}))[1]
     row = body["records"][0]
@@ -707,7 +707,7 @@ async def test_everything_can_be_ordered_over_http(
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "message",
     [
         "nonsense",
         {"unknown": 1},
@@ -721,8 +721,8 @@ async def test_everything_can_be_ordered_over_http(
         {"faults": [{"kind": "status", "times": 0}]},
     ],
 )
-async def test_an_order_that_makes_no_sense_is_refused_with_a_reason(http: aiohttp.ClientSession, wish: object) -> None:
-    async with http.post("/_control", json=wish) as answer:
+async def test_an_invalid_control_message_is_refused(http: aiohttp.ClientSession, message: object) -> None:
+    async with http.post("/_control", json=message) as answer:
         assert answer.status == 400
         assert len((await answer.json())["error"]) > 10
 
@@ -747,7 +747,7 @@ def test_wrong_arguments_stop_the_start_with_a_sentence(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_both_run_as_a_process_of_their_own_and_leave_cleanly(number: signal.Signals) -> None:
+async def test_both_run_as_a_process_of_their_own_and_exit_cleanly(number: signal.Signals) -> None:
     arguments = ["-m", "relay.simulator", "--calls-per-minute", "6000", "--hurry", "1000", "--hooks", "a,b"]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE

@@ -8,7 +8,7 @@ from relay.store.budget import Pace
 
 
 class FakeBudget:
-    """A RequestBudget that notes the purposes of requests and the refusals it was told of."""
+    """A RequestBudget that records the purposes of requests and the refusals."""
 
     def __init__(self, *, exhausted: bool = False) -> None:
         self.exhausted = exhausted

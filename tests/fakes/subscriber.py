@@ -121,7 +121,7 @@ class SubscriberControl(BaseModel):
 
 
 class ScriptedSubscriber(VerifyingSubscriber):
-    """A verifying subscriber whose hooks reply as told."""
+    """A verifying subscriber whose hooks reply as scripted."""
 
     def __init__(self, *, seed: int = 0, **options: Any) -> None:
         super().__init__(**options)

@@ -30,7 +30,7 @@ class RelayProcess:
         self.crashed = False
 
     def restart_if_ended(self) -> bool:
-        """Start the relay again if it has ended; whether it had. `crashed` is set when nobody killed it."""
+        """Start the relay again if it has ended; whether it had. `crashed` is set when it was not killed here."""
         if self._process.poll() is None:
             return False
         self.crashed |= not self._was_killed

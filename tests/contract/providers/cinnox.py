@@ -1,4 +1,4 @@
-"""CINNOX as a subject of the suite."""
+"""CINNOX as a provider of the suite."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -11,7 +11,7 @@ from relay.providers.cinnox import CINNOX
 from relay.providers.cinnox.options import CinnoxOptions
 from relay.simulator.cinnox import DETAIL, hid
 from relay.simulator.timeline import CallPlan
-from tests.contract.providers.subject import Now, Refusal, Trouble
+from tests.contract.providers.under_test import ListFault, Now, Refusal
 from tests.fakes.cinnox import FaultyCinnox
 from tests.fakes.faults import Fault, FaultKind
 
@@ -19,7 +19,7 @@ _TOKEN = "the-suite"
 _APP = "app-1"
 
 
-class CinnoxSubject:
+class CinnoxUnderTest:
     """One tenant, whose calls are in two lists by offset and limit."""
 
     kind = CINNOX
@@ -64,14 +64,14 @@ class CinnoxSubject:
     def key(self, plan: CallPlan) -> str:
         return hid(plan)
 
-    def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
+    def inject(self, what: ListFault, *, times: int | None = 1) -> None:
         self.simulator.inject(Fault(kind=FaultKind(what), on=DETAIL, times=times))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
         fault = Fault(kind=FaultKind.STATUS, on=DETAIL, times=times, status=refusal.status, body=refusal.body)
         self.simulator.inject(fault)
 
-    def behave(self) -> None:
+    def clear_faults(self) -> None:
         self.simulator.clear_faults()
 
     @property

@@ -1,4 +1,4 @@
-"""Each test that asks for `make` or `desk` runs on every provider."""
+"""Each test that asks for `make` or `harness` runs on every provider."""
 
 from collections.abc import AsyncIterator
 
@@ -6,15 +6,15 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
-from tests.contract.providers.desk import Desk, open_desk
-from tests.contract.providers.subject import MakeSubject
-from tests.contract.providers.subjects import SUBJECTS
+from tests.contract.providers.harness import PollHarness, open_harness
+from tests.contract.providers.registry import UNDER_TEST
+from tests.contract.providers.under_test import MakeProvider
 
 
-@pytest.fixture(params=sorted(SUBJECTS))
-def make(request: pytest.FixtureRequest) -> MakeSubject:
+@pytest.fixture(params=sorted(UNDER_TEST))
+def make(request: pytest.FixtureRequest) -> MakeProvider:
     """A provider under test."""
-    return SUBJECTS[request.param]
+    return UNDER_TEST[request.param]
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
-async def desk(make: MakeSubject, redis: Redis, http: aiohttp.ClientSession) -> AsyncIterator[Desk]:
+async def harness(make: MakeProvider, redis: Redis, http: aiohttp.ClientSession) -> AsyncIterator[PollHarness]:
     """A provider at the poller, with pages of five rows where it has pages."""
-    async with open_desk(make, redis, http, page_size=5) as desk:
-        yield desk
+    async with open_harness(make, redis, http, page_size=5) as harness:
+        yield harness

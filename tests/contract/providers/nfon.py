@@ -1,4 +1,4 @@
-"""NFON as a subject of the suite, polled: its stream has tests of its own."""
+"""NFON as a provider of the suite, polled: its stream has tests of its own."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -11,14 +11,14 @@ from relay.providers.nfon import NFON
 from relay.providers.nfon.options import NfonOptions
 from relay.simulator.nfon import NfonEndpoint
 from relay.simulator.timeline import CallPlan
-from tests.contract.providers.subject import Now, Refusal, Trouble
+from tests.contract.providers.under_test import ListFault, Now, Refusal
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.nfon import FaultyNfon
 
 _TOKEN = "the-suite"
 
 
-class NfonSubject:
+class NfonUnderTest:
     """One user's history; rows come oldest first, a page a request. They carry their zone, so the account has none."""
 
     kind = NFON
@@ -56,7 +56,7 @@ class NfonSubject:
     def key(self, plan: CallPlan) -> str:
         return self.simulator.uuid_of(_TOKEN, plan.rid)
 
-    def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
+    def inject(self, what: ListFault, *, times: int | None = 1) -> None:
         self.simulator.inject(Fault(kind=FaultKind(what), on=NfonEndpoint.RECORDS, times=times))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
@@ -65,7 +65,7 @@ class NfonSubject:
         )
         self.simulator.inject(fault)
 
-    def behave(self) -> None:
+    def clear_faults(self) -> None:
         self.simulator.clear_faults()
 
     @property

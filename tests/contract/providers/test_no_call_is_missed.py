@@ -1,4 +1,4 @@
-"""Promise 1 on every provider: whatever order rows appear in and whatever goes wrong, each call is told, and once."""
+"""Promise 1 on every provider: whatever order rows appear in and whatever fails, each call is ingested, and once."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 
 from relay.simulator.timeline import CallPlan
 from relay.store.codes import RowOutcome
-from tests.contract.providers.desk import START, Desk, open_desk
-from tests.contract.providers.subject import MakeSubject, Trouble
+from tests.contract.providers.harness import START, PollHarness, open_harness
+from tests.contract.providers.under_test import ListFault, MakeProvider
 
 HOUR_S = 3600
 MINUTE_S = 60
@@ -33,7 +33,7 @@ MISHAPS: tuple[Mishap, ...] = (
 
 
 @dataclass(frozen=True)
-class Sketch:
+class DrawnCall:
     """A call as it is drawn: begun so long after the relay, talked about, listed so long after its end."""
 
     start_s: int
@@ -58,8 +58,8 @@ class Step:
     nth: int
 
 
-sketches = st.builds(
-    Sketch,
+drawn_calls = st.builds(
+    DrawnCall,
     start_s=st.one_of(
         st.integers(-48 * HOUR_S, 60 * HOUR_S),
         st.sampled_from([0, 1, 30, HOUR_S, HOUR_S + 1, 24 * HOUR_S]),  # the same seconds, again and again
@@ -78,56 +78,56 @@ steps = st.builds(
 )
 
 
-class Weather:
+class PollMishaps:
     """What goes wrong during a poll, and is over after it."""
 
-    def __init__(self, desk: Desk, plans: list[CallPlan]) -> None:
-        self._desk = desk
+    def __init__(self, harness: PollHarness, plans: list[CallPlan]) -> None:
+        self._harness = harness
         self._plans = plans
         self.went_between: set[str] = set()
         self._extra = 10_000
 
     async def poll(self, step: Step) -> None:
         """Poll under this step's mishap."""
-        subject, budgets = self._desk.subject, self._desk.budgets
+        provider, budgets = self._harness.provider, self._harness.budgets
         first = budgets.requests
-        transient = [each for each in subject.refusals if each.status >= 500 or each.status == 429]
+        transient = [refusal for refusal in provider.refusals if refusal.status >= 500 or refusal.status == 429]
         gone: list[CallPlan] = []
 
         def strike(paid: int) -> None:
             nth = paid - first
             match step.mishap:
                 case "drop" if nth == 1:
-                    subject.trouble(Trouble.DROP, times=None)
+                    provider.inject(ListFault.DROP, times=None)
                 case "not_json" if nth == 1:
-                    subject.trouble(Trouble.NOT_JSON, times=None)
+                    provider.inject(ListFault.NOT_JSON, times=None)
                 case "refused" if nth == step.nth:
-                    subject.refuse(transient[step.nth % len(transient)], times=None)
+                    provider.refuse(transient[step.nth % len(transient)], times=None)
                 case "breaks_off" if nth == step.nth:
-                    subject.trouble(Trouble.DROP, times=None)
+                    provider.inject(ListFault.DROP, times=None)
                 case "rows_come" if nth <= step.nth:
                     self._come()
                 case "rows_go" if nth == step.nth + 1:
                     gone.extend(self._plans[:: step.nth + 1])
-                    self.went_between |= {self._desk.subject.key(plan) for plan in gone}
+                    self.went_between |= {self._harness.provider.key(plan) for plan in gone}
                     for plan in gone:
-                        subject.remove(plan)
+                        provider.remove(plan)
                 case _:
                     pass
 
         budgets.before_request = strike
-        await self._desk.poll()
+        await self._harness.poll()
         budgets.before_request = None
-        subject.behave()
-        subject.add(gone)
+        provider.clear_faults()
+        provider.add(gone)
 
     def _come(self) -> None:
         """One more call, in front of all others."""
         self._extra += 1
-        now = self._desk.now.replace(microsecond=0)
+        now = self._harness.now.replace(microsecond=0)
         plan = CallPlan(rid=self._extra, started_at=now - timedelta(seconds=1), ended_at=now, visible_at=now)
         self._plans.append(plan)
-        self._desk.subject.add([plan])
+        self._harness.provider.add([plan])
 
 
 @settings(
@@ -137,47 +137,49 @@ class Weather:
     phases=[Phase.explicit, Phase.generate],  # a failing example is small enough, and shrinking takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(drawn=st.lists(sketches, min_size=1, max_size=14), before=st.lists(steps, min_size=1, max_size=14))
-async def test_each_call_is_told_once_whatever_happens(
-    make: MakeSubject, redis: Redis, http: aiohttp.ClientSession, drawn: list[Sketch], before: list[Step]
+@given(drawn=st.lists(drawn_calls, min_size=1, max_size=14), before=st.lists(steps, min_size=1, max_size=14))
+async def test_each_call_is_ingested_as_new_once_whatever_happens(
+    make: MakeProvider, redis: Redis, http: aiohttp.ClientSession, drawn: list[DrawnCall], before: list[Step]
 ) -> None:
     """Long calls, late rows, the same seconds, outages, broken readings, shifting pages, changes."""
-    async with open_desk(make, redis, http, page_size=3) as desk:
-        plans = [sketch.plan(rid) for rid, sketch in enumerate(drawn, start=1)]
-        desk.subject.add(plans)
+    async with open_harness(make, redis, http, page_size=3) as harness:
+        plans = [drawn_call.plan(rid) for rid, drawn_call in enumerate(drawn, start=1)]
+        harness.provider.add(plans)
         changed = set()
-        for sketch, plan in zip(drawn, plans, strict=True):
-            if sketch.changes_after_s is not None:
-                desk.subject.change(plan, at=plan.visible_at + timedelta(seconds=sketch.changes_after_s))
-                changed.add(desk.subject.key(plan))
-        weather = Weather(desk, plans)
+        for drawn_call, plan in zip(drawn, plans, strict=True):
+            if drawn_call.changes_after_s is not None:
+                harness.provider.change(plan, at=plan.visible_at + timedelta(seconds=drawn_call.changes_after_s))
+                changed.add(harness.provider.key(plan))
+        mishaps = PollMishaps(harness, plans)
         seeded_at = None
         for step in before:
-            await weather.poll(step)
-            if seeded_at is None and not await desk.error():
-                seeded_at = desk.now
-            desk.pass_(seconds=step.gap_s)
-        seeded_at = await settle(desk, plans) if seeded_at is None else seeded_at
-        await settle(desk, plans)
+            await mishaps.poll(step)
+            if seeded_at is None and not await harness.error():
+                seeded_at = harness.now
+            harness.advance(seconds=step.gap_s)
+        seeded_at = await settle(harness, plans) if seeded_at is None else seeded_at
+        await settle(harness, plans)
 
-        known = {desk.subject.key(plan) for plan in plans if plan.started_at < START and plan.visible_at <= seeded_at}
-        to_tell = {desk.subject.key(plan) for plan in plans} - known
-        assert desk.told_keys == Counter(to_tell)
-        came_between = {desk.subject.key(plan) for plan in plans[len(drawn) :]}
+        seeded = {
+            harness.provider.key(plan) for plan in plans if plan.started_at < START and plan.visible_at <= seeded_at
+        }
+        expected = {harness.provider.key(plan) for plan in plans} - seeded
+        assert harness.new_keys == Counter(expected)
+        came_between = {harness.provider.key(plan) for plan in plans[len(drawn) :]}
         # A row that goes away between the list and its details is completed when it is back.
-        assert set(desk.count(RowOutcome.CHANGED)) <= changed | came_between | weather.went_between
+        assert set(harness.count(RowOutcome.CHANGED)) <= changed | came_between | mishaps.went_between
 
 
-async def settle(desk: Desk, plans: list[CallPlan]) -> datetime:
+async def settle(harness: PollHarness, plans: list[CallPlan]) -> datetime:
     """Let all calls be listed, and the poller look as far back as it ever does; gives when the first poll went well."""
     end = max(plan.visible_at for plan in plans)
     first = None
     for gap_s in (0, 30, 16 * MINUTE_S, 6 * HOUR_S + 1, 30):
-        desk.pass_(seconds=gap_s)
-        if gap_s > HOUR_S and desk.now < end:
-            desk.moment.at = end + timedelta(seconds=1)
-        await desk.poll()
-        assert not await desk.error()
-        first = first or desk.now
+        harness.advance(seconds=gap_s)
+        if gap_s > HOUR_S and harness.now < end:
+            harness.clock.at = end + timedelta(seconds=1)
+        await harness.poll()
+        assert not await harness.error()
+        first = first or harness.now
     assert first is not None
     return first

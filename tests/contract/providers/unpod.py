@@ -1,4 +1,4 @@
-"""Unpod as a subject of the suite."""
+"""Unpod as a provider of the suite."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,7 +11,7 @@ from relay.providers.unpod import UNPOD
 from relay.providers.unpod.options import UnpodOptions
 from relay.simulator.timeline import CallPlan
 from relay.simulator.unpod import BASE_PATH, LIST, call_id
-from tests.contract.providers.subject import Now, Refusal, Trouble
+from tests.contract.providers.under_test import ListFault, Now, Refusal
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.unpod import FaultyUnpod
 
@@ -19,7 +19,7 @@ _TOKEN = "the-suite"
 _ORG = "acme"
 
 
-class UnpodSubject:
+class UnpodUnderTest:
     """One organisation, whose list comes newest first in pages."""
 
     kind = UNPOD
@@ -54,7 +54,7 @@ class UnpodSubject:
         return UnpodOptions.model_validate({"token": _TOKEN, "org_handle": _ORG, "base_url": base_url, **changes})
 
     def wrong_credentials(self, base_url: str) -> Sequence[SourceOptions]:
-        return [self.options(base_url, token="not-a-token"), self.options(base_url, org_handle="somebody-else")]
+        return [self.options(base_url, token="not-a-token"), self.options(base_url, org_handle="other-org")]
 
     def add(self, plans: Iterable[CallPlan]) -> None:
         self.simulator.add_calls(_TOKEN, plans)
@@ -68,14 +68,14 @@ class UnpodSubject:
     def key(self, plan: CallPlan) -> str:
         return call_id(plan)
 
-    def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
+    def inject(self, what: ListFault, *, times: int | None = 1) -> None:
         self.simulator.inject(Fault(kind=FaultKind(what), on=LIST, times=times))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
         fault = Fault(kind=FaultKind.STATUS, on=LIST, times=times, status=refusal.status, body=refusal.body)
         self.simulator.inject(fault)
 
-    def behave(self) -> None:
+    def clear_faults(self) -> None:
         self.simulator.clear_faults()
 
     @property

@@ -1,4 +1,4 @@
-"""WebFones as a subject of the suite."""
+"""WebFones as a provider of the suite."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -11,14 +11,14 @@ from relay.providers.webfones import WEBFONES
 from relay.providers.webfones.options import WebfonesOptions
 from relay.simulator.timeline import CallPlan
 from relay.simulator.webfones import WebFonesEndpoint
-from tests.contract.providers.subject import Now, Refusal, Trouble
+from tests.contract.providers.under_test import ListFault, Now, Refusal
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.webfones import FaultyWebFones
 
 _KEY = "the-suite"
 
 
-class WebfonesSubject:
+class WebFonesUnderTest:
     """One account; the whole list comes in one body."""
 
     kind = WEBFONES
@@ -59,7 +59,7 @@ class WebfonesSubject:
     def key(self, plan: CallPlan) -> str:
         return str(plan.rid)
 
-    def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
+    def inject(self, what: ListFault, *, times: int | None = 1) -> None:
         self.simulator.inject(Fault(kind=FaultKind(what), on=WebFonesEndpoint.RECORDS, times=times))
 
     def refuse(self, refusal: Refusal, *, times: int | None = 1) -> None:
@@ -68,7 +68,7 @@ class WebfonesSubject:
         )
         self.simulator.inject(fault)
 
-    def behave(self) -> None:
+    def clear_faults(self) -> None:
         self.simulator.clear_faults()
 
     @property

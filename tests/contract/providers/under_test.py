@@ -1,7 +1,7 @@
-"""A provider under test: what the suite has to know about one provider and its simulator, and nothing more.
+"""A provider under test: what the suite has to know about one provider and its fake, and nothing more.
 
-The suite speaks of calls as `CallPlan`s; a subject says them in its provider's words. Its simulator shows a call from
-`visible_at` on, at the time that the handed-in clock tells. A provider joins with a subject and an entry in
+The suite describes calls as `CallPlan`s; each provider's fake writes them in its own columns and lists a call from
+`visible_at` on, at the time that the handed-in clock tells. A provider joins with a provider and an entry in
 `tests/contract/providers/subjects.py`.
 """
 
@@ -19,8 +19,8 @@ from relay.simulator.timeline import CallPlan
 Now = Callable[[], datetime]
 
 
-class Trouble(StrEnum):
-    """What a simulator can be told to do to a request for calls, whatever its own name for it is."""
+class ListFault(StrEnum):
+    """A fault of the call list that every fake can inject."""
 
     DROP = "drop"
     """The connection is reset: `Unavailable`."""
@@ -29,7 +29,7 @@ class Trouble(StrEnum):
     PARTIAL = "partial"
     """Status 206 with a message: `UnexpectedResponse`."""
     GARBAGE = "garbage"
-    """Rows nobody should believe between the good ones: each becomes a `InvalidRow`, the good ones stay."""
+    """Invalid rows between valid ones: each becomes an `InvalidRow`, the others stay."""
     HUGE = "huge"
     """A body of more than the client's cap, with status 200: `UnexpectedResponse`."""
 
@@ -44,7 +44,7 @@ class Refusal:
     error: type[ProviderError]
 
 
-class Subject(Protocol):
+class ProviderUnderTest(Protocol):
     """One provider with one account on its simulator. `zone` is that of the account, as its rows show it."""
 
     kind: ProviderKind
@@ -78,7 +78,7 @@ class Subject(Protocol):
         """The key that the call's record must have."""
         ...
 
-    def trouble(self, what: Trouble, *, times: int | None = 1) -> None:
+    def inject(self, what: ListFault, *, times: int | None = 1) -> None:
         """Spoil the next `times` answers to requests for calls (None: all)."""
         ...
 
@@ -86,7 +86,7 @@ class Subject(Protocol):
         """Refuse the next `times` requests for calls like this."""
         ...
 
-    def behave(self) -> None:
+    def clear_faults(self) -> None:
         """Take all trouble and refusals back."""
         ...
 
@@ -96,5 +96,5 @@ class Subject(Protocol):
         ...
 
 
-MakeSubject = Callable[[Now, str], Subject]
-"""A subject on a clock, whose account has this zone; a provider whose rows carry their zone may ignore it."""
+MakeProvider = Callable[[Now, str], ProviderUnderTest]
+"""A provider on a clock, whose account has this zone; a provider whose rows carry their zone may ignore it."""

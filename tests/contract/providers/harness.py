@@ -1,12 +1,12 @@
 """One provider at the real poller: the store is real, HTTP is real, time is what the test says.
 
-`Desk.poll` claims the source as the poll lane hands it out and lets the poller work on it once. What became of rows is
+`PollHarness.poll` claims the source from the poll lane and lets the poller work on it once. What became of rows is
 counted by `RowOutcome`.
 """
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -22,7 +22,7 @@ from relay.queue.settlement import Done, Renew, Retry, Settlement
 from relay.recordings.markers import Marker
 from relay.simulator.timeline import CallPlan
 from relay.store.codes import RowOutcome
-from tests.contract.providers.subject import MakeSubject, Subject
+from tests.contract.providers.under_test import MakeProvider, ProviderUnderTest
 from tests.fakes.budget import FakeBudgetStore
 from tests.store import WatchedCalls, open_store
 from workers.poll import PollWorker
@@ -33,8 +33,8 @@ SID = "main"
 
 
 @dataclass
-class Told:
-    """Stands for the operations: what was said about the source."""
+class FakeOperations:
+    """Records what is published about the source."""
 
     errors: list[str] = field(default_factory=list)
     recovered: int = 0
@@ -47,7 +47,7 @@ class Told:
 
 
 class NoMarkers:
-    """Stands for the recording storage's markers: there are none."""
+    """A recording storage without markers."""
 
     async def read(self, _sid: str) -> Marker | None:
         return None
@@ -56,39 +56,41 @@ class NoMarkers:
         return None
 
 
-class Desk:
+class PollHarness:
     """A poller, a source, and the provider behind it."""
 
-    def __init__(self, subject: Subject, redis: Redis, budgets: FakeBudgetStore, now: "Moment") -> None:
-        self.subject = subject
+    def __init__(
+        self, provider: ProviderUnderTest, redis: Redis, budgets: FakeBudgetStore, clock: "SettableClock"
+    ) -> None:
+        self.provider = provider
         self.redis = redis
         self.budgets = budgets
-        self.moment = now
+        self.clock = clock
         self.store = open_store(redis)
         self.store.calls = self.ingested = WatchedCalls(redis)
-        self.told = Told()
+        self.operations = FakeOperations()
         self.lane = Lane(redis, "poll", lease_s=60)
         self.source: Source
         poller = Poller(
             self.store,
-            cast(Any, self.told),
+            cast(Any, self.operations),
             cast(Any, NoMarkers()),
             tiers=TIERS,
             wake=lambda: None,
-            now=now,
+            now=clock,
         )
         self.worker = PollWorker(lambda: {SID: self.source}, poller)
 
     @property
     def now(self) -> datetime:
-        return self.moment()
+        return self.clock()
 
-    def pass_(self, **duration: float) -> None:
-        """Let time pass."""
-        self.moment.at += timedelta(**duration)
+    def advance(self, **duration: float) -> None:
+        """Move the clock."""
+        self.clock.at += timedelta(**duration)
 
     def call(self, rid: int, *, start_s: float = -60, talk_s: float = 30, late_s: float = 0, **fields: Any) -> CallPlan:
-        """Add a call that began `start_s` from now; it shows when it ends, or `late_s` after that."""
+        """Add a call that began `start_s` from now; it is listed when it ends, or `late_s` after that."""
         started_at = (self.now + timedelta(seconds=start_s)).replace(microsecond=0)
         ended_at = started_at + timedelta(seconds=talk_s)
         plan = CallPlan(
@@ -98,11 +100,11 @@ class Desk:
             visible_at=ended_at + timedelta(seconds=late_s),
             **fields,
         )
-        self.subject.add([plan])
+        self.provider.add([plan])
         return plan
 
     async def poll(self) -> int:
-        """Let the source be polled once; gives how long the poller wants to wait, in ms."""
+        """Poll the source once; gives the milliseconds until the next poll."""
         await self.lane.put("", SID)
         [claim] = (await self.lane.exchange(want=1)).claims
         settlements: list[Settlement] = []
@@ -118,22 +120,22 @@ class Desk:
         return self.ingested.count(outcome)
 
     @property
-    def told_keys(self) -> Counter[str]:
-        """How often each call was taken for new, and so is told."""
+    def new_keys(self) -> Counter[str]:
+        """How often each call was ingested as new, and so is published."""
         return self.count(RowOutcome.NEW)
 
     async def error(self) -> str:
-        """What is wrong with the source, as an operator sees it; empty when all is well."""
+        """The source's error, as an operator sees it; empty when there is none."""
         return (await self.store.sources.read(SID)).error
 
     async def cursor(self) -> datetime | None:
-        """Where the source stands."""
+        """The source's cursor."""
         return (await self.store.sources.read(SID)).poll_state.cursor
 
 
 @dataclass
-class Moment:
-    """The time that everybody here goes by."""
+class SettableClock:
+    """The time in this test; set `at`, or `advance` the harness."""
 
     at: datetime = START
 
@@ -142,20 +144,16 @@ class Moment:
 
 
 @contextlib.asynccontextmanager
-async def open_desk(
-    make: MakeSubject, redis: Redis, http: aiohttp.ClientSession, *, zone: str = "UTC", **options: Any
-) -> AsyncIterator[Desk]:
-    """Open a desk on an empty store; `options` are those of the source that its provider has."""
+async def open_harness(
+    make: MakeProvider, redis: Redis, http: aiohttp.ClientSession, *, zone: str = "UTC", **options: Any
+) -> AsyncIterator[PollHarness]:
+    """Open a harness on an empty store; of `options`, those that the provider's source has are used."""
     await redis.flushall()
-    moment = Moment()
-    subject = make(moment, zone)
-    desk = Desk(subject, redis, FakeBudgetStore(), moment)
-    async with subject.serve() as base_url:
-        known = {name: value for name, value in options.items() if name in subject.kind.options.model_fields}
-        chosen = subject.options(base_url, **known)
-        desk.source = connect_source(SID, chosen, http, cast(Any, desk.budgets), public_url=None)
-        yield desk
-
-
-OpenDesk = Callable[..., contextlib.AbstractAsyncContextManager[Desk]]
-Act = Callable[[Desk], Awaitable[None]]
+    clock = SettableClock()
+    provider = make(clock, zone)
+    harness = PollHarness(provider, redis, FakeBudgetStore(), clock)
+    async with provider.serve() as base_url:
+        supported = {name: value for name, value in options.items() if name in provider.kind.options.model_fields}
+        source_options = provider.options(base_url, **supported)
+        harness.source = connect_source(SID, source_options, http, cast(Any, harness.budgets), public_url=None)
+        yield harness
