@@ -53,8 +53,8 @@ async def wake(ctx: dict[str, Any], lane: str) -> None:
 async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job_id: str, force: bool = False) -> None:
     """Read a range of a source again and publish what was never published. Never moves the cursor.
 
-    Rows too old to be told apart from known ones are only ingested with `force`. An interrupted run is resumed where it
-    stopped; two at once only read twice.
+    Rows too old to be distinguished from known ones are only ingested with `force`. An interrupted run is resumed where
+    it stopped; two at once only read twice.
     """
     runtime: Runtime = ctx["runtime"]
     jobs = runtime.store.jobs
@@ -88,7 +88,7 @@ def _why_not(sid: str, source: Source | None, poll_state: PollState, *, force: b
         return f"the source {sid} is paused, so it is not polled"
     if not poll_state.reached and not force:
         return (
-            f"{sid} has not been polled successfully so far, so known calls cannot be told from new ones; "
+            f"{sid} has not been polled successfully so far, so known calls cannot be distinguished from new ones; "
             "wait for its first poll, and run this again"
         )
     return ""
@@ -201,7 +201,7 @@ class _Backfill:
 
 @contextlib.asynccontextmanager
 async def _heartbeat(ctx: dict[str, Any], report: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[None]:
-    """Hold the job while this process lives: without this arq would give a killed worker's job away after hours."""
+    """Hold the job while this process lives: otherwise arq would restart a killed worker's job only after hours."""
     runtime: Runtime = ctx["runtime"]
 
     async def beat() -> None:

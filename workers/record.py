@@ -118,7 +118,7 @@ class RecordWorker:
         # Every call of the source is refused alike: an error once, not for each of them.
         write = log.error if self._allowed.get(source.id, True) else log.debug
         self._allowed[source.id] = False
-        write("source_recordings_paused", source=source.id, reason=reason, retry_s=EXTRA_PAUSE_S)
+        write("source_recordings_paused", source=source.id, reason=reason, retry_in_s=EXTRA_PAUSE_S)
         await self._states.note(source.id, recordings_off=reason)
 
     def on_settled(self, claim: Claim, settlement: Settlement) -> None:

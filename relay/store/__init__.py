@@ -1,1 +1,1 @@
-"""3. What we know, in domain terms: `store.Store`. A step is done completely or not at all, whoever dies in between."""
+"""3. What the relay knows, in domain terms. A step is done completely or not at all, whichever process dies in it."""

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from relay.store import keys
 
 _TTL_S: Final = 86_400
-"""A bucket that nobody used for a day is full again, whatever the limit."""
+"""A bucket that was unused for a day is full again, whatever the limit."""
 _LONGEST_CLOSED_S: Final = 3600
 
 

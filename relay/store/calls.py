@@ -81,9 +81,9 @@ def read_call(call_id: str, flat: Sequence[bytes] | Mapping[bytes, bytes]) -> St
     )
 
 
-# What was published nearly always repeats the call, and would be a fifth of what a call costs. So its content is stored
-# only where it differs from what stands beside it: the record (`published_record`, once another one has come; see
-# ingest.lua) and the contact.
+# What was published nearly always repeats the call, and would be a fifth of its size. So its content is stored only
+# where it differs from the call's parts: the record (`published_record`, once a newer one has come; see ingest.lua) and
+# the contact.
 
 
 def write_parts(call: StoredCall, parts: Mapping[str, Json | None]) -> dict[str, Json | None]:

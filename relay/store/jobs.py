@@ -51,7 +51,7 @@ class Job:
 
 
 class JobStore:
-    """Reads and writes jobs; one is forgotten a week after its last step."""
+    """Reads and writes jobs; a job expires a week after its last step."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -69,7 +69,7 @@ class JobStore:
         await self._write(job.id, {"state": job.state, **{name: value for name, value in about.items() if value}})
 
     async def get(self, job_id: str) -> Job | None:
-        """Read a job; None when it is not known, or not any more."""
+        """Read a job; None when it does not exist, or has expired."""
         raw: dict[bytes, bytes] = await self._redis.hgetall(keys.job(job_id))  # type: ignore[misc]  # both clients
         if not raw:
             return None

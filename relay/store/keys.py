@@ -75,13 +75,13 @@ def event(eid: str) -> str:
 
 
 def calls_of(sid: str) -> str:
-    """ZSET  call id → first seen, ms, of one source; trimmed like `relay:calls`, and gone after that
-    long without its source."""
+    """ZSET  call id → first seen, ms, of one source; trimmed like `relay:calls`; expires after
+    that long without its source."""
     return f"relay:calls:{sid}"
 
 
 def events_of(sid: str) -> str:
-    """ZSET  event id → created, ms, of one source's calls; trimmed like `relay:events`, gone like `relay:calls:…`."""
+    """ZSET  event id → created, ms, of one source's calls; trimmed like `relay:events`, expires like the calls'."""
     return f"relay:events:{sid}"
 
 

@@ -144,7 +144,7 @@ def _ms(at: datetime) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
-    """A source's state with what stands beside it. `next_poll_ms` is 0 while it is being polled, or is not at all."""
+    """A source's state, next poll and quarantined rows. `next_poll_ms` is 0 while it is being polled, or is paused."""
 
     state: SourceState
     next_poll_ms: int

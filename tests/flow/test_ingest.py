@@ -163,7 +163,7 @@ async def test_a_recording_wanted_while_its_lease_is_being_settled_is_fetched(re
 
     reply = await record.exchange([(claim, Done())], want=1)
 
-    assert [each.item for each in reply.claims] == [claim.item]
+    assert [claimed.item for claimed in reply.claims] == [claim.item]
 
 
 @pytest.mark.parametrize(
@@ -261,12 +261,12 @@ async def test_a_seeded_unfinished_call_survives_an_upgrade(redis: Redis) -> Non
     """The mapping changed while it went on, or with the very row that ends it."""
     for key, mappings in (("between", (1, 2, 2)), ("with", (1, 1, 2))):
         going_on = make_record(key, finished=False)
-        for mapping, each in zip(
+        for mapping, record in zip(
             mappings,
             (going_on, replace(going_on, status_raw="x"), replace(going_on, status_raw="x", finished=True)),
             strict=True,
         ):
-            outcomes = await ingested(redis, row(each, seed=each is going_on), mapping=mapping)
+            outcomes = await ingested(redis, row(record, seed=record is going_on), mapping=mapping)
 
         assert outcomes == [NEW], key
 
@@ -369,9 +369,11 @@ async def test_a_rolling_upgrade_publishes_no_updates(redis: Redis) -> None:
     old, new = make_record(end_reason="hangup"), make_record(end_reason="caller_hangup")
     await ingested(redis, row(old))
 
-    answers = [await ingested(redis, row(each), mapping=mapping) for each, mapping in ((new, 2), (old, 1), (new, 2))]
+    outcomes = [
+        await ingested(redis, row(record), mapping=mapping) for record, mapping in ((new, 2), (old, 1), (new, 2))
+    ]
 
-    assert answers == [[REHASHED], [REHASHED], [REHASHED]]
+    assert outcomes == [[REHASHED], [REHASHED], [REHASHED]]
     assert (await stored_call(redis)).version == 1
 
 
@@ -382,7 +384,7 @@ async def test_a_poller_whose_lease_was_taken_over_ingests_nothing(redis: Redis)
     """Another poller has the source: no row is ingested and no cursor moves."""
     lane, old_token = await poll_token(redis)
     await redis.zadd(queue_keys.leased("poll", ""), {"main": 1})
-    await lane.drop("", "nobody")
+    await lane.drop("", "none")
     [heir] = (await lane.exchange(want=1)).claims
     before = await dump(redis)
 
@@ -416,13 +418,13 @@ async def test_a_backfill_and_a_poll_ingest_the_same_row_once(redis: Redis) -> N
     _, token = await poll_token(redis)
     update = CursorUpdate(NOON, NOON)
 
-    answers = [
+    outcomes = [
         await ingested(redis, row(make_record("1")), row(make_record("2")), via="backfill"),
         await ingested(redis, row(make_record("2")), row(make_record("3")), token=token, cursor_update=update),
         await ingested(redis, row(make_record("3")), via="backfill"),
     ]
 
-    assert answers == [[NEW, NEW], [KNOWN, NEW], [KNOWN]]
+    assert outcomes == [[NEW, NEW], [KNOWN, NEW], [KNOWN]]
     assert await redis.zcard(keys.CALLS) == 3
     assert (await stored_call(redis, "2")).via == "backfill"
 
@@ -470,7 +472,7 @@ async def test_seen_expires_after_its_source_was_removed(redis: Redis) -> None:
     assert await redis.ttl(keys.seen("main", "2025-07-01")) > 89 * 86_400
 
 
-# The shortcut for what is known
+# Leaving out what is known
 
 
 async def test_only_rows_that_are_known_exactly_are_left_out(redis: Redis) -> None:

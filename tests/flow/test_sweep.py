@@ -277,9 +277,7 @@ async def test_a_source_without_calls_at_a_busy_hour_is_reported_once(relays: Re
         await check_for_silence(runtime)
     await measure(runtime)
 
-    assert [(each["source"], each["usual_calls"]) for each in logs if each["event"] == "source_went_quiet"] == [
-        ("a", 4)
-    ]
+    assert [(log["source"], log["usual_calls"]) for log in logs if log["event"] == "source_went_quiet"] == [("a", 4)]
     quiet_since = (await runtime.store.sources.read("a")).quiet_since
     assert quiet_since is not None
     assert quiet_since.timestamp() == pytest.approx(await now_ms(redis) / 1000 - 3600, abs=60)
@@ -298,7 +296,7 @@ async def test_the_next_call_ends_the_silence(relays: Relays, redis: Redis) -> N
         await check_for_silence(runtime)
     await measure(runtime)
 
-    assert [each["event"] for each in logs] == ["source_quiet_resolved"]
+    assert [log["event"] for log in logs] == ["source_quiet_resolved"]
     assert (await runtime.store.sources.read("a")).quiet_since is None
     assert REGISTRY.get_sample_value("relay_sources_quiet") == 0
 
@@ -341,6 +339,6 @@ async def test_failing_sources_are_logged_again_at_start(relays: Relays, redis: 
     with capture_logs() as logs:
         await log_failing_sources(runtime)
 
-    assert [(each["event"], each["source"], each["error"], each["since"]) for each in logs] == [
+    assert [(log["event"], log["source"], log["error"], log["since"]) for log in logs] == [
         ("source_still_failing", "a", "WebFones rejected the key", "2026-11-18T11:06:40Z")
     ]
