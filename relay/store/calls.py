@@ -209,11 +209,12 @@ class CallStore:
                 pipe.hmget(keys.seen(source_id, day), [row.record.key for row in members])
             replies = await pipe.execute()
         flags = (SeenFlag.INGESTED,) if with_seeded else tuple(SeenFlag)
+        prefixes = [SeenMark(mapping, flag, hash="").write() for flag in flags]  # built once: a poll has many rows
         return [
             row
             for members, marks in zip(by_day.values(), replies, strict=True)
             for row, mark in zip(members, marks, strict=True)
-            if not any(mark == SeenMark(mapping, flag, row.hash).write() for flag in flags)
+            if mark is None or not any(mark == prefix + row.hash.encode() for prefix in prefixes)
         ]
 
     async def ingest(
