@@ -35,8 +35,10 @@ class Reconciler:
         self._wake_poll = wake_poll
 
     async def everything(self) -> None:
-        """Reconcile all sources and subscriptions."""
-        sources = self._registry.sources
+        """Reconcile all sources and subscriptions, but those for which a newer configuration decides."""
+        registry = self._registry
+        await registry.announce()
+        sources = {sid: source for sid, source in registry.sources.items() if registry.decides("source", sid)}
         await self._lanes[LaneName.POLL].apply(
             *(
                 Put("", sid, self._first_poll_ms(source), keep_due=True)
@@ -45,7 +47,7 @@ class Reconciler:
             )
         )
         await self._limit(*sources)
-        subscriptions = list(self._registry.subscriptions.values())
+        subscriptions = [each for each in registry.subscriptions.values() if registry.decides("subscription", each.id)]
         for at in range(0, len(subscriptions), _BATCH):
             batch = subscriptions[at : at + _BATCH]
             limits = [limit for subscription in batch for limit in subscription.limits()]

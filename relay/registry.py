@@ -5,11 +5,12 @@ A configured id takes precedence and can only be changed in the configuration. P
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Literal
 
 import aiohttp
+import orjson
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,17 +22,17 @@ from relay.errors import RelayError
 from relay.providers import PROVIDERS
 from relay.providers.base import CredentialStore, SourceOptions
 from relay.providers.source import Source, connect_source
-from relay.settings import Settings, SubscriptionOptions
+from relay.settings import Settings, SubscriptionOptions, reveal
 from relay.store.budget import BudgetStore
+from relay.store.configurations import Configurations, Kind
 from relay.store.connection import STORE_ERRORS
 from relay.store.declarations import Declaration, Declarations
 
 log = structlog.get_logger(__name__)
 
 FOLLOW_EVERY_S = 1.0
+_RELOAD = "reload or restart this process; until then the newer one decides limits, pauses and credentials"
 _OPTIONS = TypeAdapter(SubscriptionOptions)
-
-Kind = Literal["source", "subscription"]
 
 
 class Registry:
@@ -41,19 +42,25 @@ class Registry:
         self,
         settings: Settings,
         declarations: Declarations,
+        configurations: Configurations,
         http: aiohttp.ClientSession,
         budget: BudgetStore,
         *,
         guarded: Mapping[bool, aiohttp.ClientSession],
         credentials_of: Callable[[str], CredentialStore],
+        version_key: bytes,
     ) -> None:
         """`http` is for configured sources; `guarded` (by whether it connects without TLS) for those created over the
-        API, and dials no forbidden address."""
+        API, and dials no forbidden address. `version_key` keys the digest of a configuration, which has secrets."""
         self.declarations = declarations
         self.sources: dict[str, Source] = {}
         self.subscriptions = Subscriptions({})
         self.declared: dict[Kind, dict[str, Declaration]] = {"source": {}, "subscription": {}}
+        self._configurations = configurations
+        self._version_key = version_key
+        self._outranked: frozenset[tuple[Kind, str]] = frozenset()
         self._settings = settings
+        self._configuration_version = self._digest(settings)
         self._http = http
         self._guarded = guarded
         self._credentials_of = credentials_of
@@ -70,7 +77,36 @@ class Registry:
     def reconfigure(self, settings: Settings) -> None:
         """Replace the configuration; `load` then applies its sources and subscriptions."""
         self._settings = settings
+        self._configuration_version = self._digest(settings)
         self._version = -1
+
+    async def announce(self) -> None:
+        """Announce the configuration, and find out whether processes with a newer one decide for some of its names."""
+        names: list[tuple[Kind, str]] = [
+            *(("source", name) for name in self._settings.sources),
+            *(("subscription", name) for name in self._settings.subscriptions),
+        ]
+        before, self._outranked = (
+            self._outranked,
+            await self._configurations.announce(self._configuration_version, names),
+        )
+        if self._outranked and not before:
+            log.warning("configuration_outdated", reason="another process runs with a newer one", action=_RELOAD)
+        elif before and not self._outranked:
+            log.info("configuration_in_force", reason="no process runs with a newer one any more")
+
+    def decides(self, kind: Kind, name: str) -> bool:
+        """Whether this process may write what all processes share of a source or subscription, such as its limits: not
+        while another one runs with a newer configuration that declares it too."""
+        return (kind, name) not in self._outranked or not self.configured(kind, name)
+
+    def _digest(self, settings: Settings) -> str:
+        declared = {
+            kind: {name: _revealed(options) for name, options in options_of.items()}
+            for kind, options_of in (("source", settings.sources), ("subscription", settings.subscriptions))
+        }
+        document = orjson.dumps(declared, option=orjson.OPT_SORT_KEYS)
+        return hashlib.blake2b(document, key=self._version_key, digest_size=12).hexdigest()
 
     async def load(self) -> bool:
         """Read the declarations and apply them, if anything has changed; whether it had."""
@@ -119,6 +155,7 @@ class Registry:
             await asyncio.sleep(FOLLOW_EVERY_S)
             with contextlib.suppress(*STORE_ERRORS):  # the runners log that the store is unavailable
                 try:
+                    await self.announce()
                     if await self.load():
                         await on_change()
                 except RelayError as error:
@@ -174,6 +211,11 @@ class Registry:
         for sub, options in self._settings.subscriptions.items():
             subscriptions[sub] = Subscription.of(sub, options)
         return subscriptions
+
+
+def _revealed(options: SourceOptions | SubscriptionOptions) -> Json:
+    # Without defaults: releases with different options read one file as the same configuration.
+    return {name: value for name, value in reveal(options).items() if name in options.model_fields_set}
 
 
 def connects_without_tls(options: SourceOptions) -> bool:

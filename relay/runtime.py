@@ -78,10 +78,12 @@ class Runtime:
         self.registry = Registry(
             settings,
             self.store.declarations,
+            self.store.configurations,
             http,
             self.store.budget,
             guarded=guarded,
             credentials_of=self.store.credentials,
+            version_key=box.signing_keys("configuration")[0],
         )
         self.subscriptions = self.registry.subscriptions
         self.operations = Operations(self.store.events, self.subscriptions)

@@ -20,15 +20,23 @@ _UNKNOWN_RETRY_MS = 2000
 class PollWorker:
     """Polls sources, each when its turn comes."""
 
-    def __init__(self, sources: Callable[[], Mapping[str, Source]], poller: Poller) -> None:
+    def __init__(
+        self,
+        sources: Callable[[], Mapping[str, Source]],
+        poller: Poller,
+        *,
+        decides: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """`decides` says whether this process's configuration of a source is the newest."""
         self._sources = sources
+        self._decides = decides
         self._poller = poller
 
     async def work(self, batch: Sequence[Claim], settle: Settle) -> None:
         """Poll the claimed source and make it due again."""
         [claim] = batch
         source = self._sources().get(claim.item)
-        if source is None:
+        if source is None or (source.paused and not self._decides(source.id)):
             settle(claim, Retry(_UNKNOWN_RETRY_MS))
             return
         if source.paused:

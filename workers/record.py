@@ -49,13 +49,16 @@ class RecordWorker:
         *,
         wake_enrich: Callable[[], None],
         find_call: Callable[[str], Awaitable[StoredCall | None]],
+        decides: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        """`decides` says whether this process's configuration of a source is the newest."""
         self._lane = lane
         self._sources = sources
         self._storage = storage
         self._states = states
         self._wake_enrich = wake_enrich
         self._find_call = find_call
+        self._decides = decides
         self._allowed: dict[str, bool] = {}  # source id → whether its credential may fetch recordings
 
     async def work(self, batch: Sequence[Claim], settle: Settle) -> None:
@@ -63,11 +66,12 @@ class RecordWorker:
         [claim] = batch
         call = claimed_call(claim)
         source = self._sources().get(claim.partition)
-        if source is None:
+        unwanted = source is not None and not source.rules.recordings
+        if source is None or (unwanted and not self._decides(source.id)):
             now_ms = self._lane.store_now_ms
             settle(claim, Retry(unknown_wait_ms(waiting_since_ms=call.first_seen_ms, now_ms=now_ms)))
             return
-        if not source.rules.recordings or call.record["outcome"] != "answered":
+        if unwanted or call.record["outcome"] != "answered":
             settle(claim, Done())
             return
         state = FetchState.from_json(call.fetch) if call.fetch else None

@@ -1,5 +1,7 @@
 """Hosts the lanes in a process: how many attempts run at once, and how long one may take."""
 
+from functools import partial
+
 from relay.delivery.attempt import Attempts
 from relay.events.publisher import Publisher
 from relay.polling.poller import Poller
@@ -41,7 +43,7 @@ def add_poller(runtime: Runtime) -> Streams:
         wake=wake,
         now=runtime.store_now,
     )
-    worker = PollWorker(lambda: runtime.sources, poller)
+    worker = PollWorker(lambda: runtime.sources, poller, decides=partial(runtime.registry.decides, "source"))
     runtime.add_runner(Runner(lane, worker.work, concurrency=POLL_CONCURRENCY, min_lease_s=70))
     streams = Streams(
         runtime.store.stream_leases,
@@ -90,6 +92,7 @@ def _add_record(runtime: Runtime) -> None:
         runtime.store.sources,
         wake_enrich=lambda: runtime.wake_ups(LaneName.ENRICH),
         find_call=runtime.store.calls.get,
+        decides=partial(runtime.registry.decides, "source"),
     )
     runtime.add_runner(
         Runner(

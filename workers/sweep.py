@@ -28,6 +28,7 @@ async def sweep(runtime: Runtime) -> None:
     """Sweep once."""
     await _follow_clock(runtime)
     await runtime.reconciler.everything()
+    await retire(runtime)
     await restore(runtime)
     await _retry_changed_credentials(runtime)
     if await runtime.store.upkeep.claim_silence_check():
@@ -48,9 +49,20 @@ async def _follow_clock(runtime: Runtime) -> None:
         await runtime.lanes[LaneName.POLL].apply(*(Put("", sid) for sid in polled))
 
 
+async def retire(runtime: Runtime) -> None:
+    """End the work of sources and subscriptions that were removed from the configuration."""
+    for kind, name in await runtime.store.configurations.retire():
+        action = "add it again to continue with what is left; nothing of it is deleted before its retention ends"
+        if kind == "source":
+            log.warning("source_removed", source=name, action=action)
+        else:
+            log.warning("subscription_removed", subscription=name, action=action)
+
+
 async def restore(runtime: Runtime) -> None:
     """Put back what a lane has lost."""
-    polled = [sid for sid, source in runtime.sources.items() if not source.paused]
+    decides = runtime.registry.decides
+    polled = [sid for sid, source in runtime.sources.items() if not source.paused and decides("source", sid)]
     restored = {LaneName.POLL: await runtime.store.upkeep.restore_polls(polled)}
     for lane in LaneName:
         if lane is not LaneName.POLL:
@@ -65,7 +77,7 @@ async def _retry_changed_credentials(runtime: Runtime) -> None:
     """Poll a source at once when its credential has changed: the provider may have refused the former one."""
     credentials: dict[str, str] = {}
     for sid, source in runtime.sources.items():
-        if not source.paused:
+        if not source.paused and runtime.registry.decides("source", sid):
             with contextlib.suppress(SettingsError):  # an empty key file is reported by the poll
                 credentials[sid] = source.kind.credential(source.options)
     for sid in await runtime.store.sources.changed_credentials(credentials):

@@ -7,6 +7,7 @@
 -- Races closed here:
 -- * Two tenants create the same id at the same time: one of them succeeds, the other finds the id taken.
 -- * Two people change the same declaration: the second finds another value, reads again and changes that.
+-- * A process that has not read of a removal yet works on: the tombstone is written with the removal, and ends that.
 -- Only a change raises the version that all processes watch.
 
 local kind, id, expected, fresh = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -21,4 +22,9 @@ else
   return 0
 end
 redis.call('INCR', 'relay:declared-version')
+if fresh ~= '' then
+  redis.call('HDEL', k_removed(kind), id)
+elseif kind ~= 'token' and redis.call('SISMEMBER', k_configured(kind), id) == 0 then
+  redis.call('HSET', k_removed(kind), id, string.format('%.0f', now_ms()))
+end
 return 1

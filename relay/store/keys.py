@@ -105,6 +105,23 @@ def owed_items(lane: str, partition: str) -> str:
     return f"relay:owed:{lane}:{partition}"
 
 
+CONFIGURATIONS = "relay:configurations"
+"""ZSET  version of a configuration → when a process with it was last alive, ms; forgotten after a day without any."""
+CONFIGURATION_GENERATION = "relay:configuration-generation"
+"""STR   generation of the newest configuration; no TTL."""
+
+
+def configuration(version: str) -> str:
+    """HASH  generation of a configuration, and the sources and subscriptions that it declares; goes with its entry in
+    `relay:configurations`."""
+    return f"relay:configuration:{version}"
+
+
+def configured(kind: str) -> str:
+    """SET   ids that a configuration declares, or did until a moment ago: without one they get a tombstone."""
+    return f"relay:configured:{kind}"
+
+
 def removed(kind: str) -> str:
     """HASH  id of a removed source or subscription → when, ms. Its work ends, but what it was owed is kept for as long
     as its events: declaring it again continues."""

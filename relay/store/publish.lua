@@ -13,7 +13,7 @@
 -- * An event exists already (the call was erased and found again): it keeps its body, and a subscription that has a
 --   delivery of it gets no second one. Events that are new are numbered after it.
 -- * A subscription is disabled meanwhile: nothing is queued for it, and its delivery is recorded as missing. One that is
---   being deleted gets no delivery at all.
+--   being deleted, or was, gets no delivery at all.
 
 local cid, version, ordering_key = ARGV[1], ARGV[2], ARGV[3]
 local call_ttl, event_ttl = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -65,7 +65,7 @@ for _ = 1, events do
     local sub = ARGV[i]
     i = i + 1
     local disabled = redis.call('HGET', k_partition('deliver', sub), 'disabled')
-    if disabled ~= 'deleted' and redis.call('HEXISTS', k_event, sub) == 0 then
+    if disabled ~= 'deleted' and not is_removed('subscription', sub) and redis.call('HEXISTS', k_event, sub) == 0 then
       redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
       if disabled then
         redis.call('HSET', k_event, sub, '{"s":"missing"}')

@@ -11,6 +11,7 @@ from relay.secrets import SecretBox
 from relay.store import connection, database, keys
 from relay.store.budget import BudgetStore
 from relay.store.calls import CallStore
+from relay.store.configurations import Configurations
 from relay.store.contacts import ContactStore
 from relay.store.credentials import StoredCredentials
 from relay.store.declarations import Declarations
@@ -39,6 +40,7 @@ class Store:
         self.sources = SourceStore(redis)
         self.subscriptions = SubscriptionStore(redis)
         self.declarations = Declarations(redis, box)
+        self.configurations = Configurations(redis)
         self.jobs = JobStore(redis)
         self.contacts = ContactStore(redis)
         self.erasure = ErasureStore(redis)

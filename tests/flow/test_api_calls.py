@@ -265,7 +265,9 @@ async def _traces(api: ApiClient, *needles: bytes) -> list[bytes]:
             values = [item for pair in (await redis.hgetall(name)).items() for item in pair]  # type: ignore[misc]
         elif kind == b"zset":
             values = await redis.zrange(name, 0, -1)
-        assert kind in (b"string", b"hash", b"zset")
+        elif kind == b"set":
+            values = list(await redis.smembers(name))  # type: ignore[misc]
+        assert kind in (b"string", b"hash", b"zset", b"set")
         if any(needle in plain(value) for value in values for needle in needles):
             found.append(name)
     return found

@@ -106,8 +106,8 @@ async def test_a_removed_source_ends_its_work_and_a_new_declaration_continues_it
 ) -> None:
     """Only a removal empties the lanes of an unknown source, and what was owed is delivered once it is back."""
     source = relay.runtime.sources.pop("main")
-    await redis.hset(keys.removed("source"), "main", "1")  # type: ignore[misc]
     await relay.call("1")
+    await redis.hset(keys.removed("source"), "main", "1")  # type: ignore[misc]
     await eventually(lambda: redis.zcard(queue_keys.waiting("enrich", "main")), lambda count: count == 0)
     await restore(relay.runtime)
     assert await redis.zcard(queue_keys.waiting("enrich", "main")) == 0
