@@ -109,7 +109,6 @@ class Runtime:
 
     @property
     def sources(self) -> dict[str, Source]:
-        """The sources in force, by id."""
         return self.registry.sources
 
     def store_now(self) -> datetime:

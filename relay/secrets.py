@@ -31,12 +31,10 @@ _NONCE_BYTES = 12
 
 
 def generate_key() -> str:
-    """Generate a `RELAY_SECRET_KEY`."""
     return secrets.token_urlsafe(48)
 
 
 def generate_token() -> str:
-    """Generate an API token."""
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 

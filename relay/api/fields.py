@@ -29,13 +29,11 @@ Id = Annotated[str, Field(pattern=ID_PATTERN, description="lower-case letters, d
 
 
 def check_id(name: str) -> None:
-    """Raise a Problem for an invalid id."""
     if not re.fullmatch(ID_PATTERN, name):
         raise invalid("id", "must have 1 to 63 lower-case letters, digits, - and _, and start with a letter or a digit")
 
 
 def new_id(prefix: str) -> str:
-    """Generate a unique id."""
     return f"{prefix}_{base64.b32encode(secrets.token_bytes(10)).decode().lower()}"
 
 
@@ -45,5 +43,4 @@ def instant(ms: float) -> datetime | None:
 
 
 def to_ms(at: datetime | None) -> int | None:
-    """Convert to the store's unit."""
     return None if at is None else int(at.timestamp() * 1000)

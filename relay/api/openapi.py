@@ -44,7 +44,6 @@ _SCOPES: Final = {
 
 
 def document(table: Sequence[Route], *, server_url: str | None = None) -> Json:
-    """Generate the OpenAPI document of some routes."""
     inputs: list[tuple[tuple[Any, ...], JsonSchemaMode, TypeAdapter[Any]]] = [
         (("problem",), "serialization", TypeAdapter(ProblemDocument))
     ]

@@ -116,7 +116,6 @@ def problem_response(
 
 
 def invalid(field_name: str, message: str) -> Problem:
-    """Refuse one field."""
     detail = f"{field_name}: {message}" if field_name else message
     return Problem("invalid", detail, (FieldError(field=field_name, message=message),))
 

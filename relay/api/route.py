@@ -100,8 +100,6 @@ class Route:
 
 
 def handler_of(route: Route, context: Any) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Build the aiohttp handler of a route."""
-
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
             # Percent-encoded path parameters may hold lone surrogates, which the store's client cannot encode.

@@ -81,7 +81,6 @@ class Output:
 
     @cached_property
     def notes(self) -> Console:
-        """Stderr, for what is not the result."""
         return _console(sys.stderr.isatty(), stderr=True)
 
     def result(self, value: Any, *lines: str) -> None:
@@ -94,7 +93,6 @@ class Output:
                 self.console.print(plain(line), soft_wrap=True)
 
     def line(self, value: Json, text: str, *, style: str | None = None) -> None:
-        """Write one line of a stream."""
         if self.as_json:
             sys.stdout.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n")
             sys.stdout.flush()

@@ -26,7 +26,6 @@ def tail(
 
 
 def event_text(event: Json) -> str:
-    """Return an event as one line."""
     data = event["data"]
     parts = [local_time(event["timestamp"]), event["type"]]
     if (call := data.get("call")) is not None:

@@ -280,7 +280,6 @@ class Guard:
         self._cache.clear()
 
     async def close(self) -> None:
-        """Cancel the look-ups that are still running."""
         running = list(self._running.values())
         for task in running:
             task.cancel()

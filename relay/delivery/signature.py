@@ -23,7 +23,6 @@ def new_secret() -> str:
 
 
 def encode_secret(key: bytes) -> str:
-    """Encode a key as `whsec_…`."""
     return SECRET_PREFIX + binascii.b2a_base64(key, newline=False).decode()
 
 

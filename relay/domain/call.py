@@ -25,8 +25,6 @@ class Direction(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a call ended."""
-
     ANSWERED = "answered"
     NO_ANSWER = "no_answer"
     BUSY = "busy"
@@ -84,7 +82,6 @@ class Party:
     user_id: str | None = None
 
     def content(self) -> Json:
-        """Return this side as the payload has it."""
         # Spelled out, and checked against the payload model by a test: this runs for every row of every poll.
         return {
             "number": self.number,
@@ -143,7 +140,6 @@ class Record:
         )
 
     def content(self) -> Json:
-        """Return the record's part of the payload's `call` object: JSON types, in the payload's order."""
         external, internal = self.external, self.internal
         return {
             "provider_call_id": self.key,

@@ -22,7 +22,6 @@ class SystemClock:
     """The clock of this machine."""
 
     def now(self) -> datetime:
-        """Read the wall clock, aware UTC."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
@@ -46,7 +45,6 @@ class ManualClock:
         self._order = count()
 
     def now(self) -> datetime:
-        """Read the virtual wall clock, aware UTC."""
         return self._now
 
     def monotonic(self) -> float:

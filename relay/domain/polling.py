@@ -34,7 +34,6 @@ class Delays:
     least_s: float = math.inf
 
     def plus(self, delays_s: Iterable[float]) -> "Delays":
-        """Add the delays of more calls."""
         more = list(delays_s)
         return Delays(self.calls + len(more), min([self.least_s, *more]))
 

@@ -60,7 +60,6 @@ def fields_of(model: type[BaseModel], path: tuple[str, ...] = (), prefix: str | 
 
 
 def info_of(declared: FieldInfo) -> Info:
-    """Return what a field declares."""
     return next(item for item in declared.metadata if isinstance(item, Info))
 
 

@@ -349,7 +349,6 @@ ESSENTIAL_PATHS: Final = tuple(dict.fromkeys(field.path for field in _EVERY_FIEL
 
 
 def model_of(event_type: str) -> type[EventPayload]:
-    """Return the model of an event type."""
     return _MODELS[event_type]
 
 

@@ -25,8 +25,6 @@ _RETRY_MS = 1000
 
 
 class Audience(Protocol):
-    """Knows which subscriptions receive an event."""
-
     def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]: ...
 
 

@@ -43,7 +43,6 @@ class PollStats:
     found_late_s: list[float] = field(default_factory=list)
 
     def count(self, outcomes: Sequence[RowOutcome]) -> None:
-        """Count ingested rows by their outcome."""
         self.new += outcomes.count(RowOutcome.NEW)
         self.changed += outcomes.count(RowOutcome.CHANGED)
         self.seeded += outcomes.count(RowOutcome.SEEDED)
@@ -54,7 +53,6 @@ class PollStats:
         return self.rows - self.new - self.changed - self.bad - self.too_old
 
     def add(self, other: "PollStats") -> None:
-        """Add the counts of another reading."""
         for name, count in other.counts().items():
             setattr(self, name, getattr(self, name) + count)
 
@@ -81,8 +79,6 @@ class Ingestion:
 
 
 class Reader:
-    """Reads rows of sources into the store."""
-
     def __init__(self, store: Store, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._store = store
         self._clock = clock

@@ -31,8 +31,6 @@ Step = Callable[["Erased"], Awaitable[None]]
 
 
 class AudioStore(Protocol):
-    """Where recordings are stored."""
-
     async def size(self, path: str) -> int | None: ...
 
     async def delete(self, path: str) -> None: ...

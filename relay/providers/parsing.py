@@ -263,7 +263,6 @@ def raw_row(row: Any, columns: Mapping[str, Any]) -> Json:
 
 
 def shrink_row(row: Json) -> Json:
-    """Shrink a row; see `shrink`."""
     shrunk: Json = shrink(row)
     return shrunk
 

@@ -20,5 +20,4 @@ class Claim:
 
     @property
     def left_s(self) -> float:
-        """Seconds of lease left."""
         return self.until - time.monotonic()

@@ -68,7 +68,6 @@ class FetchState:
 
     @property
     def fresh(self) -> bool:
-        """Whether the provider has not answered yet."""
         return self.step == 0 and self.failures == 0
 
 

@@ -25,8 +25,6 @@ class Marker:
 
 
 class Markers:
-    """Reads and writes markers in the recording storage."""
-
     def __init__(self, storage: RecordingStorage) -> None:
         self._storage = storage
 
@@ -46,7 +44,6 @@ class Markers:
             ) from error
 
     async def delete(self, sid: str) -> None:
-        """Delete a source's marker. Raises StorageError."""
         await self._storage.delete_small(_name(sid))
 
     async def write(self, sid: str, marker: Marker) -> bool:

@@ -225,7 +225,6 @@ class RecordingStorage:
             yield block
 
     async def delete(self, path: str) -> None:
-        """Delete a recording, if it exists."""
         await self._delete("delete a recording", _checked(path))
 
     async def presign(self, path: str, ttl_s: float) -> str | None:
@@ -250,7 +249,6 @@ class RecordingStorage:
             return None
 
     async def delete_small(self, name: str) -> None:
-        """Delete a small object, if it exists."""
         await self._delete(f"delete {name}", _checked_small(name))
 
     async def trim(self, before: datetime) -> int:

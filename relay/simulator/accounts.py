@@ -28,12 +28,10 @@ class SimulatedAccount:
 
     @property
     def name(self) -> str:
-        """The provider's name."""
         return self.provider.name
 
     @property
     def polled(self) -> bool:
-        """Whether the call list has been read."""
         return self.provider.statuses[self.key, self.provider.list_endpoint, 200] > 0
 
     @property

@@ -101,12 +101,10 @@ class FakeCinnox(FakeProvider[Account]):
 
 
 def hid(plan: CallPlan) -> str:
-    """The record id of a call's row."""
     return f"hid-{plan.rid}"
 
 
 def call_id(plan: CallPlan) -> str:
-    """The id of a call itself."""
     return f"call-{plan.rid}"
 
 

@@ -88,8 +88,6 @@ class ReceivedEvent:
 
 @dataclass(slots=True)
 class EventLog:
-    """One event id at one hook."""
-
     digest: bytes
     received: int = 0
     accepted: int = 0
@@ -107,8 +105,6 @@ class CallLog:
 
 @dataclass(slots=True)
 class HookLog:
-    """Everything that one hook has received."""
-
     name: str
     posts: int = 0
     received: int = 0

@@ -63,7 +63,6 @@ class FakeNfon(FakeProvider[NfonAccount]):
         self.change(key, rid, {_TRANSCRIBED_AT: _text(self.clock()), "summary": summary, "words": words})
 
     def uuid_of(self, key: str, rid: int) -> str:
-        """The uuid of a call's record."""
         return str(uuid.uuid5(uuid.NAMESPACE_OID, f"nfon/{key}/{rid}"))
 
     def call_id(self, key: str, plan: CallPlan) -> str:
@@ -183,11 +182,9 @@ class FakeNfon(FakeProvider[NfonAccount]):
         return []
 
     def may_stream(self, request: FakeRequest) -> bool:
-        """Whether an open stream goes on."""
         return not self.accounts[request.key].revoked
 
     def wake_streams(self) -> None:
-        """Make open streams look for changes now."""
         for wake_up in self._wake_ups:
             wake_up.set()
 

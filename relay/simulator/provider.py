@@ -250,7 +250,6 @@ class FakeProvider(ABC, Generic[A]):
         return listen(self.handle, host=host, port=port, ssl_context=ssl_context)
 
     async def handle(self, http: web.BaseRequest, listener: Listener) -> web.StreamResponse:
-        """Serve one HTTP request."""
         if http.path == "/_control":
             return await self._control(http)
         endpoint = self.endpoint_of(http.method, http.path, http.headers)
@@ -360,7 +359,6 @@ def authorization(headers: Mapping[str, str], scheme: str) -> str:
 
 
 def recording_response(plan: CallPlan) -> FakeResponse:
-    """The audio of a call."""
     headers = {
         "Content-Type": "audio/wav",
         "Content-Length": str(plan.recording_bytes),

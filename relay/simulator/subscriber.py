@@ -174,7 +174,6 @@ class VerifyingSubscriber:
             self._changed.set()
 
     async def deliver(self, request: web.BaseRequest, listener: Listener, hook: HookLog) -> web.StreamResponse:
-        """Verify, record and answer one delivery."""
         body = await request.read()
         hook.posts += 1
         secrets = self._secrets[hook.name]

@@ -98,7 +98,6 @@ class FakeUnpod(FakeProvider[Account]):
 
 
 def call_id(plan: CallPlan) -> str:
-    """The `id` of a call's row."""
     return f"call_{plan.rid:012x}"
 
 

@@ -254,7 +254,6 @@ class FakeWebFones(FakeProvider[WebFonesAccount]):
 
 
 def card_fields(person: Person) -> dict[str, str]:
-    """The fields of a person's contact card."""
     return {
         "firstname": person.firstname,
         "lastname": person.lastname,

@@ -73,5 +73,4 @@ class BudgetStore:
 
 
 def budget_script() -> str:
-    """Return budget.lua."""
     return resources.files("relay.store").joinpath("budget.lua").read_text()

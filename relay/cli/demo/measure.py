@@ -64,8 +64,6 @@ class DeliveredEvent:
 
 @dataclass(frozen=True, slots=True)
 class SourceTotals:
-    """What came of one provider's calls."""
-
     provider: str
     listed: int
     delivered: int
@@ -80,8 +78,6 @@ class SourceTotals:
 
 @dataclass(slots=True)
 class Measurements:
-    """Everything measured so far."""
-
     accounts: Sequence[SimulatedAccount]
     subscriber: VerifyingSubscriber
     calls: dict[str, ListedCall] = field(default_factory=dict)
@@ -171,7 +167,6 @@ class Measurements:
         return _latencies_s(self.calls.values())
 
     def recording_url(self) -> str:
-        """The newest link to a recording, or empty."""
         return next((event.url for event in reversed(self.events) if event.url), "")
 
     def totals(self) -> Sequence[SourceTotals]:
@@ -243,7 +238,6 @@ class Summary:
         return [*problems, *self.report.problems()]
 
     def lines(self) -> list[str]:
-        """Write it for a person."""
         report = self.report
         lines = [
             f"calls        {len(self.listed)} listed, {self.delivered} delivered",

@@ -64,7 +64,6 @@ class RelayProcess:
         self._store.shut_down()  # a relay that was killed has left its store running
 
     def log_tail(self) -> str:
-        """The last lines of its log."""
         return "\n".join((self._folder / "relay.log").read_text(errors="replace").splitlines()[-15:])
 
     def _start(self) -> "subprocess.Popen[bytes]":

@@ -22,8 +22,6 @@ _FIXED_LINES = 7
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What is being done to the relay."""
-
     at: datetime
     text: str
     is_kill: bool = False
@@ -33,13 +31,9 @@ Entry = ListedCall | DeliveredEvent | Note
 
 
 class Screen(Protocol):
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Show what is new."""
-        ...
+    def add(self, entries: Sequence[Entry]) -> None: ...
 
-    def refresh(self, measurements: Measurements, status: str) -> None:
-        """Bring everything up to date."""
-        ...
+    def refresh(self, measurements: Measurements, status: str) -> None: ...
 
 
 class Lines:

@@ -94,7 +94,6 @@ def list_path(name: ListName, app_id: str, *, first: datetime, last: datetime, o
 
 
 def iso_ms(moment: datetime) -> str:
-    """Format a time as in the document: `2022-11-07T00:00:00.000Z`."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -110,7 +109,6 @@ def halves(first: datetime, last: datetime) -> tuple[tuple[datetime, datetime], 
 
 
 def recording_path(template: str, *, app_id: str, call_id: str) -> str:
-    """Fill in the configured path."""
     return template.replace("{app_id}", quote(app_id, safe="")).replace("{call_id}", quote(call_id, safe=""))
 
 
@@ -165,7 +163,6 @@ class CinnoxBadParameter(UnexpectedResponse):
 def error_of_code(
     code: int, message: str | None, *, what: str, host: str, retry_after_s: float | None = None
 ) -> ProviderError:
-    """Map an error code of the data API."""
     source = f"{NAME} at {host}"
     # The message may quote what was requested, numbers included.
     detail = f"{code}: {parsing.mask_digits(message[:100])}" if message else str(code)
@@ -373,7 +370,6 @@ _COLUMNS: Final = {
 
 
 def parse_row(row: object, *, region: str, seen_at: datetime) -> Record | InvalidRow:
-    """Parse one merged row."""
     parsed = _parse(row, region)
     return parsing.finished_by_age(parsed, seen_at) if isinstance(parsed, Record) else parsed
 

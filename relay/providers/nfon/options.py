@@ -60,7 +60,6 @@ class OAuthOptions(BaseModel):
         )
 
     def first_refresh_token(self) -> str:
-        """Return the refresh token of the first login."""
         return credential(
             self.refresh_token, self.refresh_token_file, setting="refresh_token_file", what="the refresh token"
         )

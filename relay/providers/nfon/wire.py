@@ -81,7 +81,6 @@ def newest_path(scope: Scope) -> str:
 
 
 def stream_path(scope: Scope) -> str:
-    """Build the path of the event stream."""
     parameters = scope.parameters()
     return "/records" + (f"?{urlencode(parameters)}" if parameters else "")
 
@@ -240,7 +239,6 @@ class TranscribedRecord(Record):
 
 @parsing.memoise_rows
 def parse_row(row: object, region: str) -> Record | InvalidRow:
-    """Parse one row."""
     valid = parsing.validate_row(NfonRow, row, key="uuid")
     return (
         valid if isinstance(valid, InvalidRow) else _record(valid, region, parsing.raw_row(row, NfonRow.model_fields))
@@ -383,7 +381,6 @@ def _crm(value: object) -> object:
 
 
 def has_transcript(record: Record) -> bool:
-    """Whether the record's details contain a transcript."""
     return bool(record.transcription and record.transcription.get("available"))
 
 
@@ -463,5 +460,4 @@ def read_grant(document: object) -> TokenGrant:
 
 
 def error_of(response: ErrorResponse) -> ProviderError:
-    """Map an error response."""
     return parsing.provider_error(response, name=NAME)

@@ -130,7 +130,6 @@ class UnpodPaging:
     oldest: datetime | None = None
 
     def add(self, listed: UnpodCallList, records: Sequence[Record | InvalidRow]) -> None:
-        """Count a page in."""
         self.pages += 1
         self.rows += len(listed.data)
         self.last_page = len(listed.data)
@@ -151,7 +150,6 @@ class UnpodPaging:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing can follow."""
         if self.last_page == 0:
             return True
         # A server may return fewer rows than requested (the open one at most 100), so a short page alone is no proof.
@@ -279,7 +277,6 @@ def _not_before(time: datetime | None, started_at: datetime) -> datetime | None:
 
 
 def error_of(response: ErrorResponse) -> ProviderError:
-    """Map an error response."""
     # The open server answers 400 when Org-Handle is missing, and 206 with a message in sibling views.
     if response.status in (206, 400) and b"org" in response.body.lower():
         return UnexpectedResponse(
