@@ -28,7 +28,7 @@ from relay.simulator.timeline import Habits, calls, people
 from relay.store.embedded import EmbeddedStore
 
 MB = 1_000_000
-_LANES = ("enrich", "record", "deliver")
+_LANES = ("enrich", "contacts", "record", "deliver")
 
 
 def source(url: str, key: str, **options: Any) -> dict[str, Any]:
@@ -359,7 +359,7 @@ def _audio_is_late(rng: random.Random) -> bool:
 
 async def _thirty_seconds_pass(redis: Redis, *, poll: bool = True) -> None:
     """Move all that is due later 30 s nearer, and the times that contacts and the budget keep 30 s back."""
-    lanes = ("poll", "enrich", "record") if poll else ("enrich", "record")
+    lanes = ("poll", "enrich", "contacts", "record") if poll else ("enrich", "contacts", "record")
     for lane in lanes:
         for name in [keys.lane(lane), *[key.decode() async for key in redis.scan_iter(f"relay:lane:{lane}:*")]]:
             for member in await redis.zrange(name, 0, -1):
@@ -378,7 +378,7 @@ async def _lanes_idle(redis: Redis) -> None:
         while True:
             seconds, micros = await redis.time()
             now_ms = seconds * 1000 + micros // 1000
-            busy = [await redis.zcount(keys.lane(lane), "-inf", now_ms) for lane in ("enrich", "record")]
+            busy = [await redis.zcount(keys.lane(lane), "-inf", now_ms) for lane in ("enrich", "contacts", "record")]
             held = [await redis.zcard(key) async for key in redis.scan_iter("relay:leased:*") if b":poll:" not in key]
             if not any(busy) and not any(held):
                 return

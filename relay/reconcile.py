@@ -12,6 +12,7 @@ from relay.store.subscriptions import SubscriptionStore
 
 _BATCH = 500
 _ENRICH_IN_FLIGHT = 500
+_CONTACTS_IN_FLIGHT = 100
 _RECORD_IN_FLIGHT = 4
 _FEW_SOURCES = 20
 
@@ -71,6 +72,7 @@ class Reconciler:
 
     async def _limit(self, *sids: str) -> None:
         await self._lanes[LaneName.ENRICH].apply(*(LimitInFlight(sid, _ENRICH_IN_FLIGHT) for sid in sids))
+        await self._lanes[LaneName.CONTACTS].apply(*(LimitInFlight(sid, _CONTACTS_IN_FLIGHT) for sid in sids))
         await self._lanes[LaneName.RECORD].apply(*(LimitInFlight(sid, _RECORD_IN_FLIGHT) for sid in sids))
 
     def _first_poll_ms(self, source: Source) -> int:

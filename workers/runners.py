@@ -11,6 +11,7 @@ from relay.polling.window import Tier
 from relay.queue.runner import Runner
 from relay.runtime import Runtime
 from relay.store.lanes import LaneName
+from workers.contacts import LOOKUP_TIMEOUT_S, ContactWorker
 from workers.deliver import DeliverWorker
 from workers.enrich import EnrichWorker
 from workers.poll import PollWorker
@@ -19,6 +20,8 @@ from workers.record import RecordWorker
 POLL_CONCURRENCY = 100
 ENRICH_CONCURRENCY = 20
 ENRICH_BATCH = 50
+CONTACTS_CONCURRENCY = 200
+CONTACTS_BATCH = 50
 RECORD_CONCURRENCY = 8
 DELIVER_CONCURRENCY = 200
 
@@ -59,8 +62,9 @@ def add_poller(runtime: Runtime) -> Streams:
 
 
 def add_workers(runtime: Runtime) -> None:
-    """Host the enrich, record and deliver lanes."""
+    """Host the enrich, contacts, record and deliver lanes."""
     _add_enrich(runtime)
+    _add_contacts(runtime)
     _add_record(runtime)
     _add_deliver(runtime)
 
@@ -79,8 +83,43 @@ def _add_enrich(runtime: Runtime) -> None:
         now_ms=lambda: lane.store_now_ms,
         on_deliveries=lambda: runtime.wake_ups(LaneName.DELIVER),
     )
-    worker = EnrichWorker(lane, lambda: runtime.sources, runtime.book, publisher, runtime.store.sources)
-    runtime.add_runner(Runner(lane, worker.work, concurrency=ENRICH_CONCURRENCY, min_lease_s=15, batch=ENRICH_BATCH))
+    worker = EnrichWorker(
+        lane,
+        lambda: runtime.sources,
+        publisher,
+        wake_contacts=lambda: runtime.wake_ups.wake_here(LaneName.CONTACTS),
+    )
+    runtime.add_runner(
+        Runner(
+            lane,
+            worker.work,
+            concurrency=ENRICH_CONCURRENCY,
+            min_lease_s=15,
+            batch=ENRICH_BATCH,
+            on_settled=worker.on_settled,
+        )
+    )
+
+
+def _add_contacts(runtime: Runtime) -> None:
+    lane = runtime.lanes[LaneName.CONTACTS]
+    worker = ContactWorker(
+        lane,
+        lambda: runtime.sources,
+        runtime.book,
+        runtime.store.sources,
+        wake_enrich=lambda: runtime.wake_ups.wake_here(LaneName.ENRICH),
+    )
+    runtime.add_runner(
+        Runner(
+            lane,
+            worker.work,
+            concurrency=CONTACTS_CONCURRENCY,
+            min_lease_s=LOOKUP_TIMEOUT_S + 5,
+            batch=CONTACTS_BATCH,
+            on_settled=worker.on_settled,
+        )
+    )
 
 
 def _add_record(runtime: Runtime) -> None:

@@ -51,6 +51,14 @@ class AddressBook:
         return not changes.changed
 
 
+def after_failure(lookup: Json | None, number: str) -> tuple[int | None, Json]:
+    """Return the seconds to the next look-up, None when retries are exhausted, and the progress to be kept."""
+    failures = (lookup or {}).get("failures", 0)
+    if failures >= len(LADDER_S):
+        return None, {"exhausted_for": number}
+    return LADDER_S[failures], {"failures": failures + 1}
+
+
 def contact_part(matches: Sequence[Contact]) -> Json:
     """Build the `contact` of a call: the first match, the others (at most ten) listed beside it."""
     if not matches:

@@ -70,6 +70,20 @@ def contact_settled(call: StoredCall) -> bool:
     return bool(part.get("number", number) == number)
 
 
+def number_to_look_up(call: StoredCall) -> str | None:
+    """Return the other side's number; extensions and hidden numbers are never looked up."""
+    number = call.record.get("external_number")
+    return number if isinstance(number, str) else None
+
+
+def wants_contact(call: StoredCall, rules: SourceRules) -> bool:
+    """Whether a look-up may still bring the contact of a call: there is none yet, and the retries are not exhausted."""
+    number = number_to_look_up(call)
+    if not rules.contacts or not call.finished or number is None or contact_settled(call):
+        return False
+    return call.lookup is None or call.lookup.get("exhausted_for") != number
+
+
 def contact_hold_left_ms(call: StoredCall, *, now_ms: int, rules: SourceRules) -> int:
     """Return for how long the call may still be held for its contact, ms; 0 when it may not."""
     if not rules.contacts or contact_settled(call):

@@ -42,7 +42,7 @@ class Publisher:
     async def publish(
         self, call: StoredCall, rules: SourceRules, parts: Mapping[str, Any], *, tenant: str | None = None
     ) -> int | None:
-        """Store new parts of a call (`contact`, `lookup`; None removes one) and publish what is due.
+        """Store new parts of a call (`contact`; None removes one) and publish what is due.
 
         Returns the ms after which to decide again, None when nothing is held.
         """

@@ -10,7 +10,7 @@
 --   and the caller reads again, so that no event is left behind.
 -- * An attempt is in flight: when nothing else is pending for its ordering key its lease ends here and its settlement is
 --   refused; otherwise its settlement finds the event not pending and writes nothing. The delivery has expired either way.
--- * Audio is being fetched: the record lane's item is gone, the part that arrives is refused.
+-- * Audio is being fetched, or the contact looked up: the lane's item is gone, the part that arrives is refused.
 
 local cid, version, ordering_key, sid = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local k_call = 'relay:call:' .. cid
@@ -22,7 +22,7 @@ if cid ~= '' then
   redis.call('DEL', k_call)
   redis.call('ZREM', 'relay:calls', cid)
   redis.call('ZREM', 'relay:calls:' .. sid, cid)
-  for _, lane in ipairs({ 'enrich', 'record' }) do
+  for _, lane in ipairs({ 'enrich', 'contacts', 'record' }) do
     forget(lane, sid, cid)
     rescore(lane, sid)
     settle_owed(lane, sid, cid)

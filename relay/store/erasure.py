@@ -67,7 +67,7 @@ class ErasureStore:
         today = datetime.now(UTC).date()
         days = [(today + timedelta(days=2 - back)).isoformat() for back in range(_SEEN_DAYS)]
         async with self._redis.pipeline(transaction=True) as pipe:
-            for lane in (LaneName.ENRICH, LaneName.RECORD):
+            for lane in (LaneName.ENRICH, LaneName.CONTACTS, LaneName.RECORD):
                 pipe.zrem(queue_keys.lane(lane), source_id)
                 pipe.delete(
                     queue_keys.waiting(lane, source_id),

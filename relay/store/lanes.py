@@ -19,6 +19,7 @@ class LaneName(StrEnum):
 
     POLL = "poll"
     ENRICH = "enrich"
+    CONTACTS = "contacts"
     RECORD = "record"
     DELIVER = "deliver"
 
@@ -42,6 +43,7 @@ def open_lanes(redis: Redis, *, attempt_timeout_s: float, events_ttl_s: int) -> 
     return {
         LaneName.POLL: open_lane(redis, LaneName.POLL, lease_s=120),
         LaneName.ENRICH: open_lane(redis, LaneName.ENRICH, lease_s=45),
+        LaneName.CONTACTS: open_lane(redis, LaneName.CONTACTS, lease_s=45),
         LaneName.RECORD: open_lane(redis, LaneName.RECORD, lease_s=120, most=8),
         LaneName.DELIVER: open_lane(
             redis, LaneName.DELIVER, lease_s=2 * attempt_timeout_s + 15, events_ttl_s=events_ttl_s
@@ -65,6 +67,34 @@ class DeliveryUpdate:
         if self.dead_letter:
             fields["dead_letter"] = "1"
         return fields
+
+
+@dataclass(frozen=True, slots=True)
+class ContactWanted:
+    """The contact of the call is to be looked up: the call is put into the contacts lane, unless it is there."""
+
+    def fields(self) -> dict[str, str | bytes]:
+        return {"contact_wanted": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class ContactFound:
+    """The contact part of a call, which is then due in the enrich lane."""
+
+    contact: Json
+
+    def fields(self) -> dict[str, str | bytes]:
+        return {"contact": pack(self.contact)}
+
+
+@dataclass(frozen=True, slots=True)
+class LookupProgress:
+    """How far the attempts to look up a contact have come."""
+
+    lookup: Json
+
+    def fields(self) -> dict[str, str | bytes]:
+        return {"lookup": pack(self.lookup)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -550,7 +550,7 @@ class Lab:
         """Kill a worker now, count what it had in flight, and expire its leases."""
         flying = self.freeze_and_count(worker)
         worker.kill()
-        self.store.expire_leases("enrich", "record", "deliver")
+        self.store.expire_leases("enrich", "contacts", "record", "deliver")
         return flying
 
     def all_delivered(self, ledger: Ledger, hooks: Sequence[str] | None = None) -> bool:
@@ -562,7 +562,7 @@ class Lab:
                 return False
             if hook["types"].get("call.recording.completed", 0) < len(self.recorded):
                 return False
-        lanes = ("enrich", "record", "deliver")
+        lanes = ("enrich", "contacts", "record", "deliver")
         return ledger.answers() and not any(ledger.waiting(lane) or ledger.leased(lane) for lane in lanes)
 
     def expire_dead_claims(self, ledger: Ledger | None = None, *, within_s: float = PATIENCE_S) -> None:

@@ -54,11 +54,11 @@ def test_a_worker_killed_during_a_contact_look_up_loses_no_call(lab: Lab) -> Non
     _, worker = lab.start_all("a", source={"hold_for_contact_s": 60})
     lab.phones.provider(faults=[{"kind": "hang", "on": "search", "times": 1}])
     lab.call(5)
-    until(lambda: lab.store.leased("enrich") == 5 and lab.phones.asked("search"), "the calls are being looked up")
+    until(lambda: lab.store.leased("contacts") == 5 and lab.phones.asked("search"), "the calls are being looked up")
     lab.kill_worker(worker)
     lab.start("worker")
 
-    figures = lab.finish("worker killed while enriching")
+    figures = lab.finish("worker killed during a look-up")
 
     assert figures.duplicates == 0
 

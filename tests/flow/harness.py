@@ -41,24 +41,24 @@ class RelayHarness:
     redis: Redis
     _made: int = field(default=0)
 
-    async def call(self, key: str | None = None, **fields: Any) -> str:
-        """Ingest a finished call (or a new version of one) of source `main`; returns its id."""
+    async def call(self, key: str | None = None, *, source: str = "main", **fields: Any) -> str:
+        """Ingest a finished call (or a new version of one); returns its id."""
         self._made += 1
         key = key or str(1000 + self._made)
-        await self._ingest([_record(key, self._made, fields)])
-        return ids.call_id("main", key)
+        await self._ingest(source, [_record(key, self._made, fields)])
+        return ids.call_id(source, key)
 
-    async def calls(self, record_keys: Iterable[str]) -> None:
+    async def calls(self, record_keys: Iterable[str], *, source: str = "main") -> None:
         """Ingest several calls in one step, as one poll does; each from a number of its own."""
         records = [
             _record(key, at, {"external": Party(number=f"+1555123{at:04}", raw=f"(555) 123-{at:04}")})
             for at, key in enumerate(record_keys)
         ]
-        await self._ingest(records)
+        await self._ingest(source, records)
 
-    async def _ingest(self, records: list[Record]) -> None:
+    async def _ingest(self, source: str, records: list[Record]) -> None:
         rows = [Row(record, record.content_hash()) for record in records]
-        await self.runtime.store.calls.ingest("main", rows, token=b"", mapping=1, via="poll")
+        await self.runtime.store.calls.ingest(source, rows, token=b"", mapping=1, via="poll")
         self.runtime.wake_ups(LaneName.ENRICH)
 
     def event_of(self, key: str, event_type: str = "call.completed") -> str:
@@ -78,6 +78,16 @@ class RelayHarness:
     async def until_attempts(self, eid: str, attempts: int, sub: str = "a") -> DeliveryState:
         """Wait until so many attempts of a delivery are settled."""
         return await eventually(lambda: self.state(eid, sub), lambda state: state.attempts >= attempts)
+
+    async def delivered_after_s(self, cid: str, since_s: float, *, event_type: str = "call.completed") -> float:
+        """Wait for an event of a call at hook `a`; returns the seconds since `since_s` of the monotonic clock."""
+
+        def arrivals() -> list[float]:
+            wanted = (cid, event_type)
+            return [each.monotonic_s for each in self.subscriber.arrivals("a") if (each.call_id, each.type) == wanted]
+
+        await self.subscriber.until(lambda: bool(arrivals()), timeout_s=60)
+        return arrivals()[0] - since_s
 
     async def until_delivered(self, hook: str, count: int, timeout_s: float = 10) -> None:
         """Wait until a hook has accepted so many events."""

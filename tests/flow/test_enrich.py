@@ -2,17 +2,24 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from relay.domain import ids
+from relay.domain.call import Contact, Outcome, Party
+from relay.providers.base import ContactChanges
 from relay.queue import keys as queue_keys
 from relay.simulator.webfones import WebFonesEndpoint
 from relay.store import keys
+from relay.store.calls import StoredCall
+from relay.store.lanes import LaneName
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.webfones import FaultyWebFones
 from tests.flow.harness import RelayHarness, eventually, relay_harness
@@ -66,21 +73,166 @@ async def test_calls_ingested_together_cost_one_look_up(start: Start) -> None:
         assert provider.requests["key", WebFonesEndpoint.SEARCH] <= 2
 
 
-async def test_a_hung_address_book_holds_an_event_for_its_hold_only(start: Start) -> None:
-    """After the hold the event goes out without the contact, which follows as an update when it comes."""
+@pytest.mark.parametrize(
+    ("contact_s", "recording_s", "hold_s"), [(0, 0, 0), (1, 0, 1), (0, 1, 1), (2, 1, 2), (1, 3, 3), (0.3, 0, 0.3)]
+)
+async def test_an_event_is_delayed_by_its_holds_and_no_longer(
+    start: Start, contact_s: float, recording_s: float, hold_s: float
+) -> None:
+    """Neither the address book nor the recording ever comes: the event goes out at the end of the longer hold."""
+    holds = {"hold_for_contact_s": contact_s, "hold_for_recording_s": recording_s}
+    async with start(recordings=True, **holds) as (relay, provider):
+        provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.SEARCH, times=None))
+        provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.RECORDING, times=None))
+        await relay.call("before")
+        await relay.until_delivered("a", 1)
+        began_s = time.monotonic()
+        cid = await relay.call("1", outcome=Outcome.ANSWERED, audio=True)
+        waited_s = await relay.delivered_after_s(cid, began_s)
+
+        assert hold_s - 0.05 <= waited_s <= hold_s + 0.7
+        assert contact(relay, 1)["lookup_status"] == "unavailable"
+        assert relay.subscriber.events("a")[1]["data"]["call"]["recording"]["status"] == "pending"
+
+
+async def test_a_contact_that_comes_after_the_hold_is_an_update(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event went out without the contact; the look-up is repeated, and what it finds follows."""
+    monkeypatch.setattr("workers.contacts.LOOKUP_TIMEOUT_S", 1.0)
     async with start(hold_for_contact_s=0.3) as (relay, provider):
         provider.inject(Fault(kind=FaultKind.HANG, on=WebFonesEndpoint.SEARCH, times=1))
-        began = asyncio.get_running_loop().time()
-        cid = await relay.call("1")
-        await relay.until_delivered("a", 1)
-        waited_s = asyncio.get_running_loop().time() - began
-        await relay.redis.zadd(queue_keys.waiting("enrich", "main"), {cid: 1})
-        await relay.until_delivered("a", 2, timeout_s=15)
+        await relay.call("1")
+        await relay.until_delivered("a", 2)
 
-        assert 0.25 <= waited_s < 3
         assert contact(relay)["lookup_status"] == "unavailable"
         assert relay.subscriber.events("a")[1]["type"] == "call.updated"
         assert relay.subscriber.events("a")[1]["data"]["changes"]["contact.name"] == [None, "Jo Doe"]
+        assert provider.requests["key", WebFonesEndpoint.SEARCH] == 2
+
+
+async def test_a_corrected_number_is_looked_up_once_more(start: Start) -> None:
+    """The provider corrects the caller after the event: the contact of the new number is published."""
+    async with start() as (relay, provider):
+        provider.put_contact("key", firstname="Al", lastname="Roe", phone_numbers=["5551230002"])
+        await relay.call("1")
+        await relay.until_delivered("a", 1)
+        await relay.call("1", external=Party(number="+15551230002", raw="(555) 123-0002"))
+        await relay.subscriber.until(lambda: contact(relay, -1)["name"] == "Al Roe")
+
+        changes = {
+            path: pair for event in relay.subscriber.events("a")[1:] for path, pair in event["data"]["changes"].items()
+        }
+        assert changes["contact.name"][1] == "Al Roe"
+        assert changes["external_number"] == ["+15551230001", "+15551230002"]
+
+
+class UnresponsiveBook:
+    """An address book that accepts every request and never answers."""
+
+    batch = 50
+
+    async def search(self, numbers: Sequence[str]) -> Mapping[str, Sequence[Contact]]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def changes_after(self, version: int) -> ContactChanges:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class AnsweringBook:
+    """An address book that answers at once."""
+
+    batch = 50
+
+    async def search(self, numbers: Sequence[str]) -> Mapping[str, Sequence[Contact]]:
+        return {number: [Contact("1", name="Jo Doe")] for number in numbers}
+
+    async def changes_after(self, version: int) -> ContactChanges:
+        return ContactChanges(1, changed=False)
+
+
+@pytest.mark.parametrize("unresponsive", [60])
+async def test_unresponsive_address_books_delay_no_other_source(
+    redis: Redis, valkey_url: str, tmp_path: Path, unresponsive: int
+) -> None:
+    """Right after a start, with every unresponsive source busy, a source without contacts is delivered at once, and one
+    whose own address book answers with its contact."""
+    source = {"provider": "webfones", "base_url": "http://127.0.0.1:9", "api_key": "k", "recordings": False}
+    stuck = {f"stuck{n}": source for n in range(unresponsive)}
+    sources = {"plain": {**source, "contacts": False}, "answering": source, **stuck}
+    async with relay_harness(redis, valkey_url, tmp_path, sources=sources) as relay:
+        for name in stuck:
+            relay.runtime.sources[name].provider.contacts = UnresponsiveBook()
+            await relay.calls((str(key) for key in range(3)), source=name)
+        relay.runtime.sources["answering"].provider.contacts = AnsweringBook()
+        waits_s: dict[str, list[float]] = {"plain": [], "answering": []}
+        for n in range(8):
+            for name, waited in waits_s.items():
+                began_s = time.monotonic()
+                cid = await relay.call(f"healthy{n}", source=name)
+                waited.append(await relay.delivered_after_s(cid, began_s))
+            await asyncio.sleep(0.5)
+
+        assert max(waits_s["plain"]) < 1.5
+        assert max(waits_s["answering"]) < 2
+        answered = [
+            event for event in relay.subscriber.events("a") if event["data"]["call"]["source_id"] == "answering"
+        ]
+        assert {event["data"]["call"]["contact"]["name"] for event in answered} == {"Jo Doe"}
+
+
+async def test_a_connection_to_the_store_that_is_reset_delays_a_call_by_about_a_second(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The publish was interrupted in the middle of a batch: it is repeated, and its neighbours are not delayed."""
+    async with start(contacts=False) as (relay, _):
+        publish = relay.runtime.store.events.publish_call
+        failures = iter([ConnectionResetError(104, "Connection reset by peer"), RedisConnectionError("reset")])
+
+        async def reset_once(call: StoredCall, *args: Any) -> int | None:
+            if call.key in ("1", "2") and (failure := next(failures, None)):
+                raise failure
+            return await publish(call, *args)
+
+        monkeypatch.setattr(relay.runtime.store.events, "publish_call", reset_once)
+        began_s = time.monotonic()
+        await relay.calls(str(key) for key in range(5))
+        others_s = await relay.delivered_after_s(ids.call_id("main", "4"), began_s)
+        await relay.until_delivered("a", 5)
+
+        assert others_s < 1
+        assert time.monotonic() - began_s < 3
+
+
+async def test_a_full_store_delays_calls_and_quarantines_none(start: Start) -> None:
+    """While the memory is full nothing can be published; as soon as there is space, everything is."""
+    async with start() as (relay, _):
+        await relay.redis.config_set("maxmemory-policy", "noeviction")
+        await relay.calls(str(key) for key in range(5))
+        await relay.redis.config_set("maxmemory", 1)
+        await asyncio.sleep(3)
+        await relay.redis.config_set("maxmemory", 0)
+        began_s = time.monotonic()
+        await relay.until_delivered("a", 5)
+
+        assert time.monotonic() - began_s < 3
+        assert [await relay.redis.zcard(queue_keys.quarantine(lane)) for lane in LaneName] == [0] * len(LaneName)
+
+
+async def test_a_key_file_that_is_empty_for_a_moment_delays_a_contact_by_a_second(start: Start, tmp_path: Path) -> None:
+    """A secret that is being replaced: the look-up is repeated within the hold."""
+    key_file = tmp_path / "key"
+    key_file.write_text("key")
+    async with start(api_key=None, api_key_file=str(key_file)) as (relay, _):
+        key_file.write_text("")
+        began_s = time.monotonic()
+        cid = await relay.call("1")
+        await asyncio.sleep(0.5)
+        key_file.write_text("key")
+        waited_s = await relay.delivered_after_s(cid, began_s)
+
+        assert waited_s < 3
+        assert contact(relay)["name"] == "Jo Doe"
 
 
 async def test_without_a_hold_nothing_waits(start: Start) -> None:

@@ -19,13 +19,22 @@ from relay.queue import keys as queue_keys
 from relay.queue.changes import DisablePartition, ExpireLeases, LimitInFlight, Pause, Put
 from relay.queue.claim import Claim
 from relay.queue.lane import Lane
-from relay.queue.settlement import Done, Intent, PartitionHealth, Renew, Retry, Settlement
+from relay.queue.settlement import Detail, Done, Intent, PartitionHealth, Renew, Retry, Settlement
 from relay.store import keys
 from relay.store.calls import Row, claimed_call
 from relay.store.codes import ReplayOutcome
 from relay.store.deliveries import DeliveryState, claimed_event
 from relay.store.events import NewEvent
-from relay.store.lanes import DeliveryUpdate, FetchProgress, LaneName, RecordingStored, open_lane
+from relay.store.lanes import (
+    ContactFound,
+    ContactWanted,
+    DeliveryUpdate,
+    FetchProgress,
+    LaneName,
+    LookupProgress,
+    RecordingStored,
+    open_lane,
+)
 from relay.store.store import Store
 from tests.store import open_store
 
@@ -505,7 +514,9 @@ async def fill(redis: Redis, lane: LaneName) -> str:
     if lane == "poll":
         await lane_of(redis).put("", "bad")
         return ""
-    await ingest(redis, "bad")
+    [cid] = await ingest(redis, "bad")
+    if lane == "contacts":
+        await lane_of(redis, lane).put("main", cid)
     return "main"
 
 
@@ -515,7 +526,9 @@ async def add_healthy(redis: Redis, lane: LaneName, partition: str) -> None:
     elif lane == "poll":
         await lane_of(redis).put(partition, "good")
     else:
-        await ingest(redis, "good")
+        cids = await ingest(redis, "good")
+        if lane == "contacts":
+            await lane_of(redis, lane).put(partition, cids[-1])
 
 
 @pytest.mark.parametrize("name", LaneName)
@@ -735,21 +748,62 @@ async def test_a_recording_stored_during_enrichment_is_not_lost(redis: Redis) ->
     assert claimed_call(await claim_one(enrich)).recording == {"status": "none"}
 
 
-async def test_a_recording_of_an_erased_call_is_not_written(redis: Redis) -> None:
-    """The call was erased while its audio was fetched."""
+async def test_a_wanted_contact_is_looked_up_and_then_published(redis: Redis) -> None:
+    """Enrich puts the call into contacts; the contact found, a new version and its due are written in one step."""
     [cid] = await ingest(redis, "7")
-    record = lane_of(redis, LaneName.RECORD)
-    claim = await claim_one(record)
+    enrich, contacts = lane_of(redis, LaneName.ENRICH), lane_of(redis, LaneName.CONTACTS)
+    enriching = await claim_one(enrich)
+    assert await settled(enrich, enriching, Retry(60_000, ContactWanted()))
+    assert await claims_of(enrich) == []
+
+    claim = await claim_one(contacts)
+    assert await settled(contacts, claim, Retry(0, LookupProgress({"failures": 1})))
+    claim = await claim_one(contacts)
+    assert claimed_call(claim).lookup == {"failures": 1}
+    assert await claims_of(enrich) == []
+    assert await settled(contacts, claim, Done(ContactFound({"lookup_status": "none"})))
+
+    call = claimed_call(await claim_one(enrich))
+    assert (call.id, call.contact, call.lookup) == (cid, {"lookup_status": "none"}, None)
+    assert call.version == claimed_call(enriching).version + 1
+    assert await claims_of(contacts) == []
+
+
+async def test_a_call_that_is_enriched_again_keeps_the_backoff_of_its_look_up(redis: Redis) -> None:
+    """The end of a hold, or a recording, brings no second look-up, neither during the first nor after its failure."""
+    await ingest(redis, "7")
+    enrich, contacts = lane_of(redis, LaneName.ENRICH), lane_of(redis, LaneName.CONTACTS)
+    assert await settled(enrich, await claim_one(enrich), Retry(0, ContactWanted()))
+    looking_up = await claim_one(contacts)
+    assert await settled(enrich, await claim_one(enrich), Retry(0, ContactWanted()))
+    assert await settled(contacts, looking_up, Retry(60_000, LookupProgress({"failures": 1})))
+    assert await settled(enrich, await claim_one(enrich), Done(ContactWanted()))
+
+    assert await claims_of(contacts) == []
+    assert await due_of(redis, contacts, looking_up.item, "main") == pytest.approx(60_000, abs=5000)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [(LaneName.RECORD, RecordingStored({"status": "none"})), (LaneName.CONTACTS, ContactFound({"name": "Jo"}))],
+)
+async def test_a_part_of_an_erased_call_is_not_written(redis: Redis, name: LaneName, part: Detail) -> None:
+    """The call was erased while its audio was fetched, or its contact looked up."""
+    [cid] = await ingest(redis, "7")
+    lane = lane_of(redis, name)
+    await lane.put("main", cid)
+    claim = await claim_one(lane)
     await redis.delete(keys.call(cid))
 
-    assert await settled(record, claim, Done(RecordingStored({"status": "none"})))
+    assert await settled(lane, claim, Done(part))
     assert await redis.exists(keys.call(cid)) == 0
 
 
-@pytest.mark.parametrize("name", ["enrich", "record"])
+@pytest.mark.parametrize("name", ["enrich", "contacts", "record"])
 async def test_an_expired_call_is_not_claimed(redis: Redis, name: LaneName) -> None:
     """Its retention is over; its items are dropped."""
     [cid] = await ingest(redis, "7")
+    await lane_of(redis, name).put("main", cid)
     await redis.delete(keys.call(cid))
 
     assert await claims_of(lane_of(redis, name)) == []

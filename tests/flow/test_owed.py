@@ -70,7 +70,7 @@ async def test_a_lane_without_losses_is_left_alone(relay: RelayHarness) -> None:
     await relay.call("1")
     await relay.until_delivered("a", 1)
 
-    assert [await relay.runtime.store.upkeep.restore(lane) for lane in LaneName] == [0, 0, 0, 0]
+    assert [await relay.runtime.store.upkeep.restore(lane) for lane in LaneName] == [0] * len(LaneName)
 
 
 async def test_a_lost_poll_is_put_back(relay: RelayHarness, redis: Redis) -> None:

@@ -37,7 +37,7 @@ from relay.queue.settlement import Done, Retry
 from relay.store import keys
 from relay.store.calls import CallStore, Row, StoredCall, claimed_call
 from relay.store.events import EventStore, NewEvent
-from relay.store.lanes import LaneName, RecordingStored, open_lane
+from relay.store.lanes import ContactFound, LaneName, RecordingStored, open_lane
 from tests.store import open_store
 
 T = TypeVar("T")
@@ -142,6 +142,7 @@ class Bench:
         self.redis = redis
         self.store = open_store(redis, calls_ttl_s=1000, events_ttl_s=1000)
         self.enrich = open_lane(redis, LaneName.ENRICH, lease_s=600)
+        self.contacts = open_lane(redis, LaneName.CONTACTS, lease_s=600)
         self.record = open_lane(redis, LaneName.RECORD, lease_s=600)
         self.now_ms = 0
         self.published_before: list[str] = []
@@ -184,6 +185,13 @@ class Bench:
         if claim:
             await self.fetched(claim, status)
         return claim is not None
+
+    async def contact(self, contact: str) -> None:
+        """The address book answers, or answers differently than before."""
+        await self.contacts.put("main", CALL)
+        claim = await self.claim(self.contacts)
+        if claim:
+            await self.contacts.exchange([(claim, Done(ContactFound(CONTACTS[contact])))])
 
     async def let_pass(self, name: Callable[[LaneName, str], str], lane: Lane) -> None:
         """Move the times in a sorted set of a lane into the past."""
@@ -267,7 +275,7 @@ class Bench:
         assert ("call.recording.failed" in kinds) == (status == "unavailable")
         if call.record["transcription"]:
             assert "call.transcript.completed" in kinds
-        for lane in ("enrich", "record"):
+        for lane in ("enrich", "contacts", "record"):
             assert await self.redis.zcard(queue_keys.lane(lane)) == 0
 
 
@@ -409,6 +417,10 @@ class OneCall(RuleBasedStateMachine):
         assert self.fetch is not None
         self.run(self.bench.fetched(self.fetch, status))
         self.fetch = None
+
+    @rule(contact=st.sampled_from(sorted(CONTACTS)))
+    def look_up(self, contact: str) -> None:
+        self.run(self.bench.contact(contact))
 
     @rule()
     def let_leases_end(self) -> None:

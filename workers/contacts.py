@@ -1,0 +1,127 @@
+"""The contacts lane: looks up who was on the call. What it finds makes the call due in the enrich lane.
+
+Only contacts wait here, so a slow or unresponsive address book delays nothing else.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from relay import metrics
+from relay.domain.json import Json
+from relay.enrichment.contacts import AddressBook, after_failure
+from relay.errors import OverBudget, ProviderError, RateLimited, SettingsError, Unauthorized
+from relay.events.decide import number_to_look_up, wants_contact
+from relay.providers.source import Source
+from relay.queue.claim import Claim
+from relay.queue.lane import Lane
+from relay.queue.runner import Settle
+from relay.queue.settlement import Done, PartitionHealth, Retry, Settlement
+from relay.store.calls import StoredCall, claimed_call
+from relay.store.lanes import ContactFound, LookupProgress
+from relay.store.sources import SourceStore
+from workers import EXTRA_PAUSE_S, unknown_wait_ms
+
+log = structlog.get_logger(__name__)
+
+LOOKUP_TIMEOUT_S = 10.0
+"""Longest wait for one look-up. Events do not wait for it: their hold has its own end."""
+
+
+class ContactWorker:
+    """Looks up contacts. One batch is calls of one source and costs at most one request."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        sources: Callable[[], Mapping[str, Source]],
+        book: AddressBook,
+        states: SourceStore,
+        *,
+        wake_enrich: Callable[[], None],
+    ) -> None:
+        self._lane = lane
+        self._sources = sources
+        self._book = book
+        self._states = states
+        self._wake_enrich = wake_enrich
+        self._paused_until: dict[str, float] = {}
+        self._allowed: set[str] = set()  # sources of which this process knows that contacts are not paused
+
+    async def work(self, batch: Sequence[Claim], settle: Settle) -> None:
+        """Look up the numbers of all calls that still want a contact at once."""
+        source = self._sources().get(batch[0].partition)
+        if source is None:
+            for claim in batch:
+                since_ms = claimed_call(claim).ready_ms
+                settle(claim, Retry(unknown_wait_ms(waiting_since_ms=since_ms, now_ms=self._lane.store_now_ms)))
+            return
+        wanted: list[tuple[Claim, StoredCall, str]] = []
+        for claim in batch:
+            call = claimed_call(claim)
+            number = number_to_look_up(call)
+            if number is not None and wants_contact(call, source.rules):
+                wanted.append((claim, call, number))
+            else:
+                settle(claim, Done())
+        if not wanted:
+            return
+        paused_s = self._paused_until.get(source.id, 0) - time.monotonic()
+        if paused_s > 0:
+            for claim, _, _ in wanted:
+                settle(claim, Retry(int(paused_s * 1000) + 1))
+            return
+        contacts = await self._look_up(source, [number for _, _, number in wanted])
+        # The batch was one request: it shows the health of the address book once.
+        health: PartitionHealth | None = PartitionHealth.FAILING if contacts is None else PartitionHealth.HEALTHY
+        for claim, call, number in wanted:
+            settle(claim, _settlement(call, number, contacts, health))
+            health = None
+
+    async def _look_up(self, source: Source, numbers: Sequence[str]) -> Mapping[str, Json] | None:
+        """Return the contact part of each number, or None when the address book is unavailable."""
+        assert source.provider.contacts is not None  # noqa: S101 - rules.contacts says so
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                contacts = await self._book.find(source.id, source.provider.contacts, numbers)
+        except Unauthorized as error:
+            await self._pause(source, str(error))
+        except (RateLimited, OverBudget, ProviderError, SettingsError, TimeoutError) as error:
+            metrics.CONTACTS.labels("unavailable").inc(len(numbers))
+            write = log.debug if isinstance(error, OverBudget) else log.info  # an exhausted budget is routine
+            write("contacts_unavailable", source=source.id, calls=len(numbers), error=str(error) or "timed out")
+        else:
+            await self._resume(source)
+            for contact in contacts.values():
+                metrics.CONTACTS.labels(contact["lookup_status"]).inc()
+            return contacts
+        return None
+
+    async def _resume(self, source: Source) -> None:
+        """Clear a pause that this process, or one before it, has noted."""
+        if source.id not in self._allowed:
+            self._allowed.add(source.id)
+            await self._states.note(source.id, contacts_off="")
+
+    async def _pause(self, source: Source, reason: str) -> None:
+        self._paused_until[source.id] = time.monotonic() + EXTRA_PAUSE_S
+        self._allowed.discard(source.id)
+        log.error("source_contacts_paused", source=source.id, reason=reason, retry_in_s=EXTRA_PAUSE_S)
+        await self._states.note(source.id, contacts_off=reason)
+
+    def on_settled(self, claim: Claim, settlement: Settlement) -> None:
+        """Wake the enrich lane once the store has the contact, not before."""
+        if isinstance(settlement, Done) and settlement.detail is not None:
+            self._wake_enrich()
+
+
+def _settlement(
+    call: StoredCall, number: str, contacts: Mapping[str, Json] | None, health: PartitionHealth | None
+) -> Settlement:
+    if contacts is not None:
+        return Done(ContactFound({**contacts[number], "number": number}), health)
+    wait_s, lookup = after_failure(call.lookup, number)
+    progress = LookupProgress(lookup)
+    return Done(progress, health) if wait_s is None else Retry(wait_s * 1000, progress, health)
