@@ -106,6 +106,10 @@ class Process:
         """Wait for its end; returns the exit code."""
         return self._popen.wait(within_s)
 
+    def reload(self) -> None:
+        """SIGHUP: read the configuration again."""
+        self._popen.send_signal(signal.SIGHUP)
+
     def pause(self) -> None:
         """SIGSTOP, and wait until it has stopped."""
         self._popen.send_signal(signal.SIGSTOP)
@@ -467,7 +471,13 @@ class Lab:
             },
             **more,
         }
-        (self.folder / "relay.yaml").write_text(json.dumps(self.config))
+        self.write_config("relay.yaml", self.config)
+
+    def write_config(self, name: str, config: Json) -> dict[str, str]:
+        """Write a configuration file; returns the environment of a process that reads it."""
+        path = self.folder / name
+        path.write_text(json.dumps(config))
+        return {"RELAY_CONFIG": str(path)}
 
     def start(self, role: str, *, environ: Mapping[str, str] | None = None, ready: bool = True) -> Process:
         """Start a role (`poller`, `worker`, `api`, `up`), or the worker as `arq` or `python -m workers`."""
@@ -545,6 +555,17 @@ class Lab:
         flying = self.store.leased("deliver")
         self.in_flight += flying
         return flying
+
+    def lose_items(self, *lanes: str, share: float) -> int:
+        """Remove waiting and leased items from lanes at random, as a bug of the queue would; returns how many."""
+        client, lost = self.store.client, 0
+        for lane in lanes:
+            for kind, name_of in (("waiting", queue_keys.waiting), ("leased", queue_keys.leased)):
+                for part in self.store.partitions(lane, kind):
+                    items = client.zrange(name_of(lane, part), 0, -1)
+                    chosen = [item for item in items if self.rng.random() < share]
+                    lost += client.zrem(name_of(lane, part), *chosen) if chosen else 0
+        return lost
 
     def kill_worker(self, worker: Process) -> int:
         """Kill a worker now, count what it had in flight, and expire its leases."""
