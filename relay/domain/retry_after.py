@@ -16,8 +16,9 @@ def parse_retry_after(text: str | None, now: datetime, *, longest_s: float) -> f
     """
     if not text or len(text) > _MAX_CHARS:
         return None
-    if _SECONDS.fullmatch(text.strip()):
-        return min(float(text), longest_s)
+    number = text.strip()  # of more characters than float() accepts around a number
+    if _SECONDS.fullmatch(number):
+        return min(float(number), longest_s)
     date = parse_http_date(text)
     return None if date is None else min(max((date - now).total_seconds(), 0.0), longest_s)
 
