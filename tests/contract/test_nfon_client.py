@@ -31,19 +31,19 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 WINDOW = Window(NOW - timedelta(hours=2), NOW)
 
 
-class MemorySafe:
-    """A safe for one process."""
+class MemoryCredentialStore:
+    """A credential store for one process."""
 
     def __init__(self) -> None:
-        self.kept: str | None = None
+        self.stored: str | None = None
         self.writes = 0
         self._lock = asyncio.Lock()
 
     async def read(self) -> str | None:
-        return self.kept
+        return self.stored
 
     async def write(self, text: str) -> None:
-        self.kept = text
+        self.stored = text
         self.writes += 1
 
     @contextlib.asynccontextmanager
@@ -61,11 +61,11 @@ class Bench:
         self.clock = clock
         self.http = http
         self.budget = FakeBudget()
-        self.safe = MemorySafe()
+        self.store = MemoryCredentialStore()
 
     def client(self, **options: Any) -> Nfon:
         given = {"base_url": self.base_url, "token": TOKEN, **options}
-        return Nfon(NfonOptions.model_validate(given), self.http, self.budget, self.safe, clock=self.clock)
+        return Nfon(NfonOptions.model_validate(given), self.http, self.budget, self.store, clock=self.clock)
 
     def with_login(self, refresh_token: str = "first-refresh", **options: Any) -> Nfon:
         oauth = {"client_id": "relay", "refresh_token": refresh_token, "token_url": f"{self.base_url}/token"}
@@ -100,7 +100,7 @@ async def listed(client: Nfon, window: Window = WINDOW) -> list[CallPage]:
 
 
 async def keys(client: Nfon, window: Window = WINDOW) -> list[str]:
-    """The keys of all records, in their order; bad rows have none."""
+    """The keys of all records, in their order; invalid rows have none."""
     return [row.key or "" for page in await listed(client, window) for row in page.rows]
 
 
@@ -109,7 +109,7 @@ async def keys(client: Nfon, window: Window = WINDOW) -> list[str]:
 
 @pytest.mark.parametrize("most_rows", [2, 3, 7, 10, 1000])
 @pytest.mark.parametrize("count", [0, 1, 2, 6, 7, 20])
-async def test_every_call_comes_once_however_few_rows_a_page_has(bench: Bench, most_rows: int, count: int) -> None:
+async def test_every_call_is_listed_once_however_few_rows_a_page_has(bench: Bench, most_rows: int, count: int) -> None:
     """NFON may give fewer rows than were asked for: a short page is not yet the end."""
     bench.simulator.max_limit = most_rows
     plans = bench.calls(count)
@@ -117,7 +117,7 @@ async def test_every_call_comes_once_however_few_rows_a_page_has(bench: Bench, m
     assert await keys(bench.client()) == [bench.key(plan) for plan in plans]
 
 
-async def test_a_limit_is_always_asked_for(bench: Bench) -> None:
+async def test_a_limit_is_always_requested(bench: Bench) -> None:
     """What comes without one is unknown."""
     bench.simulator.default_limit = 1
     plans = bench.calls(30)
@@ -139,7 +139,7 @@ async def test_a_known_page_size_saves_requests(bench: Bench) -> None:
 
 @pytest.mark.parametrize("page_size", [2, 3, 5])
 async def test_a_call_deleted_while_reading_hides_no_other(bench: Bench, page_size: int) -> None:
-    """A user deletes calls of the history; the offset would skip as many that nobody has seen."""
+    """A user deletes calls of the history; the offset would skip as many unseen ones."""
     plans = bench.calls(20)
     client = bench.client(page_size=page_size)
     seen: list[str] = []
@@ -168,7 +168,7 @@ async def test_a_late_call_that_slips_in_while_reading_doubles_nothing(bench: Be
 
 
 async def test_a_server_that_ignores_the_offset_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind its first page there may be calls that cannot be read: better said than lost."""
+    """There may be unreadable calls behind its first page: better an error than a loss."""
     bench.calls(20)
     truly = bench.simulator.records
 
@@ -182,14 +182,14 @@ async def test_a_server_that_ignores_the_offset_is_an_error(bench: Bench, monkey
     assert len(await keys(bench.client(page_size=50))) == 20
 
 
-async def test_rows_in_no_order_are_all_read(bench: Bench) -> None:
+async def test_unordered_rows_are_all_read(bench: Bench) -> None:
     plans = bench.calls(12)
     bench.simulator.inject(Fault(kind=FaultKind.SHUFFLE, on=NfonEndpoint.RECORDS, times=None, seed=7))
 
     assert sorted(await keys(bench.client())) == sorted(bench.key(plan) for plan in plans)
 
 
-async def test_garbage_between_rows_is_put_aside(bench: Bench) -> None:
+async def test_invalid_rows_between_valid_ones_are_reported(bench: Bench) -> None:
     plans = bench.calls(3)
     bench.simulator.inject(Fault(kind=FaultKind.GARBAGE, on=NfonEndpoint.RECORDS, times=None))
 
@@ -199,15 +199,15 @@ async def test_garbage_between_rows_is_put_aside(bench: Bench) -> None:
     assert len([row for row in rows if isinstance(row, InvalidRow)]) == 9
 
 
-async def test_only_the_asked_extension_is_read(bench: Bench) -> None:
+async def test_only_the_configured_extension_is_read(bench: Bench) -> None:
     plans = bench.calls(2)
 
     assert await keys(bench.client(customer="K9999", extension="1001")) == [bench.key(plan) for plan in plans]
     assert await keys(bench.client(customer="K9999", extension="1002")) == []
 
 
-async def test_calls_can_be_ordered_over_http(bench: Bench) -> None:
-    """The simulator of a process of its own is told by `/_control`, as every other."""
+async def test_calls_can_be_sorted_over_http(bench: Bench) -> None:
+    """The simulator of a process of its own is controlled by `/_control`, as every other."""
     wish = {"calls": [{"key": TOKEN, "rid": 7}], "faults": [{"kind": "status", "on": "records", "status": 503}]}
     async with bench.http.post(f"{bench.base_url}/_control", json=wish) as done:
         state = await done.json()
@@ -221,8 +221,8 @@ async def test_calls_can_be_ordered_over_http(bench: Bench) -> None:
 # -- the unit of `from` -----------------------------------------------------------------------------------------------
 
 
-async def test_milliseconds_are_found_out(bench: Bench) -> None:
-    """Seconds read as milliseconds are 1970: everything comes, and says so. After that only what was asked for."""
+async def test_milliseconds_are_detected(bench: Bench) -> None:
+    """Seconds read as milliseconds are 1970: too much comes back, which shows. After that only what was requested."""
     bench.simulator.from_unit = "milliseconds"
     old, new = bench.calls(3, before=timedelta(days=9)), bench.calls(4)
     client = bench.client()
@@ -255,8 +255,8 @@ async def test_seconds_stay_seconds_when_an_old_row_comes(bench: Bench) -> None:
         assert [key for key in found if key != bench.key(odd)] == [bench.key(plan) for plan in new]
 
 
-async def test_a_server_that_goes_back_to_seconds_is_noticed(bench: Bench) -> None:
-    """Milliseconds read as seconds answer with nothing: that is only believed when the newest call says so too."""
+async def test_a_server_that_returns_to_seconds_is_detected(bench: Bench) -> None:
+    """Milliseconds read as seconds return nothing: that is only accepted when the newest call confirms it."""
     bench.simulator.from_unit = "milliseconds"
     bench.calls(3, before=timedelta(days=9))
     new = bench.calls(2)
@@ -267,7 +267,7 @@ async def test_a_server_that_goes_back_to_seconds_is_noticed(bench: Bench) -> No
     assert await keys(client) == [bench.key(plan) for plan in new]
 
 
-async def test_nothing_new_is_nothing_in_either_unit(bench: Bench) -> None:
+async def test_no_new_call_is_an_empty_list_in_either_unit(bench: Bench) -> None:
     bench.calls(3, before=timedelta(days=9))
     for unit in ("seconds", "milliseconds"):
         bench.simulator.from_unit = unit
@@ -277,7 +277,7 @@ async def test_nothing_new_is_nothing_in_either_unit(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("unit", ["seconds", "milliseconds"])
-async def test_a_unit_that_is_set_is_not_doubted(bench: Bench, unit: Any) -> None:
+async def test_a_configured_unit_is_not_probed(bench: Bench, unit: Any) -> None:
     bench.simulator.from_unit = unit
     bench.calls(2, before=timedelta(days=9))
     plans = bench.calls(2)
@@ -305,7 +305,7 @@ async def test_a_unit_that_is_set_is_not_doubted(bench: Bench, unit: Any) -> Non
     ],
     ids=lambda value: f"{value.kind}-{value.status}" if isinstance(value, Fault) else value.__name__,
 )
-async def test_every_other_answer_is_a_named_error_without_the_token(
+async def test_every_other_response_is_an_error_without_the_token(
     bench: Bench, fault: Fault, error: type[Exception]
 ) -> None:
     bench.calls(1)
@@ -319,7 +319,7 @@ async def test_every_other_answer_is_a_named_error_without_the_token(
     assert type(raised.value) is error
 
 
-async def test_a_body_over_the_cap_is_not_taken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_oversized_body_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_module, "MAX_BODY_BYTES", 64 * 1024)
     bench.simulator.inject(Fault(kind=FaultKind.HUGE, on=NfonEndpoint.RECORDS))
 
@@ -327,7 +327,7 @@ async def test_a_body_over_the_cap_is_not_taken(bench: Bench, monkeypatch: pytes
         await keys(bench.client())
 
 
-async def test_nothing_is_asked_that_cannot_be_paid(bench: Bench) -> None:
+async def test_nothing_is_requested_beyond_the_budget(bench: Bench) -> None:
     [plan] = bench.calls(1)
     [page] = [page for page in await listed(bench.client()) if page.rows]
     bench.budget = FakeBudget(exhausted=True)
@@ -344,12 +344,12 @@ async def test_nothing_is_asked_that_cannot_be_paid(bench: Bench) -> None:
     assert page.rows[0].key == bench.key(plan)
 
 
-async def test_a_stream_is_paid_for_once(bench: Bench) -> None:
+async def test_a_stream_spends_one_request(bench: Bench) -> None:
     async with bench.client().listening():
         assert bench.budget.spent == [Purpose.POLL]
 
 
-async def test_health_says_whether_the_token_is_taken(bench: Bench) -> None:
+async def test_health_shows_whether_the_token_is_accepted(bench: Bench) -> None:
     well, unwell = await bench.client().health(), await bench.client(token="another").health()
 
     assert (well.ok, unwell.ok) == (True, False)
@@ -359,7 +359,7 @@ async def test_health_says_whether_the_token_is_taken(bench: Bench) -> None:
 # -- tokens -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_token_file_is_read_again_when_the_token_is_refused(bench: Bench, tmp_path: Path) -> None:
+async def test_a_token_file_is_read_for_each_request(bench: Bench, tmp_path: Path) -> None:
     plans = bench.calls(2)
     file = tmp_path / "token"
     file.write_text("too old\n")
@@ -394,7 +394,7 @@ async def test_a_token_is_renewed_before_it_ends(bench: Bench) -> None:
     assert bench.simulator.statuses["", NfonEndpoint.RECORDS, 401] == 0
 
 
-async def test_a_refused_token_is_renewed_once(bench: Bench) -> None:
+async def test_a_rejected_token_is_renewed_once(bench: Bench) -> None:
     bench.simulator.add_login(TOKEN, "first-refresh")
     plans = bench.calls(2)
     client = bench.with_login()
@@ -405,7 +405,7 @@ async def test_a_refused_token_is_renewed_once(bench: Bench) -> None:
     assert bench.simulator.requests["", TOKEN_ENDPOINT] == 2
 
 
-async def test_a_renewed_token_that_is_refused_too_is_an_error(bench: Bench) -> None:
+async def test_a_renewed_token_that_is_rejected_too_is_an_error(bench: Bench) -> None:
     bench.simulator.add_login(TOKEN, "first-refresh")
     client = bench.with_login()
     bench.simulator.inject(Fault(kind=FaultKind.STATUS, on=NfonEndpoint.RECORDS, status=401, times=None))
@@ -415,7 +415,7 @@ async def test_a_renewed_token_that_is_refused_too_is_an_error(bench: Bench) -> 
     assert bench.simulator.requests["", TOKEN_ENDPOINT] == 2
 
 
-async def test_many_at_once_renew_once(bench: Bench) -> None:
+async def test_concurrent_requests_renew_the_token_once(bench: Bench) -> None:
     """A refresh token is good once: ten requests and two processes make one exchange."""
     bench.simulator.add_login(TOKEN, "first-refresh")
     clients = [bench.with_login() for _ in range(2)]
@@ -426,7 +426,7 @@ async def test_many_at_once_renew_once(bench: Bench) -> None:
     assert bench.simulator.reused_refresh_tokens == 0
 
 
-async def test_the_exchanged_refresh_token_survives_a_restart(bench: Bench) -> None:
+async def test_the_rotated_refresh_token_survives_a_restart(bench: Bench) -> None:
     bench.simulator.add_login(TOKEN, "first-refresh")
     await keys(bench.with_login())
     bench.simulator.expire_tokens()
@@ -435,10 +435,10 @@ async def test_the_exchanged_refresh_token_survives_a_restart(bench: Bench) -> N
     await keys(bench.with_login())
 
     assert bench.simulator.reused_refresh_tokens == 0
-    assert bench.safe.writes == 2
+    assert bench.store.writes == 2
 
 
-async def test_a_new_login_goes_before_what_was_kept(bench: Bench) -> None:
+async def test_a_new_login_replaces_the_stored_tokens(bench: Bench) -> None:
     bench.simulator.add_login(TOKEN, "first-refresh")
     await keys(bench.with_login())
     bench.simulator.expire_tokens()
@@ -471,14 +471,14 @@ async def test_without_rotation_the_refresh_token_stays(bench: Bench) -> None:
         (404, UnexpectedResponse),
     ],
 )
-async def test_a_login_that_refuses_is_a_named_error(bench: Bench, status: int, error: type[Exception]) -> None:
+async def test_a_login_that_is_rejected_has_its_error(bench: Bench, status: int, error: type[Exception]) -> None:
     bench.simulator.inject(Fault(kind=FaultKind.STATUS, on=TOKEN_ENDPOINT, status=status))
 
     with pytest.raises(error) as raised:
         await keys(bench.with_login())
 
     assert "first-refresh" not in str(raised.value)
-    assert bench.safe.kept is None
+    assert bench.store.stored is None
 
 
 async def test_a_login_that_hangs_up_is_unavailable(bench: Bench) -> None:
@@ -488,8 +488,8 @@ async def test_a_login_that_hangs_up_is_unavailable(bench: Bench) -> None:
         await keys(bench.with_login())
 
 
-async def test_without_a_safe_no_refresh_token_is_used(bench: Bench) -> None:
-    """An exchange that nobody remembers would end the login."""
+async def test_without_a_store_no_refresh_token_is_used(bench: Bench) -> None:
+    """A rotated token that is not stored would end the login."""
     bench.simulator.add_login(TOKEN, "first-refresh")
     oauth = {"client_id": "relay", "refresh_token": "first-refresh", "token_url": f"{bench.base_url}/token"}
     options = NfonOptions.model_validate({"base_url": bench.base_url, "oauth": oauth})
@@ -532,7 +532,7 @@ async def test_transcripts_are_fetched_for_the_records_that_have_one(bench: Benc
     assert bench.asked(NfonEndpoint.DETAILS) == 12
 
 
-async def test_what_needs_no_details_asks_for_none(bench: Bench) -> None:
+async def test_records_without_a_transcript_request_no_details(bench: Bench) -> None:
     bench.calls(3)
     client = bench.client()
     rows = [row for page in await listed(client) for row in page.rows if not isinstance(row, InvalidRow)]
@@ -542,7 +542,7 @@ async def test_what_needs_no_details_asks_for_none(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("status", "later"), [(404, False), (403, False), (401, True), (429, True), (500, True)])
-async def test_details_that_are_refused_for_good_are_not_asked_again(bench: Bench, status: int, later: bool) -> None:
+async def test_details_that_are_forbidden_are_not_requested_again(bench: Bench, status: int, later: bool) -> None:
     client, [record] = await transcribed(bench)
     bench.simulator.inject(Fault(kind=FaultKind.STATUS, on=NfonEndpoint.DETAILS, status=status, times=None))
 
@@ -553,7 +553,7 @@ async def test_details_that_are_refused_for_good_are_not_asked_again(bench: Benc
     assert (found.content_hash() == record.content_hash()) is not later
 
 
-async def test_details_that_hang_hold_up_nobody_for_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_details_that_hang_delay_calls_only_briefly(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """After that they are left alone for a while."""
     monkeypatch.setattr(client_module, "DETAILS_TIMEOUT_S", 0.1)
     client, records = await transcribed(bench, 20)
@@ -572,7 +572,7 @@ async def test_details_that_hang_hold_up_nobody_for_long(bench: Bench, monkeypat
 # -- listening --------------------------------------------------------------------------------------------------------
 
 
-async def heard(client: Nfon, count: int, act: Callable[[], object] = lambda: None) -> list[Any]:
+async def streamed(client: Nfon, count: int, act: Callable[[], object] = lambda: None) -> list[Any]:
     """Connect, act, and take rows until there are so many."""
     rows: list[Any] = []
     async with asyncio.timeout(10), client.listening() as batches:
@@ -608,7 +608,7 @@ async def test_rows_arrive_however_they_are_sent(
         live.simulator.inject(Fault(kind=what, on=NfonEndpoint.STREAM, times=None))
     plans: list[CallPlan] = []
 
-    rows = await heard(live.client(), len(rows_of_one_call), lambda: plans.append(live.simulator.appear(TOKEN)))
+    rows = await streamed(live.client(), len(rows_of_one_call), lambda: plans.append(live.simulator.appear(TOKEN)))
 
     assert ["bad" if isinstance(row, InvalidRow) else "record" for row in rows] == rows_of_one_call
     assert {row.key for row in rows if not isinstance(row, InvalidRow)} == {live.key(plan) for plan in plans}
@@ -621,7 +621,7 @@ async def test_a_record_is_streamed_again_when_its_transcript_is_ready(live: Ben
         plans.append(live.simulator.appear(TOKEN))
         asyncio.get_running_loop().call_later(0.1, lambda: live.simulator.transcribe(TOKEN, plans[0].rid))
 
-    first, second = await heard(live.client(), 2, act)
+    first, second = await streamed(live.client(), 2, act)
 
     assert first.key == second.key
     assert first.content_hash() != second.content_hash()
@@ -641,12 +641,14 @@ async def test_a_heartbeat_keeps_a_stream_open(live: Bench) -> None:
     loop = asyncio.get_running_loop()
     loop.call_later(1.4, live.simulator.appear, TOKEN)
 
-    assert len(await heard(client, 1)) == 1
+    assert len(await streamed(client, 1)) == 1
 
 
 async def test_a_dropped_stream_is_unavailable(live: Bench) -> None:
     with pytest.raises(Unavailable):
-        await heard(live.client(), 1, lambda: asyncio.get_running_loop().call_later(0.1, live.simulator.drop_streams))
+        await streamed(
+            live.client(), 1, lambda: asyncio.get_running_loop().call_later(0.1, live.simulator.drop_streams)
+        )
 
 
 @pytest.mark.parametrize(
@@ -660,11 +662,11 @@ async def test_a_dropped_stream_is_unavailable(live: Bench) -> None:
     ],
     ids=lambda value: f"{value.kind}-{value.status}" if isinstance(value, Fault) else value.__name__,
 )
-async def test_a_stream_that_is_refused_is_a_named_error(live: Bench, fault: Fault, error: type[Exception]) -> None:
+async def test_a_rejected_stream_has_its_error(live: Bench, fault: Fault, error: type[Exception]) -> None:
     live.simulator.inject(fault.model_copy(update={"on": NfonEndpoint.STREAM, "times": 2}))
 
     with pytest.raises(error):
-        await heard(live.client(), 1)
+        await streamed(live.client(), 1)
 
 
 async def test_a_stream_that_never_answers_is_unavailable(live: Bench) -> None:
@@ -673,9 +675,9 @@ async def test_a_stream_that_never_answers_is_unavailable(live: Bench) -> None:
     object.__setattr__(client._options, "stream_idle_s", 0.2)
 
     with pytest.raises(Unavailable, match="too long"):
-        await heard(client, 1)
+        await streamed(client, 1)
 
 
-async def test_a_source_may_do_without_a_stream(bench: Bench) -> None:
+async def test_the_stream_can_be_disabled(bench: Bench) -> None:
     assert bench.client(stream=False).stream is None
     assert bench.client().stream is not None

@@ -71,7 +71,7 @@ async def listed(client: Webfones, window: Window = WINDOW) -> list[CallPage]:
     return [page async for page in client.pages(window)]
 
 
-async def heard(client: Webfones, key: str = "211159") -> bytes | NoRecordingYet | NoSuchCall:
+async def fetched(client: Webfones, key: str = "211159") -> bytes | NoRecordingYet | NoSuchCall:
     async with client.recording(key) as answer:
         if isinstance(answer, Audio):
             return b"".join([chunk async for chunk in answer.chunks])
@@ -142,7 +142,7 @@ async def test_no_calls_are_still_a_page(mocked: aioresponses, http: aiohttp.Cli
 @pytest.mark.parametrize(
     ("auth", "header", "value"), [("x-api-key", "x-api-key", KEY), ("bearer", "Authorization", f"Bearer {KEY}")]
 )
-async def test_the_key_goes_where_the_source_says(
+async def test_the_key_is_sent_in_the_configured_header(
     mocked: aioresponses, http: aiohttp.ClientSession, auth: str, header: str, value: str
 ) -> None:
     mocked.get(LIST, payload={"records": []})
@@ -158,7 +158,7 @@ async def test_the_key_goes_where_the_source_says(
     assert call.kwargs["proxy"] == "http://127.0.0.1:3128"
 
 
-async def test_the_time_is_asked_in_the_sources_zone(serve: Serve, http: aiohttp.ClientSession) -> None:
+async def test_the_lower_bound_is_in_the_sources_zone(serve: Serve, http: aiohttp.ClientSession) -> None:
     async def nothing(_request: web.Request) -> web.Response:
         return web.json_response({"success": True, "count": 0, "records": []})
 
@@ -170,7 +170,7 @@ async def test_the_time_is_asked_in_the_sources_zone(serve: Serve, http: aiohttp
     assert request.raw_path == "/call_log/records_after_timestamp?timestamp=2025-07-01%2010%3A53%3A43"
 
 
-async def test_the_purpose_of_the_window_is_what_is_paid_for(mocked: aioresponses, http: aiohttp.ClientSession) -> None:
+async def test_the_purpose_of_the_window_is_spent(mocked: aioresponses, http: aiohttp.ClientSession) -> None:
     budget = FakeBudget()
     mocked.get(LIST, payload={"records": []})
 
@@ -179,13 +179,13 @@ async def test_the_purpose_of_the_window_is_what_is_paid_for(mocked: aioresponse
     assert budget.spent == [Purpose.BACKFILL]
 
 
-async def test_nothing_is_asked_that_cannot_be_paid(mocked: aioresponses, http: aiohttp.ClientSession) -> None:
+async def test_nothing_is_requested_beyond_the_budget(mocked: aioresponses, http: aiohttp.ClientSession) -> None:
     client = connect(http, FakeBudget(exhausted=True))
 
     with pytest.raises(OverBudget):
         await listed(client)
     with pytest.raises(OverBudget):
-        await heard(client)
+        await fetched(client)
     with pytest.raises(OverBudget):
         await client.search(["+12125551234"])
     with pytest.raises(OverBudget):
@@ -219,7 +219,7 @@ async def test_nothing_is_asked_that_cannot_be_paid(mocked: aioresponses, http: 
         ({"exception": ConnectionResetError("reset")}, Unavailable),
     ],
 )
-async def test_every_other_answer_is_a_named_error_without_the_key(
+async def test_every_other_response_is_an_error_without_the_key(
     mocked: aioresponses, http: aiohttp.ClientSession, answer: dict[str, Any], error: type[ProviderError]
 ) -> None:
     mocked.get(LIST, **answer)
@@ -233,7 +233,7 @@ async def test_every_other_answer_is_a_named_error_without_the_key(
 
 
 async def test_a_redirect_is_not_followed(serve: Serve, http: aiohttp.ClientSession) -> None:
-    """The key would be handed to whoever the redirect names."""
+    """The key would be sent to the address of the redirect."""
 
     async def away(request: web.Request) -> web.Response:
         return web.Response(status=307, headers={"Location": "/elsewhere"})
@@ -246,7 +246,7 @@ async def test_a_redirect_is_not_followed(serve: Serve, http: aiohttp.ClientSess
     assert len(server.requests) == 1
 
 
-async def test_a_limit_says_whose_it_is_and_how_long(mocked: aioresponses, http: aiohttp.ClientSession) -> None:
+async def test_a_429_names_its_bucket_and_its_wait(mocked: aioresponses, http: aiohttp.ClientSession) -> None:
     text = {"error": "Too many requests from this IP, please try again later."}
     mocked.get(LIST, status=429, payload=text, headers={"RateLimit-Reset": "600"})
 
@@ -256,7 +256,7 @@ async def test_a_limit_says_whose_it_is_and_how_long(mocked: aioresponses, http:
     assert (caught.value.bucket, caught.value.retry_after_s) == ("ip", 600)
 
 
-async def test_a_port_where_nobody_listens_is_unavailable(http: aiohttp.ClientSession, free_port: int) -> None:
+async def test_a_closed_port_is_unavailable(http: aiohttp.ClientSession, free_port: int) -> None:
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
         await listed(connect(http, base_url=f"http://127.0.0.1:{free_port}"))
 
@@ -297,7 +297,7 @@ async def test_a_list_that_is_cut_off_is_unavailable(serve: Serve, http: aiohttp
         await listed(connect(http, base_url=server.base_url))
 
 
-async def test_a_long_list_comes_in_pages_and_in_order(serve: Serve, http: aiohttp.ClientSession) -> None:
+async def test_a_long_list_is_cut_into_pages_in_order(serve: Serve, http: aiohttp.ClientSession) -> None:
     rows = [{**ROW, "rid": rid} for rid in range(1, 4502)]
     body = orjson.dumps({"success": True, "count": len(rows), "records": rows})
 
@@ -313,7 +313,7 @@ async def test_a_long_list_comes_in_pages_and_in_order(serve: Serve, http: aioht
     assert sum(page.size_bytes for page in pages) == len(body)
 
 
-async def test_a_body_over_a_mebibyte_is_read_beside_the_loop(serve: Serve, http: aiohttp.ClientSession) -> None:
+async def test_a_body_over_a_mebibyte_is_parsed_off_the_event_loop(serve: Serve, http: aiohttp.ClientSession) -> None:
     filler = "x" * (2 * 1024 * 1024)
     body = orjson.dumps({"success": True, "count": 1, "records": [{**ROW, "filler": filler}]})
 
@@ -327,7 +327,7 @@ async def test_a_body_over_a_mebibyte_is_read_beside_the_loop(serve: Serve, http
     assert getattr(page.rows[0], "key", None) == "211159"
 
 
-async def test_a_body_that_unpacks_beyond_the_cap_is_given_up(
+async def test_a_body_that_decompresses_beyond_the_limit_is_rejected(
     serve: Serve, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few kilobytes may unpack to gigabytes; what counts is what they unpack to."""
@@ -347,7 +347,7 @@ async def test_a_body_that_unpacks_beyond_the_cap_is_given_up(
 # -- recordings -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_recording_is_streamed_as_it_comes(serve: Serve, http: aiohttp.ClientSession) -> None:
+async def test_a_recording_is_streamed_as_it_arrives(serve: Serve, http: aiohttp.ClientSession) -> None:
     """The first part can be taken while the rest has not been sent."""
     budget = FakeBudget()
     first, rest = b"RIFF" + b"\0" * 60, bytes(range(256)) * 4096
@@ -394,7 +394,7 @@ async def test_a_recording_of_unknown_length_has_no_size(serve: Serve, http: aio
     assert (answer.content_type, answer.size_bytes) == ("application/octet-stream", None)
 
 
-async def test_a_recording_may_be_given_up_half_way(serve: Serve, http: aiohttp.ClientSession) -> None:
+async def test_a_recording_can_be_abandoned_half_way(serve: Serve, http: aiohttp.ClientSession) -> None:
     async def audio(request: web.Request) -> web.StreamResponse:
         return web.Response(body=bytes(1024 * 1024), content_type="audio/wav")
 
@@ -410,7 +410,7 @@ async def test_a_recording_may_be_given_up_half_way(serve: Serve, http: aiohttp.
     with pytest.raises(ZeroDivisionError):
         await give_up()
 
-    assert await heard(client) == bytes(1024 * 1024)
+    assert await fetched(client) == bytes(1024 * 1024)
 
 
 async def test_a_recording_that_is_cut_off_is_unavailable(serve: Serve, http: aiohttp.ClientSession) -> None:
@@ -425,7 +425,7 @@ async def test_a_recording_that_is_cut_off_is_unavailable(serve: Serve, http: ai
     server = await serve(cut)
 
     with pytest.raises(Unavailable, match="a recording"):
-        await heard(connect(http, base_url=server.base_url))
+        await fetched(connect(http, base_url=server.base_url))
 
 
 async def test_a_recording_that_stalls_is_unavailable(
@@ -444,7 +444,7 @@ async def test_a_recording_that_stalls_is_unavailable(
     server = await serve(stalls)
 
     with pytest.raises(Unavailable, match="too long"):
-        await heard(connect(http, base_url=server.base_url))
+        await fetched(connect(http, base_url=server.base_url))
 
     let_go.set()
 
@@ -466,7 +466,7 @@ async def test_a_call_without_a_recording_is_a_value(
 ) -> None:
     mocked.get(RECORDING, status=status, payload={"error": text})
 
-    assert await heard(connect(http)) == answer
+    assert await fetched(connect(http)) == answer
 
 
 @pytest.mark.parametrize(
@@ -484,27 +484,27 @@ async def test_a_call_without_a_recording_is_a_value(
         ({"timeout": True}, Unavailable),
     ],
 )
-async def test_a_recording_that_is_none_is_a_named_error(
+async def test_a_recording_that_is_not_audio_is_an_error(
     mocked: aioresponses, http: aiohttp.ClientSession, answer: dict[str, Any], error: type[ProviderError]
 ) -> None:
     mocked.get(RECORDING, **answer)
 
     with pytest.raises(error):
-        await heard(connect(http))
+        await fetched(connect(http))
 
 
 @pytest.mark.parametrize("key", ["", "../../status", "1/2", "12a", "٣"])
-async def test_a_key_that_is_no_number_is_never_asked_for(
+async def test_a_key_that_is_not_a_number_is_never_requested(
     mocked: aioresponses, http: aiohttp.ClientSession, key: str
 ) -> None:
-    assert await heard(connect(http), key) == NoSuchCall()
+    assert await fetched(connect(http), key) == NoSuchCall()
     assert not mocked.requests
 
 
 # -- contacts ---------------------------------------------------------------------------------------------------------
 
 
-async def test_contacts_are_asked_in_bare_digits_and_found_by_e164(
+async def test_contacts_are_searched_by_digits_and_returned_by_e164(
     mocked: aioresponses, http: aiohttp.ClientSession
 ) -> None:
     budget = FakeBudget()
@@ -526,7 +526,7 @@ async def test_extensions_alone_are_not_looked_up(mocked: aioresponses, http: ai
     assert not budget.spent
 
 
-async def test_more_numbers_than_one_request_may_carry_are_refused(http: aiohttp.ClientSession) -> None:
+async def test_more_numbers_than_one_request_may_carry_are_rejected(http: aiohttp.ClientSession) -> None:
     client = connect(http)
 
     with pytest.raises(ValueError, match="at most 50"):
@@ -544,7 +544,7 @@ async def test_more_numbers_than_one_request_may_carry_are_refused(http: aiohttp
         ({"timeout": True}, Unavailable),
     ],
 )
-async def test_a_failed_search_is_a_named_error_without_numbers(
+async def test_a_failed_search_is_an_error_without_numbers(
     mocked: aioresponses, http: aiohttp.ClientSession, answer: dict[str, Any], error: type[ProviderError]
 ) -> None:
     mocked.post(SEARCH, **answer)
@@ -555,7 +555,7 @@ async def test_a_failed_search_is_a_named_error_without_numbers(
     assert "2125551234" not in str(caught.value)
 
 
-async def test_the_address_book_says_its_newest_version(mocked: aioresponses, http: aiohttp.ClientSession) -> None:
+async def test_the_address_book_reports_its_newest_version(mocked: aioresponses, http: aiohttp.ClientSession) -> None:
     mocked.get(
         f"{BASE}/contacts/contactsAfterVersion/4",
         payload={"updated": [{"uuid": "a", "version": 5}], "deleted": [{"uuid": "b", "version": 6}]},
@@ -586,7 +586,7 @@ async def test_health_takes_two_requests_and_only_one_carries_the_key(
     assert keyed == {"/health": False, "/status": True}
 
 
-async def test_bad_health_is_lines_and_never_an_error(mocked: aioresponses, http: aiohttp.ClientSession) -> None:
+async def test_bad_health_is_reported_and_never_raised(mocked: aioresponses, http: aiohttp.ClientSession) -> None:
     mocked.get(f"{BASE}/health", timeout=True)
     mocked.get(f"{BASE}/status", status=403)
 
@@ -617,7 +617,7 @@ async def test_a_key_file_is_read_for_each_request(
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"two words", b"\xff\xfe", "schlüssel".encode()])
-async def test_a_key_file_without_a_key_is_said_and_nothing_is_asked(
+async def test_a_key_file_without_a_key_is_an_error_and_nothing_is_requested(
     mocked: aioresponses, http: aiohttp.ClientSession, tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "key"
@@ -654,7 +654,7 @@ async def test_a_key_file_without_a_key_is_said_and_nothing_is_asked(
         ({"colour": "green"}, "colour"),
     ],
 )
-def test_a_wrong_option_is_refused_in_a_sentence_that_keeps_the_key(changes: dict[str, Any], sentence: str) -> None:
+def test_an_invalid_option_is_rejected_without_showing_the_key(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError) as caught:
         options(**changes)
 
@@ -662,7 +662,7 @@ def test_a_wrong_option_is_refused_in_a_sentence_that_keeps_the_key(changes: dic
     assert KEY not in str(caught.value)
 
 
-def test_options_keep_the_key_out_of_sight_and_the_url_tidy() -> None:
+def test_options_hide_the_key_and_strip_the_url() -> None:
     given = options(base_url="https://pbx.example:2343/api/")
 
     assert given.base_url == "https://pbx.example:2343/api"

@@ -1,6 +1,6 @@
-"""A poller inside the test: the real poller and lane on a real store, and the simulated provider without HTTP.
+"""A poller inside the test: the real poller and lane on a real store, and a fake provider without HTTP.
 
-The clock is the test's. A `Mishap` is what happens to one poll.
+The clock is the test's. A `PollFault` is what goes wrong with one poll.
 """
 
 from collections import Counter
@@ -48,11 +48,11 @@ TIERS = (Tier(0, 7_200), Tier(900, 93_600), Tier(21_600, 280_800))
 
 
 class Killed(BaseException):
-    """The poller's process is gone."""
+    """The poller's process died."""
 
 
-class Mishap(StrEnum):
-    """What happens to a poll."""
+class PollFault(StrEnum):
+    """What goes wrong with a poll."""
 
     NONE = "none"
     DOWN = "down"
@@ -67,21 +67,21 @@ class Mishap(StrEnum):
     KILLED_HALF_WAY = "killed_half_way"
     """When half of the answer was read."""
     KILLED_AT_THE_END = "killed_at_the_end"
-    """When all was read, and the last rows are not taken in yet."""
+    """When all was read, and the last rows are not ingested yet."""
     OVERTAKEN = "overtaken"
     """The lease ends while the provider's answer is on its way; another poller polls, and then the answer arrives."""
 
 
 FAULTS = {
-    Mishap.DOWN: Fault(kind=FaultKind.STATUS, status=500),
-    Mishap.REFUSED: Fault(kind=FaultKind.STATUS, status=403),
-    Mishap.TOO_MANY: Fault(kind=FaultKind.STATUS, status=429),
-    Mishap.NOT_JSON: Fault(kind=FaultKind.NOT_JSON),
-    Mishap.SUCCESS_FALSE: Fault(kind=FaultKind.SUCCESS_FALSE),
-    Mishap.WRONG_COUNT: Fault(kind=FaultKind.WRONG_COUNT),
-    Mishap.PARTIAL: Fault(kind=FaultKind.PARTIAL),
+    PollFault.DOWN: Fault(kind=FaultKind.STATUS, status=500),
+    PollFault.REFUSED: Fault(kind=FaultKind.STATUS, status=403),
+    PollFault.TOO_MANY: Fault(kind=FaultKind.STATUS, status=429),
+    PollFault.NOT_JSON: Fault(kind=FaultKind.NOT_JSON),
+    PollFault.SUCCESS_FALSE: Fault(kind=FaultKind.SUCCESS_FALSE),
+    PollFault.WRONG_COUNT: Fault(kind=FaultKind.WRONG_COUNT),
+    PollFault.PARTIAL: Fault(kind=FaultKind.PARTIAL),
 }
-KILLS = (Mishap.KILLED, Mishap.KILLED_HALF_WAY, Mishap.KILLED_AT_THE_END)
+KILLS = (PollFault.KILLED, PollFault.KILLED_HALF_WAY, PollFault.KILLED_AT_THE_END)
 
 
 @dataclass
@@ -92,7 +92,7 @@ class SimulatedCalls:
     clock: ManualClock
     options: WebfonesOptions
     rows_per_page: int = 60
-    mishap: Mishap = Mishap.NONE
+    fault: PollFault = PollFault.NONE
     faults: tuple[Fault, ...] = ()
     overtake: Any = None
     asked: list[Window] = field(default_factory=list)
@@ -100,13 +100,13 @@ class SimulatedCalls:
     async def pages(self, window: Window) -> AsyncIterator[CallPage]:
         now, zone = self.clock.now(), ZoneInfo(self.options.timezone)
         self.asked.append(window)
-        if self.mishap is Mishap.KILLED:
+        if self.fault is PollFault.KILLED:
             raise Killed
-        faults = (*self.faults, *([FAULTS[self.mishap]] if self.mishap in FAULTS else []))
+        faults = (*self.faults, *([FAULTS[self.fault]] if self.fault in FAULTS else []))
         key = self.options.credential()
         answer = self.simulator.records(key, wire.query_time(window.since, zone), now, faults=faults)
         body = answer.encoded()
-        if self.mishap is Mishap.OVERTAKEN:
+        if self.fault is PollFault.OVERTAKEN:
             await self.overtake()
         if answer.status != 200:
             raise wire.error_of(ErrorResponse(answer.status, answer.headers, body, "the call list", "test", now))
@@ -115,11 +115,11 @@ class SimulatedCalls:
         server_time = parsing.server_time(self.simulator.date_header())
         starts = list(range(0, max(len(parsed), 1), self.rows_per_page))
         for number, start in enumerate(starts):
-            if self.mishap is Mishap.KILLED_HALF_WAY and number == len(starts) // 2:
+            if self.fault is PollFault.KILLED_HALF_WAY and number == len(starts) // 2:
                 raise Killed
             size_bytes = len(body) if start == 0 else 0
             yield CallPage(parsed[start : start + self.rows_per_page], server_time, size_bytes)
-        if self.mishap is Mishap.KILLED_AT_THE_END:
+        if self.fault is PollFault.KILLED_AT_THE_END:
             raise Killed
 
 
@@ -157,14 +157,14 @@ class Notes:
             raise StorageError("the bucket cannot be reached")
 
 
-class Everybody:
+class EverySubscription:
     """One subscription that wants everything."""
 
     def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
         return ["ops"]
 
 
-class Office:
+class PollHarness:
     """One source, its provider and its poller."""
 
     def __init__(self, redis: Redis, clock: ManualClock, *, zone: str = "UTC", **options: Any) -> None:
@@ -186,7 +186,7 @@ class Office:
         self.store.calls = self.ingested = WatchedCalls(redis)
         poller = Poller(
             self.store,
-            Operations(self.store.events, Everybody()),
+            Operations(self.store.events, EverySubscription()),
             Markers(self.notes),  # type: ignore[arg-type]  # only the small notes are used
             tiers=TIERS,
             wake=self._wake,
@@ -214,9 +214,9 @@ class Office:
         exchange = await self.lane.exchange(settlements)
         return None if settlements[-1] in exchange.refused else settlements[-1][1]
 
-    async def poll(self, mishap: Mishap = Mishap.NONE, *faults: Fault) -> Settlement | None:
-        """Poll once, now; what comes of a mishap is that the poll's lease is over."""
-        self.calls.mishap, self.calls.faults = mishap, faults
+    async def poll(self, fault: PollFault = PollFault.NONE, *faults: Fault) -> Settlement | None:
+        """Poll once, now; what comes of a fault is that the poll's lease is over."""
+        self.calls.fault, self.calls.faults = fault, faults
         self.calls.overtake = self._overtake
         claim = await self.claim()
         try:
@@ -226,7 +226,7 @@ class Office:
             return None
 
     async def _overtake(self) -> None:
-        self.calls.mishap = Mishap.NONE
+        self.calls.fault = PollFault.NONE
         await self.end_lease()
         await self.clock.advance(600, turns=0)
         await self.work(await self.claim())
@@ -248,11 +248,11 @@ class Office:
     async def calls_stored(self) -> int:
         return int(await self.redis.zcard(keys.CALLS))
 
-    def told(self, wanted: RowOutcome = RowOutcome.NEW) -> Counter[str]:
+    def ingested_rows(self, wanted: RowOutcome = RowOutcome.NEW) -> Counter[str]:
         """How often each row was ingested as new (or with another outcome)."""
         return self.ingested.count(wanted)
 
-    async def said(self) -> list[Json]:
+    async def operational_events(self) -> list[Json]:
         """The operational events so far, in order."""
         names = await self.redis.zrange(keys.EVENTS, 0, -1)
         events = [await self.store.events.get(name.decode()) for name in names]

@@ -90,7 +90,7 @@ async def test_no_window_has_more_than_the_share(valkey_url: str, gaps: list[tup
     assert most <= SMALL.requests * SMALL.share
 
 
-async def test_the_share_is_used_where_it_is_wanted(store: VirtualStore) -> None:
+async def test_the_whole_share_can_be_spent(store: VirtualStore) -> None:
     """It is a share, not less: continuous requests for 15 minutes get 599 of the 600."""
     budget = store.budget(LIMIT)
     sent = 0

@@ -1,7 +1,7 @@
 """No call is missed: the real poller and store against random calls, clocks, zones, outages and deaths, on a clock of
 the test's own.
 
-Every finished call that the provider shows within 72 hours of its start is taken in exactly once as new, in whatever
+Every finished call that the provider shows within 72 hours of its start is ingested exactly once as new, in whatever
 order rows appear; what does not change makes no second event.
 """
 
@@ -24,7 +24,7 @@ from relay.domain.call import Record
 from relay.domain.clock import ManualClock
 from relay.simulator.timeline import CallPlan, Change, Habits, calls_between
 from relay.store.codes import RowOutcome
-from tests.flow.polling import KEY, KILLS, SID, Mishap, Office
+from tests.flow.polling import KEY, KILLS, SID, PollFault, PollHarness
 
 HOUR = timedelta(hours=1)
 CALLING = timedelta(hours=26)
@@ -58,7 +58,7 @@ class Story:
     plans: list[CallPlan]
     gaps_s: list[int]
     outages: list[tuple[float, float]]
-    mishaps: list[Mishap]
+    faults: list[PollFault]
     inclusive: bool
 
     @property
@@ -75,7 +75,7 @@ class Story:
 
 @st.composite
 def plans(draw: st.DrawFn, start: datetime, *, longest_late_h: float) -> list[CallPlan]:
-    """An office's calls, and some of the kinds that pollers lose."""
+    """An account's calls, among them the kinds that pollers lose."""
     habits = Habits(
         calls_per_hour=draw(st.sampled_from([0.5, 3, 8])),
         late=draw(st.sampled_from([0.0, 0.05, 0.4])),
@@ -83,7 +83,7 @@ def plans(draw: st.DrawFn, start: datetime, *, longest_late_h: float) -> list[Ca
         same_second=0.2,
         changed=0.1,
     )
-    office = calls_between(start - 8 * HOUR, start + CALLING, seed=draw(st.integers(0, 10_000)), habits=habits)
+    harness = calls_between(start - 8 * HOUR, start + CALLING, seed=draw(st.integers(0, 10_000)), habits=habits)
     odd: list[CallPlan] = []
     for rid in range(1, draw(st.integers(1, 12)) + 1):
         started = start + timedelta(seconds=draw(st.integers(-6 * 3600, int(CALLING.total_seconds()))))
@@ -92,7 +92,7 @@ def plans(draw: st.DrawFn, start: datetime, *, longest_late_h: float) -> list[Ca
         visible = min(ended + timedelta(seconds=20) + late, started + timedelta(hours=longest_late_h + 6))
         changes: list[Change] = []
         disposition = draw(st.sampled_from(["ANSWERED", "NO ANSWER"]))
-        if draw(st.booleans()) and draw(st.booleans()):  # listed while it goes on
+        if draw(st.booleans()) and draw(st.booleans()):  # listed while in progress
             visible, disposition = started, "IN PROGRESS"
             changes.append(Change(ended, {"disposition": "ANSWERED"}))
         if draw(st.booleans()):
@@ -108,7 +108,7 @@ def plans(draw: st.DrawFn, start: datetime, *, longest_late_h: float) -> list[Ca
                 changes=tuple(changes),
             )
         )
-    return office + odd
+    return harness + odd
 
 
 @st.composite
@@ -128,7 +128,7 @@ def stories(draw: st.DrawFn) -> Story:
         plans=draw(plans(start, longest_late_h=longest_late_h)),
         gaps_s=draw(st.lists(st.sampled_from([60, 600, 1800, 3600]), min_size=1, max_size=12)),
         outages=draw(st.lists(outage, max_size=3)),
-        mishaps=draw(st.lists(st.sampled_from([Mishap.NONE, Mishap.NONE, *Mishap]), min_size=1, max_size=40)),
+        faults=draw(st.lists(st.sampled_from([PollFault.NONE, PollFault.NONE, *PollFault]), min_size=1, max_size=40)),
         inclusive=draw(st.booleans()),
     )
 
@@ -141,17 +141,17 @@ def _zone_off_by(zone: str, start: datetime, hours: int) -> str:
 
 
 async def live_through(
-    story: Story, office: Office, clock: ManualClock, *, lost_at_h: float | None = None
+    story: Story, harness: PollHarness, clock: ManualClock, *, lost_at_h: float | None = None
 ) -> tuple[datetime, datetime]:
     """Poll until everything was shown for long enough; gives when the relay began, and when a poll succeeded first.
 
     The store may be lost on the way.
     """
-    office.simulator.clock_skew_s = story.skew_s
-    office.simulator.inclusive = story.inclusive
-    office.simulator.add_calls(KEY, story.plans)
+    harness.simulator.clock_skew_s = story.skew_s
+    harness.simulator.inclusive = story.inclusive
+    harness.simulator.add_calls(KEY, story.plans)
     last = max([story.start, *(max([plan.visible_at, *(c.at for c in plan.changes)]) for plan in story.plans)])
-    gaps, mishaps = itertools.cycle(story.gaps_s), itertools.cycle(story.mishaps)
+    gaps, faults = itertools.cycle(story.gaps_s), itertools.cycle(story.faults)
     settling = itertools.repeat(SETTLING_S, int(timedelta(hours=7).total_seconds()) // SETTLING_S)
     began: datetime | None = None
     first: datetime | None = None
@@ -159,10 +159,10 @@ async def live_through(
         await clock.advance((story.back_from(clock.now()) - clock.now()).total_seconds(), turns=0)
         if lost_at_h is not None and first is not None and clock.now() >= story.start + lost_at_h * HOUR:
             await clock.advance(5400, turns=0)
-            await office.lose_the_store()
+            await harness.lose_the_store()
             lost_at_h = None
-        await office.poll(next(mishaps) if clock.now() <= last else Mishap.NONE)
-        state = await office.state()
+        await harness.poll(next(faults) if clock.now() <= last else PollFault.NONE)
+        state = await harness.state()
         began = began or state.poll_state.started_at
         if first is None and state.last_poll is not None:
             first = clock.now()
@@ -172,9 +172,9 @@ async def live_through(
     return began, first
 
 
-def check(story: Story, office: Office, began: datetime, first: datetime, final: dict[str, Record]) -> None:
-    """Compare what was taken in with what the provider had to show. The relay `began` with its first try."""
-    new, changed = office.told(), office.told(RowOutcome.CHANGED)
+def check(story: Story, harness: PollHarness, began: datetime, first: datetime, final: dict[str, Record]) -> None:
+    """Compare what was ingested with what the provider listed. The relay `began` with its first attempt."""
+    new, changed = harness.ingested_rows(), harness.ingested_rows(RowOutcome.CHANGED)
     for plan in story.plans:
         key = str(plan.rid)
         was_there = plan.visible_at <= first
@@ -184,26 +184,26 @@ def check(story: Story, office: Office, began: datetime, first: datetime, final:
         unwanted = was_there and not under_way and plan.started_at < began - timedelta(seconds=1)
         note(f"{key}: {plan.started_at} {plan.visible_at} owed={owed}")
         if owed:
-            assert new[key] == 1, f"call {key} was taken in {new[key]} times"
+            assert new[key] == 1, f"call {key} was ingested {new[key]} times"
             assert ids.call_id(SID, key) == ids.call_id(SID, final[key].key)
         elif unwanted and story.zone_is_right:
-            assert new[key] == 0, f"call {key} of before the relay was told"
+            assert new[key] == 0, f"call {key} from before the relay was published"
         assert new[key] <= 1
         assert changed[key] <= len(plan.changes), f"call {key} changed {changed[key]} times"
     assert set(new) <= {str(plan.rid) for plan in story.plans}
 
 
-async def read_finals(office: Office) -> dict[str, Record]:
+async def read_finals(harness: PollHarness) -> dict[str, Record]:
     """What the provider shows in the end, and that the store has just that."""
     finals: dict[str, Record] = {}
-    answer = office.simulator.records(KEY, "2000-01-01 00:00:00", office.now)
-    new = office.told()
+    answer = harness.simulator.records(KEY, "2000-01-01 00:00:00", harness.now)
+    new = harness.ingested_rows()
     for each in answer.body["records"]:  # type: ignore[index,call-overload]
-        row = office.row(each["rid"])
+        row = harness.row(each["rid"])
         assert isinstance(row, Record)
         finals[row.key] = row
         if new[row.key]:
-            stored = await office.call(each["rid"])
+            stored = await harness.call(each["rid"])
             assert stored is not None
             names = {side: (stored.record[side]["name"], row.content()[side]["name"]) for side in ("from", "to")}
             assert all(kept == shown for kept, shown in names.values()), f"call {row.key} shows {names}"
@@ -211,19 +211,19 @@ async def read_finals(office: Office) -> dict[str, Record]:
     return finals
 
 
-async def tell(valkey_url: str, story: Story) -> Office:
+async def run_story(valkey_url: str, story: Story) -> PollHarness:
     async with Redis.from_url(valkey_url) as redis:
         await redis.flushdb()
         clock = ManualClock(story.start)
-        office = Office(redis, clock, zone=story.zone, timezone=story.configured)
-        began, first = await live_through(story, office, clock)
-        check(story, office, began, first, await read_finals(office))
-        return office
+        harness = PollHarness(redis, clock, zone=story.zone, timezone=story.configured)
+        began, first = await live_through(story, harness, clock)
+        check(story, harness, began, first, await read_finals(harness))
+        return harness
 
 
 @pytest.fixture(autouse=True)
 def _quietly() -> Iterator[None]:
-    """Thousands of calls are admitted here; the log of each would be most of the work."""
+    """Thousands of calls are ingested here; the log of each would be most of the work."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
@@ -232,30 +232,30 @@ def _quietly() -> Iterator[None]:
 
 @RUN
 @given(story=stories())
-async def test_every_call_is_taken_in_exactly_once(valkey_url: str, story: Story) -> None:
-    """Whatever the account does, and however often the relay is away, refused, killed or overtaken."""
-    await tell(valkey_url, story)
+async def test_every_call_is_ingested_exactly_once(valkey_url: str, story: Story) -> None:
+    """Whatever the account does, and however often the relay is down, rejected, killed or overtaken."""
+    await run_story(valkey_url, story)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @LONG
 @given(story=stories())
-async def test_every_call_is_taken_in_exactly_once_at_length(valkey_url: str, story: Story) -> None:
+async def test_every_call_is_ingested_exactly_once_at_length(valkey_url: str, story: Story) -> None:
     """The same, for a long time."""
-    await tell(valkey_url, story)
+    await run_story(valkey_url, story)
 
 
 @settings(RUN, max_examples=8)
 @given(story=stories().filter(lambda story: story.zone_is_right), lost_at_h=st.floats(0.5, 24))
 async def test_a_lost_store_loses_no_call(valkey_url: str, story: Story, lost_at_h: float) -> None:
-    """The marker beside the recordings says where the source stood: calls are found again, and have the same ids."""
+    """The marker in the recording storage has the cursor: calls are read again and get the same ids."""
     async with Redis.from_url(valkey_url) as redis:
         await redis.flushdb()
-        office = Office(redis, clock := ManualClock(story.start), zone=story.zone)
-        began, _ = await live_through(story, office, clock, lost_at_h=lost_at_h)
+        harness = PollHarness(redis, clock := ManualClock(story.start), zone=story.zone)
+        began, _ = await live_through(story, harness, clock, lost_at_h=lost_at_h)
 
-    new = office.told()
+    new = harness.ingested_rows()
     owed = {str(plan.rid): plan for plan in story.plans if plan.started_at >= began}
     missed = {key: (new[key], plan) for key, plan in owed.items() if new[key] not in (1, 2)}
     assert not missed, f"lost at {lost_at_h} h: {missed}"
@@ -269,7 +269,7 @@ def test_the_stories_have_all_that_loses_calls() -> None:
     @given(story=stories())
     def look(story: Story) -> None:
         late = max(plan.visible_at - plan.ended_at for plan in story.plans)
-        found.update(mishap.value for mishap in story.mishaps)
+        found.update(fault.value for fault in story.faults)
         found.add("right zone" if story.zone_is_right else "wrong zone")
         found.add("late" if late > 20 * HOUR else "")
         found.add("long" if any(plan.ended_at - plan.started_at > 5 * HOUR for plan in story.plans) else "")
@@ -281,4 +281,4 @@ def test_the_stories_have_all_that_loses_calls() -> None:
 
     look()
     wanted = {"right zone", "wrong zone", "late", "long", "outage", "skew", "same second", "changes"}
-    assert wanted | {mishap.value for mishap in (*KILLS, Mishap.OVERTAKEN)} <= found
+    assert wanted | {fault.value for fault in (*KILLS, PollFault.OVERTAKEN)} <= found

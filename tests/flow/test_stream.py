@@ -1,4 +1,4 @@
-"""A provider that tells of calls by itself: heard at once, told once, and never relied upon."""
+"""A provider that streams calls: published at once, once, and never relied upon."""
 
 import asyncio
 import contextlib
@@ -48,18 +48,18 @@ class House:
         """The relay's id of a call."""
         return ids.call_id("office", self.provider.uuid_of(TOKEN, rid))
 
-    def heard(self, event_type: str = "call.completed") -> list[Json]:
+    def delivered(self, event_type: str = "call.completed") -> list[Json]:
         """The calls that the subscriber accepted in events of a type, in their order."""
         return [event["data"]["call"] for event in self.subscriber.events("a") if event["type"] == event_type]
 
     def via(self) -> list[str]:
-        """Who brought the calls that were heard."""
+        """What brought the delivered calls."""
         return [event["context"]["via"] for event in self.subscriber.events("a")]
 
     async def until_delivered(self, event_type: str, count: int, timeout_s: float = 10) -> list[Json]:
         """Wait until the subscriber accepted so many events of a type."""
-        await self.subscriber.until(lambda: len(self.heard(event_type)) >= count, timeout_s=timeout_s)
-        return self.heard(event_type)
+        await self.subscriber.until(lambda: len(self.delivered(event_type)) >= count, timeout_s=timeout_s)
+        return self.delivered(event_type)
 
     async def until_listening(self, streams: int = 1) -> None:
         """Wait until the provider has so many streams open."""
@@ -83,7 +83,7 @@ async def until(holds: Callable[[], bool], *, timeout_s: float = 10) -> None:
 async def house(
     valkey_url: str, redis: Redis, tmp_path: Path, provider: FaultyNfon | None = None, **source: Any
 ) -> AsyncIterator[House]:
-    """Run a relay whose polls are too rare to help a stream, unless `source` says otherwise."""
+    """Run a relay whose polls are too rare to help a stream, unless `source` changes that."""
     provider = provider or FaultyNfon()
     provider.add_account(TOKEN)
     subscriber = ScriptedSubscriber()
@@ -133,7 +133,7 @@ def house_of(valkey_url: str, redis: Redis, tmp_path: Path) -> HouseOf:
 
 
 async def test_a_streamed_call_is_delivered_at_once(house_of: HouseOf) -> None:
-    """The next poll is an hour away; the call arrives all the same, and says that the stream brought it."""
+    """The next poll is an hour away; the call arrives all the same, and shows that the stream brought it."""
     async with house_of() as relay:
         await relay.until_listening()
         plan = relay.provider.appear(TOKEN)
@@ -145,7 +145,7 @@ async def test_a_streamed_call_is_delivered_at_once(house_of: HouseOf) -> None:
         assert relay.provider.requests[TOKEN, DELETE_ENDPOINT] == 0
 
 
-async def test_what_stream_and_poll_both_bring_is_told_once(house_of: HouseOf) -> None:
+async def test_a_call_of_stream_and_poll_is_published_once(house_of: HouseOf) -> None:
     """Polls run beside the stream, and see every call again."""
     async with house_of(poll_interval_s=1) as relay:
         await relay.until_listening()
@@ -155,8 +155,8 @@ async def test_what_stream_and_poll_both_bring_is_told_once(house_of: HouseOf) -
         polls = relay.polls()
         await until(lambda: relay.polls() >= polls + 4)
 
-        assert len(relay.heard("call.completed")) == 5
-        assert relay.heard("call.updated") == []
+        assert len(relay.delivered("call.completed")) == 5
+        assert relay.delivered("call.updated") == []
 
 
 async def test_each_connect_lets_a_poll_catch_up(house_of: HouseOf) -> None:
@@ -175,7 +175,7 @@ async def test_each_connect_lets_a_poll_catch_up(house_of: HouseOf) -> None:
 
 
 @pytest.mark.parametrize("how", [FaultKind.SPLIT, FaultKind.DUPLICATE, FaultKind.BAD_EVENTS, FaultKind.HUGE_EVENT])
-async def test_a_stream_may_be_cut_doubled_or_dirty(house_of: HouseOf, how: FaultKind) -> None:
+async def test_a_stream_may_be_split_doubled_or_invalid(house_of: HouseOf, how: FaultKind) -> None:
     """Pieces of seven bytes, each event twice, garbage between them, an event of more than a megabyte."""
     provider = FaultyNfon()
     provider.inject(Fault(kind=how, on=NfonEndpoint.STREAM, times=None))
@@ -214,7 +214,7 @@ async def test_a_stream_that_keeps_breaking_loses_nothing(house_of: HouseOf) -> 
     ],
     ids=lambda fault: f"{fault.kind}-{fault.status}",
 )
-async def test_trouble_with_the_stream_never_stops_polling(house_of: HouseOf, fault: Fault) -> None:
+async def test_a_failing_stream_never_stops_polling(house_of: HouseOf, fault: Fault) -> None:
     """No stream to be had; calls come with the polls, and the source is well."""
     provider = FaultyNfon()
     provider.inject(fault)
@@ -228,7 +228,7 @@ async def test_trouble_with_the_stream_never_stops_polling(house_of: HouseOf, fa
         assert (await relay.runtime.store.sources.read("office")).error == ""
 
 
-async def test_history_that_a_stream_begins_with_is_not_told(house_of: HouseOf) -> None:
+async def test_history_at_the_start_of_a_stream_is_not_published(house_of: HouseOf) -> None:
     """Whether NFON sends history on connect is unknown: what was there before the relay stays untold."""
     provider = FaultyNfon(replay=100)
     provider.add_account(TOKEN)
@@ -244,7 +244,7 @@ async def test_history_that_a_stream_begins_with_is_not_told(house_of: HouseOf) 
         assert call["id"] == relay.call_id(plan.rid)
 
 
-async def test_a_transcript_that_becomes_ready_is_told_with_its_text(house_of: HouseOf) -> None:
+async def test_a_transcript_is_published_when_it_is_ready(house_of: HouseOf) -> None:
     """The record is streamed again; the transcript is fetched, and has an event of its own."""
     async with house_of() as relay:
         await relay.until_listening()
@@ -258,12 +258,12 @@ async def test_a_transcript_that_becomes_ready_is_told_with_its_text(house_of: H
         assert call["transcription"] == {"available": False}
         assert transcribed["transcription"]["summary"] == "They agreed."
         assert transcribed["transcription"]["transcript"] == "Alice: Hello."
-        assert relay.heard("call.updated") == []
+        assert relay.delivered("call.updated") == []
         assert relay.provider.requests[TOKEN, NfonEndpoint.DETAILS] == 1
 
 
-async def test_a_transcript_that_cannot_be_had_now_comes_later(house_of: HouseOf, monkeypatch: Any) -> None:
-    """The call is told at once, as if there were none yet; a later poll asks again."""
+async def test_an_unavailable_transcript_comes_with_a_later_poll(house_of: HouseOf, monkeypatch: Any) -> None:
+    """The call is published at once without it; a later poll asks again."""
     monkeypatch.setattr("relay.providers.nfon.client.DETAILS_PAUSE_S", 0.0)
     async with house_of(poll_interval_s=1) as relay:
         await relay.until_listening()
@@ -276,7 +276,7 @@ async def test_a_transcript_that_cannot_be_had_now_comes_later(house_of: HouseOf
 
         assert (call["id"], call["transcription"]["available"]) == (transcribed["id"], False)
         assert transcribed["transcription"]["transcript"] == "Alice: Hello. Yes."
-        assert relay.heard("call.updated") == []
+        assert relay.delivered("call.updated") == []
 
 
 async def test_one_process_listens_to_a_source(house_of: HouseOf, valkey_url: str) -> None:
@@ -294,7 +294,7 @@ async def test_one_process_listens_to_a_source(house_of: HouseOf, valkey_url: st
 
 
 async def test_a_listener_that_dies_is_replaced(house_of: HouseOf, valkey_url: str, redis: Redis) -> None:
-    """Its lease ends by itself; whoever looks next has the stream."""
+    """Its lease ends by itself, and the next process takes the stream."""
     await redis.set(keys.listener("office"), "a process that was killed", px=700)
     async with house_of() as relay:
         streams = relay.streams
@@ -305,7 +305,7 @@ async def test_a_listener_that_dies_is_replaced(house_of: HouseOf, valkey_url: s
         assert streams.listening_to == ["office"]
 
 
-async def test_who_lost_the_lease_ends_its_stream(house_of: HouseOf, redis: Redis) -> None:
+async def test_a_listener_without_its_lease_closes_its_stream(house_of: HouseOf, redis: Redis) -> None:
     """Fenced by expiry: another holder means that ours is over."""
     async with house_of() as relay:
         streams = relay.streams
@@ -317,8 +317,8 @@ async def test_who_lost_the_lease_ends_its_stream(house_of: HouseOf, redis: Redi
         await relay.until_listening(0)
 
 
-async def test_a_stop_ends_a_silent_stream_at_once(house_of: HouseOf, redis: Redis) -> None:
-    """A stream that says nothing holds up no shutdown, and is free for the next process."""
+async def test_a_stop_closes_an_idle_stream_at_once(house_of: HouseOf, redis: Redis) -> None:
+    """An idle stream holds up no shutdown, and is free for the next process."""
     loop = asyncio.get_running_loop()
     async with house_of() as relay:
         await relay.until_listening()
@@ -328,7 +328,7 @@ async def test_a_stop_ends_a_silent_stream_at_once(house_of: HouseOf, redis: Red
     assert await redis.exists(keys.listener("office")) == 0
 
 
-async def test_a_silent_stream_is_opened_again(house_of: HouseOf) -> None:
+async def test_an_idle_stream_is_reconnected(house_of: HouseOf) -> None:
     """The watchdog cannot tell silence from a dead line: it reconnects, and a poll catches up."""
     async with house_of(stream_idle_s=5) as relay:
         source = relay.runtime.sources["office"]
@@ -358,7 +358,7 @@ async def test_a_login_is_renewed_by_one_process_and_survives_a_restart(house_of
             await again.lanes[LaneName.POLL].put("", "office")
             await until(lambda: relay.polls() > asked)
 
-        assert relay.call_id(plan.rid) == relay.heard()[0]["id"]
+        assert relay.call_id(plan.rid) == relay.delivered()[0]["id"]
         assert provider.reused_refresh_tokens == 0
         assert b"refresh" not in sealed
         assert SecretBox([KEY]).decrypt(sealed.decode(), context=keys.credentials("office"))
@@ -378,10 +378,10 @@ async def test_a_stream_is_renewed_before_its_token_ends(house_of: HouseOf) -> N
         assert (provider.streams_expired, provider.statuses["", NfonEndpoint.STREAM, 401]) == (0, 0)
 
 
-async def test_a_safe_is_read_again_and_by_nobody_else(redis: Redis) -> None:
+async def test_a_credential_store_reads_back_what_only_it_can_read(redis: Redis) -> None:
     """What is kept is encrypted for its source, and one at a time may be inside."""
     box = SecretBox([KEY])
-    safe, same, other = (
+    store, same, other = (
         StoredCredentials(redis, box, "a"),
         StoredCredentials(redis, box, "a"),
         StoredCredentials(redis, box, "b"),
@@ -394,9 +394,9 @@ async def test_a_safe_is_read_again_and_by_nobody_else(redis: Redis) -> None:
             await leave()
             inside.append(f"{name} left")
 
-    await safe.write("a secret")
+    await store.write("a secret")
     gate = asyncio.Event()
-    first = asyncio.create_task(enter("first", safe, gate.wait))
+    first = asyncio.create_task(enter("first", store, gate.wait))
     await until(lambda: inside == ["first"])
     second = asyncio.create_task(enter("second", same, lambda: asyncio.sleep(0)))
     await enter("other", other, lambda: asyncio.sleep(0))
@@ -442,5 +442,5 @@ def test_reconnects_wait_longer_and_never_together(
         (PollState(started_at=NOW - timedelta(hours=1), cursor=NOW), NOW - timedelta(hours=79)),
     ],
 )
-def test_a_stream_is_believed_as_far_back_as_polls_looked(poll_state: PollState, bound: datetime | None) -> None:
+def test_streamed_rows_count_as_far_back_as_polls_looked(poll_state: PollState, bound: datetime | None) -> None:
     assert oldest(poll_state, now=NOW) == bound

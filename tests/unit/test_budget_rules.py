@@ -14,21 +14,21 @@ limits = st.builds(
 )
 
 
-def let_through(limit: Limit, asked_ms: list[float], purpose: Purpose = Purpose.POLL) -> list[float]:
-    """The rule of budget.lua for one bucket: when which of the requests go."""
-    gone: list[float] = []
+def sent(limit: Limit, asked_ms: list[float], purpose: Purpose = Purpose.POLL) -> list[float]:
+    """The rule of budget.lua for one bucket: when which of the requests are sent."""
+    sent_ms: list[float] = []
     arrival_ms = 0.0
     for now_ms in asked_ms:
         next_ms = max(arrival_ms, now_ms) + limit.interval_ms
         if next_ms - now_ms <= limit.tolerance_ms(purpose):
             arrival_ms = next_ms
-            gone.append(now_ms)
-    return gone
+            sent_ms.append(now_ms)
+    return sent_ms
 
 
-def fullest(gone: list[float], window_ms: float) -> int:
+def fullest(sent_ms: list[float], window_ms: float) -> int:
     """The most requests in any window, wherever it begins."""
-    return max((sum(at <= other < at + window_ms for other in gone) for at in gone), default=0)
+    return max((sum(at <= other < at + window_ms for other in sent_ms) for at in sent_ms), default=0)
 
 
 @given(
@@ -37,27 +37,27 @@ def fullest(gone: list[float], window_ms: float) -> int:
     pauses=st.lists(st.tuples(st.integers(1, 80), st.floats(0, 2)), min_size=1, max_size=6),
 )
 def test_no_window_holds_more_than_the_share(limit: Limit, eagerness: float, pauses: list[tuple[int, float]]) -> None:
-    """Bursts, pauses of any length, and a storm of requests that nobody lets through: the share holds."""
+    """Bursts, pauses of any length, and a storm of rejected requests: the share holds."""
     asked_ms: list[float] = [1e12]
     for count, pause_windows in pauses:
         asked_ms.append(asked_ms[-1] + pause_windows * limit.window_s * 1000)
         for _ in range(count):
             asked_ms.append(asked_ms[-1] + limit.interval_ms / eagerness)
 
-    gone = let_through(limit, asked_ms)
+    sent_ms = sent(limit, asked_ms)
 
-    assert gone
-    assert fullest(gone, limit.window_s * 1000 * (1 - 1e-9)) <= max(limit.requests * limit.share, 1)
+    assert sent_ms
+    assert fullest(sent_ms, limit.window_s * 1000 * (1 - 1e-9)) <= max(limit.requests * limit.share, 1)
 
 
-def test_webfones_may_be_asked_600_times_in_a_quarter_of_an_hour() -> None:
+def test_webfones_gets_at_most_600_requests_in_15_minutes() -> None:
     """Half of the share at once, the rest evenly."""
     limit = Limit(1000, 900, 0.6)
 
-    gone = let_through(limit, [1e12 + ms for ms in range(0, 900_000, 100)])
+    sent_ms = sent(limit, [1e12 + ms for ms in range(0, 900_000, 100)])
 
     assert (limit.burst, limit.interval_ms) == (300, 3000)
-    assert len(gone) == 599
+    assert len(sent_ms) == 599
 
 
 @pytest.mark.parametrize("limit", [Limit(1000, 900, 0.6), Limit(60, 60, 0.25), Limit(10, 60, 0.5)])
@@ -72,5 +72,5 @@ def test_each_purpose_stops_before_the_one_that_matters_more(limit: Limit) -> No
 @example(limit=Limit(3, 1, 0.75), now_ms=1_795_266_393_208.123, purpose=Purpose.BACKFILL)
 @given(limit=limits, now_ms=st.floats(1e12, 2e12), purpose=st.sampled_from(Purpose))
 def test_every_purpose_gets_through_in_the_end(limit: Limit, now_ms: float, purpose: Purpose) -> None:
-    """A bucket that nobody used lets one request of any purpose go, however small the share."""
-    assert let_through(limit, [now_ms], purpose) == [now_ms]
+    """An unused bucket has room for one request of any purpose, however small the share."""
+    assert sent(limit, [now_ms], purpose) == [now_ms]

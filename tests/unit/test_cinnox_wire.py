@@ -139,7 +139,7 @@ def test_the_documented_row_is_understood_in_full() -> None:
 
 
 def test_the_hash_of_the_documented_row_never_changes() -> None:
-    """A changed hash would tell every subscriber about every known call again; then MAPPING_VERSION must rise."""
+    """A changed hash would publish every known call again; then MAPPING_VERSION must rise."""
     assert record().content_hash() == "90a6f8bc1475e162"
     assert wire.MAPPING_VERSION == 1
 
@@ -245,7 +245,7 @@ changed_rows = st.dictionaries(st.sampled_from([*sorted(LOG), "callConferenceLis
 
 @settings(max_examples=150, deadline=None)
 @given(json_values, changed_rows, st.lists(changed_rows, max_size=3))
-def test_no_row_makes_it_raise(row: object, changes: Json, others: list[Json]) -> None:
+def test_no_row_makes_the_parser_raise(row: object, changes: Json, others: list[Json]) -> None:
     rows = [row, {**LOG, **changes}, changes]
     merged = wire.merge(rows, [DETAIL, *others], [{**LOG, "type": "conference", **each} for each in others])
     for each in (*rows, *merged):
@@ -390,7 +390,7 @@ def test_a_message_is_masked_before_it_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"recordings": True}, "needs recording_path"),
         ({"recording_path": "/rec?callID={id}"}, "must contain {call_id}"),
@@ -404,12 +404,12 @@ def test_a_message_is_masked_before_it_is_shown() -> None:
         ({"base_url": None}, "base_url"),
     ],
 )
-def test_an_invalid_option_says_what_to_set(changes: Json, says: str) -> None:
+def test_an_invalid_option_says_what_to_set(changes: Json, message: str) -> None:
     given_options = {"app_id": "app-1", "token": "secret-token", "base_url": "https://tenant.example.com", **changes}
 
     with pytest.raises(ValidationError) as caught:
         CinnoxOptions.model_validate({name: value for name, value in given_options.items() if value is not None})
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "secret-token" not in str(caught.value)
 
 

@@ -57,6 +57,6 @@ AHEAD = {
 
 
 @pytest.mark.parametrize(("said_s", "ahead"), AHEAD.values(), ids=AHEAD)
-def test_a_slow_response_is_no_clock_skew(said_s: float, ahead: float) -> None:
+def test_a_slow_response_is_not_clock_skew(said_s: float, ahead: float) -> None:
     """The provider's time lies somewhere between the request and the end of the response."""
     assert ahead_s(ASKED + timedelta(seconds=said_s), asked_at=ASKED, answered_at=ANSWERED) == ahead

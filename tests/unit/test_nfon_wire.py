@@ -54,7 +54,7 @@ def test_the_lower_bound_is_a_second_early_in_either_unit(unit: wire.Unit, numbe
 
 
 def test_an_upper_bound_is_never_sent() -> None:
-    """`to` in the wrong unit would answer with nothing, and nobody would notice."""
+    """`to` in the wrong unit would return nothing, unnoticed."""
     assert "to=" not in wire.list_path(wire.Scope("K1", "10"), SINCE, "milliseconds", limit=1)
 
 

@@ -43,14 +43,14 @@ def test_a_stretch_is_the_same_hours_of_the_weeks_before() -> None:
     assert {end - begin for begin, end in stretches} == {timedelta(minutes=40)}
 
 
-def test_the_clock_on_the_wall_counts_through_a_change_of_the_clocks() -> None:
+def test_local_time_counts_through_a_clock_change() -> None:
     """9 o'clock is when the office opens, in summer and in winter."""
     stretches = same_stretches(MONDAY, MONDAY + timedelta(hours=1), zone=BERLIN, known_since=LONG_AGO)
 
     assert [begin.hour for begin, _ in stretches] == [8, 8, 8, 7]
 
 
-def test_only_weeks_that_are_known_are_looked_at() -> None:
+def test_only_recorded_weeks_are_compared() -> None:
     """A source that is new, or whose calls are kept for a week only, is not judged."""
     since = MONDAY - timedelta(days=15)
 
@@ -74,17 +74,17 @@ def test_three_usual_gaps_in_every_week_are_too_quiet(calls: list[int], quiet: b
         ("2026-11-18 10:00", "2026-11-18 23:00", True),
         ("2026-11-18 17:00", "2026-11-19 08:10", False),  # the night
         ("2026-11-13 17:00", "2026-11-16 08:10", False),  # the weekend
-        ("2026-11-13 17:00", "2026-11-16 08:30", True),  # nobody rings on Monday either
+        ("2026-11-13 17:00", "2026-11-16 08:30", True),  # no call on Monday either
         ("2026-11-02 10:00", "2026-11-18 12:00", True),  # for two weeks
     ],
 )
-def test_an_office_that_falls_silent_is_noticed_when_it_should_be_busy(silent_from: str, now: str, quiet: bool) -> None:
+def test_a_source_that_falls_silent_is_detected_when_it_should_be_busy(silent_from: str, now: str, quiet: bool) -> None:
     calls = office_calls(datetime.fromisoformat(silent_from).replace(tzinfo=BERLIN))
 
     assert is_quiet(calls, datetime.fromisoformat(now).replace(tzinfo=BERLIN)) is quiet
 
 
-def test_an_office_that_works_as_ever_is_never_quiet() -> None:
+def test_a_source_with_its_usual_calls_is_never_quiet() -> None:
     """Looked at every five minutes for a week, with the clocks having changed in between."""
     end = datetime(2026, 11, 20, 20, tzinfo=BERLIN)
     calls = office_calls(end)

@@ -210,7 +210,7 @@ json_values = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(json_values, st.dictionaries(st.sampled_from(sorted(DOCUMENTED)), json_values))
-def test_no_row_makes_it_raise(row: object, changes: Json) -> None:
+def test_no_row_makes_the_parser_raise(row: object, changes: Json) -> None:
     for each in (row, {**DOCUMENTED, **changes}, changes):
         parsed = parse(each)
         assert isinstance(parsed, Record | InvalidRow)
@@ -349,7 +349,7 @@ def test_a_next_link_that_is_not_text_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "error", "says"),
+    ("status", "body", "error", "message"),
     [
         (206, b'{"message":"Org-Handle is required"}', UnexpectedResponse, "Check org_handle"),
         (400, b'{"message":"Organization not found"}', UnexpectedResponse, "Check org_handle"),
@@ -362,11 +362,11 @@ def test_a_next_link_that_is_not_text_is_ignored() -> None:
         (206, b"", UnexpectedResponse, "206"),
     ],
 )
-def test_every_error_response_has_its_error(status: int, body: bytes, error: type[Exception], says: str) -> None:
+def test_every_error_response_has_its_error(status: int, body: bytes, error: type[Exception], message: str) -> None:
     named = wire.error_of(ErrorResponse(status, {}, body, "the call list", "unpod.dev", SEEN_AT))
 
     assert type(named) is error
-    assert says in str(named)
+    assert message in str(named)
 
 
 def test_an_invalid_character_hides_no_other_row() -> None:

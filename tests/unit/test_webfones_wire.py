@@ -1,4 +1,4 @@
-"""WebFones rows: any JSON value is a record or a bad row, and a record says the same each time."""
+"""WebFones rows: any JSON value is a record or an invalid row, and a record is the same each time."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -76,7 +76,7 @@ def test_the_documented_row_is_understood_in_full() -> None:
 
 
 def test_the_hash_of_the_documented_row_never_changes() -> None:
-    """A changed hash would tell every subscriber about every known call again; then MAPPING_VERSION must rise."""
+    """A changed hash would publish every known call again; then MAPPING_VERSION must rise."""
     assert record().content_hash() == "e553e23d106df0b4"
     assert wire.MAPPING_VERSION == 1
 
@@ -420,7 +420,7 @@ rows = values | st.fixed_dictionaries(
 
 @settings(deadline=None)
 @given(row=rows)
-def test_any_json_value_is_a_record_or_a_bad_row(row: object) -> None:
+def test_any_json_value_is_a_record_or_an_invalid_row(row: object) -> None:
     parsed = parse(row, NEW_YORK)
     again = parse(row, NEW_YORK)
     looked_up = wire.parse_row(row, zone=NEW_YORK, region="US", seen_at=SEEN_AT)
@@ -566,7 +566,7 @@ def test_a_broken_contact_is_left_out_and_its_neighbours_are_not() -> None:
 
 
 def test_two_numbers_that_differ_by_a_leading_one_are_not_confused() -> None:
-    """+49 15112345678 is stored with its leading 1 gone; a number without it is somebody else."""
+    """+49 15112345678 is stored with its leading 1 gone; a number without it is another person's."""
     asked = {"+4915112345678": "15112345678", "+495112345678": "5112345678"}
 
     exact = wire.read_contacts({"15112345678": [JOHN], "5112345678": []}, asked)

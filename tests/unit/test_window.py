@@ -47,13 +47,13 @@ def test_the_first_poll_looks_78_hours_behind_the_relays_start() -> None:
     assert planned == Plan(ago(hours=83), (NEAR, DAY, DEEP), first=True)
 
 
-def test_a_start_in_the_future_is_taken_for_now() -> None:
+def test_a_start_in_the_future_counts_as_now() -> None:
     """The store's clock was wrong when the relay began, and has been set back since."""
     assert plan(PollState(started_at=ago(days=-400)), TIERS, now=NOW).since == NOW - SEED_DEPTH
 
 
 def test_a_cursor_without_a_success_is_a_recovery_from_the_marker() -> None:
-    """A recovery that died half way has moved nothing, so the next poll goes on recovering from the same place."""
+    """A recovery that died half way has moved no cursor, so the next poll recovers from the same place."""
     planned = plan(PollState(ago(days=400), ago(hours=3)), TIERS, now=NOW)
 
     assert planned == Plan(ago(hours=81), (NEAR, DAY, DEEP), recovery=True)
@@ -70,7 +70,7 @@ DUE = {
 
 
 @pytest.mark.parametrize(("seconds_ago", "depths", "since_s"), DUE.values(), ids=DUE)
-def test_each_tier_reaches_back_from_its_own_last_success(
+def test_each_tier_looks_back_from_its_own_last_success(
     seconds_ago: dict[int, int], depths: tuple[int, ...], since_s: int
 ) -> None:
     """A tier that is due asks for what may have appeared since it last looked, and its depth more."""
@@ -81,13 +81,13 @@ def test_each_tier_reaches_back_from_its_own_last_success(
     assert planned == Plan(ago(seconds=since_s), depths)
 
 
-def test_a_quiet_source_is_asked_from_its_newest_call() -> None:
+def test_a_quiet_source_is_read_from_its_newest_call() -> None:
     """Over a quiet weekend the cursor stays behind, and each poll reaches back from there."""
     assert plan(poll_state(cursor=ago(days=2)), TIERS, now=NOW).since == ago(days=2, seconds=NEAR)
 
 
 def test_successes_in_the_future_make_every_tier_due() -> None:
-    """The store's clock was a day ahead for a while: nobody knows when the tiers looked last."""
+    """The store's clock was a day ahead for a while: when the tiers were last read is unknown."""
     ahead = dict.fromkeys((NEAR, DAY, DEEP), ago(days=-1))
 
     planned = plan(poll_state(reached=ahead, cursor=ago(days=-1)), TIERS, now=NOW)
@@ -123,7 +123,7 @@ HEAVY = {
     "very many rows": (False, (NEAR,), HEAVY_ROWS + 1, 0, True),
     "as many as may be": (False, (NEAR,), HEAVY_ROWS, HEAVY_BYTES, False),
     "very long rows": (False, (NEAR,), 10, HEAVY_BYTES + 1, True),
-    "a deeper look says nothing": (False, (NEAR, DAY), 50_000, 9_000_000, False),
+    "a deeper look does not count": (False, (NEAR, DAY), 50_000, 9_000_000, False),
     "nor while it is heavy": (True, (600, NEAR, DAY), 10, 10, True),
     "a short look neither": (True, (600,), 10, 10, True),
     "still more than half": (True, (600, NEAR), HEAVY_ROWS // 2 + 1, 0, True),
@@ -132,7 +132,7 @@ HEAVY = {
 
 
 @pytest.mark.parametrize(("heavy", "depths", "rows", "size_bytes", "then"), HEAVY.values(), ids=HEAVY)
-def test_heavy_is_judged_by_looks_at_the_near_tier(
+def test_heavy_is_judged_by_polls_of_the_near_tier(
     heavy: bool, depths: tuple[int, ...], rows: int, size_bytes: int, then: bool
 ) -> None:
     """It does not switch to and fro: not by looks of another depth, and back only at half."""
@@ -141,7 +141,7 @@ def test_heavy_is_judged_by_looks_at_the_near_tier(
     assert judged is then
 
 
-def test_the_first_look_does_not_make_a_source_heavy() -> None:
+def test_the_first_poll_does_not_make_a_source_heavy() -> None:
     """78 hours of calls are many for anybody."""
     first = Plan(NOW, (NEAR, DAY, DEEP), first=True)
 
@@ -173,7 +173,7 @@ def test_the_floor_is_96_hours_below_the_cursor() -> None:
     assert floor(PollState(started_at=NOW), now=NOW) is None
 
 
-def test_days_are_forgotten_one_by_one_and_after_a_long_pause_all_at_once() -> None:
+def test_days_are_dropped_one_by_one_and_after_a_long_pause_all_at_once() -> None:
     """Each move of the cursor names the days it left behind; naming the one at the edge again costs nothing."""
     assert days_to_forget(None, NOW) == []
     assert days_to_forget(NOW, NOW) == ["2025-06-24"]
@@ -224,7 +224,7 @@ def polls(draw: st.DrawFn) -> list[tuple[datetime, bool, int]]:
 
 
 @given(schedule=polls(), newest_ago_s=st.integers(0, 90_000), late_h=st.floats(0, 72))
-def test_what_appears_within_72_hours_is_asked_for(
+def test_a_call_that_appears_within_72_hours_is_requested(
     schedule: list[tuple[datetime, bool, int]], newest_ago_s: int, late_h: float
 ) -> None:
     """After its appearance a call is in the window of the deepest look that follows, which follows within 6 hours of

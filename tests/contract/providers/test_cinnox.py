@@ -64,7 +64,7 @@ async def test_the_order_of_rows_does_not_matter(cinnox: PollHarness, newest_fir
     assert {read.key for read in await records(cinnox)} == {cinnox.provider.key(plan) for plan in plans}
 
 
-async def test_a_call_log_that_wants_a_call_id_is_done_without(cinnox: PollHarness) -> None:
+async def test_a_call_log_that_requires_a_call_id_is_skipped(cinnox: PollHarness) -> None:
     """Its document marks callID as required; then the other list has to do, and calls go on."""
     simulator(cinnox).log_needs_call_id = True
     await cinnox.poll()
@@ -78,7 +78,7 @@ async def test_a_call_log_that_wants_a_call_id_is_done_without(cinnox: PollHarne
     assert not cinnox.count(RowOutcome.CHANGED)
 
 
-async def test_a_list_that_fails_moves_nothing(cinnox: PollHarness) -> None:
+async def test_a_list_that_fails_moves_no_cursor(cinnox: PollHarness) -> None:
     """Half of the columns now and the rest later would publish each call twice."""
     await cinnox.poll()
     cinnox.advance(seconds=90)
@@ -92,7 +92,7 @@ async def test_a_list_that_fails_moves_nothing(cinnox: PollHarness) -> None:
     assert not cinnox.count(RowOutcome.CHANGED)
 
 
-async def test_calls_that_just_began_wait_until_nothing_moves(redis: Redis, http: aiohttp.ClientSession) -> None:
+async def test_calls_that_just_began_are_left_to_the_next_poll(redis: Redis, http: aiohttp.ClientSession) -> None:
     async with open_harness(CinnoxUnderTest, redis, http, settle_s=60) as harness:
         await harness.poll()
         harness.advance(seconds=50)
@@ -135,7 +135,7 @@ async def test_a_range_with_too_many_rows_is_read_in_halves(redis: Redis, http: 
         assert 20 < simulator(harness).requests[KEY, DETAIL] < 40
 
 
-async def test_a_server_that_does_not_heed_the_offset_is_noticed(cinnox: PollHarness) -> None:
+async def test_a_server_that_ignores_the_offset_is_detected(cinnox: PollHarness) -> None:
     provider = simulator(cinnox)
     for rid in range(1, 24):
         cinnox.call(rid, start_s=-rid * 60)
@@ -162,7 +162,7 @@ async def test_a_conference_is_one_call_with_its_participants(cinnox: PollHarnes
     assert simulator(cinnox).requests[KEY, CONFERENCES] >= 1
 
 
-async def test_no_conference_costs_no_request(cinnox: PollHarness) -> None:
+async def test_without_a_conference_its_details_are_not_requested(cinnox: PollHarness) -> None:
     cinnox.call(1)
     await cinnox.poll()
 
@@ -182,7 +182,7 @@ async def test_a_recording_is_fetched_by_its_call_id(cinnox: PollHarness) -> Non
     assert (audio.content_type, audio.size_bytes) == ("audio/wav", plan.recording_bytes)
 
 
-async def test_a_recording_that_is_not_there(cinnox: PollHarness) -> None:
+async def test_a_missing_recording(cinnox: PollHarness) -> None:
     plan = cinnox.call(1)
     recordings = cinnox.source.provider.recordings
     assert recordings is not None

@@ -162,7 +162,7 @@ async def test_rows_that_come_while_pages_are_read_are_ingested(harness: PollHar
     assert harness.new_keys == Counter(harness.provider.key(call) for call in calls)
 
 
-async def test_rows_that_go_while_pages_are_read_hide_no_others_for_long(harness: PollHarness) -> None:
+async def test_rows_deleted_while_pages_are_read_hide_no_others_for_long(harness: PollHarness) -> None:
     """A deleted row pulls the rest up a place; what slips through is found by the next poll."""
     await harness.poll()
     harness.advance(seconds=600)
@@ -254,7 +254,7 @@ async def test_the_same_row_has_the_same_hash_each_time(harness: PollHarness) ->
     assert [one.content_hash() for one in first.values()] == [one.content_hash() for one in second.values()]
 
 
-async def test_the_row_as_it_came_is_kept_apart_from_the_content(harness: PollHarness) -> None:
+async def test_the_raw_row_is_not_part_of_the_content(harness: PollHarness) -> None:
     call = harness.call(1)
 
     record = (await records(harness))[harness.provider.key(call)]
@@ -267,7 +267,7 @@ async def test_the_row_as_it_came_is_kept_apart_from_the_content(harness: PollHa
 
 
 @pytest.mark.parametrize(("make", "refusal"), REFUSALS)
-async def test_a_documented_error_is_named_and_moves_nothing(
+async def test_a_documented_error_has_its_class_and_moves_no_cursor(
     make: MakeProvider, refusal: Refusal, redis: Redis, http: aiohttp.ClientSession
 ) -> None:
     async with open_harness(make, redis, http, page_size=5) as harness:
@@ -300,7 +300,7 @@ def assert_safe_to_show(message: str, harness: PollHarness) -> None:
 
 
 @pytest.mark.parametrize("what", [ListFault.DROP, ListFault.NOT_JSON, ListFault.PARTIAL])
-async def test_trouble_moves_nothing_and_loses_nothing(harness: PollHarness, what: ListFault) -> None:
+async def test_a_fault_moves_no_cursor_and_loses_no_call(harness: PollHarness, what: ListFault) -> None:
     await harness.poll()
     harness.advance(seconds=90)
     call = harness.call(1)
@@ -319,7 +319,7 @@ async def test_trouble_moves_nothing_and_loses_nothing(harness: PollHarness, wha
     assert not await harness.error()
 
 
-async def test_a_reading_that_breaks_off_half_way_moves_no_cursor(harness: PollHarness) -> None:
+async def test_a_list_that_breaks_off_half_way_moves_no_cursor(harness: PollHarness) -> None:
     """The connection is lost at each request in turn; what came before it is ingested, and the rest is not lost."""
     await harness.poll()
     harness.advance(seconds=600)
@@ -341,7 +341,7 @@ async def test_a_reading_that_breaks_off_half_way_moves_no_cursor(harness: PollH
     assert nth > 1
 
 
-async def test_garbage_hides_no_neighbour(make: MakeProvider, redis: Redis, http: aiohttp.ClientSession) -> None:
+async def test_invalid_rows_hide_no_valid_ones(make: MakeProvider, redis: Redis, http: aiohttp.ClientSession) -> None:
     """Invalid rows are quarantined, masked; the ones between them are ingested."""
     async with open_harness(make, redis, http) as harness:
         await harness.poll()
@@ -427,7 +427,7 @@ async def test_nothing_is_sent_beyond_the_budget(harness: PollHarness) -> None:
     assert not health.ok
 
 
-async def test_health_asks_at_most_twice(harness: PollHarness) -> None:
+async def test_health_takes_at_most_two_requests(harness: PollHarness) -> None:
     health = await harness.source.provider.health()
 
     assert health.ok
@@ -435,7 +435,7 @@ async def test_health_asks_at_most_twice(harness: PollHarness) -> None:
     assert harness.provider.requests <= 2
 
 
-async def test_a_provider_that_knows_an_upper_bound_keeps_to_it(harness: PollHarness) -> None:
+async def test_a_provider_with_an_upper_bound_honours_it(harness: PollHarness) -> None:
     """A backfill reads a long range in steps; a step must not bring everything up to now."""
     recent = [harness.call(rid, start_s=-rid * 60) for rid in range(1, 30)]
     old = harness.call(100, start_s=-10 * 24 * HOUR_S)

@@ -52,7 +52,7 @@ async def pages(harness: PollHarness, *, hours: float = 24) -> list[list[str]]:
     ],
 )
 @pytest.mark.parametrize("calls", [0, 1, 4, 5, 6, 10, 13])
-async def test_every_page_is_read_whatever_the_answer_says_of_others(
+async def test_every_page_is_read_whatever_next_and_count_are(
     unpod: PollHarness, with_next: bool, with_count: bool, max_page_size: int, calls: int
 ) -> None:
     """`next` may be there or not, the count too, and the server may give fewer rows than it is asked for."""
@@ -65,7 +65,7 @@ async def test_every_page_is_read_whatever_the_answer_says_of_others(
     assert keys == [unpod.provider.key(plan) for plan in plans]
 
 
-async def test_reading_ends_where_the_rows_are_older_than_the_window(unpod: PollHarness) -> None:
+async def test_the_list_ends_where_rows_are_older_than_the_window(unpod: PollHarness) -> None:
     """The filter knows whole days; a near look must not read all of them."""
     for rid in range(1, 60):
         unpod.call(rid, start_s=-rid * 600)
@@ -76,7 +76,7 @@ async def test_reading_ends_where_the_rows_are_older_than_the_window(unpod: Poll
     assert unpod.provider.requests == 2
 
 
-async def test_a_list_in_no_order_is_read_to_its_end(unpod: PollHarness) -> None:
+async def test_an_unordered_list_is_read_to_its_end(unpod: PollHarness) -> None:
     plans = [unpod.call(rid, start_s=-rid * 1200) for rid in range(1, 31)]
     simulator(unpod).inject(Fault(kind=FaultKind.SHUFFLE, on=LIST, times=None, seed=3))
 
@@ -85,7 +85,7 @@ async def test_a_list_in_no_order_is_read_to_its_end(unpod: PollHarness) -> None
     assert keys == {unpod.provider.key(plan) for plan in plans}
 
 
-async def test_the_first_page_is_read_again_where_the_count_moved(unpod: PollHarness) -> None:
+async def test_the_first_page_is_read_again_when_the_count_changed(unpod: PollHarness) -> None:
     plans = [unpod.call(rid, start_s=-rid * 60) for rid in range(1, 13)]
     unpod.budgets.before_request = lambda paid: (
         plans.append(unpod.call(100, start_s=-31, talk_s=1)) if paid == 2 else None
@@ -97,7 +97,7 @@ async def test_the_first_page_is_read_again_where_the_count_moved(unpod: PollHar
     assert unpod.provider.key(plans[-1]) == read[-1][0]
 
 
-async def test_an_end_before_what_was_announced_is_an_error(unpod: PollHarness) -> None:
+async def test_a_list_that_ends_before_its_count_is_an_error(unpod: PollHarness) -> None:
     """`Failed to fetch logs` past the last page is the end; in the middle of the list it is not."""
     for rid in range(1, 31):
         unpod.call(rid, start_s=-rid * 60)
