@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 from arq import Retry
@@ -22,7 +22,7 @@ from relay.providers.base import Purpose, Window
 from relay.providers.source import Source
 from relay.runtime import Runtime
 from relay.store.connection import STORE_ERRORS
-from relay.store.jobs import Job, JobState
+from relay.store.jobs import Job, JobState, JobStore
 from relay.store.lanes import LaneName
 from relay.store.sources import LeaseLost
 from relay.tasks import cancel
@@ -38,6 +38,7 @@ _MAX_RUN_S = 3600.0
 _MAX_WAIT_S = 60.0
 _UNAVAILABLE_WAITS_S = (1.0, 5.0, 20.0, 60.0)
 _STORE_RETRY_S = 5
+_UNKNOWN_RETRY_S = 5
 
 
 class Cancelled(Exception):
@@ -64,6 +65,8 @@ async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job_id
             return
         source = runtime.sources.get(sid)
         poll_state = (await runtime.store.sources.read(sid)).poll_state
+        if source is None and await runtime.store.configurations.is_declared("source", sid):
+            await _wait_for_other_worker(jobs, job_id, f"this worker does not know the source {sid}")
         if (reason := _why_not(sid, source, poll_state, force=force)) or source is None:
             await jobs.update(job_id, JobState.FAILED, error=reason)
             return
@@ -78,6 +81,12 @@ async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job_id
     except STORE_ERRORS as error:
         log.warning("backfill_interrupted", source=sid, error=str(error), retry_in_s=_STORE_RETRY_S)
         raise Retry(defer=_STORE_RETRY_S) from error
+
+
+async def _wait_for_other_worker(jobs: JobStore, job_id: str, reason: str) -> NoReturn:
+    """Give back a job on what this worker's configuration does not have, and another one's has."""
+    await jobs.update(job_id, JobState.WAITING, error=reason)
+    raise Retry(defer=_UNKNOWN_RETRY_S)
 
 
 def _why_not(sid: str, source: Source | None, poll_state: PollState, *, force: bool) -> str:
@@ -244,6 +253,8 @@ async def replay(ctx: dict[str, Any], sub: str, since_ms: int, status: ReplaySta
             return
         await runtime.registry.load()
         subscription = runtime.subscriptions.get(sub)
+        if subscription is None and await runtime.store.configurations.is_declared("subscription", sub):
+            await _wait_for_other_worker(jobs, job_id, f"this worker does not know the subscription {sub}")
         if subscription is None:
             await jobs.update(job_id, JobState.FAILED, error=f"subscription {sub} not found")
             return
@@ -286,7 +297,13 @@ async def forget_source(ctx: dict[str, Any], sid: str, job_id: str) -> None:
     async with _resumable(ctx, job_id) as job:
         if job is None:
             return
-        erased = await Eraser(runtime.store, runtime.storage).source(sid, step=_erasure_step(runtime, job_id))
+        report = _erasure_step(runtime, job_id)
+
+        async def step(erased: Erased) -> None:
+            await runtime.store.sources.continue_removal(sid)
+            await report(erased)
+
+        erased = await Eraser(runtime.store, runtime.storage).source(sid, step=step)
         await runtime.markers.delete(sid)
         await runtime.store.sources.end_removal(sid)
         await runtime.store.jobs.update(job_id, JobState.DONE, share=1, counts=erased.counts())

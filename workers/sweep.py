@@ -15,6 +15,7 @@ from relay.polling.silence import same_stretches, too_quiet
 from relay.providers.source import Source
 from relay.queue.changes import Put
 from relay.runtime import DAY_S, Runtime
+from relay.store.jobs import Job
 from relay.store.lanes import LaneName
 
 log = structlog.get_logger(__name__)
@@ -29,6 +30,7 @@ async def sweep(runtime: Runtime) -> None:
     await _follow_clock(runtime)
     await runtime.reconciler.everything()
     await retire(runtime)
+    await resume_removals(runtime)
     await restore(runtime)
     await _retry_changed_credentials(runtime)
     if await runtime.store.upkeep.claim_silence_check():
@@ -57,6 +59,15 @@ async def retire(runtime: Runtime) -> None:
             log.warning("source_removed", source=name, action=action)
         else:
             log.warning("subscription_removed", subscription=name, action=action)
+
+
+async def resume_removals(runtime: Runtime) -> None:
+    """Resume removals of sources whose process has died: until they end, nothing is ingested under that id."""
+    for sid, tenant in await runtime.store.sources.abandoned_removals():
+        job = Job(f"forget_source-{sid}", "forget_source", tenant=tenant, source=sid)
+        await runtime.store.jobs.create(job)
+        await runtime.arq.enqueue_job(job.kind, sid, job.id, _job_id=job.id)
+        log.warning("source_removal_resumed", source=sid)
 
 
 async def restore(runtime: Runtime) -> None:
@@ -122,10 +133,21 @@ async def _calls_in_same_stretches(runtime: Runtime, source: Source, newest_ms: 
     return await runtime.store.calls.count_first_seen(source.id, stretches)
 
 
+def _longest_kept_ms(runtime: Runtime) -> int:
+    retention = runtime.settings.retention
+    return max(retention.calls_days, retention.events_days) * DAY_S * 1000
+
+
 async def trim(runtime: Runtime) -> None:
     """Remove list entries and recordings that are older than their retention."""
     now_ms = runtime.lanes[LaneName.POLL].store_now_ms
     await runtime.store.upkeep.trim_lists(now_ms=now_ms, sources=runtime.sources, subscriptions=runtime.subscriptions)
+    for kind, name in await runtime.store.configurations.removed_before(now_ms - _longest_kept_ms(runtime)):
+        if kind == "source":
+            await runtime.store.erasure.source(name)
+        else:
+            await runtime.store.erasure.subscription(name)
+        await runtime.store.configurations.forget_removed(kind, name)
     try:
         oldest = from_ms(now_ms) - timedelta(days=runtime.settings.retention.recordings_days)
         trimmed = await runtime.storage.trim(oldest)

@@ -395,8 +395,12 @@ async def delete_source(context: ApiContext, caller: Caller, source_id: str) -> 
         await context.start_job("forget_source", source_id, caller=caller, source=source_id)
         await _undeclare(context, source_id)
         return
+
+    async def step(_: Erased) -> None:
+        await store.sources.continue_removal(source_id)
+
     await _undeclare(context, source_id)
-    await context.eraser.source(source_id, step=_no_step)
+    await context.eraser.source(source_id, step=step)
     await runtime.markers.delete(source_id)
     await store.sources.end_removal(source_id)
 
@@ -404,10 +408,6 @@ async def delete_source(context: ApiContext, caller: Caller, source_id: str) -> 
 async def _undeclare(context: ApiContext, source_id: str) -> None:
     await context.store.declarations.remove("source", source_id)
     await context.runtime.registry.drop("source", source_id)
-
-
-async def _no_step(_: Erased) -> None:
-    return
 
 
 # --- polling ---------------------------------------------------------------------------------------------------------

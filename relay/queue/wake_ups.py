@@ -43,7 +43,11 @@ class WakeUps:
     async def _send(self, arq: ArqRedis, lane: str) -> None:
         await asyncio.sleep(_SEND_EVERY_S)  # many at once become one
         with contextlib.suppress(Exception):  # the lane is looked at every second in any case
-            await arq.enqueue_job("wake", lane)
+            # A fixed id: without a worker that takes them, jobs would pile up. The second one is for what becomes due
+            # while the first is being run: arq accepts no job whose id is in use.
+            for slot in (0, 1):
+                if await arq.enqueue_job("wake", lane, _job_id=f"wake:{lane}:{slot}") is not None:
+                    return
 
     async def aclose(self) -> None:
         """Wait for what is being sent."""

@@ -11,6 +11,7 @@ from relay.store.scripts import load_script
 
 Kind = Literal["source", "subscription"]
 Name = tuple[Kind, str]
+_KINDS: Final[tuple[Kind, Kind]] = ("source", "subscription")
 
 _HOLDS_MS: Final = 15_000
 """A process announces its configuration every second; one that is silent for longer is gone."""
@@ -40,7 +41,24 @@ class Configurations:
     async def retire(self) -> list[Name]:
         """Leave a tombstone of what no configuration declares any more, and return it."""
         reply = [value.decode() for value in await self._retire(args=[_REMOVED_AFTER_MS])]
-        return list(zip(reply[::2], reply[1::2], strict=True))
+        return [(kind, name) for kind in _KINDS for of, name in zip(reply[::2], reply[1::2], strict=True) if of == kind]
+
+    async def removed_before(self, before_ms: int) -> list[Name]:
+        """List what was removed before a moment of the store's clock."""
+        removed: list[Name] = []
+        for kind in _KINDS:
+            times = await self._redis.hgetall(keys.removed(kind))  # type: ignore[misc]  # both clients
+            removed += [(kind, name.decode()) for name, at_ms in times.items() if int(at_ms) < before_ms]
+        return removed
+
+    async def forget_removed(self, kind: Kind, name: str) -> None:
+        """Delete a tombstone, once nothing is left of what was removed."""
+        await self._redis.hdel(keys.removed(kind), name)  # type: ignore[misc]  # both clients
+
+    async def is_declared(self, kind: Kind, name: str) -> bool:
+        """Whether any process's configuration declares it, or the API."""
+        configured = await self._redis.sismember(keys.configured(kind), name)  # type: ignore[misc]  # both clients
+        return bool(configured or await self._redis.hexists(keys.declared(kind), name))  # type: ignore[misc]
 
     async def _names_of(self, version: str) -> frozenset[Name]:
         if version in self._names:

@@ -149,9 +149,13 @@ def failing_notice(sub: str) -> str:
     return f"relay:failing-notice:{sub}"
 
 
+REMOVALS = "relay:removals"
+"""HASH  id of a source that is being removed → its tenant; no TTL: the sweep resumes one that was interrupted."""
+
+
 def removing(sid: str) -> str:
-    """STR   tenant of a source that is being removed. TTL 7 d, should its removal never finish; 5 s from its end, by
-    when every process has read of it."""
+    """STR   there while a process removes the source: TTL two minutes, renewed by each step; from the end of the
+    removal 5 s, by when every process has read of it."""
     return f"relay:removing:{sid}"
 
 

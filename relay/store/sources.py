@@ -19,7 +19,7 @@ from relay.store.scripts import load_script
 
 _QUARANTINE_TTL_S: Final = 7 * 86_400
 _QUARANTINE_MOST: Final = 100
-_REMOVAL_TTL_S: Final = 7 * 86_400
+_REMOVAL_STEP_TTL_S: Final = 120
 _REMOVED_TTL_S: Final = 5
 
 
@@ -271,11 +271,31 @@ class SourceStore:
 
     async def begin_removal(self, sid: str, *, tenant: str | None) -> None:
         """Ingest nothing more of a source, and keep its id from being used again, until its removal has ended."""
-        await self._redis.set(keys.removing(sid), tenant or "", ex=_REMOVAL_TTL_S)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.REMOVALS, sid, tenant or "")
+            pipe.set(keys.removing(sid), 1, ex=_REMOVAL_STEP_TTL_S)
+            await pipe.execute()
+
+    async def continue_removal(self, sid: str) -> None:
+        """Note that a removal goes on, so that no other process resumes it."""
+        await self._redis.set(keys.removing(sid), 1, ex=_REMOVAL_STEP_TTL_S)
+
+    async def abandoned_removals(self) -> list[tuple[str, str | None]]:
+        """Take over the removals that no process works on any more; returns sources with their tenants."""
+        removals = await self._redis.hgetall(keys.REMOVALS)  # type: ignore[misc]  # both clients
+        return [
+            (sid.decode(), tenant.decode() or None)
+            for sid, tenant in removals.items()
+            if await self._redis.set(keys.removing(sid.decode()), 1, nx=True, ex=_REMOVAL_STEP_TTL_S)
+        ]
 
     async def end_removal(self, sid: str) -> None:
         """Release the id, some seconds from now: by then every process has read of the removal."""
-        await self._redis.expire(keys.removing(sid), _REMOVED_TTL_S)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(keys.removing(sid), 1, ex=_REMOVED_TTL_S)
+            pipe.hdel(keys.REMOVALS, sid)
+            await pipe.execute()
 
     async def being_removed(self, sid: str) -> bool:
-        return bool(await self._redis.exists(keys.removing(sid)))
+        removal = await self._redis.hexists(keys.REMOVALS, sid)  # type: ignore[misc]  # both clients
+        return bool(removal or await self._redis.exists(keys.removing(sid)))
