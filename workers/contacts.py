@@ -12,7 +12,7 @@ import structlog
 from relay import metrics
 from relay.domain.json import Json
 from relay.enrichment.contacts import AddressBook, after_failure
-from relay.errors import OverBudget, ProviderError, RateLimited, SettingsError, Unauthorized
+from relay.errors import OverBudget, ProviderError, SettingsError, Unauthorized
 from relay.events.decide import number_to_look_up, wants_contact
 from relay.providers.source import Source
 from relay.queue.claim import Claim
@@ -73,31 +73,35 @@ class ContactWorker:
             for claim, _, _ in wanted:
                 settle(claim, Retry(int(paused_s * 1000) + 1))
             return
-        contacts = await self._look_up(source, [number for _, _, number in wanted])
-        # The batch was one request: it shows the health of the address book once.
-        health: PartitionHealth | None = PartitionHealth.FAILING if contacts is None else PartitionHealth.HEALTHY
+        contacts, health = await self._look_up(source, [number for _, _, number in wanted])
         for claim, call, number in wanted:
             settle(claim, _settlement(call, number, contacts, health))
-            health = None
+            health = None  # the batch was one request, so it shows the health of the address book once
 
-    async def _look_up(self, source: Source, numbers: Sequence[str]) -> Mapping[str, Json] | None:
-        """Return the contact part of each number, or None when the address book is unavailable."""
+    async def _look_up(
+        self, source: Source, numbers: Sequence[str]
+    ) -> tuple[Mapping[str, Json] | None, PartitionHealth | None]:
+        """Return the contact part of each number, None when the address book is unavailable, and what that shows of it:
+        nothing, where our own budget is exhausted."""
         assert source.provider.contacts is not None  # noqa: S101 - rules.contacts says so
+        health: PartitionHealth | None = PartitionHealth.FAILING
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 contacts = await self._book.find(source.id, source.provider.contacts, numbers)
         except Unauthorized as error:
             await self._pause(source, str(error))
-        except (RateLimited, OverBudget, ProviderError, SettingsError, TimeoutError) as error:
-            metrics.CONTACTS.labels("unavailable").inc(len(numbers))
-            write = log.debug if isinstance(error, OverBudget) else log.info  # an exhausted budget is routine
-            write("contacts_unavailable", source=source.id, calls=len(numbers), error=str(error) or "timed out")
+        except OverBudget as error:
+            health = None
+            log.debug("contacts_postponed", source=source.id, calls=len(numbers), error=str(error))
+        except (ProviderError, SettingsError, TimeoutError) as error:
+            log.info("contacts_lookup_failed", source=source.id, calls=len(numbers), error=str(error) or "timed out")
         else:
             await self._resume(source)
             for contact in contacts.values():
                 metrics.CONTACTS.labels(contact["lookup_status"]).inc()
-            return contacts
-        return None
+            return contacts, PartitionHealth.HEALTHY
+        metrics.CONTACTS.labels("unavailable").inc(len(numbers))
+        return None, health
 
     async def _resume(self, source: Source) -> None:
         """Clear a pause that this process, or one before it, has noted."""

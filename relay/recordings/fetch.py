@@ -7,7 +7,9 @@ fetched or stored is retried over hours before the recording counts as failed.
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Protocol, assert_never
@@ -15,7 +17,15 @@ from typing import Protocol, assert_never
 from relay.domain.call import RecordingStatus
 from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
-from relay.errors import OverBudget, ProviderError, RateLimited, StorageError, Unauthorized, UnexpectedResponse
+from relay.errors import (
+    OverBudget,
+    ProviderError,
+    RateLimited,
+    StorageError,
+    Unauthorized,
+    Unavailable,
+    UnexpectedResponse,
+)
 from relay.events.payload import NO_RECORDING
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose, RecordingSource
 from relay.recordings.storage import Discarded, Stored
@@ -25,11 +35,29 @@ FAILURE_WAITS_S = (60, 600, 3_600, 6 * 3_600)
 OUTAGE_FIRST_WAIT_S = 15
 OUTAGE_LONGEST_WAIT_S = 900
 OUTAGE_ENDS_AFTER_S = 86_400
-TRANSFER_LIMIT_S = 3_600
 
 _HEAD_BYTES = 4_096
 _AUDIO_TYPE = re.compile(r"audio/[a-z0-9][a-z0-9.+-]{0,60}", re.ASCII)
 _UNSPECIFIC_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream"})
+
+
+@dataclass(frozen=True, slots=True)
+class TransferLimits:
+    """When a transfer is aborted, because it would occupy a place for longer than its audio is worth.
+
+    `first_byte_s`: some providers make the audio on request; connecting may take 10 s, a silent connection fails after
+    30 s, but headers that drip in would never end. `min_bytes_per_s`, over `slow_s`: a telephone line itself carries
+    8 kB a second, so what comes at half of that is not a slow network but a broken one. Time in which our own storage
+    takes the bytes does not count. `total_s` ends everything else.
+    """
+
+    first_byte_s: float = 45
+    min_bytes_per_s: float = 4_000
+    slow_s: float = 30
+    total_s: float = 3_600
+
+
+LIMITS = TransferLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +244,7 @@ async def fetch(
     *,
     clock: Callable[[], datetime],
     started_at: datetime,
-    transfer_limit_s: float = TRANSFER_LIMIT_S,
+    limits: TransferLimits = LIMITS,
 ) -> FetchResult:
     """Request the recording of an answered call once, store it when it comes, and decide what follows.
 
@@ -224,7 +252,7 @@ async def fetch(
     """
     state = state or FetchState(clock())
     try:
-        outcome = await _request(source, storage, call_id, record_key, state, started_at, transfer_limit_s)
+        outcome = await _request(source, storage, call_id, record_key, state, started_at, limits)
     except Unauthorized as error:
         return AccessDenied(str(error))
     except RateLimited as error:
@@ -245,31 +273,38 @@ async def _request(
     record_key: str,
     state: FetchState,
     started_at: datetime,
-    transfer_limit_s: float,
+    limits: TransferLimits,
 ) -> Fetched | AttemptFailure:
     purpose = Purpose.RECORDING if state.fresh else Purpose.RETRY
-    async with source.recording(record_key, purpose=purpose) as audio:
+    async with AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(limits.first_byte_s):
+                audio = await stack.enter_async_context(source.recording(record_key, purpose=purpose))
+        except TimeoutError:
+            return Outage(f"the provider sent no audio within {limits.first_byte_s:g} s")
         match audio:
             case NoRecordingYet() | NoSuchCall():
                 return Missing()
             case Audio():
                 try:
-                    async with asyncio.timeout(transfer_limit_s):
-                        return await _store(storage, call_id, audio, started_at.date())
+                    async with asyncio.timeout(limits.total_s):
+                        return await _store(storage, call_id, audio, started_at.date(), limits)
                 except ProviderError as error:
                     # The audio exists, so the provider's error is no outage here.
                     return FetchFailed(f"the transfer broke off: {error}")
                 except TimeoutError:
-                    return FetchFailed(f"the transfer took longer than {transfer_limit_s:g} s")
+                    return FetchFailed(f"the transfer took longer than {limits.total_s:g} s")
             case _:
                 assert_never(audio)
 
 
-async def _store(storage: RecordingWriter, call_id: str, audio: Audio, started_on: date) -> Fetched | FetchFailed:
+async def _store(
+    storage: RecordingWriter, call_id: str, audio: Audio, started_on: date, limits: TransferLimits
+) -> Fetched | FetchFailed:
     content_type = audio_type(audio.content_type)
     if content_type is None:
         return FetchFailed("the provider sent something that is not audio")
-    chunks = _HeadCopy(audio.chunks)
+    chunks = _Transfer(audio.chunks, limits)
     result = await storage.put(
         call_id,
         chunks,
@@ -295,18 +330,29 @@ async def _store(storage: RecordingWriter, call_id: str, audio: Audio, started_o
             assert_never(result)
 
 
-class _HeadCopy:
-    """Passes chunks on and keeps a copy of the first bytes."""
+class _Transfer:
+    """Passes chunks on, keeps a copy of the first bytes, and ends a transfer that is too slow."""
 
-    def __init__(self, source: AsyncIterator[bytes]) -> None:
+    def __init__(self, source: AsyncIterator[bytes], limits: TransferLimits) -> None:
         self._source = source
+        self._limits = limits
+        self._may_wait_s = limits.slow_s
         self.head = bytearray()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        chunk = await anext(self._source)
+        began_s = time.monotonic()
+        try:
+            async with asyncio.timeout(self._may_wait_s):
+                chunk = await anext(self._source)
+        except TimeoutError:
+            raise Unavailable(f"it came at less than {self._limits.min_bytes_per_s:g} bytes a second") from None
+        # Each byte earns the wait that it is worth at the minimum rate, but a quick start earns no slow rest.
+        waited_s = time.monotonic() - began_s
+        earned_s = len(chunk) / self._limits.min_bytes_per_s
+        self._may_wait_s = min(self._may_wait_s - waited_s + earned_s, self._limits.slow_s)
         if len(self.head) < _HEAD_BYTES:
             self.head += chunk[: _HEAD_BYTES - len(self.head)]
         return chunk

@@ -32,6 +32,9 @@ BLOCKS_BUFFERED = 2
 # 5 MiB is the smallest part that S3 accepts.
 PART_BYTES = 5 * 1024 * 1024
 PARTS_IN_FLIGHT = 2
+UPLOADS = 128
+"""Most uploads at a time: more than recordings are fetched at once, because an upload waits for its provider in a
+thread."""
 MAX_RECORDING_BYTES = 4 * 1024**3
 MAX_SMALL_BYTES = 64 * 1024
 MIN_FREE_BYTES = 256 * 1024 * 1024
@@ -159,7 +162,7 @@ class RecordingStorage:
         # Only obstore's synchronous API is used, in threads: its asynchronous one can abort the interpreter at exit.
         # Not in the event loop's default threads: a stalled object store would block name resolution with them.
         # And uploads apart from the rest: an upload occupies its thread for as long as the provider sends.
-        self._uploads = ThreadPoolExecutor(16, thread_name_prefix="recording-upload")
+        self._uploads = ThreadPoolExecutor(UPLOADS, thread_name_prefix="recording-upload")
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="recording-storage")
 
     async def aclose(self) -> None:

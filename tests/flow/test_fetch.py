@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import struct
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import pytest
 from relay.errors import OverBudget, RateLimited, StorageFull, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose
 from relay.recordings.fetch import (
+    LIMITS,
     AccessDenied,
     Fetched,
     FetchResult,
@@ -22,6 +24,7 @@ from relay.recordings.fetch import (
     RecordingWriter,
     RetriesExhausted,
     RetryLater,
+    TransferLimits,
     fetch,
 )
 from relay.recordings.storage import Discarded, RecordingStorage, Stored, open_storage
@@ -97,7 +100,7 @@ async def storage(tmp_path: Path) -> AsyncIterator[RecordingStorage]:
 
 
 async def attempt(
-    provider: FakeProvider, storage: RecordingWriter, state: FetchState | None = None, transfer_limit_s: float = 60
+    provider: FakeProvider, storage: RecordingWriter, state: FetchState | None = None, limits: TransferLimits = LIMITS
 ) -> FetchResult:
     return await fetch(
         provider,
@@ -107,7 +110,7 @@ async def attempt(
         state,
         clock=lambda: NOW,
         started_at=STARTED,
-        transfer_limit_s=transfer_limit_s,
+        limits=limits,
     )
 
 
@@ -246,13 +249,106 @@ async def test_a_transfer_that_never_ends_is_cut_off(storage: RecordingStorage, 
 
     provider = FakeProvider(Audio(stuck(), "audio/wav", None))
 
-    result = await attempt(provider, storage, transfer_limit_s=0.05)
+    result = await attempt(provider, storage, limits=TransferLimits(total_s=0.05))
 
     assert isinstance(result, RetryLater)
     assert result.reason == "the transfer took longer than 0.05 s"
     assert provider.closed == 1
     await storage.aclose()
     assert files_below(tmp_path) == []
+
+
+async def drip(piece: bytes, *, every_s: float, times: int, first: bytes = WAV[:44]) -> AsyncIterator[bytes]:
+    yield first
+    for _ in range(times):
+        await asyncio.sleep(every_s)
+        yield piece
+
+
+@pytest.mark.parametrize("first", [WAV[:44], bytes(2_000_000)])
+async def test_a_transfer_that_drips_is_aborted_as_a_failed_attempt(
+    storage: RecordingStorage, tmp_path: Path, first: bytes
+) -> None:
+    """Bytes keep coming, too slowly: it does not hold its place for an hour, not even after a quick start."""
+    provider = FakeProvider(Audio(drip(b"x", every_s=0.01, times=6000, first=first), "audio/wav", None))
+    began_s = time.monotonic()
+
+    result = await attempt(provider, storage, limits=TransferLimits(slow_s=0.3))
+
+    assert time.monotonic() - began_s < 2
+    assert result == RetryLater(
+        NOW + timedelta(seconds=60),
+        FetchState(NOW, failures=1),
+        "the transfer broke off: it came at less than 4000 bytes a second",
+    )
+    assert provider.closed == 1
+    await storage.aclose()
+    assert files_below(tmp_path) == []
+
+
+async def test_a_steady_transfer_above_the_minimum_rate_is_stored(storage: RecordingStorage) -> None:
+    """However long it takes in all; and a pause is allowed that the rate over the whole of `slow_s` makes up for."""
+    provider = FakeProvider(Audio(drip(bytes(400), every_s=0.05, times=30), "audio/wav", 44 + 30 * 400))
+
+    assert isinstance(await attempt(provider, storage, limits=TransferLimits(slow_s=0.4)), Fetched)
+
+
+async def test_a_slow_storage_does_not_abort_a_transfer() -> None:
+    """Only the time in which the provider is waited for counts."""
+
+    class SlowStorage:
+        async def put(self, call_id: str, chunks: AsyncIterator[bytes], **_: object) -> Stored:
+            size_bytes = 0
+            async for chunk in chunks:
+                await asyncio.sleep(0.1)
+                size_bytes += len(chunk)
+            return Stored(size_bytes, "", "path")
+
+    provider = FakeProvider(Audio(drip(b"x", every_s=0, times=8), "audio/wav", None))
+
+    assert isinstance(await attempt(provider, SlowStorage(), limits=TransferLimits(slow_s=0.3)), Fetched)
+
+
+async def test_a_provider_that_never_begins_to_send_is_an_outage(storage: RecordingStorage) -> None:
+    """Headers that drip in reset the connection's own timeout each time."""
+
+    class Silent(FakeProvider):
+        @asynccontextmanager
+        async def recording(
+            self, key: str, *, purpose: Purpose = Purpose.RECORDING
+        ) -> AsyncGenerator[Audio | NoRecordingYet | NoSuchCall, None]:
+            await asyncio.Event().wait()
+            yield NoRecordingYet()
+
+    result = await attempt(Silent(NoRecordingYet()), storage, limits=TransferLimits(first_byte_s=0.05))
+
+    assert isinstance(result, RetryLater)
+    assert (result.at, result.state.outages) == (NOW + timedelta(seconds=15), 1)
+    assert result.reason == "the provider sent no audio within 0.05 s"
+
+
+async def test_uploads_that_drip_do_not_delay_another(storage: RecordingStorage) -> None:
+    """Each upload waits for its provider in a thread: there is one for every recording that is fetched at a time."""
+    dripping = [
+        asyncio.create_task(
+            storage.put(
+                f"call_{n:a>26}".replace("0", "z").replace("1", "y").replace("8", "x").replace("9", "w"),
+                drip(b"x", every_s=0.05, times=6000),
+                started_on=STARTED.date(),
+                expected_size_bytes=None,
+            )
+        )
+        for n in range(40)
+    ]
+    await asyncio.sleep(0.2)
+
+    async with asyncio.timeout(2):
+        fetched = await attempt(FakeProvider(wav()), storage)
+
+    assert isinstance(fetched, Fetched)
+    for task in dripping:
+        task.cancel()
+    await asyncio.gather(*dripping, return_exceptions=True)
 
 
 async def test_the_wait_counts_from_the_end_of_a_long_transfer(storage: RecordingStorage) -> None:
