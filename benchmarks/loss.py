@@ -13,7 +13,8 @@ from benchmarks.harness import Bench
 from relay.domain.polling import PollState
 from relay.polling.window import FLOOR, HEAVY_ROWS, Tier, next_cursor, plan
 from relay.settings import PollOptions
-from relay.simulator.timeline import CallPlan, Habits, calls_between
+from relay.simulator.timeline import CallPlan, Habits
+from tests.fakes.timeline import calls_between
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
 POLL = timedelta(seconds=30)

@@ -24,14 +24,6 @@ def audio_chunks(rid: int, size_bytes: int) -> Iterator[bytes]:
         second += 1
 
 
-def audio_sha256(rid: int, size_bytes: int) -> str:
-    """The SHA-256 of the whole audio of a call, in hex."""
-    digest = hashlib.sha256()
-    for chunk in audio_chunks(rid, size_bytes):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 @cache
 def _tone(note: int) -> bytes:
     """One second of a note, 8 kHz, 16 bit, mono, fading in and out."""

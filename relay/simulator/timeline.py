@@ -144,14 +144,6 @@ def calls(start: datetime, *, seed: int, habits: Habits | None = None, first_rid
         yield _call(rng, rid, _whole_second(exact, not_before=start), callers, habits)
 
 
-def calls_between(
-    start: datetime, end: datetime, *, seed: int, habits: Habits | None = None, first_rid: int = 211_159
-) -> list[CallPlan]:
-    """The calls that start before `end`."""
-    endless = calls(start, seed=seed, habits=habits, first_rid=first_rid)
-    return list(itertools.takewhile(lambda plan: plan.started_at < end, endless))
-
-
 def _call(rng: random.Random, rid: int, started_at: datetime, callers: tuple[Person, ...], habits: Habits) -> CallPlan:
     direction = rng.choices(("INCOMING", "OUTGOING"), (0.55, 0.45))[0]
     person = rng.choice(callers)

@@ -12,7 +12,6 @@ import aiohttp
 import pytest
 
 from relay.domain.call import InvalidRow
-from relay.domain.clock import ManualClock
 from relay.errors import OverBudget, RateLimited, SettingsError, Unauthorized, Unavailable, UnexpectedResponse
 from relay.providers import http as http_module
 from relay.providers.base import CallPage, Purpose, Window
@@ -23,6 +22,7 @@ from relay.providers.nfon.options import NfonOptions
 from relay.simulator.nfon import NfonEndpoint
 from relay.simulator.timeline import CallPlan
 from tests.fakes.budget import FakeBudget
+from tests.fakes.clock import ManualClock
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.nfon import DELETE_ENDPOINT, TOKEN_ENDPOINT, FaultyNfon
 

@@ -16,7 +16,6 @@ from redis.asyncio import Redis
 
 from relay.domain import ids
 from relay.domain.call import InvalidRow, Record
-from relay.domain.clock import ManualClock
 from relay.domain.json import Json
 from relay.errors import StorageError
 from relay.events.operations import Operations
@@ -37,6 +36,7 @@ from relay.store.budget import BudgetStore
 from relay.store.calls import StoredCall
 from relay.store.codes import RowOutcome
 from relay.store.sources import SourceState
+from tests.fakes.clock import ManualClock
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.webfones import FaultyWebFones
 from tests.store import WatchedCalls, open_store

@@ -13,7 +13,6 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from relay.domain import ids
-from relay.domain.clock import ManualClock
 from relay.domain.time import from_iso
 from relay.errors import OverBudget
 from relay.polling.poller import PAUSE_S
@@ -22,6 +21,7 @@ from relay.queue.settlement import Done, Retry
 from relay.simulator.timeline import CallPlan, Change
 from relay.store import keys
 from relay.store.codes import RowOutcome
+from tests.fakes.clock import ManualClock
 from tests.fakes.faults import Fault, FaultKind
 from tests.flow.polling import KEY, SID, PollFault, PollHarness
 

@@ -21,9 +21,10 @@ from redis.asyncio import Redis
 
 from relay.domain import ids
 from relay.domain.call import Record
-from relay.domain.clock import ManualClock
-from relay.simulator.timeline import CallPlan, Change, Habits, calls_between
+from relay.simulator.timeline import CallPlan, Change, Habits
 from relay.store.codes import RowOutcome
+from tests.fakes.clock import ManualClock
+from tests.fakes.timeline import calls_between
 from tests.flow.polling import KEY, KILLS, SID, PollFault, PollHarness
 
 HOUR = timedelta(hours=1)

@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from relay.domain.clock import Clock, ManualClock, SystemClock
+from relay.domain.clock import Clock, SystemClock
+from tests.fakes.clock import ManualClock
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 

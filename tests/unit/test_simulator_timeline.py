@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from relay.simulator.timeline import CallPlan, Change, Habits, calls, calls_between, formatted, people
+from relay.simulator.timeline import CallPlan, Change, Habits, calls, formatted, people
+from tests.fakes.timeline import calls_between
 
 START = datetime(2025, 7, 1, 8, tzinfo=UTC)
 
