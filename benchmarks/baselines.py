@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from redis.asyncio.connection import ConnectionPool
 
 from benchmarks.harness import SECRET
 from relay.delivery import signature
-from relay.delivery.guard import Guard, networks
+from relay.delivery.guard import Guard
 from relay.delivery.send import Sender
 from relay.domain.url import IPAddress
 
@@ -108,7 +109,7 @@ class OpenGuard(Guard):
 async def sender(arguments: argparse.Namespace) -> None:
     """Post through the relay's sender in turns, guarded and open; prints the seconds of each turn."""
     body = b'{"id":"evt","text":"' + b"x" * 1800 + b'"}'
-    loopback = networks(["127.0.0.0/8"])
+    loopback = (ip_network("127.0.0.0/8"),)
 
     async def turn(through: Sender) -> float:
         todo = iter(range(arguments.posts))

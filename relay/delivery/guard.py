@@ -16,9 +16,9 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -153,17 +153,6 @@ def _embedded(ip: IPAddress) -> list[IPv4Address]:
         after_56 = (bits >> 64 & 0xFF) << 24 | bits >> 32 & 0xFFFFFF
         return [low, IPv4Address(after_48), IPv4Address(after_56), IPv4Address(bits >> 24 & 0xFFFFFFFF)]
     return []
-
-
-def networks(texts: Iterable[str]) -> tuple[IPNetwork, ...]:
-    """Parse `delivery.allowed_networks`; a ValueError names the invalid one."""
-    parsed: list[IPNetwork] = []
-    for text in texts:
-        try:
-            parsed.append(ip_network(text))
-        except ValueError as error:
-            raise ValueError(f"{text!r} is not a valid network: {error}; use 10.1.0.0/16 or 10.1.2.3/32") from None
-    return tuple(parsed)
 
 
 def refusal(host: str, ip: IPAddress, allowed_networks: Sequence[IPNetwork], *, plain: bool = False) -> str | None:

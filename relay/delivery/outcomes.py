@@ -63,15 +63,8 @@ class _Answered(_Attempt):
         return self.status >= 500
 
     def to_json(self) -> dict[str, Any]:
-        document: dict[str, Any] = {
-            "outcome": self.kind,
-            "status": self.status,
-            "duration_ms": self.duration_ms,
-            "words": self.message,
-        }
-        if self.excerpt:
-            document["excerpt"] = self.excerpt
-        return document
+        excerpt = {"excerpt": self.excerpt} if self.excerpt else {}
+        return {**_Attempt.to_json(self), "status": self.status, **excerpt}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +100,8 @@ class Throttled(_Answered):
         return f"answered {self.status} with Retry-After: {self.retry_after_s:.0f} s"
 
     def to_json(self) -> dict[str, Any]:
-        document = _Answered.to_json(self)
-        if self.retry_after_s is not None:
-            document["retry_after_s"] = self.retry_after_s
-        return document
+        waits = {} if self.retry_after_s is None else {"retry_after_s": self.retry_after_s}
+        return {**_Answered.to_json(self), **waits}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +124,7 @@ class TimedOut(_Attempt):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interrupted(_Attempt):
-    """The request was sent, at least in part, and the connection gave no HTTP answer."""
-
-    kind: ClassVar[str] = "interrupted"
+class _Unanswered(_Attempt):
     reason: str
 
     @property
@@ -145,33 +133,30 @@ class Interrupted(_Attempt):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unreachable(_Attempt):
+class Interrupted(_Unanswered):
+    """The request was sent, at least in part, and the connection gave no HTTP answer."""
+
+    kind: ClassVar[str] = "interrupted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreachable(_Unanswered):
     """The request was never sent; `stage` is where the attempt ended."""
 
     kind: ClassVar[str] = "unreachable"
     never_sent: ClassVar[bool] = True
     stage: Literal["dns", "connect", "tls", "send"]
-    reason: str
-
-    @property
-    def message(self) -> str:
-        return self.reason
 
     def to_json(self) -> dict[str, Any]:
         return {**_Attempt.to_json(self), "stage": self.stage}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AddressRefused(_Attempt):
+class AddressRefused(_Unanswered):
     """The address guard refused; `reason` has the setting that would allow the address, if any would."""
 
     kind: ClassVar[str] = "refused"
     never_sent: ClassVar[bool] = True
-    reason: str
-
-    @property
-    def message(self) -> str:
-        return self.reason
 
     @property
     def trips_circuit(self) -> bool:

@@ -10,17 +10,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from relay import __version__
-from relay.domain.clock import Clock
+from relay.domain.clock import Clock, SystemClock
 from relay.domain.json import Json
 from relay.errors import ProviderError, RateLimited, Unavailable, UnexpectedResponse
-from relay.providers.base import Audio, Purpose, RequestBudget
-from relay.providers.parsing import ErrorResponse, audio_type, server_time
+from relay.providers.base import Audio, CallList, HttpSourceOptions, Provider, Purpose, RequestBudget
+from relay.providers.parsing import ErrorResponse, audio_type, load_json, server_time
 
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 LIST: Final = aiohttp.ClientTimeout(total=60)
@@ -33,6 +33,7 @@ _LOAD_IN_THREAD_BYTES: Final = 1024 * 1024
 _ROWS_PER_TURN: Final = 50
 
 T = TypeVar("T")
+OptionsT = TypeVar("OptionsT", bound=HttpSourceOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,46 @@ class HttpAccount:
             yield chunk
             with self.unavailable_on_failure(what):
                 chunk = await response.content.readany()
+
+
+class Wire(Protocol):
+    """What every provider's `wire` module has: the name that messages use, and the mapping of wrong statuses."""
+
+    @property
+    def NAME(self) -> str: ...
+
+    def error_of(self, response: ErrorResponse, /) -> ProviderError: ...
+
+
+class HttpProvider(Provider, CallList, Generic[OptionsT]):
+    """One connected account over HTTP, which is its own call list."""
+
+    _wire: Wire
+
+    def __init__(
+        self, options: OptionsT, http: aiohttp.ClientSession, budget: RequestBudget, *, clock: Clock | None = None
+    ) -> None:
+        self._options = options
+        self._clock = clock or SystemClock()
+        self._account = HttpAccount(
+            http,
+            budget,
+            self._clock,
+            name=self._wire.NAME,
+            base_url=options.base_url,
+            host=options.host,
+            auth_headers=self._auth_headers,
+            load=self._load_json,
+            error_of=self._wire.error_of,
+            proxy_url=options.proxy_url,
+        )
+        self.calls = self
+
+    def _auth_headers(self) -> Mapping[str, str]:
+        return {}
+
+    def _load_json(self, body: bytes) -> object:
+        return load_json(body, name=self._wire.NAME)
 
 
 async def parse_rows(rows: Sequence[object], parse: Callable[[object], T]) -> list[T]:

@@ -7,7 +7,6 @@
 - A secret can be in a file of its own: `api_key_file` instead of `api_key`. No message ever repeats either.
 """
 
-from relay.settings.docs import SettingDoc, describe
 from relay.settings.loader import load
 from relay.settings.messages import error_messages
 from relay.settings.options import (
@@ -35,12 +34,10 @@ __all__ = [
     "LogOptions",
     "PollOptions",
     "RetentionOptions",
-    "SettingDoc",
     "Settings",
     "SubscriptionOptions",
     "TierOptions",
     "changed_outside_maps",
-    "describe",
     "error_messages",
     "load",
     "reveal",

@@ -4,9 +4,9 @@ import asyncio
 import hmac
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final, Protocol
 
 import orjson
@@ -40,26 +40,6 @@ class Accept:
 
 
 ACCEPT: Final = Accept()
-
-
-@dataclass(frozen=True, slots=True)
-class SubscriberReport:
-    """The reports of all hooks, by name."""
-
-    hooks: Mapping[str, HookReport]
-
-    def lost(self, expected: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """`HookReport.lost` of each hook that lost anything."""
-        wanted = set(expected)
-        return {name: lost for name, hook in self.hooks.items() if (lost := hook.lost(wanted))}
-
-    def problems(self) -> tuple[str, ...]:
-        return tuple(f"{name}: {sentence}" for name, hook in self.hooks.items() for sentence in hook.problems())
-
-    @property
-    def duplicates(self) -> int:
-        """How often an event was accepted again, over all hooks."""
-        return sum(sum(hook.duplicates.values()) for hook in self.hooks.values())
 
 
 class VerifyingSubscriber:
@@ -97,22 +77,8 @@ class VerifyingSubscriber:
 
     # What was received
 
-    def received(self, name: str) -> int:
-        return self.hooks[name].received
-
-    def accepted(self, name: str) -> int:
-        return self.hooks[name].accepted
-
-    def completed(self, name: str) -> frozenset[str]:
-        """The provider call ids whose `call.completed` was accepted."""
-        return frozenset(self.hooks[name].completed)
-
     def arrivals(self, name: str) -> tuple[Arrival, ...]:
         return tuple(self.hooks[name].arrivals)
-
-    def events(self, name: str) -> list[Json]:
-        """The body of each event, parsed, in order of its first arrival."""
-        return [orjson.loads(body) for body in self.hooks[name].bodies.values()]
 
     def event(self, name: str, event_id: str) -> Json | None:
         """The body of one event as it first arrived, parsed."""
@@ -120,8 +86,8 @@ class VerifyingSubscriber:
         event: Json | None = None if body is None else orjson.loads(body)
         return event
 
-    def report(self) -> SubscriberReport:
-        return SubscriberReport({name: hook.report() for name, hook in self.hooks.items()})
+    def report(self, name: str) -> HookReport:
+        return self.hooks[name].report()
 
     async def until(self, condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
         """Wait until `condition` is true, testing it at each delivery; raises TimeoutError when it stays false."""

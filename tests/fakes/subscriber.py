@@ -4,17 +4,20 @@ import asyncio
 import random
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from typing import Any
 
+import orjson
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from relay.simulator.hook_log import HookLog
+from relay.domain.json import Json
+from relay.simulator.hook_log import HookLog, HookReport
 from relay.simulator.server import Listener, json_response
 from relay.simulator.subscriber import ACCEPT, Reply, VerifyingSubscriber
 from tests.fakes.wire import hang_up, write_raw
@@ -120,6 +123,26 @@ class SubscriberControl(BaseModel):
     forget: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class SubscriberReport:
+    """The reports of all hooks, by name."""
+
+    hooks: Mapping[str, HookReport]
+
+    def lost(self, expected: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """`HookReport.lost` of each hook that lost anything."""
+        wanted = set(expected)
+        return {name: lost for name, hook in self.hooks.items() if (lost := hook.lost(wanted))}
+
+    def problems(self) -> tuple[str, ...]:
+        return tuple(f"{name}: {sentence}" for name, hook in self.hooks.items() for sentence in hook.problems())
+
+    @property
+    def duplicates(self) -> int:
+        """How often an event was accepted again, over all hooks."""
+        return sum(sum(hook.duplicates.values()) for hook in self.hooks.values())
+
+
 class ScriptedSubscriber(VerifyingSubscriber):
     """A verifying subscriber whose hooks reply as scripted."""
 
@@ -142,6 +165,23 @@ class ScriptedSubscriber(VerifyingSubscriber):
     def last_headers(self, name: str) -> Mapping[str, str]:
         """The headers of a hook's newest POST, names in lower case."""
         return {header.lower(): value for header, value in self._last_headers.get(name, {}).items()}
+
+    def received(self, name: str) -> int:
+        return self.hooks[name].received
+
+    def accepted(self, name: str) -> int:
+        return self.hooks[name].accepted
+
+    def completed(self, name: str) -> frozenset[str]:
+        """The provider call ids whose `call.completed` was accepted."""
+        return frozenset(self.hooks[name].completed)
+
+    def events(self, name: str) -> list[Json]:
+        """The body of each event, parsed, in order of its first arrival."""
+        return [orjson.loads(body) for body in self.hooks[name].bodies.values()]
+
+    def reports(self) -> SubscriberReport:
+        return SubscriberReport({name: self.report(name) for name in self.hooks})
 
     def reply_to(self, hook: str) -> Reply:
         script = self._scripts.get(hook)

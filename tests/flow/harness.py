@@ -95,7 +95,7 @@ class RelayHarness:
 
     def report(self, hook: str = "a") -> HookReport:
         """What a hook has received."""
-        return self.subscriber.report().hooks[hook]
+        return self.subscriber.report(hook)
 
     async def due_now(self, sub: str, ordering_key: str) -> None:
         """Make a waiting attempt due now."""

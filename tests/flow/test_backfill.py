@@ -210,7 +210,7 @@ async def test_two_runs_at_once_publish_everything_once(relay: BackfillHarness) 
     await relay.delivered(*rids)
     await relay.delivered_nothing_more()
 
-    assert relay.subscriber.report().duplicates == 0
+    assert relay.subscriber.reports().duplicates == 0
     assert relay.subscriber.received("a") == 120
 
 

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import relay
-from relay.delivery.guard import Guard, networks
+from relay.delivery.guard import Guard
 from relay.delivery.outcomes import (
     AddressRefused,
     AttemptOutcome,
@@ -38,7 +38,7 @@ from relay.delivery.outcomes import (
 )
 from relay.delivery.send import Sender
 
-LOOPBACK = networks(["127.0.0.0/8"])
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 NOW = datetime(2025, 7, 1, 12, tzinfo=UTC)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

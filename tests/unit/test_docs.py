@@ -1,10 +1,8 @@
 """Everything the documents name exists, and everything that exists is documented."""
 
 import ast
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from prometheus_client import REGISTRY
@@ -15,7 +13,7 @@ from relay.cli.main import app
 from relay.domain.call import Direction, LookupStatus, NumberType, Outcome, RecordingStatus
 from relay.events.payload import FLAT_FIELDS
 from relay.events.types import EVENT_TYPES
-from relay.settings import describe
+from tests.scripts import script
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,21 +27,13 @@ def section(name: str, title: str) -> str:
     return text(name).split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_settings_page_is_generated_from_the_settings() -> None:
     """docs/settings.md is what .ci/settings_reference.py writes."""
-    page: str = script("settings_reference").page()
+    reference = script("settings_reference")
+    page: str = reference.page()
 
     assert text("docs/settings.md") == page
-    assert all(f"`{doc.path}`" in page for doc in describe())
+    assert all(f"`{doc.path}`" in page for doc in reference.describe())
 
 
 def test_the_tables_of_the_events_page_are_generated_from_the_payload_model() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import socket
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import example, given
@@ -18,14 +18,13 @@ from relay.delivery.guard import (
     NoAddress,
     SystemLookup,
     is_metadata,
-    networks,
     refusal,
     special_purpose,
     vet_url,
 )
 
-PRIVATE = networks(["10.0.0.0/8", "127.0.0.0/8", "fd00::/8", "169.254.0.0/16", "0.0.0.0/0", "::/0"])
-LAN = networks(["10.0.0.0/8"])
+PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "127.0.0.0/8", "fd00::/8", "169.254.0.0/16", "0.0.0.0/0", "::/0")))
+LAN = (ip_network("10.0.0.0/8"),)
 
 ipv4s = st.ip_addresses(v=4)
 ipv6s = st.ip_addresses(v=6)
@@ -175,8 +174,8 @@ def test_a_refusal_names_the_setting_that_would_allow_it_and_the_setting_does() 
         "crm.example.org is at 10.1.2.3, a private network, not an address of the public Internet; "
         'to allow it: delivery.allowed_networks: ["10.1.2.3/32"]'
     )
-    assert refusal("crm.example.org", ip_address("10.1.2.3"), networks(["10.1.2.3/32"])) is None
-    assert refusal("crm.example.org", ip_address("10.1.2.4"), networks(["10.1.2.3/32"])) is not None
+    assert refusal("crm.example.org", ip_address("10.1.2.3"), (ip_network("10.1.2.3/32"),)) is None
+    assert refusal("crm.example.org", ip_address("10.1.2.4"), (ip_network("10.1.2.3/32"),)) is not None
     v6 = refusal("crm.example.org", ip_address("fd12::1"), ())
     assert v6 is not None
     assert v6.endswith('delivery.allowed_networks: ["fd12::1/128"]')
@@ -191,7 +190,7 @@ def test_the_named_setting_allows_exactly_what_was_refused(ip: IPAddress) -> Non
 
     if not is_metadata(ip):
         line = sentence.rpartition('["')[2].removesuffix('"]')
-        assert refusal("h", ip, networks([line]), plain=True) is None
+        assert refusal("h", ip, (ip_network(line),), plain=True) is None
 
 
 def test_plain_http_goes_to_allowed_networks_only() -> None:
@@ -200,12 +199,6 @@ def test_plain_http_goes_to_allowed_networks_only() -> None:
     assert refusal("h", public, LAN) is None
     assert "plain http" in (refusal("h", public, LAN, plain=True) or "")
     assert refusal("h", ip_address("10.1.2.3"), LAN, plain=True) is None
-
-
-@pytest.mark.parametrize("text", ["10.0.0.1/8", "10.0.0.0/33", "everything", "", "10.0.0.0/8 "])
-def test_a_wrong_network_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a valid network"):
-        networks(["10.0.0.0/8", text])
 
 
 # --- URLs

@@ -24,12 +24,12 @@ from relay.settings import (
     Settings,
     SubscriptionOptions,
     changed_outside_maps,
-    describe,
     error_messages,
     load,
     reveal,
 )
 from relay.settings.options import any_source
+from tests.scripts import script
 
 WHSEC = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 KEY = "0123456789abcdef0123456789abcdef"
@@ -856,7 +856,7 @@ def test_a_reload_lists_the_settings_that_need_a_restart(write: Write) -> None:
 
 def test_every_setting_is_described() -> None:
     """Documents are tested against this list: every setting has a description, and none is listed twice."""
-    docs = describe()
+    docs = script("settings_reference").describe()
     by_path = {doc.path: doc for doc in docs}
 
     assert all(doc.description and doc.type for doc in docs), [doc for doc in docs if not doc.description]
@@ -890,4 +890,5 @@ def test_a_provider_with_nested_options_is_read_and_described(write: Write, tmp_
     settings = load(path, {"RELAY_SOURCES__A__OAUTH__CLIENT_ID": "me"}, model=settings_model(nested))
 
     assert reveal(settings.sources["a"])["oauth"] == {"client_id": "me", "client_secret_file": str(tmp_path / "word")}
-    assert "sources.<id>.oauth.client_id" in {doc.path for doc in describe(nested)}
+    docs = script("settings_reference").describe(nested)
+    assert "sources.<id>.oauth.client_id" in {doc.path for doc in docs}

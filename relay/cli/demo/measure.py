@@ -161,7 +161,7 @@ class Measurements:
         return {event.call_id for event in self.events if event.type in types}
 
     def report(self) -> HookReport:
-        return self.subscriber.report().hooks[HOOK]
+        return self.subscriber.report(HOOK)
 
     def latencies_s(self) -> list[float]:
         return _latencies_s(self.calls.values())

@@ -14,14 +14,13 @@ import aiohttp
 import structlog
 
 from relay.domain.call import InvalidRow
-from relay.domain.clock import Clock, SystemClock
+from relay.domain.clock import Clock
 from relay.errors import RelayError
 from relay.providers.base import (
     Audio,
     CallPage,
     NoRecordingYet,
     NoSuchCall,
-    Provider,
     ProviderHealth,
     Purpose,
     RequestBudget,
@@ -29,7 +28,7 @@ from relay.providers.base import (
 )
 from relay.providers.cinnox import wire
 from relay.providers.cinnox.options import CinnoxOptions
-from relay.providers.http import AUDIO, LIST, HttpAccount, parse_rows
+from relay.providers.http import AUDIO, LIST, HttpProvider, parse_rows
 from relay.providers.parsing import endless_list, paging_ignored
 
 log = structlog.get_logger(__name__)
@@ -49,8 +48,10 @@ class _TooManyRows(Exception):
     """A range has more rows than may be read at once."""
 
 
-class Cinnox(Provider):
+class Cinnox(HttpProvider[CinnoxOptions]):
     """A connected tenant; it is its own call list and, where a path for it is configured, recording source."""
+
+    _wire = wire
 
     def __init__(
         self,
@@ -60,22 +61,8 @@ class Cinnox(Provider):
         *,
         clock: Clock | None = None,
     ) -> None:
-        self._options = options
-        self._clock = clock or SystemClock()
-        self._account = HttpAccount(
-            http,
-            budget,
-            self._clock,
-            name=wire.NAME,
-            base_url=options.base_url,
-            host=options.host,
-            auth_headers=self._auth_headers,
-            load=wire.load_json,
-            error_of=wire.error_of,
-            proxy_url=options.proxy_url,
-        )
+        super().__init__(options, http, budget, clock=clock)
         self._other_list = _OTHER_LIST[options.list_from] if options.merge_other_list else None
-        self.calls = self
         self.recordings = self if options.recording_path else None
 
     async def pages(self, window: Window) -> AsyncIterator[CallPage]:
@@ -180,3 +167,6 @@ class Cinnox(Provider):
 
     def _auth_headers(self) -> Mapping[str, str]:
         return {"Authorization": f"Bearer {self._options.credential()}", "Content-Type": "application/json"}
+
+    def _load_json(self, body: bytes) -> object:
+        return wire.load_json(body)

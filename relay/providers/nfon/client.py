@@ -16,19 +16,18 @@ import aiohttp
 import structlog
 
 from relay.domain.call import InvalidRow, Record
-from relay.domain.clock import Clock, SystemClock
+from relay.domain.clock import Clock
 from relay.errors import RelayError, Unauthorized, UnexpectedResponse
 from relay.providers.base import (
     CallPage,
     CallStream,
     CredentialStore,
-    Provider,
     ProviderHealth,
     Purpose,
     RequestBudget,
     Window,
 )
-from relay.providers.http import LIST, QUICK, HttpAccount, JsonResponse, parse_rows
+from relay.providers.http import LIST, QUICK, HttpAccount, HttpProvider, JsonResponse, parse_rows
 from relay.providers.nfon import wire
 from relay.providers.nfon.options import NfonOptions
 from relay.providers.nfon.tokens import AccessToken, NfonTokens
@@ -44,8 +43,10 @@ _MAX_STEPS_BACK: Final = 16
 _STREAM: Final = aiohttp.ClientTimeout(total=None, connect=10)
 
 
-class Nfon(Provider):
+class Nfon(HttpProvider[NfonOptions]):
     """A connected account; it is its own call list, stream and source of details."""
+
+    _wire = wire
 
     def __init__(
         self,
@@ -56,20 +57,7 @@ class Nfon(Provider):
         *,
         clock: Clock | None = None,
     ) -> None:
-        self._options = options
-        self._clock = clock or SystemClock()
-        self._account = HttpAccount(
-            http,
-            budget,
-            self._clock,
-            name=wire.NAME,
-            base_url=options.base_url,
-            host=options.host,
-            auth_headers=dict,
-            load=partial(load_json, name=wire.NAME),
-            error_of=wire.error_of,
-            proxy_url=options.proxy_url,
-        )
+        super().__init__(options, http, budget, clock=clock)
         self._tokens = NfonTokens(options, self._account, store)
         self._scope = wire.Scope(options.customer, options.extension)
         self._unit: wire.Unit = "milliseconds" if options.time_unit == "milliseconds" else "seconds"
@@ -77,7 +65,6 @@ class Nfon(Provider):
         self._largest_page = 0
         self._newest = wire.NewestRevisions()
         self._no_details_until = 0.0
-        self.calls = self
         self.stream: CallStream | None = self if options.stream else None
         self.details = self
 

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-import aiohttp
-
-from relay.domain.clock import Clock, SystemClock
 from relay.errors import RelayError
-from relay.providers.base import CallPage, Provider, ProviderHealth, Purpose, RequestBudget, Window
-from relay.providers.http import LIST, HttpAccount, JsonResponse, parse_rows
-from relay.providers.parsing import endless_list, load_json
+from relay.providers.base import CallPage, ProviderHealth, Purpose, Window
+from relay.providers.http import LIST, HttpProvider, JsonResponse, parse_rows
+from relay.providers.parsing import endless_list
 from relay.providers.unpod import wire
 from relay.providers.unpod.options import UnpodOptions
 
@@ -22,32 +19,10 @@ class _ListResponse:
     response: JsonResponse
 
 
-class Unpod(Provider):
+class Unpod(HttpProvider[UnpodOptions]):
     """A connected organisation; it only has a call list."""
 
-    def __init__(
-        self,
-        options: UnpodOptions,
-        http: aiohttp.ClientSession,
-        budget: RequestBudget,
-        *,
-        clock: Clock | None = None,
-    ) -> None:
-        self._options = options
-        self._clock = clock or SystemClock()
-        self._account = HttpAccount(
-            http,
-            budget,
-            self._clock,
-            name=wire.NAME,
-            base_url=options.base_url,
-            host=options.host,
-            auth_headers=self._auth_headers,
-            load=partial(load_json, name=wire.NAME),
-            error_of=wire.error_of,
-            proxy_url=options.proxy_url,
-        )
-        self.calls = self
+    _wire = wire
 
     async def pages(self, window: Window) -> AsyncIterator[CallPage]:
         """List the calls of the days around the window, newest first, until they are older than it."""

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import aiohttp
 
 from relay.domain.call import Contact
-from relay.domain.clock import Clock, SystemClock
+from relay.domain.clock import Clock
 from relay.domain.json import Json
 from relay.errors import RelayError
 from relay.providers.base import (
@@ -18,14 +18,12 @@ from relay.providers.base import (
     ContactChanges,
     NoRecordingYet,
     NoSuchCall,
-    Provider,
     ProviderHealth,
     Purpose,
     RequestBudget,
     Window,
 )
-from relay.providers.http import AUDIO, LIST, QUICK, HttpAccount, parse_rows
-from relay.providers.parsing import load_json
+from relay.providers.http import AUDIO, LIST, QUICK, HttpProvider, parse_rows
 from relay.providers.webfones import wire
 from relay.providers.webfones.options import WebfonesOptions
 
@@ -34,9 +32,10 @@ CONTACTS_PER_REQUEST: Final = 50
 """The document names no limit for a contact search."""
 
 
-class Webfones(Provider):
+class Webfones(HttpProvider[WebfonesOptions]):
     """A connected account; it is its own call list, recording source and contact source."""
 
+    _wire = wire
     batch = CONTACTS_PER_REQUEST
 
     def __init__(
@@ -47,22 +46,8 @@ class Webfones(Provider):
         *,
         clock: Clock | None = None,
     ) -> None:
-        self._options = options
-        self._clock = clock or SystemClock()
-        self._account = HttpAccount(
-            http,
-            budget,
-            self._clock,
-            name=wire.NAME,
-            base_url=options.base_url,
-            host=options.host,
-            auth_headers=self._auth_headers,
-            load=partial(load_json, name=wire.NAME),
-            error_of=wire.error_of,
-            proxy_url=options.proxy_url,
-        )
+        super().__init__(options, http, budget, clock=clock)
         self._zone = ZoneInfo(options.timezone)
-        self.calls = self
         self.recordings = self
         self.contacts = self
 
