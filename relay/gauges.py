@@ -18,6 +18,7 @@ async def measure(runtime: Runtime) -> None:
     memory = await runtime.store.upkeep.memory()
     metrics.STORE_MEMORY.set(memory.used_bytes)
     metrics.STORE_LIMIT.set(memory.limit_bytes)
+    metrics.STORE_UNSUITABLE.set(await runtime.store.unsuitable() is not None)
 
 
 async def _measure_sources(runtime: Runtime) -> None:

@@ -177,6 +177,7 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
         box = SecretBox(secret_keys)
         await database.wait_until_reachable(redis)
         with database.explain_start_failure():
+            await database.require_suitable_server(redis)
             await database.claim_database(redis, box.fingerprints())
         connector = aiohttp.TCPConnector(limit=0, limit_per_host=0, ttl_dns_cache=30)
         http = await stack.enter_async_context(_session(connector))
@@ -195,10 +196,11 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
             await runtime.require_durability()
             await runtime.reconciler.everything()
         following = asyncio.create_task(runtime.registry.follow(runtime.reconciler.everything), name="registry")
+        watching = asyncio.create_task(database.watch_server(redis), name="store")
         try:
             yield runtime
         finally:
-            await cancel(following)
+            await cancel(following, watching)
 
 
 async def _run(service: Callable[[], Awaitable[None]]) -> None:

@@ -41,6 +41,7 @@ from relay.recordings.storage import Discarded, RecordingStorage, open_storage
 from relay.secrets import SecretBox
 from relay.settings import Settings, SubscriptionOptions, load
 from relay.store.connection import STORE_ERRORS
+from relay.store.database import unsuitable
 from relay.store.embedded import COMPACT_BYTES, EmbeddedStore
 from relay.store.lanes import LaneName
 from relay.store.store import Store, open_store
@@ -215,14 +216,15 @@ async def _look_at_store(store: Store, where: str, *, outside: bool) -> list[Fin
     except StoreTooNew:
         text = f"{where} was written by a newer release"
         return [Finding("store", "fail", text, "start that release, or use another database")]
+    server = durability(await store.server_info()) if outside else []
+    if any(finding.status == "fail" for finding in server):
+        return server
     await store.test_write()
     findings = [Finding("store", "ok", f"{where}: reads and writes")]
     before = datetime.now(UTC)
     ahead_s = await store.now_ms() / 1000 - (before.timestamp() + datetime.now(UTC).timestamp()) / 2
     findings += skew("store clock", "the store's clock", ahead_s)
-    if outside:
-        with contextlib.suppress(*STORE_ERRORS):  # hosted Redis services often forbid CONFIG
-            findings += durability(await store.server_info())
+    findings += server
     sources = await store.declarations.count("source")
     subscriptions = await store.declarations.count("subscription")
     if sources or subscriptions:
@@ -235,12 +237,10 @@ async def _look_at_store(store: Store, where: str, *, outside: bool) -> list[Fin
 
 
 def durability(info: Json) -> list[Finding]:
-    """Check the settings an external Redis reports: eviction, persistence, encodings."""
+    """Check what an external Redis reports of itself: eviction, role, persistence, encodings."""
     findings: list[Finding] = []
-    policy = str(info.get("maxmemory_policy", "noeviction"))
-    if policy != "noeviction" and info.get("maxmemory"):
-        text = f"evicts keys when its memory is full (maxmemory-policy {policy}), which loses calls"
-        findings.append(Finding("store memory", "fail", text, "set maxmemory-policy noeviction"))
+    if problem := unsuitable(info):
+        findings.append(Finding("store", "fail", f"cannot be used: {problem.reason}", problem.action))
     if info.get("aof_enabled") == 0:
         text = "has no append-only file: after a crash data is lost, and events are delivered again"
         findings.append(Finding("store durability", "warn", text, "set appendonly yes, appendfsync everysec or always"))

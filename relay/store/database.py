@@ -1,9 +1,11 @@
-"""The database that a relay runs on: reachable, ours, of a layout that we understand, and durable where needed."""
+"""The database that a relay runs on: reachable, on a server that keeps its data, ours, and of a layout that we know."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from redis.asyncio import Redis
@@ -17,6 +19,7 @@ from relay.store import keys
 log = structlog.get_logger(__name__)
 
 _PING_EVERY_S = 0.5
+WATCH_EVERY_S = 5.0
 
 
 async def wait_until_reachable(redis: Redis, *, timeout_s: float = 30) -> None:
@@ -37,6 +40,50 @@ async def wait_until_reachable(redis: Redis, *, timeout_s: float = 30) -> None:
             await asyncio.sleep(_PING_EVERY_S)
         else:
             return
+
+
+@dataclass(frozen=True, slots=True)
+class Unsuitable:
+    """Why a server would lose what the relay stores, or refuse it, and what to do."""
+
+    reason: str
+    action: str
+
+
+def unsuitable(info: Mapping[str, Any]) -> Unsuitable | None:
+    """Judge a server by its `INFO`; what it hides counts as right."""
+    policy = info.get("maxmemory_policy", "noeviction")
+    if info.get("cluster_enabled"):
+        return Unsuitable("it is a Redis Cluster", "use a single primary, with a replica for fail-over if you like")
+    if info.get("redis_mode") == "sentinel":
+        return Unsuitable("it is a Sentinel", "set RELAY_REDIS_URL to the primary that it watches")
+    if info.get("role") == "slave":
+        return Unsuitable("it is a replica, which accepts no writes", "set RELAY_REDIS_URL to the primary")
+    if policy != "noeviction":
+        reason = f"it evicts calls and deliveries when its memory is full (maxmemory-policy {policy})"
+        return Unsuitable(reason, "set maxmemory-policy noeviction")
+    return None
+
+
+async def require_suitable_server(redis: Redis) -> None:
+    """Raise StoreError when the server would lose what the relay stores, or refuse it."""
+    problem = unsuitable(await redis.info())
+    if problem is not None:
+        raise StoreError(f"the store cannot be used: {problem.reason}; {problem.action}.")
+
+
+async def watch_server(redis: Redis) -> None:
+    """Log, for ever, when the server becomes unsuitable: its settings are changed, or a fail-over leads to another."""
+    before: Unsuitable | None = None
+    while True:
+        await asyncio.sleep(WATCH_EVERY_S)
+        with contextlib.suppress(RedisError, OSError):
+            problem = unsuitable(await redis.info())
+            if problem is not None and problem != before:
+                log.error("store_unsuitable", reason=problem.reason, action=problem.action)
+            elif problem is None and before is not None:
+                log.info("store_suitable_again")
+            before = problem
 
 
 async def claim_database(redis: Redis, fingerprints: Sequence[str]) -> None:

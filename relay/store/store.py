@@ -1,10 +1,12 @@
 """The store in domain terms: what everything outside `store` and `queue` knows of Redis."""
 
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from relay.domain.json import Json
 from relay.secrets import SecretBox
@@ -63,7 +65,14 @@ class Store:
 
     async def server_info(self) -> Json:
         """Read what the server reports of itself, as far as it shows its configuration."""
-        return {**await self._redis.info(), **await self._redis.config_get("hash-max-listpack-value")}
+        info: Json = await self._redis.info()
+        with contextlib.suppress(ResponseError):  # hosted Redis services often forbid CONFIG
+            info |= await self._redis.config_get("hash-max-listpack-value")
+        return info
+
+    async def unsuitable(self) -> database.Unsuitable | None:
+        """Say why the server would lose what the relay stores, or refuse it; None when it does neither."""
+        return database.unsuitable(await self._redis.info())
 
     async def is_durable(self) -> bool:
         """Whether each write is on disk before it is answered."""

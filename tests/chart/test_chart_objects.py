@@ -390,6 +390,7 @@ def test_alerts_cover_every_failure(render: Render) -> None:
         "RelayBudgetExhausted",
         "RelayQuarantineGrowing",
         "RelayStoreMemory",
+        "RelayStoreUnsuitable",
         "RelayVolumeFull",
     }
     assert "absent" in alerts["RelayNoData"]["expr"]
