@@ -65,7 +65,7 @@ def store_of(folder: Path) -> Redis:
 async def idle_lanes(redis: Redis, *, within_s: float = 300) -> None:
     """Wait until nothing is queued."""
     async with asyncio.timeout(within_s):
-        while sum([await redis.zcard(keys.lane(lane)) for lane in _LANES]):  # noqa: ASYNC110 - the store sends no event
+        while sum([await redis.zcard(keys.index(lane, standing)) for lane in _LANES for standing in keys.STANDINGS]):  # noqa: ASYNC110 - the store sends no event
             await asyncio.sleep(0.2)
 
 
@@ -357,11 +357,14 @@ def _audio_is_late(rng: random.Random) -> bool:
     return rng.uniform(0, 45) > rng.uniform(15, 60) + rng.uniform(0, 30)
 
 
+_SCHEDULES = ("relay:lane:{}:*", "relay:group:{}:*", "relay:index:{}:*")
+
+
 async def _thirty_seconds_pass(redis: Redis, *, poll: bool = True) -> None:
     """Move all that is due later 30 s nearer, and the times that contacts and the budget keep 30 s back."""
     lanes = ("poll", "enrich", "contacts", "record") if poll else ("enrich", "contacts", "record")
-    for lane in lanes:
-        for name in [keys.lane(lane), *[key.decode() async for key in redis.scan_iter(f"relay:lane:{lane}:*")]]:
+    for pattern in (pattern.format(lane) for lane in lanes for pattern in _SCHEDULES):
+        for name in [key.decode() async for key in redis.scan_iter(pattern)]:
             for member in await redis.zrange(name, 0, -1):
                 await redis.zincrby(name, -30_000, member)
     async for name in redis.scan_iter("relay:contacts:main"):
@@ -378,7 +381,8 @@ async def _lanes_idle(redis: Redis) -> None:
         while True:
             seconds, micros = await redis.time()
             now_ms = seconds * 1000 + micros // 1000
-            busy = [await redis.zcount(keys.lane(lane), "-inf", now_ms) for lane in ("enrich", "contacts", "record")]
+            lanes = [(lane, standing) for lane in ("enrich", "contacts", "record") for standing in keys.STANDINGS]
+            busy = [await redis.zcount(keys.index(*lane), "-inf", now_ms) for lane in lanes]
             held = [await redis.zcard(key) async for key in redis.scan_iter("relay:leased:*") if b":poll:" not in key]
             if not any(busy) and not any(held):
                 return

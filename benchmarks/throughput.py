@@ -87,7 +87,7 @@ class Drain:
         ):
             rate = await _rate(self._target, calls * len(SUBSCRIBERS))
         async with Redis.from_url(self._redis_url) as redis:
-            left = await redis.zcard(keys.lane("deliver"))
+            left = sum([await redis.zcard(keys.index("deliver", standing)) for standing in keys.STANDINGS])
             if left:
                 raise RuntimeError(f"{left} subscriptions still have deliveries waiting")
         return rate

@@ -15,6 +15,7 @@ _ENDED = b'"ended_at":"'
 CALLS = Counter("relay_calls_admitted", "Calls ingested, by the polling tier that saw them first.", ["tier"])
 POLLS = Counter("relay_polls", "Polls, by outcome.", ["outcome"])
 ROWS = Counter("relay_rows", "Provider rows, by kind.", ["kind"])
+WORK_ERRORS = Counter("relay_work_errors", "Unexpected errors of work that is retried, by lane.", ["lane"])
 CONTACTS = Counter("relay_contacts", "Contact lookups, by outcome.", ["outcome"])
 RECORDINGS = Counter("relay_recordings", "Recordings, by final status.", ["status"])
 EVENTS = Counter("relay_events", "Events published, by type.", ["type"])

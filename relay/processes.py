@@ -12,7 +12,6 @@ from relay import secrets
 from relay.api.server import serve_api, serve_internal
 from relay.domain.time import from_ms, iso
 from relay.errors import SettingsError
-from relay.queue.changes import ExpireLeases
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, changed_outside_maps
 from relay.store.embedded import EmbeddedStore
@@ -88,8 +87,7 @@ async def up(
     async with open_store(settings) as (url, keys), open_runtime(settings, redis_url=url, secret_keys=keys) as runtime:
         if settings.redis_url is None:
             # We have the lock on the directory, so every former process is dead: its leases need not run out first.
-            for lane in runtime.lanes.values():
-                await lane.apply(ExpireLeases())
+            await runtime.process.beat(alone=True)
         add_runners(runtime)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(serve_api(runtime))

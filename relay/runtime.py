@@ -25,6 +25,7 @@ from relay.enrichment.contacts import AddressBook
 from relay.errors import SettingsError
 from relay.events.operations import Operations
 from relay.providers.source import Source
+from relay.queue.process import Process
 from relay.queue.runner import Runner
 from relay.queue.wake_ups import WakeUps
 from relay.reconcile import Reconciler
@@ -73,8 +74,9 @@ class Runtime:
             events_ttl_s=events_ttl_s,
             keep_raw=lambda: any(each.options.include_raw for each in self.subscriptions.values()),
         )
+        self.process = Process(redis)
         self.book = AddressBook(self.store.contacts)
-        self.lanes = open_lanes(redis, attempt_timeout_s=settings.delivery.timeout_s, events_ttl_s=events_ttl_s)
+        self.lanes = open_lanes(redis, self.process, events_ttl_s=events_ttl_s)
         self.registry = Registry(
             settings,
             self.store.declarations,
@@ -130,12 +132,13 @@ class Runtime:
         # often as a small program does costs a third of the throughput.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
+        beating = asyncio.create_task(self.process.beats(), name="heartbeat")
         runners = [asyncio.create_task(runner.run(), name=f"runner:{runner.lane.name}") for runner in self.runners]
         services = [asyncio.create_task(_run(service), name=name) for name, service in self._services.items()]
         stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait([stopping, *runners, *services], return_when=asyncio.FIRST_COMPLETED)
-            for task in (*runners, *services):
+            await asyncio.wait([stopping, beating, *runners, *services], return_when=asyncio.FIRST_COMPLETED)
+            for task in (beating, *runners, *services):
                 if task.done() and not stop.is_set():
                     task.result()  # none of them ends by itself: raise its error
         finally:
@@ -144,6 +147,9 @@ class Runtime:
                 runner.stop(within_s=drain_s)
             await cancel(*services)
             await asyncio.gather(*runners, return_exceptions=True)
+            await cancel(beating)
+            with contextlib.suppress(*connection.STORE_ERRORS):
+                await self.process.leave()
 
     async def require_durability(self) -> None:
         """Refuse `at_most_once` on a store that can lose what it answered: an intent must survive everything."""

@@ -34,7 +34,6 @@ DISABLE_AFTER = timedelta(days=5)
 """A subscription without a successful delivery for so long is disabled."""
 FAILING_FROM_ATTEMPT = 4
 """From this failed attempt of an event on, `subscription.failing` is published, once a day."""
-SLOW_MS = 2000
 _DISABLED_RETRY_MS = 1000
 
 
@@ -64,11 +63,6 @@ class DeliverWorker:
         self._disable = disable
         self._warn_failing = warn_failing
         self._rng = random.Random()  # noqa: S311 - spreads retries, nothing secret
-        self._prompt: set[str] = set()
-
-    def unproven(self, sub: str) -> bool:
-        """Whether a subscription has yet to show, to this process, that it answers promptly."""
-        return sub not in self._prompt
 
     async def work(self, batch: Sequence[Claim], settle: Settle) -> None:
         """Attempt the first of an ordering key's pending events."""
@@ -95,14 +89,9 @@ class DeliverWorker:
         outcome = await self._attempts.send(subscription, event.id, body, now_ms=self._lane.store_now_ms)
         metrics.attempted(outcome, subscription.host)
         if not isinstance(outcome, Delivered):
-            self._prompt.discard(subscription.id)
             await self._attempt_failed(claim, event, subscription, state, outcome, settle)
             return
         now_ms = self._lane.store_now_ms
-        if outcome.duration_ms < SLOW_MS:
-            self._prompt.add(subscription.id)
-        else:
-            self._prompt.discard(subscription.id)
         metrics.delivered(event.body, now_ms=now_ms)
         delivered = state.attempted("delivered", outcome.to_json() if state.log else None, at_ms=now_ms)
         settle(claim, Done(DeliveryUpdate(event.id, delivered), PartitionHealth.HEALTHY))
@@ -197,7 +186,7 @@ class DeliverWorker:
         metrics.GIVEN_UP.labels(status).inc()
         now_ms = self._lane.store_now_ms
         if outcome is None:
-            ended = replace(state, status=status, at_ms=now_ms, next_ms=0)
+            ended, health = replace(state, status=status, at_ms=now_ms, next_ms=0), None
         else:
-            ended = state.attempted(status, outcome.to_json(), at_ms=now_ms)
-        settle(claim, Done(DeliveryUpdate(event.id, ended, dead_letter=True), PartitionHealth.FAILING))
+            ended, health = state.attempted(status, outcome.to_json(), at_ms=now_ms), PartitionHealth.FAILING
+        settle(claim, Done(DeliveryUpdate(event.id, ended, dead_letter=True), health))

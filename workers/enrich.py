@@ -14,7 +14,7 @@ from relay.providers.source import Source
 from relay.queue.claim import Claim
 from relay.queue.lane import Lane
 from relay.queue.runner import Settle
-from relay.queue.settlement import Done, Retry, Settlement
+from relay.queue.settlement import Done, PartitionHealth, Retry, Settlement
 from relay.store.calls import StoredCall, claimed_call
 from relay.store.lanes import ContactWanted
 from workers import unknown_wait_ms
@@ -56,7 +56,8 @@ class EnrichWorker:
         call = claimed_call(claim)
         hold_ms = await self._publisher.publish(call, source.rules, _parts(call, source), tenant=source.tenant)
         wanted = ContactWanted() if wants_contact(call, source.rules) else None
-        settle(claim, Done(wanted) if hold_ms is None else Retry(max(hold_ms, 1), wanted))
+        health = PartitionHealth.HEALTHY
+        settle(claim, Done(wanted, health) if hold_ms is None else Retry(max(hold_ms, 1), wanted, health))
 
     def on_settled(self, claim: Claim, settlement: Settlement) -> None:
         """Wake the contacts lane once the store has put the call there."""

@@ -9,12 +9,19 @@ from relay.polling.poller import Poller
 from relay.providers.source import Source
 from relay.queue.claim import Claim
 from relay.queue.runner import Settle
-from relay.queue.settlement import Done, Renew, Retry
+from relay.queue.settlement import Done, PartitionHealth, Retry
 from relay.store.sources import LeaseLost
 
 log = structlog.get_logger(__name__)
 
 _UNKNOWN_RETRY_MS = 2000
+# What matters to others is whether the provider answers, not what: a refusal takes no time. A poll that our own budget
+# or another process stopped shows nothing.
+_HEALTH: Mapping[str, PartitionHealth | None] = {
+    "failed": PartitionHealth.FAILING,
+    "over_budget": None,
+    "overtaken": None,
+}
 
 
 class PollWorker:
@@ -43,11 +50,9 @@ class PollWorker:
             settle(claim, Done())
             return
         try:
-            outcome, wait_s = await self._poller.poll(
-                source, token=claim.token, renew_lease=lambda: settle(claim, Renew())
-            )
+            outcome, wait_s = await self._poller.poll(source, token=claim.token)
         except LeaseLost:
             log.warning("poll_lease_lost", source=source.id, reason="its lease ended and another process polls it")
             outcome, wait_s = "overtaken", source.options.poll_interval_s
         metrics.POLLS.labels(outcome).inc()
-        settle(claim, Retry(int(wait_s * 1000) + 1))
+        settle(claim, Retry(int(wait_s * 1000) + 1, health=_HEALTH.get(outcome, PartitionHealth.HEALTHY)))

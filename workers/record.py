@@ -16,7 +16,7 @@ from relay.providers.source import Source
 from relay.queue.claim import Claim
 from relay.queue.lane import Lane
 from relay.queue.runner import Settle
-from relay.queue.settlement import Done, Retry, Settlement
+from relay.queue.settlement import Done, PartitionHealth, Retry, Settlement
 from relay.recordings import fetch
 from relay.recordings.fetch import (
     AccessDenied,
@@ -72,7 +72,7 @@ class RecordWorker:
             settle(claim, Retry(unknown_wait_ms(waiting_since_ms=call.first_seen_ms, now_ms=now_ms)))
             return
         if unwanted or call.record["outcome"] != "answered":
-            settle(claim, Done())
+            settle(claim, Done(health=PartitionHealth.HEALTHY))
             return
         state = FetchState.from_json(call.fetch) if call.fetch else None
         recordings = source.provider.recordings
@@ -106,17 +106,19 @@ class RecordWorker:
                 part = fetch.recording_part(RecordingStatus.UNAVAILABLE)
             case RetryLater(at, progress, _):
                 wait_ms = max(int((at - self._store_now()).total_seconds() * 1000), 1)
-                return Retry(wait_ms, FetchProgress(progress.to_json()))
+                return Retry(wait_ms, FetchProgress(progress.to_json()), _shown(state, progress))
             case AccessDenied(reason):
                 first = state.first_attempt_at if state else self._store_now()
                 if self._store_now() - first <= _DENIED_RETRIED_FOR:
                     await self._pause(source, reason)
-                    return Retry(EXTRA_PAUSE_S * 1000, FetchProgress((state or FetchState(first)).to_json()))
+                    unchanged = FetchProgress((state or FetchState(first)).to_json())
+                    return Retry(EXTRA_PAUSE_S * 1000, unchanged, PartitionHealth.HEALTHY)
                 part = fetch.recording_part(RecordingStatus.UNAVAILABLE)
             case _:
                 assert_never(result)
         metrics.RECORDINGS.labels(part["status"]).inc()
-        return Done(RecordingStored(part))
+        shown = PartitionHealth.FAILING if isinstance(result, RetriesExhausted) else PartitionHealth.HEALTHY
+        return Done(RecordingStored(part), shown)
 
     async def _pause(self, source: Source, reason: str) -> None:
         # Every call of the source is refused alike: an error once, not for each of them.
@@ -132,3 +134,10 @@ class RecordWorker:
 
     def _store_now(self) -> datetime:
         return from_ms(self._lane.store_now_ms)
+
+
+def _shown(before: FetchState | None, after: FetchState) -> PartitionHealth | None:
+    """What an attempt without a final result showed of the source: nothing, when our own budget stopped it."""
+    if after.outages or after.failures > (before.failures if before else 0):
+        return PartitionHealth.FAILING
+    return PartitionHealth.HEALTHY if after.step > (before.step if before else 0) else None

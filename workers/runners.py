@@ -1,29 +1,34 @@
-"""Hosts the lanes in a process: how many attempts run at once, and how long one may take."""
+"""Hosts the lanes in a process, and decides how many attempts run at once."""
 
 from functools import partial
+from typing import Any
 
+from relay import metrics
 from relay.delivery.attempt import Attempts
 from relay.events.publisher import Publisher
 from relay.polling.poller import Poller
 from relay.polling.reader import Reader
 from relay.polling.stream import Streams
 from relay.polling.window import Tier
-from relay.queue.runner import Runner
+from relay.queue.lane import Lane
+from relay.queue.runner import Runner, Work
 from relay.runtime import Runtime
 from relay.store.lanes import LaneName
-from workers.contacts import LOOKUP_TIMEOUT_S, ContactWorker
+from workers.contacts import ContactWorker
 from workers.deliver import DeliverWorker
 from workers.enrich import EnrichWorker
 from workers.poll import PollWorker
 from workers.record import RecordWorker
 
-POLL_CONCURRENCY = 100
-ENRICH_CONCURRENCY = 20
+# Waiting on a network is cheap, so each lane has room for hundreds: half of it for partitions that are unproven, which
+# may all hang at once.
+POLL_CONCURRENCY = 500
+ENRICH_CONCURRENCY = 100
 ENRICH_BATCH = 50
-CONTACTS_CONCURRENCY = 200
+CONTACTS_CONCURRENCY = 400
 CONTACTS_BATCH = 50
-RECORD_CONCURRENCY = 8
-DELIVER_CONCURRENCY = 200
+RECORD_CONCURRENCY = 100
+DELIVER_CONCURRENCY = 400
 
 
 def add_poller(runtime: Runtime) -> Streams:
@@ -34,7 +39,7 @@ def add_poller(runtime: Runtime) -> Streams:
         runtime.wake_ups(LaneName.RECORD)
 
     async def poll_now(sid: str) -> None:
-        await lane.put("", sid)
+        await lane.put(sid, sid)
         runtime.wake_ups.wake_here(LaneName.POLL)
 
     lane = runtime.lanes[LaneName.POLL]
@@ -47,7 +52,7 @@ def add_poller(runtime: Runtime) -> Streams:
         now=runtime.store_now,
     )
     worker = PollWorker(lambda: runtime.sources, poller, decides=partial(runtime.registry.decides, "source"))
-    runtime.add_runner(Runner(lane, worker.work, concurrency=POLL_CONCURRENCY, min_lease_s=70))
+    _add_runner(runtime, lane, worker.work, concurrency=POLL_CONCURRENCY)
     streams = Streams(
         runtime.store.stream_leases,
         Reader(runtime.store),
@@ -89,15 +94,13 @@ def _add_enrich(runtime: Runtime) -> None:
         publisher,
         wake_contacts=lambda: runtime.wake_ups.wake_here(LaneName.CONTACTS),
     )
-    runtime.add_runner(
-        Runner(
-            lane,
-            worker.work,
-            concurrency=ENRICH_CONCURRENCY,
-            min_lease_s=15,
-            batch=ENRICH_BATCH,
-            on_settled=worker.on_settled,
-        )
+    _add_runner(
+        runtime,
+        lane,
+        worker.work,
+        concurrency=ENRICH_CONCURRENCY,
+        batch=ENRICH_BATCH,
+        on_settled=worker.on_settled,
     )
 
 
@@ -110,15 +113,13 @@ def _add_contacts(runtime: Runtime) -> None:
         runtime.store.sources,
         wake_enrich=lambda: runtime.wake_ups.wake_here(LaneName.ENRICH),
     )
-    runtime.add_runner(
-        Runner(
-            lane,
-            worker.work,
-            concurrency=CONTACTS_CONCURRENCY,
-            min_lease_s=LOOKUP_TIMEOUT_S + 5,
-            batch=CONTACTS_BATCH,
-            on_settled=worker.on_settled,
-        )
+    _add_runner(
+        runtime,
+        lane,
+        worker.work,
+        concurrency=CONTACTS_CONCURRENCY,
+        batch=CONTACTS_BATCH,
+        on_settled=worker.on_settled,
     )
 
 
@@ -133,16 +134,7 @@ def _add_record(runtime: Runtime) -> None:
         find_call=runtime.store.calls.get,
         decides=partial(runtime.registry.decides, "source"),
     )
-    runtime.add_runner(
-        Runner(
-            lane,
-            worker.work,
-            concurrency=RECORD_CONCURRENCY,
-            min_lease_s=30,
-            renews=True,
-            on_settled=worker.on_settled,
-        )
-    )
+    _add_runner(runtime, lane, worker.work, concurrency=RECORD_CONCURRENCY, on_settled=worker.on_settled)
 
 
 def _add_deliver(runtime: Runtime) -> None:
@@ -159,12 +151,11 @@ def _add_deliver(runtime: Runtime) -> None:
         disable=runtime.lifecycle.disable_unhealthy,
         warn_failing=runtime.lifecycle.warn_failing,
     )
-    runtime.add_runner(
-        Runner(
-            lane,
-            worker.work,
-            concurrency=DELIVER_CONCURRENCY,
-            min_lease_s=timeout_s + 5,
-            unproven=worker.unproven,
-        )
+    _add_runner(runtime, lane, worker.work, concurrency=DELIVER_CONCURRENCY)
+
+
+def _add_runner(runtime: Runtime, lane: Lane, work: Work, *, concurrency: int, **options: Any) -> None:
+    runner = Runner(
+        lane, work, concurrency=concurrency, on_error=lambda lane: metrics.WORK_ERRORS.labels(lane).inc(), **options
     )
+    runtime.add_runner(runner)

@@ -13,7 +13,6 @@ from relay.domain.time import from_ms, iso
 from relay.errors import SettingsError, StorageError
 from relay.polling.silence import same_stretches, too_quiet
 from relay.providers.source import Source
-from relay.queue.changes import Put
 from relay.runtime import DAY_S, Runtime
 from relay.store.jobs import Job
 from relay.store.lanes import LaneName
@@ -21,13 +20,11 @@ from relay.store.lanes import LaneName
 log = structlog.get_logger(__name__)
 
 EVERY_S = 30
-_STEP_BACK_MS = 5000
 _QUIET_HINT = "polls succeed and return no calls, as never before at this time: can the key still see the account?"
 
 
 async def sweep(runtime: Runtime) -> None:
     """Sweep once."""
-    await _follow_clock(runtime)
     await runtime.reconciler.everything()
     await retire(runtime)
     await resume_removals(runtime)
@@ -40,15 +37,6 @@ async def sweep(runtime: Runtime) -> None:
         resealed = await runtime.registry.declarations.reseal()
         if resealed:
             log.info("secrets_reencrypted", count=resealed, reason="RELAY_SECRET_KEY has a newer key")
-
-
-async def _follow_clock(runtime: Runtime) -> None:
-    """Make polls due that a step back of the store's clock put far off. Other dues are near, or may wait."""
-    step_ms = await runtime.store.upkeep.clock_step_back_ms()
-    if step_ms > _STEP_BACK_MS:
-        log.warning("store_clock_stepped_back", by_s=step_ms / 1000)
-        polled = [sid for sid, source in runtime.sources.items() if not source.paused]
-        await runtime.lanes[LaneName.POLL].apply(*(Put("", sid) for sid in polled))
 
 
 async def retire(runtime: Runtime) -> None:
@@ -93,7 +81,7 @@ async def _retry_changed_credentials(runtime: Runtime) -> None:
                 credentials[sid] = source.kind.credential(source.options)
     for sid in await runtime.store.sources.changed_credentials(credentials):
         log.info("credential_changed", source=sid)
-        await runtime.lanes[LaneName.POLL].put("", sid)
+        await runtime.lanes[LaneName.POLL].put(sid, sid)
         await runtime.store.sources.accept_credential(sid, credentials[sid])
         runtime.wake_ups(LaneName.POLL)
 

@@ -390,7 +390,7 @@ async def delete_source(context: ApiContext, caller: Caller, source_id: str) -> 
         return
     # First: from here on ingest refuses the source, so a running poll or backfill adds nothing behind the erasure.
     await store.sources.begin_removal(source_id, tenant=declaration.tenant)
-    await runtime.lanes[LaneName.POLL].drop("", source_id)
+    await runtime.lanes[LaneName.POLL].drop(source_id, source_id)
     if await store.size() > MAX_INLINE_KEYS:
         await context.start_job("forget_source", source_id, caller=caller, source=source_id)
         await _undeclare(context, source_id)
@@ -427,7 +427,7 @@ async def check_source(context: ApiContext, caller: Caller, source_id: str) -> C
 async def poll_source(context: ApiContext, caller: Caller, source_id: str) -> Queued:
     """Poll a source now."""
     source = await _active_source(context, caller, source_id)
-    await context.runtime.lanes[LaneName.POLL].put("", source.id)
+    await context.runtime.lanes[LaneName.POLL].put(source.id, source.id)
     context.runtime.wake_ups(LaneName.POLL)
     return Queued()
 

@@ -60,7 +60,7 @@ class Poller:
         self._now = now
         self._reader = Reader(store, clock=now)
 
-    async def poll(self, source: Source, *, token: bytes, renew_lease: Callable[[], None]) -> tuple[str, float]:
+    async def poll(self, source: Source, *, token: bytes) -> tuple[str, float]:
         """Poll once; return the outcome (a label of `relay_polls_total`) and the seconds until the next poll.
 
         Raises LeaseLost when another process polls the source by now.
@@ -68,7 +68,7 @@ class Poller:
         started_s = time.monotonic()
         state = await self._store.sources.read(source.id)
         try:
-            await self._poll(source, state, token, renew_lease)
+            await self._poll(source, state, token)
         except OverBudget as error:
             return "over_budget", error.wait_s
         except RelayError as error:
@@ -80,7 +80,7 @@ class Poller:
             await self._store.sources.note(source.id, error_published=False)
         return "ok", max(source.options.poll_interval_s - (time.monotonic() - started_s), 0.05)
 
-    async def _poll(self, source: Source, state: SourceState, token: bytes, renew_lease: Callable[[], None]) -> None:
+    async def _poll(self, source: Source, state: SourceState, token: bytes) -> None:
         now = self._now()
         poll_state = state.poll_state
         if poll_state.started_at is None:
@@ -104,7 +104,6 @@ class Poller:
                 seed_before=poll_state.started_at if planned.seeds else None,
             ),
             cursor_update=cursor_update,
-            on_page=lambda _: renew_lease(),
         )
         if stats.new or stats.changed:
             self._wake()

@@ -23,6 +23,14 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """Count a partition against the share of its owner, a tenant; None: the operator, who has no limit."""
+
+    partition: str
+    owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class LimitInFlight:
     """Lease at most so many items of a partition at once, over all processes."""
 
@@ -62,21 +70,7 @@ class EnablePartition:
     partition: str
 
 
-@dataclass(frozen=True, slots=True)
-class FollowClockBack:
-    """Shift every due of the lane, because the store's clock stepped back."""
-
-    by_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class ExpireLeases:
-    """End every lease of the lane now: only for a caller that knows that all former holders are dead."""
-
-
-Change = (
-    Put | Drop | LimitInFlight | LimitRate | Pause | DisablePartition | EnablePartition | FollowClockBack | ExpireLeases
-)
+Change = Put | Drop | Own | LimitInFlight | LimitRate | Pause | DisablePartition | EnablePartition
 
 
 def encode(change: Change) -> tuple[str, str, str | float, float]:
@@ -86,6 +80,8 @@ def encode(change: Change) -> tuple[str, str, str | float, float]:
             return "put_new" if keep_due else "put", partition, item, after_ms
         case Drop(partition, item):
             return "drop", partition, item, 0
+        case Own(partition, owner):
+            return "own", partition, owner or "", 0
         case LimitInFlight(partition, most):
             return "limit_in_flight", partition, most, 0
         case LimitRate(partition, interval_ms, slack_ms):
@@ -96,9 +92,5 @@ def encode(change: Change) -> tuple[str, str, str | float, float]:
             return "disable", partition, reason, 0
         case EnablePartition(partition):
             return "enable", partition, "", 0
-        case FollowClockBack(by_ms):
-            return "follow_clock_back", "", "", by_ms
-        case ExpireLeases():
-            return "expire_leases", "", "", 0
         case _:
             assert_never(change)

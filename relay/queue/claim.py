@@ -1,6 +1,5 @@
-"""A claim: one item that is this process's for the length of a lease."""
+"""A claim: one item that is this process's for as long as it lives."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,16 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One item under lease. `payload` is what the lane's hooks loaded with it; `until` is the end of the lease on our
-    monotonic clock, counted from before the claim was requested, so never too late."""
+    """One item under lease. `deaths` is how many processes in a row died with it, `proven` and `owner` are those of its
+    partition, `payload` is what the lane's hooks loaded with it."""
 
     partition: str
     item: str
     token: bytes
-    expiries: int
-    until: float
+    deaths: int = 0
+    proven: bool = True
+    owner: str = ""
     payload: Sequence[Any] = ()
-
-    @property
-    def left_s(self) -> float:
-        return self.until - time.monotonic()

@@ -1,14 +1,34 @@
 """Every key of the queue: its shape, and how long it lives. The Lua files build the same names in `lane.lua`."""
 
-TOKEN = "relay:token"  # noqa: S105 - a lease token, nothing secret
-"""STR   the last lease token handed out; no TTL: no token is handed out twice."""
 CLOCK = "relay:clock"
-"""STR   the store's time at the last sweep, ms; no TTL: a step back shows as a smaller `TIME`."""
+"""HASH  last: the last moment of the relay's clock, ms; offset: by how much it is ahead of TIME, which stepped back; no
+TTL: the clock must never go back."""
+PROCESSES = "relay:processes"
+"""ZSET  process → its last heartbeat, ms. A process that leaves, or is found dead, is removed."""
+
+STANDINGS = ("proven", "unproven")
+"""A partition is proven while its last success is less than a day old and fewer than three attempts failed since."""
 
 
-def lane(name: str) -> str:
-    """ZSET  partition → earliest moment at which something can be claimed from it, ms (the lane's index)."""
-    return f"relay:lane:{name}"
+def held(process: str) -> str:
+    """SET   lane and partition (U+001F between) in which a process may have leases; gone with the process."""
+    return f"relay:held:{process}"
+
+
+def index(lane: str, standing: str) -> str:
+    """ZSET  group → earliest moment at which something can be claimed from it, ms. `standing` is one of
+    STANDINGS, a group is standing:owner."""
+    return f"relay:index:{lane}:{standing}"
+
+
+def group(lane: str, name: str) -> str:
+    """ZSET  partition → earliest moment at which something can be claimed from it, ms, of one group."""
+    return f"relay:group:{lane}:{name}"
+
+
+def turns(lane: str) -> str:
+    """HASH  group → when it was served last, ms; a group leaves with its last partition that has something to claim."""
+    return f"relay:turns:{lane}"
 
 
 def waiting(name: str, partition: str) -> str:
@@ -17,27 +37,24 @@ def waiting(name: str, partition: str) -> str:
 
 
 def leased(name: str, partition: str) -> str:
-    """ZSET  item → end of its lease, ms."""
+    """ZSET  item → +inf while its lease holds, afterwards when it ended, ms."""
     return f"relay:leased:{name}:{partition}"
 
 
 def leases(name: str, partition: str) -> str:
-    """HASH  item → token, expired leases in a row, and the due of a put during the lease."""
+    """HASH  item → token (process:exchange:number), how many processes in a row died with the item, and the due of a
+    put during the lease."""
     return f"relay:leases:{name}:{partition}"
 
 
 def partition(name: str, part: str) -> str:
-    """HASH  limits, pace and health of a partition; no TTL: a partition that is disabled must stay so. Of a deleted
-    subscription it stays for a minute, so that a process that still knows it queues nothing."""
+    """HASH  owner, limits, pace and health of a partition, and the group that it is in; no TTL: a partition that is
+    disabled must stay so. Of a deleted subscription it stays for a minute, so that a process that still knows it
+    queues nothing."""
     return f"relay:partition:{name}:{part}"
 
 
-def clock_step(name: str) -> str:
-    """STR   by how many ms the store's clock stepped back; TTL 60 s, in which the lane is shifted once for all."""
-    return f"relay:clock:{name}"
-
-
 def quarantine(name: str) -> str:
-    """ZSET  partition and item (U+001F between) → when it was quarantined, after five leases that ended without a
-    settle. Trimmed with the calls; removed earlier when the call is published after all, or the event replayed."""
+    """ZSET  partition and item (U+001F between) → when it was quarantined, after five processes died with
+    it. Trimmed with the calls; removed earlier when the call is published after all, or the event replayed."""
     return f"relay:quarantined:{name}"

@@ -1,29 +1,38 @@
 """A lane: due items in partitions, handed out under leases. Whatever must be one step is one Lua file."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from relay.queue import changes, settlement
-from relay.queue.changes import Change, Drop, FollowClockBack, Put
+from relay.queue.changes import Change, Drop, Put
 from relay.queue.claim import Claim
+from relay.queue.process import Process
 from relay.queue.scripts import load_script
 from relay.queue.settlement import Settlement
 
-log = structlog.get_logger(__name__)
 
-_CLOCK_STEP_MS = 5000
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a runner has room for: free slots, how many of them unproven partitions may have, and whether a suspect may
+    run. One slot works on `batch` items; `owners` are the slots in use by tenant."""
+
+    slots: int = 0
+    unproven: int = 0
+    suspect: bool = True
+    batch: int = 1
+    owners: Mapping[str, int] = field(default_factory=dict)
+
+
+_NO_ROOM = Room()
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """The reply to an exchange. `next_due_ms` is None when nothing waits; `refused` lists those whose lease had
-    ended."""
+    """The reply to an exchange. `next_due_ms` is None when nothing waits that the runner could claim; `refused` lists
+    the settlements of items that are no longer leased to us."""
 
     now_ms: int
     next_due_ms: int | None
@@ -32,62 +41,66 @@ class Exchange:
 
 
 class Lane:
-    """One kind of work. `lease_s` must outlast one attempt; one exchange claims at most `most` items of a partition.
+    """One kind of work.
 
-    `hooks` is Lua that does, in the step of a claim or settle, what only this lane needs (exchange.lua says which
-    hooks there are); `hook_argument` is theirs.
+    `process` is the one in whose name items are leased (default: one of its own). `hooks` is Lua that does, in the
+    step of a claim or settle, what only this lane needs (exchange.lua lists them); `hook_argument` is theirs.
     """
 
     def __init__(
         self,
         redis: Redis,
         name: str,
+        process: Process | None = None,
         *,
-        lease_s: float,
-        most: int = 50,
         hooks: str = "",
         hook_argument: int | bytes = 0,
     ) -> None:
         self.name = name
-        self.lease_s = lease_s
-        self._most = most
+        self.process = process or Process(redis)
         self._hook_argument = hook_argument
-        self._store_ahead_ms: float | None = None
         self._exchange = load_script(redis, "relay.queue", "exchange", prelude=hooks)
         self._change = load_script(redis, "relay.queue", "change")
 
-    async def exchange(self, settlements: Sequence[tuple[Claim, Settlement]] = (), *, want: int = 0) -> Exchange:
-        """Settle claims and claim up to `want` items, in one round trip."""
-        requested_at = time.monotonic()
+    async def exchange(
+        self, settlements: Sequence[tuple[Claim, Settlement]] = (), *, want: int = 0, room: Room | None = None
+    ) -> Exchange:
+        """Settle claims and claim what there is `room` for, in one round trip. `want` is short for so many slots, for
+        proven and unproven partitions alike."""
+        if room is None:
+            room = Room(want, want) if want else _NO_ROOM
         args: list[Any] = [
             self.name,
-            want,
-            int(self.lease_s * 1000),
-            self._most,
             self._hook_argument,
-            len(settlements),
+            self.process.id,
+            self.process.next_exchange(),
+            room.slots,
+            room.unproven,
+            int(room.suspect),
+            room.batch,
+            len(room.owners),
         ]
+        for owner, slots in room.owners.items():
+            args += (owner, slots)
+        args.append(len(settlements))
         for claim, settled in settlements:
             args += settlement.encode(claim, settled)
-        now_ms, next_due_ms, accepted, claims = await self._exchange(args=args)
-        await self._check_clock(now_ms, requested_at)
-        until = requested_at + self.lease_s
+        now_ms, wall_ms, next_due_ms, accepted, claims = await self._exchange(args=args)
+        self.process.clock.note(now_ms, wall_ms)
         return Exchange(
             now_ms=now_ms,
             next_due_ms=next_due_ms if next_due_ms >= 0 else None,
             refused=[pair for pair, ok in zip(settlements, accepted, strict=True) if not ok],
             claims=[
-                Claim(partition.decode(), item.decode(), token, expiries, until, payload)
-                for partition, item, token, expiries, *payload in claims
+                Claim(partition.decode(), item.decode(), token, deaths, bool(proven), owner.decode(), payload)
+                for partition, item, token, deaths, proven, owner, *payload in claims
             ],
         )
 
     @property
     def store_now_ms(self) -> int:
-        """The store's time as of the last exchange or change, advanced by our monotonic clock; before, our own."""
-        if self._store_ahead_ms is None:
-            return int(time.time() * 1000)
-        return int(time.monotonic() * 1000 + self._store_ahead_ms)
+        """The relay's clock, by which everything is scheduled; see StoreClock."""
+        return self.process.clock.now_ms
 
     async def put(self, partition: str, item: str, *, after_ms: int = 0, keep_due: bool = False) -> None:
         """Make one item due; see Put."""
@@ -98,25 +111,14 @@ class Lane:
         await self.apply(Drop(partition, item))
 
     async def apply(self, *changes_: Change) -> int:
-        """Apply changes in one step; returns the store's time, ms."""
+        """Apply changes in one step; returns the relay's time, ms."""
         args: list[Any] = [self.name, len(changes_)]
         for change in changes_:
             args += changes.encode(change)
-        now_ms = int(await self._change(args=args))
-        if self._store_ahead_ms is None:
-            self._store_ahead_ms = now_ms - time.monotonic() * 1000
-        return now_ms
+        now_ms, wall_ms = await self._change(args=args)
+        self.process.clock.note(now_ms, wall_ms)
+        return int(now_ms)
 
-    async def _check_clock(self, now_ms: int, requested_at: float) -> None:
-        """Note the store's time. When its clock stepped back, shift the lane's dues with it, so that no item waits that
-        long. A reply that was delayed on its way looks late, not early: the earliest it can have left counts."""
-        ahead_ms = now_ms - time.monotonic() * 1000
-        if self._store_ahead_ms is not None:
-            back_ms = self._store_ahead_ms - (now_ms - requested_at * 1000)
-            if back_ms > _CLOCK_STEP_MS:
-                try:
-                    await self.apply(FollowClockBack(int(back_ms)))
-                except (RedisError, OSError):
-                    return  # the next exchange sees it again
-                log.warning("store_clock_stepped_back", lane=self.name, by_s=round(back_ms / 1000))
-        self._store_ahead_ms = ahead_ms
+    async def give_back(self, working: Sequence[Claim]) -> int:
+        """Give back the items that are leased to this process and not among `working`; returns how many there were."""
+        return await self.process.give_back(self.name, [claim.token.decode() for claim in working])

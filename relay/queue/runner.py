@@ -1,22 +1,22 @@
 """The loop that claims from one lane and does the work. Each attempt is settled when it ends; none waits for another.
 
-It streams: what is finished leaves with the next exchange, which claims as much as there is room for. It holds at most
-twice what it can start. While the store is unavailable no work is cancelled: settlements are kept and sent again.
+It streams: what is finished leaves with the next exchange, which claims as much as there is room for; what is claimed
+starts at once. While the store is unavailable no work is cancelled: settlements are kept and sent again.
 """
 
 import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import groupby
 
 import structlog
 from redis.exceptions import RedisError
 
 from relay.queue.claim import Claim
-from relay.queue.lane import Lane
-from relay.queue.settlement import Renew, Retry, Settlement
+from relay.queue.lane import Lane, Room
+from relay.queue.settlement import Retry, Settlement
 from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
@@ -28,18 +28,20 @@ Work = Callable[[Sequence[Claim], Settle], Awaitable[None]]
 
 _SLEEP_S = 1.0
 _GROUP_S = 0.002
-_UNPROVEN_RETRY_MS = 500
+_FULL_PARTITIONS_S = 0.05
 _INTERRUPTED_RETRY_MS = 1000
-_SUSPECT_EXPIRIES = 3
+_ERROR_RETRY_MS = 1000
+_LONGEST_ERROR_RETRY_MS = 300_000
+_SUSPECT_DEATHS = 3
+_RECOUNT_AFTER_ERROR_S = 1.0
 
 
 class Runner:
     """Does the work of one lane in this process.
 
-    `concurrency` attempts run at the same time. An item with less than `min_lease_s` of lease left when its turn comes
-    is returned. With `batch` > 1 the work gets up to that many claims of one partition together. Claims of partitions
-    that are `unproven` (slow, or without a successful attempt so far) share a fifth of the room. With `renews` leases
-    are renewed for as long as the work goes on. `on_settled` is called once the store has a settlement.
+    `concurrency` attempts run at the same time, at most half of them for partitions that are unproven. With `batch` > 1
+    the work gets up to that many claims of one partition together. `on_settled` is called once the store has a
+    settlement, `on_error` when work raises.
     """
 
     def __init__(
@@ -48,32 +50,27 @@ class Runner:
         work: Work,
         *,
         concurrency: int,
-        min_lease_s: float,
         batch: int = 1,
-        renews: bool = False,
-        unproven: Callable[[str], bool] | None = None,
         on_settled: Callable[[Claim, Settlement], None] | None = None,
+        on_error: Callable[[str], None] | None = None,
     ) -> None:
         self.lane = lane
         self._work = work
         self._concurrency = concurrency
-        self._min_lease_s = min_lease_s
         self._batch = batch
-        self._renews = renews
-        self._unproven = unproven
         self._on_settled = on_settled
-        self._ready: deque[list[Claim]] = deque()
-        self._unproven_ready: deque[list[Claim]] = deque()
-        self._unproven_running: set[asyncio.Task[None]] = set()
-        self._suspect: Claim | None = None
-        self._suspect_runs = False
-        self._held: dict[bytes, Claim] = {}
+        self._on_error = on_error
+        self._held: dict[tuple[str, str], Claim] = {}
         self._outbox: list[tuple[Claim, Settlement]] = []
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Claim] = {}
+        self._owners: Counter[str] = Counter()
+        self._errors: dict[tuple[str, str], int] = {}
         self._wake = asyncio.Event()
         self._stopping = False
         self._deadline = float("inf")
         self._store_unavailable = False
+        self.recount_every_s = 60.0
+        self._recount_at = 0.0
         self.settled = 0
         self.refused = 0
 
@@ -85,7 +82,7 @@ class Runner:
     @property
     def full(self) -> bool:
         """Whether there is no room for more."""
-        return self._room() <= 0
+        return self._room().slots <= 0
 
     def wake(self) -> None:
         """Look at the lane now: it has fresh work."""
@@ -93,10 +90,11 @@ class Runner:
 
     def settle(self, claim: Claim, settlement: Settlement) -> None:
         """Report how the work on a claim ended. It leaves with the next exchange."""
-        if claim.token not in self._held:
+        key = (claim.partition, claim.item)
+        if self._held.get(key) is not claim:
             return
-        if not isinstance(settlement, Renew):
-            del self._held[claim.token]
+        del self._held[key]
+        self._errors.pop(key, None)
         self._outbox.append((claim, settlement))
         self._wake.set()
 
@@ -115,7 +113,7 @@ class Runner:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(wait_s):
                             await self._wake.wait()
-                elif len(self._ready) * 4 > self._concurrency:
+                if len(self._running) * 4 > self._concurrency and not self._stopping:
                     await asyncio.sleep(_GROUP_S)  # there is enough to do: let settlements gather for one exchange
                 self._wake.clear()
         finally:
@@ -129,22 +127,27 @@ class Runner:
             return True
         return not self._running and not self._outbox
 
-    def _room(self) -> int:
-        if self._stopping or self._suspect is not None:
-            return 0
-        return 2 * self._concurrency * self._batch - len(self._held)
+    def _room(self) -> Room:
+        slots = 0 if self._stopping else max(self._concurrency - len(self._running), 0)
+        unproven = sum(not claim.proven for claim in self._running.values())
+        return Room(
+            slots=slots,
+            unproven=max(max(self._concurrency // 2, 1) - unproven, 0),
+            suspect=all(claim.deaths < _SUSPECT_DEATHS for claim in self._running.values()),
+            batch=self._batch,
+            owners=self._owners,
+        )
 
     async def _turn(self) -> float:
         """Exchange once if there is a reason to; returns how long to wait for the next reason, 0 for not at all."""
-        if self._stopping:
-            self._return_unstarted()
         room = self._room()
         outbox, self._outbox = self._outbox, []
-        if not outbox and room <= 0:
-            self._start()  # a suspect waits only so long for the others to end
+        if not outbox and room.slots <= 0:
             return self._until_deadline(_SLEEP_S)
         try:
-            reply = await self.lane.exchange(outbox, want=max(room, 0))
+            if time.monotonic() >= self._recount_at:
+                await self._recount(outbox)
+            reply = await self.lane.exchange(outbox, room=room)
         except (RedisError, OSError) as error:
             await self._keep(outbox, error)
             return 0
@@ -155,131 +158,108 @@ class Runner:
             self._store_unavailable = False
             log.info("store_recovered", lane=self.lane.name)
         self.settled += len(outbox) - len(reply.refused)
+        refused = {id(claim) for claim, _ in reply.refused}
         if self._on_settled is not None:
             for claim, settlement in outbox:
-                self._on_settled(claim, settlement)
+                if id(claim) not in refused:
+                    self._on_settled(claim, settlement)
         for claim, _ in reply.refused:
             self.refused += 1
-            log.warning("settlement_refused", lane=self.lane.name, item=claim.item, reason="the lease had ended")
-        self._take(reply.claims)
-        self._start()
+            log.warning("settlement_refused", lane=self.lane.name, item=claim.item, reason="its lease had ended")
+        self._start(reply.claims)
         if self._outbox:
-            return 0
-        if reply.claims and len(reply.claims) >= room > 0:
             return 0
         if reply.next_due_ms is None:
             return self._until_deadline(_SLEEP_S)
-        return self._until_deadline(min(max((reply.next_due_ms - reply.now_ms) / 1000, 0.001), _SLEEP_S))
+        due_s = (reply.next_due_ms - reply.now_ms) / 1000
+        # What is due and was not claimed waits for room in its partition; another process may be the one to make it.
+        return self._until_deadline(min(max(due_s, 0.001 if reply.claims else _FULL_PARTITIONS_S), _SLEEP_S))
 
     def _until_deadline(self, wait_s: float) -> float:
         return max(min(wait_s, self._deadline - time.monotonic()), 0.001)
 
     async def _keep(self, outbox: list[tuple[Claim, Settlement]], error: Exception) -> None:
-        """Keep settlements, past their leases too: they are valid until another runner claims the item."""
-        unsent = outbox + self._outbox
-        renewals = {claim.token: (claim, renew) for claim, renew in unsent if isinstance(renew, Renew)}
-        self._outbox = [*renewals.values(), *(pair for pair in unsent if not isinstance(pair[1], Renew))]
+        """Keep settlements: they are valid until another runner claims the item."""
+        self._outbox = outbox + self._outbox
+        self._recount_at = time.monotonic() + _RECOUNT_AFTER_ERROR_S
         if not self._store_unavailable:
             self._store_unavailable = True
             log.warning("store_unavailable", lane=self.lane.name, error=str(error), unsent=len(self._outbox))
         await asyncio.sleep(0.2)
 
-    def _take(self, claims: Sequence[Claim]) -> None:
+    async def _recount(self, outbox: list[tuple[Claim, Settlement]]) -> None:
+        """Give back what is leased to us without our knowledge: the reply that had it was lost."""
+        count = await self.lane.give_back([*self._held.values(), *(claim for claim, _ in outbox)])
+        self._recount_at = time.monotonic() + self.recount_every_s
+        if count:
+            log.warning("claims_given_back", lane=self.lane.name, count=count, reason="their claim's reply was lost")
+
+    def _start(self, claims: Sequence[Claim]) -> None:
+        for _, members in groupby(claims, key=lambda claim: claim.partition):
+            batch = list(members)
+            for at in range(0, len(batch), self._batch):
+                self._launch(batch[at : at + self._batch])
+
+    def _launch(self, claims: list[Claim]) -> None:
         for claim in claims:
-            self._held[claim.token] = claim
-        if claims and claims[0].expiries >= _SUSPECT_EXPIRIES:
-            self._suspect = claims[0]  # it may have killed the processes that held it: it runs alone
-            return
-        if self._batch == 1:
-            for claim in claims:
-                unproven = self._unproven is not None and self._unproven(claim.partition)
-                (self._unproven_ready if unproven else self._ready).append([claim])
-            return
-        for _, group in groupby(claims, key=lambda claim: claim.partition):
-            members = list(group)
-            self._ready.extend(members[at : at + self._batch] for at in range(0, len(members), self._batch))
-
-    def _start(self) -> None:
-        if self._suspect is not None and not self._suspect_runs and not self._stopping:
-            busy = self._running or self._ready or self._unproven_ready
-            if not busy or self._suspect.left_s < self._min_lease_s + _SLEEP_S:
-                self._suspect_runs = True
-                self._launch([self._suspect])
-            if not busy:
-                return
-        while self._ready and len(self._running) < self._concurrency:
-            self._launch_in_time(self._ready.popleft())
-        fifth = max(self._concurrency // 5, 1)
-        while self._unproven_ready and len(self._unproven_running) < fifth:
-            task = self._launch_in_time(self._unproven_ready.popleft())
-            if task is not None:
-                self._unproven_running.add(task)
-                task.add_done_callback(self._unproven_running.discard)
-        while len(self._unproven_ready) > fifth:
-            for claim in self._unproven_ready.pop():
-                self.settle(claim, Retry(_UNPROVEN_RETRY_MS))
-
-    def _launch_in_time(self, claims: list[Claim]) -> "asyncio.Task[None] | None":
-        if claims[0].left_s >= self._min_lease_s:
-            return self._launch(claims)
-        for claim in claims:
-            self.settle(claim, Retry())
-        return None
-
-    def _launch(self, claims: list[Claim]) -> "asyncio.Task[None]":
+            self._held[claim.partition, claim.item] = claim
         task = asyncio.create_task(self._attempt(claims))
-        self._running.add(task)
+        # The one most suspected stands for its batch.
+        self._running[task] = max(claims, key=lambda claim: claim.deaths)
+        if claims[0].owner:
+            self._owners[claims[0].owner] += 1
         task.add_done_callback(self._ended)
-        return task
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._running.discard(task)
-        self._start()
+        owner = self._running.pop(task).owner
+        if owner:
+            self._owners[owner] -= 1
+            if not self._owners[owner]:
+                del self._owners[owner]
         self._wake.set()
 
     async def _attempt(self, claims: list[Claim]) -> None:
         try:
-            async with self._renewed(claims):
-                await self._work(claims, self.settle)
-        except (RedisError, ConnectionError) as error:
-            log.warning("work_interrupted", lane=self.lane.name, error=str(error))
-            for claim in claims:
-                self.settle(claim, Retry(_INTERRUPTED_RETRY_MS))
-        except Exception:
-            # Left to the end of the lease on purpose: that is counted, and after five the item is quarantined.
+            await self._work(claims, self.settle)
+        except Exception as error:
+            causes = list(_causes(error))
+            if any(isinstance(cause, RedisError) for cause in causes):
+                log.warning("work_interrupted", lane=self.lane.name, error="; ".join(map(str, causes)))
+                self._retry(claims, _INTERRUPTED_RETRY_MS)
+                return
             log.exception("work_failed", lane=self.lane.name, items=[claim.item for claim in claims])
+            if self._on_error is not None:
+                self._on_error(self.lane.name)
+            for claim in claims:
+                self._retry_after_error(claim)
         finally:
             for claim in claims:
-                self._held.pop(claim.token, None)
-            if self._suspect in claims:
-                self._suspect, self._suspect_runs = None, False
+                if self._held.get((claim.partition, claim.item)) is claim:
+                    del self._held[claim.partition, claim.item]
 
-    @contextlib.asynccontextmanager
-    async def _renewed(self, claims: list[Claim]) -> AsyncIterator[None]:
-        async def renew() -> None:
-            while True:
-                await asyncio.sleep(self.lane.lease_s / 4)
-                for claim in claims:
-                    self.settle(claim, Renew())
+    def _retry(self, claims: Sequence[Claim], after_ms: int) -> None:
+        for claim in claims:
+            self.settle(claim, Retry(after_ms))
 
-        renewing = [asyncio.create_task(renew())] if self._renews else []
-        try:
-            yield
-        finally:
-            await cancel(*renewing)
-
-    def _return_unstarted(self) -> None:
-        unstarted = [claim for claims in (*self._ready, *self._unproven_ready) for claim in claims]
-        self._ready.clear()
-        self._unproven_ready.clear()
-        if self._suspect is not None and not self._suspect_runs:
-            unstarted.append(self._suspect)
-            self._suspect = None
-        for claim in unstarted:
-            self.settle(claim, Retry())
+    def _retry_after_error(self, claim: Claim) -> None:
+        key = (claim.partition, claim.item)
+        if self._held.get(key) is not claim:
+            return  # settled before the work raised
+        errors = self._errors.get(key, 0)
+        self._retry([claim], min(_ERROR_RETRY_MS * 2**errors, _LONGEST_ERROR_RETRY_MS))
+        self._errors[key] = min(errors + 1, 30)
 
     async def _send_rest(self) -> None:
         if self._outbox:
             with contextlib.suppress(RedisError, OSError):
                 await self.lane.exchange(self._outbox)
                 self._outbox = []
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Walk over what an exception group holds; other exceptions are their own cause."""
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _causes(member)
+    else:
+        yield error

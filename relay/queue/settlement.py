@@ -9,8 +9,8 @@ from relay.queue.claim import Claim
 
 
 class PartitionHealth(StrEnum):
-    """What an attempt showed about its partition. Five unhealthy ones in a row open the circuit, a healthy one closes
-    it; failing only means that no attempt has succeeded since."""
+    """What the work showed about its partition. A healthy result proves it, so that it may use its share of a lane;
+    three others in a row end that. Five unhealthy ones in a row open the circuit, a healthy one closes it."""
 
     HEALTHY = "healthy"
     FAILING = "failing"
@@ -43,18 +43,13 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
-class Renew:
-    """The work goes on: the lease ends a full length from now."""
-
-
-@dataclass(frozen=True, slots=True)
 class Intent:
     """The work is about to do what must not be done twice. Refused unless the lease still holds."""
 
     detail: Detail
 
 
-Settlement = Done | Retry | Renew | Intent
+Settlement = Done | Retry | Intent
 
 
 def encode(claim: Claim, settlement: Settlement) -> list[str | bytes | int]:
@@ -64,8 +59,6 @@ def encode(claim: Claim, settlement: Settlement) -> list[str | bytes | int]:
             verb, after_ms = "done", 0
         case Retry(after_ms, detail, health):
             verb = "retry"
-        case Renew():
-            verb, after_ms, detail, health = "renew", 0, None, None
         case Intent(detail):
             verb, after_ms, health = "intent", 0, None
         case _:

@@ -1,7 +1,7 @@
 -- The hooks of the lanes whose items are calls: enrich, contacts and record (see exchange.lua).
 --
 -- ARGV   [1] the lane
---        [5] of record: the recording part of a call whose audio is not fetched any more, packed
+--        [2] of record: the recording part of a call whose audio is not fetched any more, packed
 -- FIELDS of enrich:   contact_wanted  there when the call's contact is to be looked up: put into contacts
 --        of contacts: contact    the call's contact: written to the call, which is due in enrich
 --                     lookup     how far the attempts to look it up have come
@@ -81,7 +81,7 @@ elseif ARGV[1] == 'record' then
   function hooks.on_quarantine(sid, cid, _, now)
     local k_call = 'relay:call:' .. cid
     if redis.call('EXISTS', k_call) == 1 then
-      write_part(k_call, 'recording', ARGV[5], 'fetch')
+      write_part(k_call, 'recording', ARGV[2], 'fetch')
       owe('enrich', sid, cid, now, 'LT')
     end
     settle_owed('record', sid, cid)

@@ -7,6 +7,8 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.exceptions import RedisError
 
+from relay.queue.keys import CLOCK
+
 STORE_ERRORS: Final = (RedisError, OSError)
 """What every operation of the store may raise while the server is unavailable; for `except STORE_ERRORS`."""
 
@@ -25,9 +27,12 @@ def connection_pool(url: str, **options: Any) -> ConnectionPool:
 
 
 async def now_ms(redis: Redis) -> int:
-    """Read the store's clock, which all processes share."""
-    seconds, micros = await redis.time()
-    return int(seconds) * 1000 + int(micros) // 1000
+    """Read the relay's clock (see lane.lua), which all processes share."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.time()
+        pipe.hmget(CLOCK, ["last", "offset"])
+        (seconds, micros), (last, offset) = await pipe.execute()
+    return max(int(seconds * 1000 + micros / 1000 + float(offset or 0)), int(float(last or 0)))
 
 
 async def scan(redis: Redis, pattern: str, *, batch: int = 200) -> AsyncIterator[list[str]]:

@@ -1,6 +1,6 @@
 -- The hooks of the deliver lane (see exchange.lua): an item is an ordering key; its pending events go out in their order.
 --
--- ARGV   [5] event TTL s
+-- ARGV   [2] event TTL s
 -- FIELDS event        the event that was attempted
 --        state        what is known of its delivery from now on
 --        dead_letter  there when no further attempt is made
@@ -11,7 +11,7 @@
 -- * a subscription is removed from the configuration while events wait: the lane drops them; they are owed still, should
 --   it be added again.
 
-local event_ttl = tonumber(ARGV[5])
+local event_ttl = tonumber(ARGV[2])
 
 local function write_state(sub, eid, state)
   redis.call('HSET', 'relay:event:' .. eid, sub, state)

@@ -66,9 +66,15 @@ class ErasureStore:
             await self._redis.zrem(keys.CALLS, *call_ids)
         today = datetime.now(UTC).date()
         days = [(today + timedelta(days=2 - back)).isoformat() for back in range(_SEEN_DAYS)]
+        groups = {
+            lane: await self._redis.hget(queue_keys.partition(lane, source_id), "group")  # type: ignore[misc]
+            for lane in LaneName
+            if lane is not LaneName.DELIVER
+        }
         async with self._redis.pipeline(transaction=True) as pipe:
-            for lane in (LaneName.ENRICH, LaneName.CONTACTS, LaneName.RECORD):
-                pipe.zrem(queue_keys.lane(lane), source_id)
+            for lane in groups:
+                if group := groups[lane]:
+                    pipe.zrem(queue_keys.group(lane, group.decode()), source_id)
                 pipe.delete(
                     queue_keys.waiting(lane, source_id),
                     queue_keys.leased(lane, source_id),

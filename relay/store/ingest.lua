@@ -24,7 +24,7 @@ local sid, token, mapping, via = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local call_ttl = tonumber(ARGV[5])
 if redis.call('HEXISTS', 'relay:removals', sid) == 1 or is_removed('source', sid) then return false end
 if token ~= '' then
-  local lease = lease_of('poll', '', sid)
+  local lease = lease_of('poll', sid, sid)
   if not lease or lease.token ~= token then return false end
 end
 

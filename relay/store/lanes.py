@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from relay.domain.call import RecordingStatus
 from relay.domain.json import Json
 from relay.queue.lane import Lane
+from relay.queue.process import Process
 from relay.store.deliveries import DeliveryState
 from relay.store.documents import pack
 from relay.store.scripts import lane_hooks
@@ -31,24 +32,17 @@ _HOOKS = {LaneName.POLL: "poll_lane", LaneName.DELIVER: "deliver_lane"}
 _NOT_FETCHED = pack({"status": RecordingStatus.UNAVAILABLE.value})
 
 
-def open_lane(redis: Redis, name: LaneName, *, lease_s: float, most: int = 50, events_ttl_s: int = 0) -> Lane:
-    """Open a lane; `events_ttl_s` is how long a settled delivery keeps its event."""
+def open_lane(redis: Redis, name: LaneName, process: Process | None = None, *, events_ttl_s: int = 0) -> Lane:
+    """Open a lane for a process (default: one of its own); `events_ttl_s` is how long a settled delivery keeps its
+    event."""
     hooks = lane_hooks(_HOOKS.get(name, "call_lanes"))
     argument = _NOT_FETCHED if name is LaneName.RECORD else events_ttl_s
-    return Lane(redis, name, lease_s=lease_s, most=most, hooks=hooks, hook_argument=argument)
+    return Lane(redis, name, process, hooks=hooks, hook_argument=argument)
 
 
-def open_lanes(redis: Redis, *, attempt_timeout_s: float, events_ttl_s: int) -> Lanes:
-    """Open every lane. A lease outlasts one attempt; those of polls and recordings are renewed while they go on."""
-    return {
-        LaneName.POLL: open_lane(redis, LaneName.POLL, lease_s=120),
-        LaneName.ENRICH: open_lane(redis, LaneName.ENRICH, lease_s=45),
-        LaneName.CONTACTS: open_lane(redis, LaneName.CONTACTS, lease_s=45),
-        LaneName.RECORD: open_lane(redis, LaneName.RECORD, lease_s=120, most=8),
-        LaneName.DELIVER: open_lane(
-            redis, LaneName.DELIVER, lease_s=2 * attempt_timeout_s + 15, events_ttl_s=events_ttl_s
-        ),
-    }
+def open_lanes(redis: Redis, process: Process, *, events_ttl_s: int) -> Lanes:
+    """Open every lane for a process."""
+    return {name: open_lane(redis, name, process, events_ttl_s=events_ttl_s) for name in LaneName}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@
 -- with success: its token is old, nothing is written.
 
 local sid, token, message = ARGV[1], ARGV[2], ARGV[3]
-local lease = lease_of('poll', '', sid)
+local lease = lease_of('poll', sid, sid)
 if not lease or lease.token ~= token then return false end
 
 local name = 'relay:source:' .. sid

@@ -1,4 +1,4 @@
--- The hooks of the poll lane (see exchange.lua): an item is a source.
+-- The hooks of the poll lane (see exchange.lua): an item is a source, in a partition of its own.
 --
 -- ARGV   nothing of its own
 -- FIELDS none

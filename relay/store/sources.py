@@ -184,7 +184,7 @@ class SourceStore:
         async with self._redis.pipeline(transaction=False) as pipe:
             for sid in sids:
                 pipe.hgetall(keys.source(sid))
-                pipe.zscore(queue_keys.waiting(LaneName.POLL, ""), sid)
+                pipe.zscore(queue_keys.waiting(LaneName.POLL, sid), sid)
                 pipe.hlen(keys.quarantine(sid))
             rows = await pipe.execute()
         return [

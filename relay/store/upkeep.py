@@ -1,4 +1,4 @@
-"""What the sweep does to the store: which of its tasks are due, trimming, steps of the clock, and what is measured."""
+"""What the sweep does to the store: which of its tasks are due, trimming, restoring, and what is measured."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ _SILENCE_CHECK_EVERY_S: Final = 300
 _DAY_S: Final = 86_400
 _MOST_PARTITIONS: Final = 1000
 _PAGE: Final = 500
-_LOST_LEASE_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +52,6 @@ class Upkeep:
         """Whether sources are to be checked for unusual silence now: every five minutes, by one process."""
         return bool(await self._redis.set(keys.SILENCE_CHECKED, 1, nx=True, ex=_SILENCE_CHECK_EVERY_S))
 
-    async def clock_step_back_ms(self) -> int:
-        """By how much the store's clock is behind what the last call of this saw; negative as time goes on."""
-        now_ms = await connection.now_ms(self._redis)
-        return int(await self._redis.getset(queue_keys.CLOCK, now_ms) or 0) - now_ms
-
     async def restore(self, lane: LaneName) -> int:
         """Put back what is owed and the lane has lost; returns how many items."""
         kind = "subscription" if lane is LaneName.DELIVER else "source"
@@ -72,25 +66,24 @@ class Upkeep:
                     pipe.zcard(keys.owed_items(lane, partition))
                     pipe.zcard(queue_keys.waiting(lane, partition))
                     pipe.zcard(queue_keys.leased(lane, partition))
-                    pipe.zscore(queue_keys.lane(lane), partition)
                 sizes = await pipe.execute()
-            for partition, owed, waiting, leased, place in zip(page, *(sizes[n::4] for n in range(4)), strict=True):
+            for partition, owed, waiting, leased in zip(page, *(sizes[n::3] for n in range(3)), strict=True):
                 # Each item of a lane is owed, so equal numbers mean that nothing is lost.
                 if owed > waiting + leased:
                     restored += await self._restore_partition(lane, partition)
-                elif place is None:
-                    await self._restore(args=[lane, partition, _LOST_LEASE_MS])  # only its place in the index is lost
+                elif waiting:
+                    await self._restore(args=[lane, partition])  # should its place in the index be lost
         return restored
 
     async def restore_polls(self, sids: Sequence[str]) -> int:
         """Put back sources that the poll lane has lost; returns how many."""
-        return int(await self._restore(args=[LaneName.POLL, "", _LOST_LEASE_MS, *sids])) if sids else 0
+        return int(await self._restore(args=[LaneName.POLL, "", *sids])) if sids else 0
 
     async def _restore_partition(self, lane: LaneName, partition: str) -> int:
         cursor, restored = 0, 0
         while True:
             cursor, items = await self._redis.zscan(keys.owed_items(lane, partition), cursor, count=_PAGE)
-            args = [lane, partition, _LOST_LEASE_MS, *(item for item, _ in items)]
+            args = [lane, partition, *(item for item, _ in items)]
             restored += int(await self._restore(args=args))
             if cursor == 0:
                 return restored
@@ -118,9 +111,11 @@ class Upkeep:
     async def backlog(self, lane: LaneName) -> Backlog:
         """Measure a lane by its schedule: what waits for a circuit or a pause is not late."""
         now_ms = await connection.now_ms(self._redis)
-        partitions = await self._redis.zrangebyscore(
-            queue_keys.lane(lane), "-inf", now_ms, start=0, num=_MOST_PARTITIONS
-        )
+        partitions: list[bytes] = []
+        for standing in queue_keys.STANDINGS:
+            for group in await self._redis.zrangebyscore(queue_keys.index(lane, standing), "-inf", now_ms):
+                name = queue_keys.group(lane, group.decode())
+                partitions += await self._redis.zrangebyscore(name, "-inf", now_ms, start=0, num=_MOST_PARTITIONS)
         async with self._redis.pipeline(transaction=False) as pipe:
             for partition in partitions:
                 name = queue_keys.waiting(lane, partition.decode())

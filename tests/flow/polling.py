@@ -181,7 +181,7 @@ class PollHarness:
             connect_source(SID, self.options, None, BudgetStore(redis), public_url=None),  # type: ignore[arg-type]  # no HTTP
             provider=NoPorts(self.calls),
         )
-        self.lane = Lane(redis, "poll", lease_s=120)
+        self.lane = Lane(redis, "poll")
         self.store = open_store(redis, calls_ttl_s=30 * 86_400, events_ttl_s=14 * 86_400)
         self.store.calls = self.ingested = WatchedCalls(redis)
         poller = Poller(
@@ -203,7 +203,7 @@ class PollHarness:
 
     async def claim(self) -> Claim:
         """Claim the source, as a runner does, now."""
-        await self.lane.put("", SID)
+        await self.lane.put(SID, SID)
         (claim,) = (await self.lane.exchange(want=1)).claims
         return claim
 
@@ -233,7 +233,7 @@ class PollHarness:
 
     async def end_lease(self) -> None:
         """Let the lease be over, and the source be anybody's."""
-        await self.lane.drop("", SID)
+        await self.lane.drop(SID, SID)
 
     async def lose_the_store(self) -> None:
         """An unsaved Redis restarts, empty."""

@@ -158,7 +158,7 @@ async def test_a_check_reports_what_is_wrong(api: ApiClient, provider: tuple[Fau
 async def test_a_paused_source_is_not_polled_and_publishes_what_was_ingested(api: ApiClient) -> None:
     """Pausing removes it from the poll lane; events of calls that were ingested before are published."""
     await api.post("/v1/sources", {**SOURCE, "id": "new"})
-    waiting = queue_keys.waiting("poll", "")
+    waiting = queue_keys.waiting("poll", "new")
     assert await api.relay.redis.zscore(waiting, "new") is not None
 
     paused = await api.post("/v1/sources/new/pause")

@@ -91,7 +91,8 @@ class BackfillHarness:
         before = self.subscriber.received("a")
 
         async def idle() -> bool:
-            return not await self.redis.exists(queue_keys.lane("enrich"), queue_keys.lane("deliver"))
+            lanes = [(lane, standing) for lane in ("enrich", "deliver") for standing in queue_keys.STANDINGS]
+            return not await self.redis.exists(*(queue_keys.index(*lane) for lane in lanes))
 
         await _until(idle)
         assert self.subscriber.received("a") == before

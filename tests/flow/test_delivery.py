@@ -169,7 +169,7 @@ async def test_an_open_circuit_spends_no_attempts_and_one_probe_closes_it(start:
         received = relay.report().received
         relay.subscriber.script("a")
         await relay.call("late")
-        index = await relay.redis.zscore(queue_keys.lane("deliver"), "a")
+        index = await relay.redis.zscore(queue_keys.group("deliver", "unproven:"), "a")
         now_ms = relay.runtime.lanes[LaneName.DELIVER].store_now_ms
 
         assert index is not None

@@ -41,7 +41,7 @@ def store_of(redis: Redis) -> Store:
 
 
 def lane_of(redis: Redis) -> Lane:
-    return open_lane(redis, LaneName.DELIVER, lease_s=60, events_ttl_s=1000)
+    return open_lane(redis, LaneName.DELIVER, events_ttl_s=1000)
 
 
 async def ingest_call(redis: Redis) -> StoredCall:

@@ -70,8 +70,8 @@ async def waiting(redis: Redis, lane: LaneName) -> list[str]:
 
 async def poll_token(redis: Redis) -> tuple[Lane, bytes]:
     """Claim the poll of `main`."""
-    lane = Lane(redis, "poll", lease_s=60)
-    await lane.put("", "main")
+    lane = Lane(redis, "poll")
+    await lane.put("main", "main")
     [claim] = (await lane.exchange(want=1)).claims
     return lane, claim.token
 
@@ -81,8 +81,9 @@ async def seen_days(redis: Redis) -> list[str]:
 
 
 async def dump(redis: Redis) -> dict[bytes, Any]:
-    """Everything in the store but expiries."""
-    return {name: await redis.dump(name) for name in sorted(await redis.keys("*"))}
+    """Everything in the store but expiries and the time."""
+    names = sorted(name for name in await redis.keys("*") if name.decode() != queue_keys.CLOCK)
+    return {name: await redis.dump(name) for name in names}
 
 
 # New, known, changed
@@ -126,7 +127,7 @@ async def test_a_changed_row_is_a_new_version(redis: Redis) -> None:
     await ingested(redis, row(make_record(outcome=Outcome.NO_ANSWER)))
     first = await stored_call(redis)
     await redis.hset(keys.call(first.id), mapping={"contact": pack({"lookup_status": "none"})})  # type: ignore[misc]
-    await redis.delete(queue_keys.waiting("enrich", "main"), queue_keys.lane("enrich"))
+    await redis.delete(queue_keys.waiting("enrich", "main"))
     changed = make_record(outcome=Outcome.BUSY)
 
     assert await ingested(redis, row(changed)) == [CHANGED]
@@ -146,7 +147,7 @@ async def test_a_recording_is_fetched_once_a_call_turns_out_answered(redis: Redi
     assert len(await waiting(redis, "record")) == 1
 
     call = await stored_call(redis)
-    await redis.delete(queue_keys.waiting("record", "main"), queue_keys.lane("record"))
+    await redis.delete(queue_keys.waiting("record", "main"))
     await redis.hset(keys.call(call.id), mapping={"recording": pack({"status": "available"})})  # type: ignore[misc]
     assert await ingested(redis, row(make_record(outcome=Outcome.ANSWERED, audio=True, status_raw="x"))) == [CHANGED]
 
@@ -156,7 +157,7 @@ async def test_a_recording_is_fetched_once_a_call_turns_out_answered(redis: Redi
 async def test_a_recording_wanted_while_its_lease_is_being_settled_is_fetched(redis: Redis) -> None:
     """The worker saw `busy` and settles `Done`; meanwhile the row turned back to `answered`."""
     await ingested(redis, row(make_record(outcome=Outcome.ANSWERED, audio=True)))
-    record = open_lane(redis, LaneName.RECORD, lease_s=60)
+    record = open_lane(redis, LaneName.RECORD)
     await ingested(redis, row(make_record(outcome=Outcome.BUSY)))
     [claim] = (await record.exchange(want=1)).claims
     await ingested(redis, row(make_record(outcome=Outcome.ANSWERED, audio=True)))
@@ -172,7 +173,7 @@ async def test_a_recording_wanted_while_its_lease_is_being_settled_is_fetched(re
 async def test_a_change_during_a_fetch_neither_repeats_nor_hastens_it(redis: Redis, settlement: Settlement) -> None:
     """A stored recording stays stored, a backoff stays as it is."""
     await ingested(redis, row(make_record(outcome=Outcome.ANSWERED, audio=True)))
-    record = open_lane(redis, LaneName.RECORD, lease_s=60)
+    record = open_lane(redis, LaneName.RECORD)
     [claim] = (await record.exchange(want=1)).claims
     await ingested(redis, row(make_record(outcome=Outcome.ANSWERED, audio=True, status_raw="x")))
 
@@ -325,7 +326,7 @@ async def test_a_new_mapping_version_publishes_no_updates(redis: Redis) -> None:
     old, new = make_record(end_reason="hangup"), make_record(end_reason="caller_hangup")
     await ingested(redis, row(old))
     before = await stored_call(redis)
-    await redis.delete(queue_keys.waiting("enrich", "main"), queue_keys.lane("enrich"))
+    await redis.delete(queue_keys.waiting("enrich", "main"))
 
     assert await ingested(redis, row(new), mapping=2) == [REHASHED]
     assert await stored_call(redis) == before
@@ -354,7 +355,7 @@ async def test_a_change_after_a_new_mapping_version_is_a_change(redis: Redis) ->
 async def test_a_new_mapping_version_does_not_swallow_the_end_of_a_call(redis: Redis) -> None:
     """The release changed during the call: the row is written differently, and the call has ended."""
     await ingested(redis, row(make_record(finished=False, end_reason="")))
-    await redis.delete(queue_keys.waiting("enrich", "main"), queue_keys.lane("enrich"))
+    await redis.delete(queue_keys.waiting("enrich", "main"))
 
     assert await ingested(redis, row(make_record(finished=True, end_reason="caller_hangup")), mapping=2) == [CHANGED]
 
@@ -383,8 +384,8 @@ async def test_a_rolling_upgrade_publishes_no_updates(redis: Redis) -> None:
 async def test_a_poller_whose_lease_was_taken_over_ingests_nothing(redis: Redis) -> None:
     """Another poller has the source: no row is ingested and no cursor moves."""
     lane, old_token = await poll_token(redis)
-    await redis.zadd(queue_keys.leased("poll", ""), {"main": 1})
-    await lane.drop("", "none")
+    await redis.zadd(queue_keys.leased("poll", "main"), {"main": 1})
+    await lane.drop("main", "unknown")
     [heir] = (await lane.exchange(want=1)).claims
     before = await dump(redis)
 
@@ -399,7 +400,7 @@ async def test_a_poller_whose_lease_was_taken_over_ingests_nothing(redis: Redis)
 async def test_a_settled_poll_ingests_nothing(redis: Redis) -> None:
     """Its lease is gone."""
     lane, token = await poll_token(redis)
-    await lane.drop("", "main")
+    await lane.drop("main", "main")
 
     with pytest.raises(LeaseLost):
         await ingested(redis, row(make_record()), token=token)
@@ -408,7 +409,7 @@ async def test_a_settled_poll_ingests_nothing(redis: Redis) -> None:
 async def test_an_expired_lease_that_nobody_took_over_still_ingests(redis: Redis) -> None:
     """No other poller has the source, so its rows are not lost."""
     _, token = await poll_token(redis)
-    await redis.zadd(queue_keys.leased("poll", ""), {"main": 1})
+    await redis.zadd(queue_keys.leased("poll", "main"), {"main": 1})
 
     assert await ingested(redis, row(make_record()), token=token) == [NEW]
 

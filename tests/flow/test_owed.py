@@ -75,13 +75,13 @@ async def test_a_lane_without_losses_is_left_alone(relay: RelayHarness) -> None:
 
 async def test_a_lost_poll_is_put_back(relay: RelayHarness, redis: Redis) -> None:
     """A source whose poll has lost its place, its lease included, is polled again."""
-    await redis.hset(queue_keys.leases("poll", ""), "main", "1|0|")  # type: ignore[misc]
-    await redis.zrem(queue_keys.waiting("poll", ""), "main")
-    await redis.zrem(queue_keys.leased("poll", ""), "main")
+    await redis.hset(queue_keys.leases("poll", "main"), "main", "dead:1:0|0|")  # type: ignore[misc]
+    await redis.zrem(queue_keys.waiting("poll", "main"), "main")
+    await redis.zrem(queue_keys.leased("poll", "main"), "main")
 
     await restore(relay.runtime)
 
-    assert await redis.zscore(queue_keys.leased("poll", ""), "main") is not None
+    assert await redis.zscore(queue_keys.leased("poll", "main"), "main") is not None
 
 
 @pytest.mark.parametrize("outcome", [Outcome.ANSWERED, Outcome.NO_ANSWER])
@@ -126,7 +126,7 @@ async def test_the_audio_of_a_quarantined_call_is_reported_as_unavailable(relay:
     await relay.call("1", outcome=Outcome.ANSWERED, audio=True)
     call_id = ids.call_id("main", "1")
     for _ in range(5):
-        await redis.hset(queue_keys.leases("record", "main"), call_id, "9|4|")  # type: ignore[misc]
+        await redis.hset(queue_keys.leases("record", "main"), call_id, "dead:1:0|4|")  # type: ignore[misc]
         await redis.zrem(queue_keys.waiting("record", "main"), call_id)
         await redis.zadd(queue_keys.leased("record", "main"), {call_id: 1})
         await lane.exchange(want=10)

@@ -71,7 +71,7 @@ async def delivery(redis: Redis, eid: str, sub: str) -> bytes | None:
 
 async def deliver_one(redis: Redis, status: Status = "delivered") -> str:
     """Claim the one delivery that is due and settle it; gives its event."""
-    lane = open_lane(redis, LaneName.DELIVER, lease_s=60, events_ttl_s=EVENT_TTL_S)
+    lane = open_lane(redis, LaneName.DELIVER, events_ttl_s=EVENT_TTL_S)
     [claim] = (await lane.exchange(want=1)).claims
     eid = claimed_event(claim).id
     await lane.exchange([(claim, Done(DeliveryUpdate(eid, DeliveryState(status))))])
@@ -294,7 +294,7 @@ async def test_what_is_new_comes_after_what_exists_already(redis: Redis) -> None
 async def test_nothing_is_queued_for_a_disabled_subscription(redis: Redis) -> None:
     """That it is missing is recorded, so that it can be replayed; the others receive it."""
     call = await bring(redis)
-    lane = open_lane(redis, LaneName.DELIVER, lease_s=60)
+    lane = open_lane(redis, LaneName.DELIVER)
     await lane.apply(DisablePartition("off", "410"))
 
     assert await store_of(redis).events.publish_call(call, {}, [event("evt_1", "off", "on")]) == 1
@@ -326,7 +326,7 @@ async def test_the_events_of_a_call_are_numbered_in_the_order_they_were_publishe
 async def test_a_stuck_call_holds_up_no_other_call(redis: Redis) -> None:
     """Each call is an ordering key of its own in the lane."""
     store = store_of(redis)
-    lane = open_lane(redis, LaneName.DELIVER, lease_s=60, events_ttl_s=EVENT_TTL_S)
+    lane = open_lane(redis, LaneName.DELIVER, events_ttl_s=EVENT_TTL_S)
     call = await bring(redis)
     await store.events.publish_call(call, {}, [event("evt_stuck", "sub")])
     [claim] = (await lane.exchange(want=1)).claims

@@ -355,7 +355,7 @@ async def test_a_login_is_renewed_by_one_process_and_survives_a_restart(house_of
         async with running(document, valkey_url) as (again, _):
             provider.expire_tokens()
             asked = relay.polls()
-            await again.lanes[LaneName.POLL].put("", "office")
+            await again.lanes[LaneName.POLL].put("office", "office")
             await until(lambda: relay.polls() > asked)
 
         assert relay.call_id(plan.rid) == relay.delivered()[0]["id"]

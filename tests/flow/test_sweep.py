@@ -1,4 +1,4 @@
-"""The sweep on a whole runtime: poll lane, credentials, retention, silence, and a clock that stepped back."""
+"""The sweep on a whole runtime: poll lane, credentials, retention, and silence."""
 
 import os
 from collections.abc import AsyncIterator
@@ -58,14 +58,14 @@ async def now_ms(redis: Redis) -> int:
 
 async def due_in_s(redis: Redis, sid: str) -> float | None:
     """When a source is due, or None when it is not waiting."""
-    due = await redis.zscore(queue_keys.waiting("poll", ""), sid)
+    due = await redis.zscore(queue_keys.waiting("poll", sid), sid)
     return None if due is None else (due - await now_ms(redis)) / 1000
 
 
 async def postpone(redis: Redis, runtime: Runtime, sid: str, seconds: int) -> None:
     """Let a source be due only then, as after a poll."""
-    await runtime.lanes[LaneName.POLL].drop("", sid)
-    await runtime.lanes[LaneName.POLL].put("", sid, after_ms=seconds * 1000)
+    await runtime.lanes[LaneName.POLL].drop(sid, sid)
+    await runtime.lanes[LaneName.POLL].put(sid, sid, after_ms=seconds * 1000)
     assert await due_in_s(redis, sid) == pytest.approx(seconds, abs=2)
 
 
@@ -79,13 +79,13 @@ async def test_sweeping_twice_changes_nothing(relays: Relays, redis: Redis) -> N
     await sweep(runtime)
 
     assert await due_in_s(redis, "a") == pytest.approx(300, abs=3)
-    assert await redis.zcard(queue_keys.waiting("poll", "")) == 2
+    assert [await redis.zcard(queue_keys.waiting("poll", sid)) for sid in ("a", "b")] == [1, 1]
 
 
 async def test_a_source_missing_from_the_poll_lane_is_put_back(relays: Relays, redis: Redis) -> None:
     """Its item was quarantined after five dead pollers, or the lane was emptied by hand."""
     runtime = await relays.open(a={"api_key": "one"})
-    await runtime.lanes[LaneName.POLL].drop("", "a")
+    await runtime.lanes[LaneName.POLL].drop("a", "a")
 
     await sweep(runtime)
 
@@ -111,33 +111,6 @@ async def test_a_paused_source_is_not_polled(relays: Relays, redis: Redis) -> No
     await sweep(runtime)
 
     assert await due_in_s(redis, "a") is None
-
-
-async def test_polls_are_due_at_once_after_the_store_clock_stepped_back(relays: Relays, redis: Redis) -> None:
-    """They would seem an hour away; the step is logged once."""
-    runtime = await relays.open(a={"api_key": "one"})
-    await sweep(runtime)
-    await postpone(redis, runtime, "a", 3600)
-    await redis.set(queue_keys.CLOCK, await now_ms(redis) + 3_600_000)
-
-    with capture_logs() as logs:
-        await sweep(runtime)
-        await sweep(runtime)
-
-    assert await due_in_s(redis, "a") == pytest.approx(0, abs=2)
-    assert [log["event"] for log in logs].count("store_clock_stepped_back") == 1
-
-
-async def test_a_small_correction_of_the_clock_is_ignored(relays: Relays, redis: Redis) -> None:
-    """NTP takes back a second now and then."""
-    runtime = await relays.open(a={"api_key": "one"})
-    await sweep(runtime)
-    await postpone(redis, runtime, "a", 3600)
-    await redis.set(queue_keys.CLOCK, await now_ms(redis) + 2_000)
-
-    await sweep(runtime)
-
-    assert await due_in_s(redis, "a") == pytest.approx(3600, abs=3)
 
 
 async def test_a_changed_key_file_is_used_at_once(relays: Relays, redis: Redis, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class PollHarness:
         self.store = open_store(redis)
         self.store.calls = self.ingested = WatchedCalls(redis)
         self.operations = FakeOperations()
-        self.lane = Lane(redis, "poll", lease_s=60)
+        self.lane = Lane(redis, "poll")
         self.source: Source
         poller = Poller(
             self.store,
@@ -105,7 +105,7 @@ class PollHarness:
 
     async def poll(self) -> int:
         """Poll the source once; gives the milliseconds until the next poll."""
-        await self.lane.put("", SID)
+        await self.lane.put(SID, SID)
         [claim] = (await self.lane.exchange(want=1)).claims
         settlements: list[Settlement] = []
         await self.worker.work([claim], lambda _, settlement: settlements.append(settlement))
