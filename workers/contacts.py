@@ -26,7 +26,7 @@ from workers import EXTRA_PAUSE_S, unknown_wait_ms
 
 log = structlog.get_logger(__name__)
 
-_LOOKUP_TIMEOUT_S = 10.0
+LOOKUP_TIMEOUT_S = 10.0
 """Longest wait for one look-up. Events do not wait for it: their hold has its own end."""
 
 
@@ -86,7 +86,7 @@ class ContactWorker:
         assert source.provider.contacts is not None  # noqa: S101 - rules.contacts says so
         health: PartitionHealth | None = PartitionHealth.FAILING
         try:
-            async with asyncio.timeout(_LOOKUP_TIMEOUT_S):
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 contacts = await self._book.find(source.id, source.provider.contacts, numbers)
         except Unauthorized as error:
             await self._pause(source, str(error))

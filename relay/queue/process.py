@@ -15,6 +15,7 @@ from relay.queue.scripts import load_script
 log = structlog.get_logger(__name__)
 
 _BEAT_EVERY_S = 1.0
+_CLOCK_STEP_S = 5.0
 DEAD_AFTER_S = 4.0
 """A process without a heartbeat for so long is dead: others claim what it had leased."""
 
@@ -70,6 +71,9 @@ class Process:
         elapsed_ms = "" if before is None else int((self.beat_at - before) * 1000)
         dead_after_ms = 0 if alone else int(DEAD_AFTER_S * 1000)
         now_ms, wall_ms, *dead = await self._heartbeat(args=[self.id, elapsed_ms, dead_after_ms])
+        back_s = (self.clock.wall_ms - wall_ms) / 1000
+        if before is not None and back_s > _CLOCK_STEP_S:
+            log.warning("store_clock_stepped_back", by_s=round(back_s), action="nothing that waits is affected")
         self.clock.note(now_ms, wall_ms)
         return [process.decode() for process in dead]
 

@@ -215,8 +215,10 @@ class Ledger:
             self._make_claimable(lane, part)
 
     def _make_claimable(self, lane: str, part: str) -> None:
-        if self.client.hget(queue_keys.partition(lane, part), "paused_until") is None:
-            self.client.zadd(queue_keys.lane(lane), {part: 1})
+        paused_until, group = self.client.hmget(queue_keys.partition(lane, part), "paused_until", "group")
+        if paused_until is None and group is not None:
+            self.client.zadd(queue_keys.group(lane, group), {part: 1})
+            self.client.zadd(queue_keys.index(lane, group.split(":")[0]), {group: 1})
 
     def states(self, subscription: str) -> dict[str, str]:
         """The status of each delivery to a subscription, by event id."""
