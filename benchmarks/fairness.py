@@ -25,8 +25,8 @@ from relay.runtime import Runtime
 from relay.store.lanes import LaneName
 
 HEALTHY = tuple(f"healthy{index:02d}" for index in range(40))
+# Their names sort before the healthy ones, and so the first claim takes them first.
 UNRESPONSIVE = tuple(f"down{index:02d}" for index in range(10))
-"""Their names sort before the healthy ones, and so the first claim takes them first."""
 
 
 @contextlib.asynccontextmanager

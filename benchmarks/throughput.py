@@ -31,8 +31,8 @@ from relay.runtime import Runtime
 from relay.store.events import NewEvent
 from workers.runners import DELIVER_CONCURRENCY
 
+# Fifty with the default ten posts in flight each: more than the 200 that one worker has in flight.
 SUBSCRIBERS = tuple(f"s{index:02d}" for index in range(50))
-"""Fifty with the default ten posts in flight each: more than the 200 that one worker has in flight."""
 
 
 async def publish(runtime: Runtime, events: Sequence[EventDraft], subs: Sequence[str], *, at_once: int = 16) -> None:

@@ -4,8 +4,8 @@ from relay import metrics
 from relay.runtime import Runtime
 from relay.store.lanes import LaneName
 
+# With more sources than this, only those furthest behind have their own series, so that labels stay bounded.
 MOST_SOURCES = 50
-"""With more sources than this, only those furthest behind have their own series, so that labels stay bounded."""
 
 
 async def measure(runtime: Runtime) -> None:

@@ -22,8 +22,8 @@ LogFormat = Literal["console", "json"]
 MASK: Final = "•••"
 TEXT_MAX_CHARS: Final = 8_192
 
+# Libraries whose informational lines repeat what the relay logs itself.
 _CHATTY: Final = ("aiohttp.access", "arq", "asyncio", "uvloop")
-"""Libraries whose informational lines repeat what the relay logs itself."""
 
 
 def configure(level: LogLevel = "info", format: LogFormat = "console", *, stream: TextIO | None = None) -> None:
@@ -67,7 +67,6 @@ def configure(level: LogLevel = "info", format: LogFormat = "console", *, stream
 
 
 def redactor(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Redact a whole line, as a structlog processor."""
     return {key: redact(value, key=key, multiline=key in ("exception", "stack")) for key, value in event.items()}
 
 

@@ -60,7 +60,6 @@ def attempted(outcome: AttemptOutcome, host: str) -> None:
 
 
 def delivered(body: bytes, *, now_ms: int) -> None:
-    """Observe the latencies of an event that was delivered now."""
     start = body.index(_TIMESTAMP) + len(_TIMESTAMP)
     created_at = from_iso(body[start : body.index(b'"', start)].decode())
     DELIVERY_LAG.observe(max(now_ms / 1000 - created_at.timestamp(), 0))

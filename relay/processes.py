@@ -19,10 +19,10 @@ from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
 
+# Adds the runners of a role to a runtime.
 AddRunners = Callable[[Runtime], object]
-"""Adds the runners of a role to a runtime."""
+# Keeps an arq worker running over a runtime.
 Host = Callable[[Runtime], Awaitable[None]]
-"""Keeps an arq worker running over a runtime."""
 
 
 @asynccontextmanager

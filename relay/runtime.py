@@ -114,11 +114,9 @@ class Runtime:
         return self.registry.sources
 
     def store_now(self) -> datetime:
-        """The store's time, by which everything is scheduled."""
         return from_ms(self.lanes[LaneName.POLL].store_now_ms)
 
     def add_runner(self, runner: Runner) -> None:
-        """Host a runner, to be started with `run`."""
         self.runners.append(runner)
         self.wake_ups.listen(runner.lane.name, runner.wake)
 

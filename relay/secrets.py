@@ -90,7 +90,6 @@ class SecretBox:
         return text.decode()
 
     def needs_reencrypt(self, sealed: str) -> bool:
-        """Return whether this was encrypted with a key other than the newest."""
         return _split(sealed)[0] != self._fingerprints[0]
 
 

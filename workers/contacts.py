@@ -26,8 +26,8 @@ from workers import EXTRA_PAUSE_S, unknown_wait_ms
 
 log = structlog.get_logger(__name__)
 
+# Longest wait for one look-up. Events do not wait for it: their hold has its own end.
 LOOKUP_TIMEOUT_S = 10.0
-"""Longest wait for one look-up. Events do not wait for it: their hold has its own end."""
 
 
 class ContactWorker:

@@ -30,10 +30,10 @@ from workers import unknown_wait_ms
 
 log = structlog.get_logger(__name__)
 
+# A subscription without a successful delivery for so long is disabled.
 DISABLE_AFTER = timedelta(days=5)
-"""A subscription without a successful delivery for so long is disabled."""
+# From this failed attempt of an event on, `subscription.failing` is published, once a day.
 FAILING_FROM_ATTEMPT = 4
-"""From this failed attempt of an event on, `subscription.failing` is published, once a day."""
 _DISABLED_RETRY_MS = 1000
 
 

@@ -31,10 +31,10 @@ log = structlog.get_logger(__name__)
 
 _STEP = timedelta(hours=6)
 _HEARTBEAT_S = 1.0
+# How long a job counts as running after its last heartbeat; after that another worker takes a killed worker's job.
 _LEASE_MS = 45_000
-"""How long a job counts as running after its last heartbeat; after that another worker takes a killed worker's job."""
+# A run that lasts longer queues itself again, well before arq would time it out.
 _MAX_RUN_S = 3600.0
-"""A run that lasts longer queues itself again, well before arq would time it out."""
 _MAX_WAIT_S = 60.0
 _UNAVAILABLE_WAITS_S = (1.0, 5.0, 20.0, 60.0)
 _STORE_RETRY_S = 5

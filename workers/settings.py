@@ -31,8 +31,8 @@ from workers.runners import add_workers
 
 log = structlog.get_logger(__name__)
 
+# How often a worker checks for wake-ups.
 WAKE_POLL_S = 0.02
-"""How often a worker checks for wake-ups."""
 
 
 async def _sweep(ctx: dict[str, Any]) -> None:

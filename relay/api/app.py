@@ -20,10 +20,10 @@ from relay.privacy.erase import Eraser
 from relay.runtime import Runtime
 from relay.settings import Settings
 
+# How often a quiet stream sends a comment, and verifies its token again.
 HEARTBEAT_S: Final = 15.0
-"""How often a quiet stream sends a comment, and verifies its token again."""
+# A stream whose client reads nothing for so long is closed.
 WRITE_TIMEOUT_S: Final = 30.0
-"""A stream whose client reads nothing for so long is closed."""
 
 log = structlog.get_logger(__name__)
 

@@ -32,7 +32,6 @@ class Caller:
     tenant: str | None = None
 
     def can_access(self, tenant: str | None) -> bool:
-        """Whether the caller may access what belongs to a tenant (None: the operator)."""
         return self.tenant is None or self.tenant == tenant
 
 

@@ -24,8 +24,8 @@ from relay.privacy.erase import Erased
 from relay.store.calls import StoredCall
 from relay.store.listings import Entry
 
+# A store with at most this many keys is searched within the request; a larger one by a job.
 MAX_INLINE_KEYS: Final = 20_000
-"""A store with at most this many keys is searched within the request; a larger one by a job."""
 _E164: Final = r"^\+[1-9][0-9]{6,14}$"
 
 

@@ -87,11 +87,9 @@ class ApiContext:
         return job
 
     def sources(self, caller: Caller) -> list[Source]:
-        """List the sources that the caller may access."""
         return [source for source in self.runtime.sources.values() if caller.can_access(source.tenant)]
 
     def subscriptions(self, caller: Caller) -> list[Subscription]:
-        """List the subscriptions that the caller may access."""
         return [
             subscription
             for subscription in self.runtime.subscriptions.values()

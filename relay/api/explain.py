@@ -31,8 +31,8 @@ from relay.store.subscriptions import SubscriptionHealth
 MAX_CALLS: Final = 5
 MAX_SUBSCRIPTIONS: Final = 200
 MAX_SOURCES: Final = 50
+# Days of rows that the store may still remember, counted back from the cursor.
 _SEEN_DAYS: Final = 10
-"""Days of rows that the store may still remember, counted back from the cursor."""
 
 Verdict = Literal[
     "delivered", "filtered", "waiting", "failed", "switched_off", "nobody", "not_told_yet", "forgotten", "not_a_call"

@@ -23,8 +23,8 @@ def _utc(instant: datetime) -> datetime:
     raise ValueError("must be a time from 2000 to 2199")
 
 
+# A time with its zone, in the centuries that have calls.
 Instant = Annotated[AwareDatetime, AfterValidator(_utc)]
-"""A time with its zone, in the centuries that have calls."""
 Id = Annotated[str, Field(pattern=ID_PATTERN, description="lower-case letters, digits, - and _; at most 63")]
 
 

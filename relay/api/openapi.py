@@ -16,8 +16,8 @@ from relay.api.route import Route
 from relay.domain.json import Json
 from relay.settings import ID_PATTERN
 
+# By method, path, and "query", "body" or the status of a response.
 Schemas = Mapping[tuple[Any, ...], Json]
-"""By method, path, and "query", "body" or the status of a response."""
 
 _REF: Final = "#/components/schemas/{model}"
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")

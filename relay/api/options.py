@@ -44,7 +44,6 @@ def _masked(name: str, value: Any) -> Any:
 
 
 def masked_url(url: str) -> str:
-    """Mask everything of a URL but its host."""
     parts = URL(url)
     return f"{parts.scheme}://{parts.host or ''}{f':{parts.explicit_port}' if parts.explicit_port else ''}/{MASK}"
 

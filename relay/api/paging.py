@@ -53,7 +53,6 @@ def encode_cursor(entry: Entry) -> str:
 
 
 def decode_cursor(text: str | None) -> Entry | None:
-    """Decode what `encode_cursor` wrote; a Problem for anything else."""
     if text is None:
         return None
     try:

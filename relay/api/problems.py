@@ -121,7 +121,6 @@ def invalid(field_name: str, message: str) -> Problem:
 
 
 def declared_in_configuration(name: str) -> Problem:
-    """Refuse to change what the configuration declares."""
     return Problem("declared_in_configuration", f"{name} is declared in the configuration; change it there.")
 
 

@@ -39,8 +39,8 @@ class AudioReader(Protocol):
     def read(self, path: str, start: int, end: int) -> AsyncGenerator[bytes, None]: ...
 
 
+# Reads the recording part of a call (with `path`); None when the call is unknown or erased.
 FindRecording = Callable[[str], Awaitable[Json | None]]
-"""Reads the recording part of a call (with `path`); None when the call is unknown or erased."""
 
 
 def recording_routes(

@@ -23,8 +23,8 @@ from relay.store.connection import STORE_ERRORS
 log = structlog.get_logger(__name__)
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+# What a token must allow; `operator` is an admin without a tenant.
 Scope = Literal["viewer", "admin", "operator"]
-"""What a token must allow; `operator` is an admin without a tenant."""
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 _JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
@@ -37,8 +37,8 @@ def split_values(value: Any) -> Any:
     return [part for text in texts for part in text.split(",") if part]
 
 
+# Marks a query parameter that may have several values.
 MultiValue = BeforeValidator(split_values)
-"""Marks a query parameter that may have several values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,6 @@ class Route:
 
     @cached_property
     def all_problems(self) -> tuple[Code, ...]:
-        """Every problem that this route can respond with."""
         codes: list[Code] = [*self.problems, "unauthorized", "store_unavailable"]
         if self.scope != "viewer":
             codes.append("forbidden")
@@ -190,7 +189,6 @@ def validated(adapter: "TypeAdapter[Any]", model: Any, value: Any) -> Any:
 
 
 def invalid_input(error: ValidationError, model: Any) -> Problem:
-    """Convert pydantic's errors to a problem."""
     is_model = isinstance(model, type) and issubclass(model, BaseModel) and get_origin(model) is not Annotated
     located = located_errors(error, model if is_model else _AnyModel)
     errors = [FieldError(field=dotted(place), message=message) for place, message in located]

@@ -33,8 +33,8 @@ from relay.store.declarations import Declaration
 from relay.store.lanes import LaneName
 from relay.store.listings import Entry
 
+# In a store with at most this many keys, a removed source's data is erased within the request; else by a job.
 MAX_INLINE_KEYS: Final = 20_000
-"""In a store with at most this many keys, a removed source's data is erased within the request; else by a job."""
 _MAX_TRIES: Final = 5
 _CHECK_TIMEOUT_S: Final = 30
 _NOT_OPTIONS: Final = ("id", "tenant")
@@ -162,7 +162,6 @@ class BackfillRequest(BaseModel):
 
 
 async def views(context: ApiContext, sources: Sequence[Source]) -> list[SourceView]:
-    """Render sources with their health."""
     summaries = await context.store.sources.summaries([source.id for source in sources])
     requests_left = await asyncio.gather(*(_requests_left(source) for source in sources))
     rendered: list[SourceView] = []
@@ -342,7 +341,6 @@ async def _check_urls(context: ApiContext, caller: Caller, options: SourceOption
 
 
 def _urls(options: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """List every URL that a source would dial, with the path of its setting."""
     for name in type(options).model_fields:
         value = getattr(options, name)
         if isinstance(value, BaseModel):
@@ -366,7 +364,6 @@ async def _create(context: ApiContext, source_id: str, document: Json, tenant: s
 
 
 async def _replace(context: ApiContext, current: Declaration, document: Json) -> bool:
-    """Replace the options; False when they were changed concurrently."""
     runtime = context.runtime
     declaration = await context.store.declarations.replace("source", current, document)
     if declaration is None:

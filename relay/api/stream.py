@@ -26,8 +26,8 @@ from relay.store.connection import STORE_ERRORS
 from relay.store.listings import Listing
 
 MAX_STREAMS: Final = 100
+# Events that a client may have missed; further back there is `GET /v1/events`.
 MAX_BACKLOG: Final = 10_000
-"""Events that a client may have missed; further back there is `GET /v1/events`."""
 _BATCH: Final = 200
 _POLL_INTERVAL_S: Final = 0.25
 _REMEMBERED: Final = 5_000

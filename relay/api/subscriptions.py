@@ -166,7 +166,6 @@ class ListSubscriptions(PageQuery):
 
 
 async def views(context: ApiContext, subscriptions: Sequence[Subscription]) -> list[SubscriptionView]:
-    """Render subscriptions with their health."""
     healths = await context.store.subscriptions.healths([subscription.id for subscription in subscriptions])
     rendered: list[SubscriptionView] = []
     for subscription, health in zip(subscriptions, healths, strict=True):
@@ -353,14 +352,12 @@ def _validated(model: type[Any], document: Any) -> Any:
 
 
 def _document(requested: PutSubscription, *, secret: str | None = None) -> Json:
-    """Build the document to store: the options, with a secret."""
     document = {name: value for name, value in reveal(requested).items() if name not in ("id", "tenant")}
     document["secret"] = document["secret"] or secret or signature.new_secret()
     return document
 
 
 async def _check(context: ApiContext, caller: Caller, document: Json, *, before: Json | None = None) -> None:
-    """Refuse what could never be delivered."""
     # Unchanged options are not checked again: a DNS outage must not prevent disabling a subscription.
     changed = {name: value for name, value in document.items() if before is None or before.get(name) != value}
     if "url" in changed:

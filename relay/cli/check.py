@@ -54,8 +54,8 @@ _DAY_S: Final = 86_400
 _MAX_REQUESTS: Final = 3
 _SOURCE_TIMEOUT_S: Final = 75
 _SKEW_WARN_S: Final = 5.0
+# Subscribers refuse signatures that are more than five minutes off.
 _SKEW_FAIL_S: Final = 240.0
-"""Subscribers refuse signatures that are more than five minutes off."""
 _REASONS_SHOWN: Final = 3
 _ZONES: Final = (
     "UTC",
@@ -98,7 +98,6 @@ class Finding:
 
 
 def report(findings: Sequence[Finding]) -> Json:
-    """Return the document of `--json`."""
     return {
         "ok": all(finding.status != "fail" for finding in findings),
         "findings": [finding.to_json() for finding in findings],
@@ -574,7 +573,6 @@ async def _subscription(sub: str, options: SubscriptionOptions, guard: Guard, st
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return the last line: `1 failed, 2 warnings`."""
     failed, warnings = (sum(finding.status == status for finding in findings) for status in ("fail", "warn"))
     result = f"{failed} failed" if failed else "all checks passed"
     return f"{result}, {warnings} warning{'' if warnings == 1 else 's'}" if warnings else result

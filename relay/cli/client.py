@@ -67,7 +67,6 @@ def connect(url: ParsedUrl, *, timeout_s: float) -> HTTPConnection:
 
 
 def why_unreachable(error: OSError) -> str:
-    """Say why a connection failed: `connection refused`."""
     if isinstance(error, gaierror):
         return "no such host"
     if isinstance(error, TimeoutError):

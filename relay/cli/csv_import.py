@@ -54,8 +54,8 @@ class EntryFailed:
     message: str
 
 
+# Whether the source was new, or why it failed.
 EntryResult = bool | EntryFailed
-"""Whether the source was new, or why it failed."""
 
 
 @dataclass(slots=True)

@@ -19,12 +19,12 @@ COLUMNS: Final = (
     Column("last attempt", time_at("last_attempt_at")),
     Column("next attempt", time_at("next_attempt_at")),
 )
+# What the API did with a delivery that was to be sent again.
 RESULTS: Final = {
     "queued": "is queued again",
     "waiting_already": "is already waiting for its next attempt",
     "delivered_already": "was already delivered; --force sends it again",
 }
-"""What the API did with a delivery that was to be sent again."""
 
 
 @command(app, "list")

@@ -22,17 +22,17 @@ from relay.domain.url import parse_url
 from relay.errors import SettingsError
 from relay.settings import ID_PATTERN, load
 
+# The option that holds each provider's credential.
 _CREDENTIALS: Final = {"webfones": "api_key", "unpod": "token", "cinnox": "token", "nfon": "token"}
-"""The option that holds each provider's credential."""
+# Other required options of each provider, with the question for each.
 _REQUIRED: Final[Mapping[str, Mapping[str, str]]] = {
     "webfones": {},
     "unpod": {"org_handle": "Handle of the organisation"},
     "cinnox": {"base_url": "Address of the tenant's API", "app_id": "App ID of the dashboard"},
     "nfon": {},
 }
-"""Other required options of each provider, with the question for each."""
+# Providers whose rows carry no time zone.
 _ZONED: Final = frozenset({"webfones"})
-"""Providers whose rows carry no time zone."""
 _YAML_WORDS: Final = frozenset({"true", "false", "null", "yes", "no", "on", "off"})
 
 app = new_app()
@@ -280,7 +280,6 @@ class _Questions:
 
 
 def _prompt(question: str, default: str | None, check: Callable[[str], object] | None) -> str:
-    """Ask until `check` raises no ValueError."""
     while True:
         answer: str = typer.prompt(question, default=default, show_default=bool(default)).strip()
         try:

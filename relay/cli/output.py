@@ -34,14 +34,12 @@ class Column:
 
 
 def at(item: Any, path: str) -> Any:
-    """Return the value at a dotted path, None where there is none."""
     for name in path.split("."):
         item = item.get(name) if isinstance(item, dict) else None
     return item
 
 
 def plain(value: Any) -> str:
-    """Return a value as text without control characters."""
     match value:
         case None:
             return ""
@@ -56,7 +54,6 @@ def plain(value: Any) -> str:
 
 
 def time_at(path: str) -> Callable[[Json], str]:
-    """Return the value of a column of times."""
     return lambda item: local_time(at(item, path))
 
 
@@ -69,8 +66,6 @@ def local_time(text: str | None) -> str:
 
 
 class Output:
-    """Where a command writes."""
-
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
 

@@ -13,8 +13,8 @@ from relay.cli.terminal import Terminal
 from relay.domain.json import Json
 from relay.sse import OversizedEvent, ServerSentEvent, SseReader
 
+# The relay sends a comment at least every 15 s; a stream that is silent for this long is dead.
 SILENCE_S: Final = 60.0
-"""The relay sends a comment at least every 15 s; a stream that is silent for this long is dead."""
 _FIRST_RETRY_MS: Final = 1_000
 _LONGEST_RETRY_MS: Final = 30_000
 
@@ -23,7 +23,6 @@ CountOption = Annotated[int | None, typer.Option("--count", "-n", min=1, help="E
 
 
 def events(term: Terminal, query: Query, *, after: str | None, count: int | None) -> Iterator[Json]:
-    """Yield `count` events, or all until Ctrl-C."""
     return islice(_follow(term, query, after=after), count)
 
 

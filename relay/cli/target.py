@@ -10,6 +10,7 @@ from relay.config_file import locate, read_file
 from relay.domain.url import check_base_url
 from relay.errors import SettingsError
 
+# As `relay.settings` has them; a test compares the two.
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "api.host": "127.0.0.1",
     "api.port": 8080,
@@ -18,14 +19,11 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "internal.port": 9090,
     "data_dir": "relay-data",
 }
-"""As `relay.settings` has them; a test compares the two."""
 _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True, slots=True)
 class ApiTarget:
-    """The address of a relay's API and a token for it."""
-
     url: str
     token: str = field(repr=False)
 

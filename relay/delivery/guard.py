@@ -27,8 +27,8 @@ from relay import metrics
 from relay.domain.url import IPAddress, ParsedUrl, parse_url
 
 IPNetwork = IPv4Network | IPv6Network
+# Resolves a name to addresses; raises OSError when it has none.
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
-"""Resolves a name to addresses; raises OSError when it has none."""
 
 LOOKUP_DEADLINE_S: Final = 2.0
 CACHE_S: Final = 10.0
@@ -131,7 +131,6 @@ def special_purpose(ip: IPAddress) -> str | None:
 
 
 def is_metadata(ip: IPAddress) -> bool:
-    """Whether an address, or one embedded in it, belongs to a cloud's metadata service."""
     return ip in METADATA or any(inner in METADATA for inner in _embedded(ip))
 
 
@@ -184,7 +183,6 @@ def _in_url(ip: IPAddress) -> str:
 
 
 def vet_url(text: str, allowed_networks: Sequence[IPNetwork] = ()) -> ParsedUrl:
-    """Parse a subscriber's URL and refuse it when its text alone forbids dialling it; raises ValueError."""
     target = parse_url(text)
     if target.address is not None:
         reason = refusal(target.host, target.address, allowed_networks, plain=target.plain)
@@ -231,7 +229,6 @@ class Guard:
         self._running: dict[str, asyncio.Task[tuple[IPAddress, ...]]] = {}
 
     def vet_url(self, text: str) -> ParsedUrl:
-        """Parse a URL, with this guard's allowed networks; raises ValueError."""
         return vet_url(text, self.allowed_networks)
 
     async def addresses(self, host: str, *, plain: bool = False) -> tuple[IPAddress, ...]:
@@ -242,13 +239,11 @@ class Guard:
         return addresses
 
     def check(self, host: str, ip: IPAddress, *, plain: bool = False) -> None:
-        """Raise ForbiddenAddress unless the address may be dialled."""
         reason = refusal(host, ip, self.allowed_networks, plain=plain)
         if reason is not None:
             raise ForbiddenAddress(reason)
 
     def resolver(self, *, plain: bool = False) -> AbstractResolver:
-        """Return a resolver for a connector; it answers with checked addresses only."""
         return _VettedResolver(self, plain=plain)
 
     def socket_factory(self, *, plain: bool = False) -> Callable[[Any], socket.socket]:

@@ -45,7 +45,6 @@ class Lifecycle:
             await self.unsubscribe_hook(subscription)
 
     async def enable(self, sub: str) -> None:
-        """Enable a subscription with a clean record of health."""
         await self._lane.apply(EnablePartition(sub))
         await self._store.reset_notices(sub)
 
@@ -83,7 +82,6 @@ class Lifecycle:
             task.add_done_callback(self._unsubscribing.discard)
 
     async def aclose(self) -> None:
-        """Wait for notices that are being sent."""
         await asyncio.gather(*self._unsubscribing, return_exceptions=True)
 
     async def _unsubscribe(self, subscription: Subscription) -> None:

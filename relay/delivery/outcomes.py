@@ -76,8 +76,6 @@ class Delivered(_Answered):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gone(_Answered):
-    """410."""
-
     kind: ClassVar[str] = "gone"
     status: int = 410
 
@@ -106,8 +104,6 @@ class Throttled(_Answered):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected(_Answered):
-    """Any other status."""
-
     kind: ClassVar[str] = "rejected"
 
 
@@ -167,7 +163,6 @@ AttemptOutcome = Delivered | Gone | Throttled | Rejected | TimedOut | Interrupte
 
 
 def answered(status: int, *, duration_ms: int, excerpt: str = "", retry_after_s: float | None = None) -> AttemptOutcome:
-    """Return the outcome of an HTTP answer."""
     if 200 <= status < 300:
         return Delivered(status=status, duration_ms=duration_ms, excerpt=excerpt)
     if status == 410:

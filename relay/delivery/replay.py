@@ -11,8 +11,8 @@ from relay.store.codes import ReplayOutcome
 from relay.store.deliveries import Status
 from relay.store.store import Store
 
+# Which deliveries: failed for good, never queued because the subscription was disabled, or all that match it now.
 ReplayStatus = Literal["exhausted", "missing", "any"]
-"""Which deliveries: failed for good, never queued because the subscription was disabled, or all that match it now."""
 
 _STATUSES: Final[dict[ReplayStatus, frozenset[Status]]] = {
     "exhausted": frozenset({"exhausted", "poison"}),

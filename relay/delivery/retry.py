@@ -25,6 +25,7 @@ from relay.delivery.outcomes import (
 from relay.domain.time import iso
 
 _HOUR_S: Final = 3600.0
+# Seconds to wait after the 1st, 2nd, … failed attempt; after the last of them there is one attempt more.
 SCHEDULE: Final[tuple[float, ...]] = (
     5.0,
     300.0,
@@ -36,7 +37,6 @@ SCHEDULE: Final[tuple[float, ...]] = (
     20 * _HOUR_S,
     24 * _HOUR_S,
 )
-"""Seconds to wait after the 1st, 2nd, … failed attempt; after the last of them there is one attempt more."""
 
 JITTER: Final = 0.2
 MAX_RETRY_AFTER_S: Final = 12 * _HOUR_S
@@ -52,15 +52,11 @@ class Rng(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """The event is delivered."""
-
     message: ClassVar[str] = "delivered"
 
 
 @dataclass(frozen=True, slots=True)
 class RetryAt:
-    """Make the next attempt then."""
-
     at: datetime
 
     @property

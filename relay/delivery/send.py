@@ -86,7 +86,6 @@ class Sender:
 
     @property
     def guard(self) -> Guard:
-        """The guard that checks every address before it is dialled."""
         return self._guard
 
     async def __aenter__(self) -> Self:
@@ -313,7 +312,6 @@ async def _read(content: aiohttp.StreamReader) -> bytes:
 
 
 def _decompress(packed: bytes, encoding: str) -> bytes:
-    """Decompress the beginning of a body, to at most 16 KiB."""
     encoding = encoding.strip().lower()
     if encoding == "identity":
         return packed

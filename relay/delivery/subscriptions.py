@@ -12,8 +12,8 @@ from relay.queue.changes import LimitInFlight, LimitRate
 from relay.settings import FieldMap, SubscriptionOptions
 
 ZAPIER_HOSTS = frozenset({"hooks.zapier.com"})
+# Zapier throttles a hook beyond this; the default for its hosts.
 ZAPIER_RATE_PER_S = 30.0
-"""Zapier throttles a hook beyond this; the default for its hosts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,6 @@ class Subscription:
         return self.host in ZAPIER_HOSTS
 
     def keys_at(self, now_s: float) -> tuple[bytes, ...]:
-        """Return the keys that sign now, newest first."""
         if not self.former_keys:
             return self.keys
         return (*self.keys, *(key for key, until_s in self.former_keys if until_s > now_s))
@@ -100,7 +99,6 @@ class Subscriptions(Mapping[str, Subscription]):
         return len(self._by_id)
 
     def replace(self, by_id: Mapping[str, Subscription]) -> None:
-        """Replace all subscriptions, after a change of the configuration."""
         self._by_id = dict(by_id)
 
     def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:

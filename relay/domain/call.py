@@ -16,8 +16,6 @@ from relay.domain.time import iso
 
 
 class Direction(StrEnum):
-    """The direction of a call, seen from the account."""
-
     INBOUND = "inbound"
     OUTBOUND = "outbound"
     INTERNAL = "internal"
@@ -37,8 +35,6 @@ class Outcome(StrEnum):
 
 
 class NumberType(StrEnum):
-    """What kind of number `Party.raw` is."""
-
     E164 = "e164"
     EXTENSION = "extension"
     SHORT = "short"
@@ -132,7 +128,6 @@ class Record:
 
     @property
     def missed(self) -> bool:
-        """Inbound, and neither answered nor taken by voicemail."""
         return self.direction is Direction.INBOUND and self.outcome not in (
             Outcome.ANSWERED,
             Outcome.VOICEMAIL,

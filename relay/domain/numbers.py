@@ -13,11 +13,11 @@ from phonenumbers import NumberParseException, PhoneMetadata, PhoneNumber, Valid
 
 from relay.domain.call import NumberType, Party
 
+# Longer text is not a phone number.
 MAX_NUMBER_CHARS: Final = 64
-"""Longer text is not a phone number."""
 
+# So few digits are an extension or a short code, never a national number.
 MAX_EXTENSION_DIGITS: Final = 6
-"""So few digits are an extension or a short code, never a national number."""
 
 _CACHED_NUMBERS: Final = 16_384
 

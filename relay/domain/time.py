@@ -51,12 +51,10 @@ def iso(instant: datetime | None) -> str | None:
 
 
 def from_ms(ms: float) -> datetime:
-    """Convert milliseconds since 1970, as the store has them."""
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def from_iso(text: str) -> datetime:
-    """Parse what `iso` wrote."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
 
 

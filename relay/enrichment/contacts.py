@@ -15,8 +15,8 @@ from relay.providers.base import ContactSource
 from relay.store.contacts import BookState, ContactStore
 
 CHECK_EVERY_S = 60
+# Seconds from each failed look-up to the next; after the last one the contact stays `unavailable`.
 LADDER_S = (1, 3, 15, 60, 300, 1800, 7200)
-"""Seconds from each failed look-up to the next; after the last one the contact stays `unavailable`."""
 
 
 class AddressBook:

@@ -90,5 +90,4 @@ def _flat_prefix(name: str, info: Info, prefix: str | None) -> str | None:
 
 
 def names_of(model: type[BaseModel]) -> tuple[str, ...]:
-    """Return the names of a model's own fields, in their order."""
     return tuple(declared.alias or attribute for attribute, declared in model.model_fields.items())

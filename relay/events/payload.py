@@ -15,8 +15,8 @@ from relay.domain.json import Json
 from relay.events.fields import Info, fields_of, names_of
 from relay.events.types import EVENT_TYPES
 
+# The date of the payload's shape. It changes only when a field is removed or changes its meaning.
 API_VERSION: Final = "2026-11-01"
-"""The date of the payload's shape. It changes only when a field is removed or changes its meaning."""
 
 
 class _Model(BaseModel):
@@ -341,8 +341,8 @@ NO_CONTACT: Final[Json] = dict.fromkeys(CONTACT_FIELDS) | {
 }
 
 _EVERY_FIELD: Final = tuple(field for model in dict.fromkeys(_MODELS.values()) for field in fields_of(model))
+# The keys of a flat body, in their order, the same for every event; null where the event has no such field.
 FLAT_FIELDS: Final = tuple(dict.fromkeys(name for field in _EVERY_FIELD for name in field.flat))
-"""The keys of a flat body, in their order, the same for every event; null where the event has no such field."""
 
 FLAT_PATHS: Final = tuple({field.path: field.flat for field in _EVERY_FIELD if field.flat}.items())
 ESSENTIAL_PATHS: Final = tuple(dict.fromkeys(field.path for field in _EVERY_FIELD if field.info.essential))

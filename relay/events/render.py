@@ -29,8 +29,8 @@ from relay.events.payload import ESSENTIAL_PATHS, FLAT_FIELDS, FLAT_PATHS
 
 MAX_BODY_BYTES: Final = 20_000
 Payload = Literal["full", "flat"] | Mapping[str, str]
+# The address of the audio, and when it stops working.
 RecordingLink = tuple[str, datetime]
-"""The address of the audio, and when it stops working."""
 
 
 def render(
@@ -60,7 +60,6 @@ def render(
 
 
 def render_json(event: Json, payload: Payload, **options: Any) -> Json:
-    """Build what a subscriber would receive, as JSON, for samples and previews."""
     document: Json = orjson.loads(render(event, payload=payload, **options))
     return document
 
@@ -78,8 +77,8 @@ def _with_call(event: Json, call: Json) -> Json:
 
 # --- flat ------------------------------------------------------------------------------------------------------------
 
+# The payload as a tree: each object's fields, each leaf's names in the flat form.
 _FlatPlan = dict[str, "_FlatPlan | tuple[str, ...]"]
-"""The payload as a tree: each object's fields, each leaf's names in the flat form."""
 
 
 def _flat_plan() -> _FlatPlan:
@@ -125,8 +124,8 @@ def _at(document: Any, path: Sequence[str]) -> Any:
 
 # --- 20 KB -----------------------------------------------------------------------------------------------------------
 
+# The name of a cut, and the function that makes it in place; it returns False when there was nothing to cut.
 _Cut = tuple[str, Callable[[Json], bool]]
-"""The name of a cut, and the function that makes it in place; it returns False when there was nothing to cut."""
 
 
 def _fit(document: Json, cuts: Sequence[_Cut]) -> bytes:
@@ -256,8 +255,8 @@ _MAX_WEIGHT: Final = 256 * 1024
 _MAX_WORK: Final = 500_000
 _SENT_WHEN_CUT: Final = "truncated"
 
+# A compiled expression: jmespath's own syntax tree.
 Expression = dict[str, Any]
-"""A compiled expression: jmespath's own syntax tree."""
 
 
 class InvalidExpression(ValueError):

@@ -14,12 +14,12 @@ from relay.events.fields import info_of, object_of
 from relay.events.payload import API_VERSION, NO_RECORDING, model_of
 from relay.events.types import EVENT_TYPES, matches
 
+# Where the call of an event type differs from the declared samples.
 _SAMPLE_CALLS: Final[dict[str, Json]] = {
     "call.updated": {"revision": 2},
     "call.recording.failed": {"recording": NO_RECORDING | {"status": RecordingStatus.UNAVAILABLE.value}},
     "call.transcript.completed": {"transcription": {}},
 }
-"""Where the call of an event type differs from the declared samples."""
 
 
 def sample(event_type: str, *, now: datetime, number: int = 0) -> Json:

@@ -21,8 +21,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
 }
 EVENT_TYPES: Final = tuple(DESCRIPTIONS)
 
+# Events about the relay itself. `*` does not select them; a pattern that begins with the family does.
 OPERATIONAL_FAMILIES: Final = ("source.", "subscription.", "webhook.")
-"""Events about the relay itself. `*` does not select them; a pattern that begins with the family does."""
 
 
 def matches(patterns: Iterable[str], event_type: str) -> bool:

@@ -2,8 +2,8 @@
 
 from datetime import datetime, timedelta
 
+# A provider's clock that is wrong by more than this is worth a warning.
 NOTABLE_SKEW_S = 60
-"""A provider's clock that is wrong by more than this is worth a warning."""
 
 
 def apparent_zone(configured: timedelta, off_s: int) -> str:

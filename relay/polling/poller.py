@@ -25,10 +25,10 @@ from relay.store.store import Store
 
 log = structlog.get_logger(__name__)
 
+# Wait after a credential was rejected.
 PAUSE_S = 900
-"""Wait after a credential was rejected."""
+# So many failures in a row are published as `source.error`; what needs a person is published at once.
 LASTING_FAILURES = 5
-"""So many failures in a row are published as `source.error`; what needs a person is published at once."""
 _LONGEST_BACKOFF_S = 300
 _LONGEST_RETRY_AFTER_S = 3600
 _MARKER_EVERY = timedelta(hours=1)

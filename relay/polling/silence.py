@@ -8,8 +8,8 @@ three of its usual gaps have passed, at a busy time. Nights, weekends and rarely
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 
+# How many weeks are compared; calls are stored for about as long.
 WEEKS = 4
-"""How many weeks are compared; calls are stored for about as long."""
 FEWEST_WEEKS = 2
 GAPS = 3
 

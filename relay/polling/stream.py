@@ -29,8 +29,8 @@ from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
 
+# How long a stream stays unattended after its process died.
 LEASE_S: Final = 20.0
-"""How long a stream stays unattended after its process died."""
 SHORT_LIVED_S: Final = 5.0
 _CHECK_AGAIN_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 60.0

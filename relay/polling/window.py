@@ -10,21 +10,21 @@ from datetime import datetime, timedelta
 
 from relay.domain.polling import PollState
 
+# How far back the first poll records calls without publishing them. A recovery looks as far back from its marker: a
+# call may be listed 72 h late, and the last deep look may have been 6 h before the marker.
 SEED_DEPTH = timedelta(hours=78)
-"""How far back the first poll records calls without publishing them. A recovery looks as far back from its marker: a
-call may be listed 72 h late, and the last deep look may have been 6 h before the marker."""
+# Rows older than this before the cursor are not new: `seen` forgets them.
 FLOOR = timedelta(hours=96)
-"""Rows older than this before the cursor are not new: `seen` forgets them."""
+# `seen` forgets a day this long after the floor: a day's rows lie up to a day off it, in zones far from UTC, and the
+# floor itself may go back a little with the store's clock.
 FORGET_DAYS = 3
-"""`seen` forgets a day this long after the floor: a day's rows lie up to a day off it, in zones far from UTC, and the
-floor itself may go back a little with the store's clock."""
+# A row that starts further ahead than any time zone explains is invalid.
 FUTURE = timedelta(hours=26)
-"""A row that starts further ahead than any time zone explains is invalid."""
+# After so long without a successful poll, every tier is due.
 GAP = timedelta(hours=2)
-"""After so long without a successful poll, every tier is due."""
+# A look at the near tier that brings more than this is heavy; it is light again at less than half.
 HEAVY_ROWS = 2000
 HEAVY_BYTES = 1_000_000
-"""A look at the near tier that brings more than this is heavy; it is light again at less than half."""
 HEAVY_STEP_S = 600
 HEAVY_EVERY_S = 120
 _LONGEST_GAP_DAYS = 400

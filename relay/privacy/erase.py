@@ -26,8 +26,8 @@ _PHONE: Final = re.compile(r"[+\d][\d\s().\-/]*")
 _URI: Final = re.compile(r"(?:sips?|tel):([^@;>]+)", re.IGNORECASE)
 _NO_DIGIT: Final = re.compile(r"[^0-9]")
 
+# Called with the progress of an erasure; may raise to end it.
 Step = Callable[["Erased"], Awaitable[None]]
-"""Called with the progress of an erasure; may raise to end it."""
 
 
 class AudioStore(Protocol):

@@ -6,5 +6,5 @@ from relay.providers.nfon import NFON
 from relay.providers.unpod import UNPOD
 from relay.providers.webfones import WEBFONES
 
+# All providers, by the name that `provider:` takes. A new one is a folder and an entry here.
 PROVIDERS: dict[str, ProviderKind] = {kind.name: kind for kind in (CINNOX, NFON, UNPOD, WEBFONES)}
-"""All providers, by the name that `provider:` takes. A new one is a folder and an entry here."""

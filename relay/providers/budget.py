@@ -17,6 +17,7 @@ from relay.store.budget import BudgetStore, Pace
 
 log = structlog.get_logger(__name__)
 
+# The part of the burst that a purpose may use: each leaves room for those above it, so polls always find some.
 _BURST_SHARE: Final = {
     Purpose.POLL: 1.0,
     Purpose.CONTACTS: 0.9,
@@ -24,11 +25,10 @@ _BURST_SHARE: Final = {
     Purpose.RETRY: 0.7,
     Purpose.BACKFILL: 0.6,
 }
-"""The part of the burst that a purpose may use: each leaves room for those above it, so polls always find some."""
 _UNKNOWN_WINDOW_S: Final = 60
+# WebFones counts contact requests by IP address whatever the key (Contact API 3.0, Rate Limiting). The other purposes
+# join them once a 429 says so.
 _COUNTED_BY_IP: Final = frozenset({Purpose.CONTACTS})
-"""WebFones counts contact requests by IP address whatever the key (Contact API 3.0, Rate Limiting). The other purposes
-join them once a 429 says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,6 @@ class Limit:
 
     @property
     def burst(self) -> float:
-        """Requests that may be sent at once."""
         return max(self.requests * self.share / 2, 1)
 
     @property

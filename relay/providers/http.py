@@ -154,7 +154,6 @@ class HttpAccount:
 
     @contextmanager
     def unavailable_on_failure(self, what: str) -> Iterator[None]:
-        """Turn failures of the connection into Unavailable."""
         try:
             yield
         except TimeoutError as error:

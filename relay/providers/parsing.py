@@ -17,8 +17,8 @@ from relay.domain.retry_after import parse_http_date, parse_retry_after
 from relay.errors import ProviderError, RateLimited, Unauthorized, Unavailable, UnexpectedResponse
 
 MAX_TEXT_CHARS: Final = 256
+# A call that is still in progress this long after its start never ends in the list, and is published as it is.
 LONGEST_CALL: Final = timedelta(hours=24)
-"""A call that is still in progress this long after its start never ends in the list, and is published as it is."""
 _MAX_CACHED_ROWS: Final = 8192
 _MAX_CACHED_ROW_BYTES: Final = 4096
 _MAX_RAW_BYTES: Final = 8192
@@ -77,8 +77,8 @@ def text(value: object) -> str | None:
     return _UNPRINTABLE.sub(" ", value[: 4 * MAX_TEXT_CHARS]).strip()[:MAX_TEXT_CHARS].rstrip() or None
 
 
+# A field that is None when it is not text: it never invalidates its row.
 Text = Annotated[str | None, BeforeValidator(text)]
-"""A field that is None when it is not text: it never invalidates its row."""
 
 
 def words(value: str | None) -> str:

@@ -1,13 +1,13 @@
 """Every key of the queue: its shape, and how long it lives. The Lua files build the same names in `lane.lua`."""
 
+# HASH  last: the last moment of the relay's clock, ms; offset: by how much it is ahead of TIME, which stepped back; no
+# TTL: the clock must never go back.
 CLOCK = "relay:clock"
-"""HASH  last: the last moment of the relay's clock, ms; offset: by how much it is ahead of TIME, which stepped back; no
-TTL: the clock must never go back."""
+# ZSET  process → its last heartbeat, ms. A process that leaves, or is found dead, is removed.
 PROCESSES = "relay:processes"
-"""ZSET  process → its last heartbeat, ms. A process that leaves, or is found dead, is removed."""
 
+# A partition is proven while its last success is less than a day old and fewer than three attempts failed since.
 STANDINGS = ("proven", "unproven")
-"""A partition is proven while its last success is less than a day old and fewer than three attempts failed since."""
 
 
 def held(process: str) -> str:

@@ -16,8 +16,8 @@ log = structlog.get_logger(__name__)
 
 _BEAT_EVERY_S = 1.0
 _CLOCK_STEP_S = 5.0
+# A process without a heartbeat for so long is dead: others claim what it had leased.
 DEAD_AFTER_S = 4.0
-"""A process without a heartbeat for so long is dead: others claim what it had leased."""
 
 
 class StoreClock:

@@ -21,10 +21,10 @@ from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
 
+# Reports how the work on a claim ended; it leaves with the next exchange.
 Settle = Callable[[Claim, Settlement], None]
-"""Reports how the work on a claim ended; it leaves with the next exchange."""
+# Works on claims of one partition (one claim, unless the runner batches) and settles each of them.
 Work = Callable[[Sequence[Claim], Settle], Awaitable[None]]
-"""Works on claims of one partition (one claim, unless the runner batches) and settles each of them."""
 
 _SLEEP_S = 1.0
 _GROUP_S = 0.002

@@ -23,15 +23,11 @@ _EXPIRES = re.compile(r"[1-9][0-9]{0,10}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Valid:
-    """The link is ours and has not expired."""
-
     expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """The link is ours and has expired."""
-
     expired_at: datetime
 
 

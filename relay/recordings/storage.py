@@ -32,14 +32,14 @@ BLOCKS_BUFFERED = 2
 # 5 MiB is the smallest part that S3 accepts.
 PART_BYTES = 5 * 1024 * 1024
 PARTS_IN_FLIGHT = 2
+# Most uploads at a time: more than recordings are fetched at once, because an upload waits for its provider in a
+# thread.
 UPLOADS = 128
-"""Most uploads at a time: more than recordings are fetched at once, because an upload waits for its provider in a
-thread."""
 MAX_RECORDING_BYTES = 4 * 1024**3
 MAX_SMALL_BYTES = 64 * 1024
+# Disk space that recordings leave free, or 5 % of the disk where that is less: an embedded store may share the disk,
+# and calls matter more than their audio.
 MIN_FREE_BYTES = 256 * 1024 * 1024
-"""Disk space that recordings leave free, or 5 % of the disk where that is less: an embedded store may share the disk,
-and calls matter more than their audio."""
 
 CALL_ID = re.compile(r"call_[a-z2-7]{26}", re.ASCII)
 

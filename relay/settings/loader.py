@@ -59,7 +59,6 @@ class _Validation:
         self._unreadable: set[Location] = set()
 
     def settings(self, tree: Json) -> Settings | None:
-        """Validate everything; None when there were problems."""
         fields = self._model.model_fields
         for name in [name for name in tree if name not in fields]:
             # Not left to pydantic: BaseSettings takes names such as `_env_file` for options of its own.

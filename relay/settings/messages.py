@@ -12,8 +12,8 @@ from relay.domain.text import printable
 
 ID_FORMAT = "1 to 63 lower-case letters, digits, - and _, starting with a letter or a digit"
 
+# Where a setting is: `("poll", "tiers", 0, "every_s")`.
 Location = tuple[str | int, ...]
-"""Where a setting is: `("poll", "tiers", 0, "every_s")`."""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -23,7 +23,6 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def error_messages(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Write one message for each error, without any value that was given."""
     return [f"{dotted(place)}: {text}" if place else text for place, text in located_errors(error, model)]
 
 

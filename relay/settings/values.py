@@ -166,8 +166,8 @@ def _as_dict(mapping: Any, serialize: Any) -> Any:
     return serialize(dict(mapping))
 
 
+# Metadata that makes a `Mapping` field read-only.
 Frozen = (AfterValidator(read_only), WrapSerializer(_as_dict))
-"""Metadata that makes a `Mapping` field read-only."""
 
 NetworkRange = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 HostName = Annotated[str, AfterValidator(_host)]

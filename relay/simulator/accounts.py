@@ -41,15 +41,12 @@ class SimulatedAccount:
         return plans
 
     def visible(self) -> list[CallPlan]:
-        """The calls that the list shows now, by rid."""
         return self.provider.visible(self.key, self.provider.clock())
 
     def call_id(self, plan: CallPlan) -> str:
-        """Name a call as its row does."""
         return self.provider.call_id(self.key, plan)
 
     def feed(self, plans: Iterator[CallPlan]) -> None:
-        """Take calls from an iterator when their time comes."""
         self.provider.feed(self.key, plans)
 
     def source(self, url: str) -> Json:

@@ -26,7 +26,6 @@ def audio_chunks(rid: int, size_bytes: int) -> Iterator[bytes]:
 
 @cache
 def _tone(note: int) -> bytes:
-    """One second of a note, 8 kHz, 16 bit, mono, fading in and out."""
     pitch_hz = (262, 294, 330, 349, 392, 440, 494, 523)[note]
     turn = 2 * math.pi * pitch_hz / _SAMPLE_RATE_HZ
     samples = (
@@ -37,7 +36,6 @@ def _tone(note: int) -> bytes:
 
 
 def _wav_header(data_bytes: int) -> bytes:
-    """The canonical 44 bytes: RIFF, PCM, one channel."""
     riff = struct.pack("<4sI4s", b"RIFF", 36 + data_bytes, b"WAVE")
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, _SAMPLE_RATE_HZ, 2 * _SAMPLE_RATE_HZ, 2, 16)
     return riff + form + struct.pack("<4sI", b"data", data_bytes)

@@ -22,8 +22,8 @@ DETAIL: Final = "call-detail"
 LOG: Final = "call-log"
 CONFERENCES: Final = "conference-detail"
 RECORDING: Final = "recording-file"
+# How this fake offers Get Recording File; CINNOX's own path is not confirmed.
 RECORDING_PATH: Final = "/v1/api/apps/{app_id}/data/recording-file?callID={call_id}"
-"""How this fake offers Get Recording File; CINNOX's own path is not confirmed."""
 
 _MAX_LIMIT: Final = 500
 _STATUSES = {
@@ -93,7 +93,6 @@ class FakeCinnox(FakeProvider[Account]):
         return FakeResponse(200, {"code": 0, "result": rows[offset : offset + limit]}, rows="result")
 
     def rows(self, account: Account, endpoint: str, plans: Sequence[CallPlan], now: datetime) -> list[Json]:
-        """Write calls as the rows of a list; none of them is a conference."""
         if endpoint == CONFERENCES:
             return []
         write = detail_row if endpoint == DETAIL else log_row

@@ -118,7 +118,6 @@ class FakeNfon(FakeProvider[NfonAccount]):
         return [self.row(account, plan, now) for plan in plans[offset : offset + page_size]]
 
     def row(self, account: NfonAccount, plan: CallPlan, now: datetime, *, complete: bool = False) -> Json:
-        """Write a call as a record; only a complete one has the words of its transcript."""
         shown, columns = shown_at(plan, now)
         outbound = shown.direction == "OUTGOING"
         user = {"name": "Alice", "number": account.extension, "context": account.customer}
@@ -196,7 +195,6 @@ class FakeNfon(FakeProvider[NfonAccount]):
         return FakeResponse(404, {"error": "record not found"})
 
     def _changed(self, key: str, after: datetime, until: datetime) -> list[Json]:
-        """The records of which something became visible after one instant, up to and including the other."""
         plans = [
             plan
             for plan in self.visible(key, until)

@@ -26,6 +26,7 @@ from relay.simulator.server import Listener, json_response, listen
 from relay.simulator.timeline import CallPlan, Change, Scalar
 
 _FIRST_RID: Final = 211_159
+# Timelines name what changes by WebFones' columns; these are the fields of `CallPlan` behind them.
 _PLAN_FIELDS: Final = {
     "cidname_outside": "outside_name",
     "cidnumber_outside": "outside_number",
@@ -34,7 +35,6 @@ _PLAN_FIELDS: Final = {
     "direction": "direction",
     "disposition": "disposition",
 }
-"""Timelines name what changes by WebFones' columns; these are the fields of `CallPlan` behind them."""
 
 Stream = Callable[[Listener], AsyncGenerator[bytes, None]]
 
@@ -80,13 +80,11 @@ class Account:
     upcoming: CallPlan | None = None
 
     def put(self, plan: CallPlan) -> None:
-        """Add a call, or replace the one with the same rid."""
         self.remove(plan.rid)
         self.plans[plan.rid] = plan
         insort(self.by_start, (plan.started_at, plan.rid))
 
     def remove(self, rid: int) -> None:
-        """Remove a call, if there is one with this rid."""
         old = self.plans.pop(rid, None)
         if old is not None:
             del self.by_start[bisect_left(self.by_start, (old.started_at, rid))]
@@ -238,7 +236,6 @@ class FakeProvider(ABC, Generic[A]):
     # Requests
 
     def respond(self, request: FakeRequest, now: datetime) -> FakeResponse:
-        """Answer a request as it would be answered at `now`."""
         if request.key in self.accounts:
             self.accounts[request.key].pull(now)
         return self.refuse(request) or self.answer(request, now)
@@ -272,13 +269,11 @@ class FakeProvider(ABC, Generic[A]):
         return await self.reply(http, request, listener)
 
     async def reply(self, http: web.BaseRequest, request: FakeRequest, listener: Listener) -> web.StreamResponse:
-        """Answer a request that the rate limit let through."""
         return await self.send(http, request, self.respond(request, self.clock()), listener)
 
     async def send(
         self, http: web.BaseRequest, request: FakeRequest, response: FakeResponse, listener: Listener
     ) -> web.StreamResponse:
-        """Write a response and count its status."""
         self.statuses[request.key, request.endpoint, response.status] += 1
         content_type = "text/html" if isinstance(response.body, str) else "application/json"
         headers = {"Content-Type": content_type, **response.headers}

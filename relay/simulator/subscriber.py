@@ -17,8 +17,8 @@ from relay.domain.json import Json
 from relay.simulator.hook_log import Arrival, HookLog, HookReport, read_event
 from relay.simulator.server import Listener, json_response, listen
 
+# How far a timestamp may be from now: what the Standard Webhooks libraries allow.
 _TOLERANCE_S: Final = 300
-"""How far a timestamp may be from now: what the Standard Webhooks libraries allow."""
 
 
 class Reply(Protocol):
@@ -31,8 +31,6 @@ class Reply(Protocol):
 
 
 class Accept:
-    """204 at once."""
-
     accepts = True
 
     async def send(self, request: web.BaseRequest, listener: Listener) -> web.StreamResponse:
@@ -81,7 +79,6 @@ class VerifyingSubscriber:
         return tuple(self.hooks[name].arrivals)
 
     def event(self, name: str, event_id: str) -> Json | None:
-        """The body of one event as it first arrived, parsed."""
         body = self.hooks[name].bodies.get(event_id)
         event: Json | None = None if body is None else orjson.loads(body)
         return event
@@ -105,7 +102,6 @@ class VerifyingSubscriber:
         return listen(self._handle, host=host, port=port, ssl_context=ssl_context)
 
     async def control(self, request: web.BaseRequest) -> web.Response:
-        """Answer `/_control`: the report, and with `?arrivals` every delivery."""
         return json_response(self.state(arrivals="arrivals" in request.query))
 
     def state(self, *, arrivals: bool = False) -> Json:

@@ -76,7 +76,6 @@ class FakeUnpod(FakeProvider[Account]):
         return FakeResponse(200, body, rows="data")
 
     def row(self, plan: CallPlan, now: datetime) -> Json:
-        """Write a call as the list shows it at `now`."""
         shown, columns = shown_at(plan, now)
         outside, inside = international(shown.outside_number), international(shown.inside_number)
         outgoing = shown.direction == "OUTGOING"

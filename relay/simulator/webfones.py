@@ -25,8 +25,8 @@ from relay.simulator.timeline import CallPlan, Person
 
 TIMESTAMP_FORMAT = "%Y-%m-%d %H:%M:%S"
 _END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+# No zone turns its clocks back further: a call that began longer before an instant never shows a later time.
 _ROW_TIME_MARGIN = timedelta(hours=4)
-"""No zone turns its clocks back further: a call that began longer before an instant never shows a later time."""
 
 
 class WebFonesEndpoint(StrEnum):
@@ -136,7 +136,6 @@ class FakeWebFones(FakeProvider[WebFonesAccount]):
                 self.put_contact(key, **card_fields(person))
 
     def records(self, key: str, timestamp: str, now: datetime) -> FakeResponse:
-        """Answer the call list as it would be at `now`."""
         return self.respond(FakeRequest(WebFonesEndpoint.RECORDS, key, query={"timestamp": timestamp}), now)
 
     def call_id(self, key: str, plan: CallPlan) -> str:
@@ -202,7 +201,6 @@ class FakeWebFones(FakeProvider[WebFonesAccount]):
                 return FakeResponse(200, {"status": "ok", "timestamp": instant_text(now), "services": online})
 
     def row_time(self, account: WebFonesAccount, instant: datetime) -> str:
-        """Write an instant as the account's rows show it."""
         return instant.astimezone(ZoneInfo(account.zone)).strftime(TIMESTAMP_FORMAT)
 
     def is_after(self, row_time: str, timestamp: str) -> bool:
@@ -270,7 +268,6 @@ def normalised(number: str) -> str:
 
 
 def parse_timestamp(text: str) -> datetime:
-    """Read a naive time in the account's zone; raises ValueError."""
     return datetime.strptime(text.strip(), TIMESTAMP_FORMAT)  # noqa: DTZ007 - the zone is the account's
 
 

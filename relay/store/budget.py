@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 
 from relay.store import keys
 
+# A bucket that was unused for a day is full again, whatever the limit.
 _TTL_S: Final = 86_400
-"""A bucket that was unused for a day is full again, whatever the limit."""
 _LONGEST_CLOSED_S: Final = 3600
 
 

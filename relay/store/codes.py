@@ -12,23 +12,23 @@ class RowOutcome(StrEnum):
     NEW = "new"
     CHANGED = "changed"
     KNOWN = "known"
+    # Remembered, not published.
     SEEDED = "seeded"
-    """Remembered, not published."""
+    # Another mapping version writes the same row differently.
     REHASHED = "rehashed"
-    """Another mapping version writes the same row differently."""
 
 
 class ReplayOutcome(StrEnum):
     """What replay.lua did for one subscription."""
 
     QUEUED = "queued"
+    # The delivery is pending already and stays one delivery.
     WAITING = "waiting"
-    """The delivery is pending already and stays one delivery."""
+    # It was delivered before, and the replay was not forced.
     DELIVERED = "delivered"
-    """It was delivered before, and the replay was not forced."""
     DISABLED = "disabled"
+    # The event's document has expired or was erased.
     GONE = "gone"
-    """The event's document has expired or was erased."""
 
 
 class SeenFlag(StrEnum):
@@ -36,8 +36,8 @@ class SeenFlag(StrEnum):
 
     INGESTED = "e"
     SEEDED = "s"
+    # Seeded while the call was going on: its end makes it a call.
     SEEDED_UNFINISHED = "u"
-    """Seeded while the call was going on: its end makes it a call."""
 
 
 @dataclass(frozen=True, slots=True)

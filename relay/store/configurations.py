@@ -13,10 +13,10 @@ Kind = Literal["source", "subscription"]
 Name = tuple[Kind, str]
 _KINDS: Final[tuple[Kind, Kind]] = ("source", "subscription")
 
+# A process announces its configuration every second; one that is silent for longer is gone.
 _HOLDS_MS: Final = 15_000
-"""A process announces its configuration every second; one that is silent for longer is gone."""
+# What no configuration has declared for so long was removed: longer than a rolling restart of one role takes.
 _REMOVED_AFTER_MS: Final = 600_000
-"""What no configuration has declared for so long was removed: longer than a rolling restart of one role takes."""
 _FORGOTTEN_MS: Final = 86_400_000
 
 

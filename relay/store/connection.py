@@ -9,8 +9,8 @@ from redis.exceptions import RedisError
 
 from relay.queue.keys import CLOCK
 
+# What every operation of the store may raise while the server is unavailable; for `except STORE_ERRORS`.
 STORE_ERRORS: Final = (RedisError, OSError)
-"""What every operation of the store may raise while the server is unavailable; for `except STORE_ERRORS`."""
 
 _OPTIONS: Final[dict[str, Any]] = {"socket_timeout": 15, "socket_connect_timeout": 5, "health_check_interval": 30}
 

@@ -28,8 +28,8 @@ from relay.errors import StoreError, StoreInUse
 
 log = structlog.get_logger(__name__)
 
+# The least `hash-max-listpack-value`: below it calls and events need nearly twice the memory.
 COMPACT_BYTES = 1024
-"""The least `hash-max-listpack-value`: below it calls and events need nearly twice the memory."""
 _SOCKET_PATH_LIMIT = 100
 _START_S = 60.0
 _MIN_FREE_BYTES = 16 * 1024 * 1024

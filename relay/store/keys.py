@@ -8,37 +8,37 @@ import base64
 import hashlib
 from typing import Literal
 
+# STR   fingerprint of the relay that owns this database; no TTL: a second relay must find it.
 IDENTITY = "relay:identity"
-"""STR   fingerprint of the relay that owns this database; no TTL: a second relay must find it."""
+# STR   written by `relay check`, to find out whether that is possible; TTL 10 s.
 WRITE_TEST = "relay:write-test"
-"""STR   written by `relay check`, to find out whether that is possible; TTL 10 s."""
+# STR   number of the newest layout that has written here; no TTL.
 SCHEMA = "relay:schema"
-"""STR   number of the newest layout that has written here; no TTL."""
+# STR   there while the lists were trimmed less than an hour ago: its TTL is the interval.
 TRIMMED = "relay:trimmed"
-"""STR   there while the lists were trimmed less than an hour ago: its TTL is the interval."""
+# STR   there while sources were checked for unusual silence less than five minutes ago: its TTL is the interval.
 SILENCE_CHECKED = "relay:silence-checked"
-"""STR   there while sources were checked for unusual silence less than five minutes ago: its TTL is the interval."""
+# ZSET  call id → first seen, ms; trimmed by the sweep after `retention.calls_days`.
 CALLS = "relay:calls"
-"""ZSET  call id → first seen, ms; trimmed by the sweep after `retention.calls_days`."""
+# ZSET  event id → created, ms; trimmed by the sweep after `retention.events_days`.
 EVENTS = "relay:events"
-"""ZSET  event id → created, ms; trimmed by the sweep after `retention.events_days`."""
+# ZSET  subscription and event id (U+001F between) of failed deliveries → when, ms; trimmed with the events.
 DEAD = "relay:dead"
-"""ZSET  subscription and event id (U+001F between) of failed deliveries → when, ms; trimmed with the events."""
+# HASH  calls, events and quarantined items so far; no TTL: they are totals.
 COUNTS = "relay:counts"
-"""HASH  calls, events and quarantined items so far; no TTL: they are totals."""
 
+# STR   number that each change of a declaration raises; no TTL: processes compare it with the last one they read.
 DECLARED_VERSION = "relay:declared-version"
-"""STR   number that each change of a declaration raises; no TTL: processes compare it with the last one they read."""
 DECLARED_KINDS: tuple[Literal["source", "subscription", "token"], ...] = ("source", "subscription", "token")
 
 SCHEMA_VERSION = 1
 
+# Field of an event: the document. Like SEQUENCE it can be no subscription's name.
 BODY = "="
-"""Field of an event: the document. Like SEQUENCE it can be no subscription's name."""
+# Field of an event: its number within its ordering key.
 SEQUENCE = "#"
-"""Field of an event: its number within its ordering key."""
+# Between the two ids of an entry that names a pair.
 SEPARATOR = "\x1f"
-"""Between the two ids of an entry that names a pair."""
 
 
 def declared(kind: str) -> str:
@@ -105,10 +105,10 @@ def owed_items(lane: str, partition: str) -> str:
     return f"relay:owed:{lane}:{partition}"
 
 
+# ZSET  version of a configuration → when a process with it was last alive, ms; forgotten after a day without any.
 CONFIGURATIONS = "relay:configurations"
-"""ZSET  version of a configuration → when a process with it was last alive, ms; forgotten after a day without any."""
+# STR   generation of the newest configuration; no TTL.
 CONFIGURATION_GENERATION = "relay:configuration-generation"
-"""STR   generation of the newest configuration; no TTL."""
 
 
 def configuration(version: str) -> str:
@@ -149,8 +149,8 @@ def failing_notice(sub: str) -> str:
     return f"relay:failing-notice:{sub}"
 
 
+# HASH  id of a source that is being removed → its tenant; no TTL: the sweep resumes one that was interrupted.
 REMOVALS = "relay:removals"
-"""HASH  id of a source that is being removed → its tenant; no TTL: the sweep resumes one that was interrupted."""
 
 
 def removing(sid: str) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
+# When it was added (ms) and its id.
 Entry = tuple[int, str]
-"""When it was added (ms) and its id."""
 
 
 @dataclass(frozen=True, slots=True)

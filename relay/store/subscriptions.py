@@ -10,8 +10,8 @@ from relay.queue import keys as queue_keys
 from relay.store import keys
 from relay.store.lanes import LaneName
 
+# The reason under which a removed subscription is disabled; publish.lua queues nothing at all for such a one.
 REMOVED: Final = "deleted"
-"""The reason under which a removed subscription is disabled; publish.lua queues nothing at all for such a one."""
 _NOTICE_EVERY_S: Final = 86_400
 _TOMBSTONE_TTL_S: Final = 60
 

@@ -32,7 +32,6 @@ class ListedCall:
 
     @property
     def current(self) -> CallPlan:
-        """The call with what has changed since it was listed."""
         return self.account.plans[self.plan.rid]
 
     @property
@@ -157,7 +156,6 @@ class Measurements:
         )
 
     def _calls_with(self, *types: str) -> set[str]:
-        """The ids of the calls of which such an event was delivered."""
         return {event.call_id for event in self.events if event.type in types}
 
     def report(self) -> HookReport:
@@ -280,7 +278,6 @@ def _latencies_s(calls: Iterable[ListedCall]) -> list[float]:
 
 
 def _latency_s(arrival: Arrival, plan: CallPlan) -> float:
-    """Seconds since the provider listed the call, or for an update and a transcript since the change."""
     since = plan.visible_at
     if arrival.type in ("call.updated", "call.transcript.completed"):
         since = max((change.at for change in plan.changes if change.at <= arrival.at), default=since)

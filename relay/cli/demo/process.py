@@ -53,7 +53,6 @@ class RelayProcess:
         return True
 
     def stop(self) -> None:
-        """Stop the relay, after what is in flight, and its store."""
         self._process.terminate()
         try:
             self._process.wait(_STOP_S)
@@ -80,7 +79,6 @@ class RelayProcess:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nothing listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in sockets:

@@ -34,8 +34,8 @@ _STEP_S: Final = 0.2
 _START_TIMEOUT_S: Final = 60.0
 _QUIET_S: Final = 1.0
 _DELIVERY_TIMEOUT_S: Final = 45.0
+# What failed while something was down is retried on its schedule: an event after 5 s, its recording after 15.
 _CHAOS_DELIVERY_TIMEOUT_S: Final = 90.0
-"""What failed while something was down is retried on its schedule: an event after 5 s, its recording after 15."""
 _CHAOS_EVERY_S: Final = (3.5, 6.5)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -219,7 +219,6 @@ class Demo:
                 return
 
     async def _kill_something(self) -> None:
-        """Kill the relay and its store in turn."""
         if self._measurements.kills % 2:
             if not await asyncio.to_thread(self._relay.kill_store):
                 return

@@ -16,8 +16,8 @@ from rich.text import Text
 from relay.cli.demo.measure import DeliveredEvent, ListedCall, Measurements, percentile
 
 _MIN_ROWS, _MAX_ROWS = 3, 20
+# Two lines of head, three rules, the note, and the one that a live display needs to itself.
 _FIXED_LINES = 7
-"""Two lines of head, three rules, the note, and the one that a live display needs to itself."""
 
 
 @dataclass(frozen=True, slots=True)

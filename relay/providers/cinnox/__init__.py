@@ -5,6 +5,7 @@ from relay.providers.cinnox.client import Cinnox
 from relay.providers.cinnox.options import CinnoxOptions
 from relay.providers.cinnox.wire import MAPPING_VERSION
 
+# There is a limit (error 6451010), but it is not documented; a refusal is waited out.
 CINNOX = ProviderKind(
     name="cinnox",
     options=CinnoxOptions,
@@ -15,4 +16,3 @@ CINNOX = ProviderKind(
     window_s=None,
     upper_bound=True,
 )
-"""There is a limit (error 6451010), but it is not documented; a refusal is waited out."""

@@ -22,18 +22,18 @@ from relay.providers import parsing
 from relay.providers.parsing import ErrorResponse, OptionalTime, Seconds, Text, malformed, seconds, text, words
 
 NAME: Final = "CINNOX"
+# Raise it with every change of the mapping that changes a record's content.
 MAPPING_VERSION: Final = 1
-"""Raise it with every change of the mapping that changes a record's content."""
 
 ListName = Literal["call-detail", "call-log", "conference-detail"]
+# A range with more rows is read in halves.
 MAX_ROWS: Final = 5_000
-"""A range with more rows is read in halves."""
+# A range this short is not halved any further.
 SHORTEST_RANGE: Final = timedelta(minutes=2)
-"""A range this short is not halved any further."""
+# How far a range is extended on both sides: the lists date one call a little apart, and both rows must be in it.
 EDGE: Final = timedelta(seconds=30)
-"""How far a range is extended on both sides: the lists date one call a little apart, and both rows must be in it."""
+# Rows; only a server that ignores the offset has more for one range.
 LONGEST_LIST: Final = 200_000
-"""Rows; only a server that ignores the offset has more for one range."""
 
 _MAX_DIGITS: Final = 40
 _MAX_PARTICIPANTS: Final = 64
@@ -49,6 +49,7 @@ _DIRECTIONS: Final[Mapping[str, Direction]] = {
     "INTERNAL": Direction.INTERNAL,
 }
 
+# The statuses of the section Call Status Metrics.
 _OUTCOMES: Final[Mapping[str, Outcome]] = {
     "CALL ENDED": Outcome.ANSWERED,
     "DECLINED": Outcome.DECLINED,
@@ -60,8 +61,9 @@ _OUTCOMES: Final[Mapping[str, Outcome]] = {
     "UNREACHABLE": Outcome.FAILED,
     "CALL FAILED": Outcome.FAILED,
 }
-"""The statuses of the section Call Status Metrics."""
 
+# The end reason, and the outcome it implies for a row without a known status.
+# The vendor's full table (Last Response Code & Bye Reason) was not available: any other reason is passed on as it is.
 _BYE_REASONS: Final[Mapping[str, tuple[str, Outcome]]] = {
     "HANG UP": ("hangup", Outcome.UNKNOWN),
     "HANGUP": ("hangup", Outcome.UNKNOWN),
@@ -79,9 +81,6 @@ _BYE_REASONS: Final[Mapping[str, tuple[str, Outcome]]] = {
     "BEARER CAPABILITY": ("bearer_capability", Outcome.FAILED),
     "BEARER CAPABILITY NOT AVAILABLE": ("bearer_capability", Outcome.FAILED),
 }
-"""The end reason, and the outcome it implies for a row without a known status.
-
-The vendor's full table (Last Response Code & Bye Reason) was not available: any other reason is passed on as it is."""
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -254,7 +253,6 @@ def _filled(row: Json, other: Json) -> Json:
 
 
 def is_conference(row: object) -> bool:
-    """Whether a row of `call-log` is a conference."""
     return isinstance(row, dict) and str(row.get("type", "")).strip().lower() == "conference"
 
 
@@ -452,7 +450,6 @@ def _party(side: CinnoxSide, number: str | None, region: str, direction: Directi
 
 
 def _sides(direction: Direction, caller: Party, callee: Party) -> tuple[Party | None, Party | None]:
-    """Return the external and the internal party."""
     if direction is Direction.INBOUND:
         return caller, callee
     if direction is Direction.OUTBOUND:

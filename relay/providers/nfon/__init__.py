@@ -5,6 +5,7 @@ from relay.providers.nfon.client import Nfon
 from relay.providers.nfon.options import NfonOptions
 from relay.providers.nfon.wire import MAPPING_VERSION
 
+# The document states no limit; a 429 is waited out.
 NFON = ProviderKind(
     name="nfon",
     options=NfonOptions,
@@ -15,4 +16,3 @@ NFON = ProviderKind(
     window_s=None,
     connect_with_store=Nfon,
 )
-"""The document states no limit; a 429 is waited out."""

@@ -20,8 +20,8 @@ from relay.providers.nfon import wire
 from relay.providers.nfon.options import NfonOptions, OAuthOptions
 from relay.providers.parsing import ErrorResponse, load_json, provider_error
 
+# How long a token lasts when the response does not say: five minutes, as in NFON's CTI API.
 DEFAULT_LIFETIME_S: Final = 300.0
-"""How long a token lasts when the response does not say: five minutes, as in NFON's CTI API."""
 _RENEW_EARLY_S: Final = 60.0
 _MAX_BODY_BYTES: Final = 64 * 1024
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=15)

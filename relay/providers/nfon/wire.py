@@ -23,22 +23,23 @@ from relay.providers.credentials import is_header_safe
 from relay.providers.parsing import ErrorResponse, OptionalTime, Seconds, Text, malformed, parse_or_none, shrink, text
 
 NAME: Final = "NFON"
+# Raise it with every change of the mapping that changes a record's content.
 MAPPING_VERSION: Final = 1
-"""Raise it with every change of the mapping that changes a record's content."""
 
 CALL_LIST: Final = "the call list"
 MAX_TRANSFERS: Final = 20
 MAX_TRANSCRIPT_CHARS: Final = 6_000
+# An event has at most 20 KB.
 MAX_SUMMARY_CHARS: Final = 2_000
-"""An event has at most 20 KB."""
+# A row this long before the requested time shows that NFON did not understand `from`.
 TOO_EARLY: Final = timedelta(minutes=1)
-"""A row this long before the requested time shows that NFON did not understand `from`."""
 _MAX_ENTRIES: Final = 2_000
 _MAX_CRM_BYTES: Final = 2048
 
 Unit = Literal["seconds", "milliseconds"]
 
 _DIRECTIONS: Final[Mapping[str, Direction]] = {"inbound": Direction.INBOUND, "outbound": Direction.OUTBOUND}
+# The document has the first three and `unknown`, and demands that clients tolerate new ones; the rest are guesses.
 _OUTCOMES: Final[Mapping[str, Outcome]] = {
     "answered": Outcome.ANSWERED,
     "missed": Outcome.NO_ANSWER,
@@ -50,7 +51,6 @@ _OUTCOMES: Final[Mapping[str, Outcome]] = {
     "rejected": Outcome.DECLINED,
     "failed": Outcome.FAILED,
 }
-"""The document has the first three and `unknown`, and demands that clients tolerate new ones; the rest are guesses."""
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from relay.providers.unpod.client import Unpod
 from relay.providers.unpod.options import UnpodOptions
 from relay.providers.unpod.wire import MAPPING_VERSION
 
+# There is a limit, but it is not documented; a 429 is waited out.
 UNPOD = ProviderKind(
     name="unpod",
     options=UnpodOptions,
@@ -15,4 +16,3 @@ UNPOD = ProviderKind(
     window_s=None,
     upper_bound=True,
 )
-"""There is a limit, but it is not documented; a 429 is waited out."""

@@ -58,7 +58,6 @@ class Unpod(HttpProvider[UnpodOptions]):
     def _next_path(
         self, paging: wire.UnpodPaging, listed: wire.UnpodCallList, window: Window, followed: set[str]
     ) -> str | None:
-        """Return the path of the next page; None when the window is complete."""
         if paging.past_the_window:
             return None
         link = wire.next_path(listed.next, base_url=self._options.base_url, seen=followed)

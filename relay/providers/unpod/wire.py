@@ -23,8 +23,8 @@ from relay.providers.base import Window
 from relay.providers.parsing import ErrorResponse, OptionalTime, Text, malformed, seconds, words
 
 NAME: Final = "Unpod"
+# Raise it with every change of the mapping that changes a record's content.
 MAPPING_VERSION: Final = 1
-"""Raise it with every change of the mapping that changes a record's content."""
 
 CALL_LIST: Final = "the call list"
 PATH: Final = "/call-logs/"
@@ -32,14 +32,15 @@ MAX_PAGES: Final = 10_000
 _DAY: Final = timedelta(days=1)
 _DAYS: Final = re.compile(r"([0-9]{1,2}) days?, (.*)")
 
+# The open server writes `both` for calls whose direction it does not know.
 _DIRECTIONS: Final[Mapping[str, Direction]] = {
     "inbound": Direction.INBOUND,
     "incoming": Direction.INBOUND,
     "outbound": Direction.OUTBOUND,
     "outgoing": Direction.OUTBOUND,
 }
-"""The open server writes `both` for calls whose direction it does not know."""
 
+# In the open server, `REJECTED` is a call that the carrier refused, not one that a person declined.
 _OUTCOMES: Final[Mapping[str, Outcome]] = {
     spelling: outcome
     for outcome, spellings in {
@@ -52,7 +53,6 @@ _OUTCOMES: Final[Mapping[str, Outcome]] = {
     }.items()
     for spelling in spellings
 }
-"""In the open server, `REJECTED` is a call that the carrier refused, not one that a person declined."""
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from relay.providers.webfones.client import Webfones
 from relay.providers.webfones.options import WebfonesOptions
 from relay.providers.webfones.wire import MAPPING_VERSION
 
+# Documented limit: 1,000 requests in 15 minutes, per key (call log) or per IP address (contacts).
 WEBFONES = ProviderKind(
     name="webfones",
     options=WebfonesOptions,
@@ -14,4 +15,3 @@ WEBFONES = ProviderKind(
     requests_per_window=1000,
     window_s=15 * 60,
 )
-"""Documented limit: 1,000 requests in 15 minutes, per key (call log) or per IP address (contacts)."""

@@ -28,8 +28,8 @@ from relay.providers.webfones import wire
 from relay.providers.webfones.options import WebfonesOptions
 
 ROWS_PER_PAGE: Final = 2000
+# The document names no limit for a contact search.
 CONTACTS_PER_REQUEST: Final = 50
-"""The document names no limit for a contact search."""
 
 
 class Webfones(HttpProvider[WebfonesOptions]):

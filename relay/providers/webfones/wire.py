@@ -22,8 +22,8 @@ from relay.providers.base import ContactChanges, NoRecordingYet, NoSuchCall
 from relay.providers.parsing import ErrorResponse, Seconds, Text, finished_by_age, malformed, parse_or_none, text, words
 
 NAME: Final = "WebFones"
+# Raise it with every change of the mapping that changes a record's content.
 MAPPING_VERSION: Final = 1
-"""Raise it with every change of the mapping that changes a record's content."""
 
 CALL_LIST: Final = "the call list"
 CONTACT_SEARCH: Final = "a contact search"
