@@ -14,6 +14,7 @@ from relay.domain.time import from_ms, iso
 from relay.errors import SettingsError
 from relay.runtime import Runtime, open_runtime
 from relay.settings import Settings, changed_outside_maps
+from relay.store.connection import STORE_ERRORS
 from relay.store.embedded import EmbeddedStore
 from relay.tasks import cancel
 
@@ -130,19 +131,33 @@ async def role(
 
 def reload_on_hangup(runtime: Runtime, read: Callable[[], Settings]) -> None:
     """Reload the configuration on SIGHUP: sources and subscriptions change, all else needs a restart."""
+    one_at_a_time = asyncio.Lock()
+    reloading: set[asyncio.Task[None]] = set()
 
-    def reload() -> None:
-        try:
-            fresh = read()
-        except SettingsError as error:
-            log.error("configuration_reload_failed", error=str(error), action="the current one stays in force")
-            return
-        for name in changed_outside_maps(runtime.settings, fresh):
-            log.warning("setting_change_ignored", setting=name, action="restart the process")
-        runtime.registry.reconfigure(fresh)
-        log.info("configuration_reloaded", sources=len(fresh.sources), subscriptions=len(fresh.subscriptions))
+    async def reload() -> None:
+        async with one_at_a_time:
+            await reload_configuration(runtime, read)
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    def on_hangup() -> None:
+        task = asyncio.create_task(reload(), name="reload")
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+
+
+async def reload_configuration(runtime: Runtime, read: Callable[[], Settings]) -> None:
+    """Apply the configuration as it is now; one that would be refused at the start changes nothing."""
+    try:
+        fresh = read()
+        await runtime.require_durability(fresh.subscriptions)
+    except (SettingsError, *STORE_ERRORS) as error:
+        log.error("configuration_reload_failed", error=str(error), action="the current one stays in force")
+        return
+    for name in changed_outside_maps(runtime.settings, fresh):
+        log.warning("setting_change_ignored", setting=name, action="restart the process")
+    runtime.registry.reconfigure(fresh)
+    log.info("configuration_reloaded", sources=len(fresh.sources), subscriptions=len(fresh.subscriptions))
 
 
 @asynccontextmanager

@@ -34,7 +34,7 @@ from relay.recordings.markers import Markers
 from relay.recordings.storage import RecordingStorage, open_storage
 from relay.registry import Registry
 from relay.secrets import SecretBox
-from relay.settings import Settings
+from relay.settings import Settings, SubscriptionOptions
 from relay.store import connection, database
 from relay.store.lanes import LaneName, open_lanes
 from relay.store.store import Store
@@ -149,9 +149,9 @@ class Runtime:
             with contextlib.suppress(*connection.STORE_ERRORS):
                 await self.process.leave()
 
-    async def require_durability(self) -> None:
+    async def require_durability(self, subscriptions: Mapping[str, SubscriptionOptions]) -> None:
         """Refuse `at_most_once` on a store that can lose what it answered: an intent must survive everything."""
-        at_most_once = [sub for sub, each in self.subscriptions.items() if each.options.delivery == "at_most_once"]
+        at_most_once = [sub for sub, options in subscriptions.items() if options.delivery == "at_most_once"]
         if at_most_once and not await self.store.is_durable():
             raise SettingsError(
                 f"subscriptions.{at_most_once[0]}.delivery: at_most_once needs a store that keeps every answered "
@@ -197,7 +197,7 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
         stack.push_async_callback(runtime.aclose)
         with database.explain_start_failure():
             await runtime.registry.load()
-            await runtime.require_durability()
+            await runtime.require_durability({sub: each.options for sub, each in runtime.subscriptions.items()})
             await runtime.reconciler.everything()
         following = asyncio.create_task(runtime.registry.follow(runtime.reconciler.everything), name="registry")
         watching = asyncio.create_task(database.watch_server(redis), name="store")

@@ -21,7 +21,7 @@ from arq.connections import RedisSettings
 from relay.api.server import serve_internal
 from relay.errors import SettingsError
 from relay.log import configure
-from relay.processes import require_connection, stop_on_signals
+from relay.processes import reload_on_hangup, require_connection, stop_on_signals
 from relay.runtime import QUEUE, Runtime, open_runtime
 from relay.settings import Settings, load
 from relay.store.connection import STORE_ERRORS
@@ -99,6 +99,7 @@ async def _startup(ctx: dict[str, Any]) -> None:
     runtime.wake_ups.send_through(runtime.arq)
     await stack.enter_async_context(serve_internal(runtime))
     stop = stop_on_signals()
+    reload_on_hangup(runtime, lambda: settings_of_environment()[0])
     arq_main = asyncio.current_task()
     running = asyncio.create_task(runtime.run(stop, drain_s=settings.drain_s))
 

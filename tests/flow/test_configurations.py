@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
+from relay.processes import reload_configuration
 from relay.queue import keys as queue_keys
 from relay.runtime import Runtime, open_runtime
 from relay.store import keys
@@ -124,3 +126,20 @@ async def test_a_source_that_is_declared_again_has_no_tombstone(processes: Proce
 
     assert await redis.hkeys(keys.removed("source")) == []  # type: ignore[misc]
     assert await process.store.configurations.retire() == []
+
+
+async def test_a_reload_that_adds_at_most_once_needs_a_durable_store(processes: Processes, redis: Redis) -> None:
+    """As at the start: on a store that may lose an answered write the current configuration stays in force."""
+    process = await processes.open("main")
+    await redis.config_set("appendonly", "no")
+    added = {"url": "https://example.com/once", "secret": SECRET, "delivery": "at_most_once"}
+    fresh = read_settings({"subscriptions": {"once": added}})
+
+    with capture_logs() as logs:
+        await reload_configuration(process, lambda: fresh)
+    await process.registry.load()
+
+    [entry] = logs
+    assert entry["event"] == "configuration_reload_failed"
+    assert "appendfsync always" in entry["error"]
+    assert list(process.subscriptions) == ["crm"]
