@@ -159,7 +159,6 @@ class Runtime:
             )
 
     async def aclose(self) -> None:
-        """Wait for notices and wake-ups that are being sent."""
         await self.lifecycle.aclose()
         await self.wake_ups.aclose()
 

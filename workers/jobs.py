@@ -46,7 +46,6 @@ class Cancelled(Exception):
 
 
 async def wake(ctx: dict[str, Any], lane: str) -> None:
-    """Wake the runners of this process that work on a lane."""
     if lane in list(LaneName):
         ctx["runtime"].wake_ups.wake_here(LaneName(lane))
 
@@ -108,8 +107,6 @@ async def _store_now(runtime: Runtime) -> datetime:
 
 
 class _Backfill:
-    """One run of a backfill, window by window."""
-
     def __init__(
         self,
         runtime: Runtime,

@@ -40,7 +40,6 @@ class PollWorker:
         self._poller = poller
 
     async def work(self, batch: Sequence[Claim], settle: Settle) -> None:
-        """Poll the claimed source and make it due again."""
         [claim] = batch
         source = self._sources().get(claim.item)
         if source is None or (source.paused and not self._decides(source.id)):

@@ -38,8 +38,6 @@ _DENIED_RETRIED_FOR = timedelta(hours=24)
 
 
 class RecordWorker:
-    """Fetches the recordings of answered calls."""
-
     def __init__(
         self,
         lane: Lane,
@@ -62,7 +60,6 @@ class RecordWorker:
         self._allowed: dict[str, bool] = {}  # source id → whether its credential may fetch recordings
 
     async def work(self, batch: Sequence[Claim], settle: Settle) -> None:
-        """Fetch one recording and store it."""
         [claim] = batch
         call = claimed_call(claim)
         source = self._sources().get(claim.partition)

@@ -67,7 +67,6 @@ def add_poller(runtime: Runtime) -> Streams:
 
 
 def add_workers(runtime: Runtime) -> None:
-    """Host the enrich, contacts, record and deliver lanes."""
     _add_enrich(runtime)
     _add_contacts(runtime)
     _add_record(runtime)
@@ -75,7 +74,6 @@ def add_workers(runtime: Runtime) -> None:
 
 
 def add_poller_and_workers(runtime: Runtime) -> None:
-    """Host every lane."""
     add_poller(runtime)
     add_workers(runtime)
 

@@ -24,7 +24,6 @@ _QUIET_HINT = "polls succeed and return no calls, as never before at this time: 
 
 
 async def sweep(runtime: Runtime) -> None:
-    """Sweep once."""
     await runtime.reconciler.everything()
     await retire(runtime)
     await resume_removals(runtime)

@@ -84,7 +84,6 @@ class Authenticator:
         return [_issued(declaration) for declaration in reversed((await self._declarations.all("token")).values())]
 
     async def revoke(self, token_id: str) -> bool:
-        """Revoke a token at once; False when there is none with this id."""
         return await self._declarations.remove("token", token_id)
 
 

@@ -48,7 +48,6 @@ class ApiContext:
     # --- access ------------------------------------------------------------------------------------------------------
 
     async def source(self, caller: Caller, source_id: str) -> Source:
-        """Find a source that the caller may access; a Problem otherwise."""
         if source_id not in self.runtime.sources:
             await self.runtime.registry.load()  # another process may have created it a moment ago
         source = self.runtime.sources.get(source_id)
@@ -57,7 +56,6 @@ class ApiContext:
         return source
 
     async def subscription(self, caller: Caller, subscription_id: str) -> Subscription:
-        """Find a subscription that the caller may access; a Problem otherwise."""
         if subscription_id not in self.runtime.subscriptions:
             await self.runtime.registry.load()
         subscription = self.runtime.subscriptions.get(subscription_id)
@@ -66,21 +64,18 @@ class ApiContext:
         return subscription
 
     async def call(self, caller: Caller, call_id: str) -> StoredCall:
-        """Read a call that the caller may access; a Problem otherwise."""
         call = await self.store.calls.get(call_id)
         if call is None or not self.can_access_calls_of(caller, call.source_id):
             raise not_found("Call")
         return call
 
     async def event(self, caller: Caller, event_id: str) -> Json:
-        """Read an event that the caller may access; a Problem otherwise."""
         document = await self.store.events.get(event_id)
         if document is None or not self.can_access_event(caller, document):
             raise not_found("Event")
         return document
 
     async def job(self, caller: Caller, job_id: str) -> Job:
-        """Read a job that the caller may access; a Problem otherwise."""
         job = await self.store.jobs.get(job_id)
         if job is None or not caller.can_access(job.tenant or self._tenant_of_subject(job)):
             raise not_found("Job")

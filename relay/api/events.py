@@ -109,7 +109,6 @@ async def listing_of(context: ApiContext, caller: Caller, query: EventFilter) ->
 async def read_events(
     context: ApiContext, caller: Caller, query: EventFilter, event_ids: Sequence[str]
 ) -> list[Json | None]:
-    """Read events; None for those that have expired, do not match or belong to another tenant."""
     documents = await context.store.events.get_many(event_ids)
     return [
         document

@@ -71,7 +71,6 @@ def read(path: str, *, name: str, max_chars: int = _MAX_CHARS) -> str:
 
 
 def yaml_document(text: str, *, name: str) -> Any:
-    """Parse a YAML document strictly. Raises SettingsError."""
     problems: list[str] = []
     document = parse(text, name, problems)
     if problems:

@@ -40,8 +40,6 @@ app = new_app()
 
 @dataclass(frozen=True, slots=True)
 class InitAnswers:
-    """The source and subscription to configure; values are as in the file."""
-
     provider: str
     source: str
     options: Json = field(repr=False)

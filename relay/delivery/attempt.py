@@ -21,8 +21,6 @@ _HAS_AUDIO = b'"recording":{"status":"available"'
 
 
 class Attempts:
-    """Makes attempts for any subscription: builds the body, signs it, sends it."""
-
     def __init__(
         self,
         sender: Sender,

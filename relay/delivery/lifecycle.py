@@ -21,8 +21,6 @@ DISABLED_BY_CONFIGURATION = "enabled: false in the configuration"
 
 
 class Lifecycle:
-    """Disables and enables subscriptions, and publishes what their owners must know."""
-
     def __init__(
         self,
         lane: Lane,

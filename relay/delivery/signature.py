@@ -18,7 +18,6 @@ _LONGEST_SECRET: Final = len(SECRET_PREFIX) + (MAX_KEY_BYTES + 2) // 3 * 4
 
 
 def new_secret() -> str:
-    """Return a new secret of 32 random bytes, in the form that Standard Webhooks libraries read."""
     return encode_secret(secrets.token_bytes(32))
 
 

@@ -25,8 +25,6 @@ class SourceIdentity(Protocol):
 
 
 class Operations:
-    """Publishes events about sources and subscriptions."""
-
     def __init__(self, events: EventStore, audience: Audience) -> None:
         self._events = events
         self._audience = audience

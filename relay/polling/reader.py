@@ -57,7 +57,6 @@ class PollStats:
             setattr(self, name, getattr(self, name) + count)
 
     def counts(self) -> dict[str, int]:
-        """Return the counts by name, as jobs report them."""
         names = ("rows", "new", "changed", "seeded", "bad", "too_old")
         return {name: getattr(self, name) for name in names}
 

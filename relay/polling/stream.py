@@ -78,7 +78,6 @@ class Streams:
 
     @property
     def listening_to(self) -> list[str]:
-        """The sources whose streams this process holds."""
         return sorted(self._listeners)
 
     async def run(self) -> None:
@@ -124,7 +123,6 @@ class Streams:
         await cancel(*[self._listeners.pop(sid).task for sid in sids])
 
     async def _listen(self, source: Source) -> None:
-        """Listen to one source, reconnecting for ever."""
         failures = 0
         while True:
             started_s = time.monotonic()

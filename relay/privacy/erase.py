@@ -88,8 +88,6 @@ def mentions(document: Any, written: Collection[str]) -> bool:
 
 
 class Eraser:
-    """Erases calls, events, audio and cached contacts."""
-
     def __init__(self, store: Store, storage: AudioStore) -> None:
         self._store = store
         self._storage = storage

@@ -218,8 +218,6 @@ class SourceOptions(BaseModel):
 
 
 class HttpSourceOptions(SourceOptions):
-    """Options of a source whose API has a configurable address."""
-
     model_config = ConfigDict(hide_input_in_errors=True)
 
     base_url: str

@@ -55,7 +55,6 @@ class Limit:
         return max(self.burst * _BURST_SHARE[purpose], 1) * self.interval_ms
 
     def pace(self, purpose: Purpose) -> Pace:
-        """What the store needs to decide on a request."""
         return Pace(self.interval_ms, self.tolerance_ms(purpose), self.tolerance_ms(Purpose.POLL))
 
 

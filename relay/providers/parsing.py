@@ -132,7 +132,6 @@ def utc_time(value: object, field: str) -> datetime:
 
 
 def utc_time_or_none(value: object) -> datetime | None:
-    """Read a time that may be missing or malformed."""
     try:
         return utc_time(value, "")
     except ValueError:
@@ -182,7 +181,6 @@ def validate_row(
 
 
 def invalid_row(reason: str, row: Json, *, key: str | None = None) -> InvalidRow:
-    """Reject a row, with what an operator may see of it."""
     return InvalidRow(reason, key=key, excerpt=excerpt(shrink_row(row)))
 
 

@@ -51,7 +51,6 @@ def connect_source(
     declared: bool = False,
     credentials_of: Callable[[str], CredentialStore] | None = None,
 ) -> Source:
-    """Connect an account; sends no request yet."""
     kind = PROVIDERS[options.provider]
     budget = source_budget(options, budgets)
     if kind.connect_with_store is not None and credentials_of is not None:

@@ -103,11 +103,9 @@ class Lane:
         return self.process.clock.now_ms
 
     async def put(self, partition: str, item: str, *, after_ms: int = 0, keep_due: bool = False) -> None:
-        """Make one item due; see Put."""
         await self.apply(Put(partition, item, after_ms, keep_due))
 
     async def drop(self, partition: str, item: str) -> None:
-        """Remove one item; see Drop."""
         await self.apply(Drop(partition, item))
 
     async def apply(self, *changes_: Change) -> int:

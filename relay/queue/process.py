@@ -44,7 +44,6 @@ class StoreClock:
         return int(time.monotonic() * 1000 + self._wall_ahead_ms)
 
     def note(self, now_ms: int, wall_ms: int) -> None:
-        """Take over what a reply says."""
         monotonic_ms = time.monotonic() * 1000
         self._ahead_ms = now_ms - monotonic_ms
         self._wall_ahead_ms = wall_ms - monotonic_ms

@@ -81,7 +81,6 @@ class Runner:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for more."""
         return self._room().slots <= 0
 
     def wake(self) -> None:

@@ -14,15 +14,12 @@ _SEND_EVERY_S = 0.005
 
 
 class WakeUps:
-    """Wakes the runners of a lane."""
-
     def __init__(self) -> None:
         self._local: defaultdict[str, list[Callable[[], None]]] = defaultdict(list)
         self._arq: ArqRedis | None = None
         self._sending: dict[str, asyncio.Task[None]] = {}
 
     def listen(self, lane: str, wake: Callable[[], None]) -> None:
-        """Call `wake` whenever the lane has fresh work."""
         self._local[lane].append(wake)
 
     def send_through(self, arq: ArqRedis) -> None:
@@ -30,7 +27,6 @@ class WakeUps:
         self._arq = arq
 
     def wake_here(self, lane: str) -> None:
-        """Wake the runners of this process."""
         for wake in self._local[lane]:
             wake()
 
@@ -50,5 +46,4 @@ class WakeUps:
                     return
 
     async def aclose(self) -> None:
-        """Wait for what is being sent."""
         await asyncio.gather(*self._sending.values(), return_exceptions=True)

@@ -166,7 +166,6 @@ class RecordingStorage:
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="recording-storage")
 
     async def aclose(self) -> None:
-        """Wait for running operations and end the threads."""
         await asyncio.to_thread(self._uploads.shutdown, cancel_futures=True)
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
@@ -245,7 +244,6 @@ class RecordingStorage:
         await self._run(f"write {name}", partial(self._put_small, _checked_small(name), data))
 
     async def get_small(self, name: str) -> bytes | None:
-        """Read a small object, None when it does not exist."""
         try:
             return await self._run(f"read {name}", partial(self._get_small, _checked_small(name)))
         except FileNotFoundError:
@@ -446,7 +444,6 @@ def object_path(call_id: str, started_on: date, content_type: str) -> str:
 
 
 def object_paths(call_id: str, started_on: date) -> list[str]:
-    """List every path that the recording of a call may have."""
     return sorted({object_path(call_id, started_on, content_type) for content_type in (*_SUFFIXES, "")})
 
 

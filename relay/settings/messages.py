@@ -150,7 +150,6 @@ def _names_at(model: type[BaseModel], location: Location) -> list[str]:
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """Find the first model in an annotation, outermost first."""
     if isinstance(annotation, FieldInfo):
         annotation = annotation.annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -129,7 +129,6 @@ class HookLog:
     def record(
         self, event: ReceivedEvent, event_id: str, body: bytes, *, accepted: bool, keep_body: bool, keep_arrival: bool
     ) -> CallLog:
-        """Record a delivery and look for what is wrong with it; gives the log of its call."""
         if event_id != event.id:
             _append(self.mismatched_ids, f"{event_id} carries {event.id}")
         call = self.calls.setdefault(event.call_id or event_id, CallLog())

@@ -36,8 +36,6 @@ class NfonAccount(Account):
 
 
 class FakeNfon(FakeProvider[NfonAccount]):
-    """Users by access token."""
-
     name = "nfon"
     account_type = NfonAccount
     list_endpoint = NfonEndpoint.RECORDS
@@ -59,7 +57,6 @@ class FakeNfon(FakeProvider[NfonAccount]):
         return plan
 
     def transcribe(self, key: str, rid: int, *, summary: str = "They agreed.", words: str = "Hello. Yes.") -> None:
-        """Let the transcript of a call be ready now; its record is streamed again."""
         self.change(key, rid, {_TRANSCRIBED_AT: _text(self.clock()), "summary": summary, "words": words})
 
     def uuid_of(self, key: str, rid: int) -> str:

@@ -90,7 +90,6 @@ class Account:
             del self.by_start[bisect_left(self.by_start, (old.started_at, rid))]
 
     def pull(self, now: datetime) -> None:
-        """Take the calls that have begun from the feed."""
         while self.upcoming is not None and self.upcoming.started_at <= now:
             self.put(self.upcoming)
             self.upcoming = next(self.feed, None)
@@ -162,7 +161,6 @@ class FakeProvider(ABC, Generic[A]):
     # Accounts and calls
 
     def add_account(self, key: str, **fields: Any) -> A:
-        """Open an account with these of its fields; one that exists stays as it is."""
         return self.accounts.setdefault(key, self.account_type(key, **fields))
 
     def add_calls(self, key: str, plans: Iterable[CallPlan]) -> None:

@@ -98,7 +98,6 @@ class VerifyingSubscriber:
     def serve(
         self, *, host: str = "127.0.0.1", port: int = 0, ssl_context: ssl.SSLContext | None = None
     ) -> AbstractAsyncContextManager[str]:
-        """Listen until the block ends; yields the base URL, to which `/hook/{name}` is added."""
         return listen(self._handle, host=host, port=port, ssl_context=ssl_context)
 
     async def control(self, request: web.BaseRequest) -> web.Response:

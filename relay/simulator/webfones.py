@@ -57,8 +57,6 @@ _INVALID_KEY = {"error": "Invalid API key", "message": "The provided API key is 
 
 
 class ContactCard(BaseModel):
-    """An entry of the address book, with the fields of the contacts document."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     uuid: str
@@ -130,7 +128,6 @@ class FakeWebFones(FakeProvider[WebFonesAccount]):
         return card
 
     def put_people(self, key: str, people: Iterable[Person]) -> None:
-        """Fill the address book with a timeline's people, except strangers."""
         for person in people:
             if not person.stranger:
                 self.put_contact(key, **card_fields(person))

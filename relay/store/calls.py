@@ -140,8 +140,6 @@ class Row:
 
 
 class CallStore:
-    """Ingests rows and reads calls."""
-
     def __init__(self, redis: Redis, *, ttl_s: int, keep_raw: Callable[[], bool]) -> None:
         self._redis = redis
         self._ttl_s = ttl_s
@@ -152,7 +150,6 @@ class CallStore:
         return (await self.get_many([call_id]))[0]
 
     async def get_many(self, call_ids: Sequence[str]) -> list[StoredCall | None]:
-        """Read calls; None for those that are not kept any more."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for call_id in call_ids:
                 pipe.hgetall(keys.call(call_id))
@@ -174,7 +171,6 @@ class CallStore:
         return Listing(self._redis, tuple(map(keys.calls_of, source_ids)))
 
     async def newest(self, source_ids: Sequence[str]) -> list[Entry | None]:
-        """Read the newest entry of each source's calls."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for source_id in source_ids:
                 pipe.zrevrange(keys.calls_of(source_id), 0, 0, withscores=True)

@@ -25,8 +25,6 @@ class BookState:
 
 
 class ContactStore:
-    """Reads and writes the cache."""
-
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
@@ -50,7 +48,6 @@ class ContactStore:
             await pipe.execute()
 
     async def cached(self, source_id: str, generation: int, numbers: Sequence[str]) -> dict[str, Json]:
-        """Read the `contact` parts of the E.164 numbers that are cached."""
         if not numbers:
             return {}
         values = await self._redis.mget([keys.contact(source_id, generation, number) for number in numbers])

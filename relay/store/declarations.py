@@ -43,7 +43,6 @@ class Declarations:
         self._decrypted: dict[Kind, dict[str, Declaration]] = {}
 
     async def version(self) -> int:
-        """Read the version, which every change raises."""
         return int(await self._redis.get(keys.DECLARED_VERSION) or 0)
 
     async def all(self, kind: Kind) -> dict[str, Declaration]:
@@ -86,7 +85,6 @@ class Declarations:
         return declaration if replaced else None
 
     async def remove(self, kind: Kind, name: str) -> bool:
-        """Remove one; False when there was none."""
         return bool(await self._declare(args=[kind, name, "*", ""]))
 
     async def reseal(self) -> int:

@@ -99,7 +99,6 @@ class DeliveryStore:
         return (await self.get_many([(event_id, subscription)]))[0]
 
     async def get_many(self, ids: Sequence[tuple[str, str]]) -> list[Delivery | None]:
-        """Read deliveries by event and subscription."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for event_id, subscription in ids:
                 pipe.hget(keys.event(event_id), subscription)

@@ -39,19 +39,16 @@ _DICTIONARY_1 = (
 
 
 def pack(document: Any) -> bytes:
-    """Compress a JSON document, or the bytes of one."""
     raw = document if isinstance(document, bytes) else orjson.dumps(document)
     deflate = zlib.compressobj(6, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY_1)
     return b"\x01" + deflate.compress(raw) + deflate.flush()
 
 
 def unpack_bytes(packed: bytes) -> bytes:
-    """Decompress what `pack` returned, to bytes."""
     if packed[:1] != b"\x01":
         raise ValueError(f"a stored document has the unknown format {packed[:1]!r}; was it written by a newer release?")
     return zlib.decompressobj(-15, _DICTIONARY_1).decompress(packed[1:])
 
 
 def unpack(packed: bytes) -> Any:
-    """Decompress and parse what `pack` returned."""
     return orjson.loads(unpack_bytes(packed))

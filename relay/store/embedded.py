@@ -61,12 +61,10 @@ class EmbeddedStore:
 
     @property
     def url(self) -> str:
-        """The URL for redis-py."""
         return f"unix://{self.socket}?db=0"
 
     @property
     def pid(self) -> int | None:
-        """The server's process id."""
         return self._process.pid if self._process else None
 
     async def __aenter__(self) -> Self:

@@ -25,8 +25,6 @@ class NewEvent:
 
 
 class EventStore:
-    """Publishes and reads events."""
-
     def __init__(self, redis: Redis, *, ttl_s: int, calls_ttl_s: int) -> None:
         self._redis = redis
         self._ttl_s = ttl_s
@@ -60,11 +58,9 @@ class EventStore:
         return int(await self._publish(args=args))
 
     async def get(self, event_id: str) -> Json | None:
-        """Read an event's document; None when it is not kept any more."""
         return (await self.get_many([event_id]))[0]
 
     async def get_many(self, event_ids: Sequence[str]) -> list[Json | None]:
-        """Read documents; None for those that are not kept any more."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for event_id in event_ids:
                 pipe.hget(keys.event(event_id), keys.BODY)
@@ -77,7 +73,6 @@ class EventStore:
             yield list(zip(event_ids, await self.get_many(event_ids), strict=True))
 
     def all(self) -> Listing:
-        """List every event, by when it was created."""
         return Listing(self._redis, (keys.EVENTS,))
 
     def of_sources(self, source_ids: Sequence[str]) -> Listing:

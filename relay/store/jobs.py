@@ -16,8 +16,6 @@ _TTL_S: Final = 7 * 86_400
 
 
 class JobState(StrEnum):
-    """How far a job is."""
-
     QUEUED = "queued"
     RUNNING = "running"
     WAITING = "waiting"
@@ -57,7 +55,6 @@ class JobStore:
         self._redis = redis
 
     async def create(self, job: Job) -> None:
-        """Record a job that is about to be queued."""
         about = {
             "kind": job.kind,
             "tenant": job.tenant,
@@ -69,7 +66,6 @@ class JobStore:
         await self._write(job.id, {"state": job.state, **{name: value for name, value in about.items() if value}})
 
     async def get(self, job_id: str) -> Job | None:
-        """Read a job; None when it does not exist, or has expired."""
         raw: dict[bytes, bytes] = await self._redis.hgetall(keys.job(job_id))  # type: ignore[misc]  # both clients
         if not raw:
             return None

@@ -16,8 +16,6 @@ from relay.store.scripts import lane_hooks
 
 
 class LaneName(StrEnum):
-    """A kind of work that waits in the queue."""
-
     POLL = "poll"
     ENRICH = "enrich"
     CONTACTS = "contacts"
@@ -41,7 +39,6 @@ def open_lane(redis: Redis, name: LaneName, process: Process | None = None, *, e
 
 
 def open_lanes(redis: Redis, process: Process, *, events_ttl_s: int) -> Lanes:
-    """Open every lane for a process."""
     return {name: open_lane(redis, name, process, events_ttl_s=events_ttl_s) for name in LaneName}
 
 

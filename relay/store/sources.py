@@ -173,7 +173,6 @@ class SourceStore:
         return (await self.read_many([sid]))[0]
 
     async def read_many(self, sids: Sequence[str]) -> list[SourceState]:
-        """Read the states of several sources in one round trip."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for sid in sids:
                 pipe.hgetall(keys.source(sid))
@@ -222,7 +221,6 @@ class SourceStore:
             await pipe.execute()
 
     async def note(self, sid: str, **note: Unpack[SourceNote]) -> None:
-        """Note something about a source, see `SourceNote`."""
         await self._redis.hset(keys.source(sid), mapping=_write_note(note))  # type: ignore[misc]  # both clients
 
     async def changed_credentials(self, credentials: Mapping[str, str]) -> list[str]:

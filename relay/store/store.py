@@ -52,7 +52,6 @@ class Store:
         self.credentials: Callable[[str], StoredCredentials] = lambda sid: StoredCredentials(redis, box, sid)
 
     async def ping(self) -> None:
-        """Raise one of STORE_ERRORS when the store does not answer."""
         await self._redis.ping()
 
     async def verify(self) -> None:

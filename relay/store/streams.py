@@ -21,7 +21,6 @@ class StreamLeases:
         return await self._run(source_ids, int(lease_s * 1000))
 
     async def release(self, source_ids: Sequence[str]) -> None:
-        """Give up the leases that are ours."""
         await self._run(source_ids, 0)
 
     async def _run(self, source_ids: Sequence[str], lease_ms: int) -> set[str]:

@@ -41,7 +41,6 @@ class SubscriptionStore:
         return (await self.healths([subscription]))[0]
 
     async def healths(self, subscriptions: Sequence[str]) -> list[SubscriptionHealth]:
-        """Read the health of several subscriptions in one round trip."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for subscription in subscriptions:
                 pipe.hmget(

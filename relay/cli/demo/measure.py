@@ -86,7 +86,6 @@ class Measurements:
 
     @property
     def several(self) -> bool:
-        """Whether there are several providers, so that each call has to name its own."""
         return len(self.accounts) > 1
 
     def update(self) -> Sequence[ListedCall | DeliveredEvent]:

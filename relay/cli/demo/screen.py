@@ -85,7 +85,6 @@ class Tables:
 
 @contextlib.contextmanager
 def open_screen(console: Console) -> Iterator[Screen]:
-    """Open tables on a terminal with colours, lines elsewhere."""
     if not console.is_terminal or os.environ.get("NO_COLOR"):
         yield Lines(console)
         return

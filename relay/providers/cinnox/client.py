@@ -87,7 +87,6 @@ class Cinnox(HttpProvider[CinnoxOptions]):
     async def recording(
         self, key: str, *, purpose: Purpose = Purpose.RECORDING
     ) -> AsyncIterator[Audio | NoRecordingYet | NoSuchCall]:
-        """Stream the audio of the call with the callID `key`."""
         template, what = self._options.recording_path, "a recording"
         if template is None or not (key.isascii() and key.isprintable()) or len(key) > 256:
             yield NoSuchCall()

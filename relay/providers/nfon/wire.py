@@ -86,7 +86,6 @@ def stream_path(scope: Scope) -> str:
 
 
 def details_path(key: str) -> str:
-    """Build the path of a call with its transcript."""
     return f"/records/{quote(key, safe='')}?complete=true"
 
 

@@ -164,7 +164,6 @@ class UnpodPaging:
 
 
 def incomplete(paging: UnpodPaging) -> UnexpectedResponse:
-    """The error for a list that ended early."""
     return UnexpectedResponse(
         f"{NAME} announced {paging.count} calls and ended the list after {paging.rows}. The request will be retried."
     )

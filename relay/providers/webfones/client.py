@@ -67,7 +67,6 @@ class Webfones(HttpProvider[WebfonesOptions]):
     async def recording(
         self, key: str, *, purpose: Purpose = Purpose.RECORDING
     ) -> AsyncIterator[Audio | NoRecordingYet | NoSuchCall]:
-        """Stream the audio of the call `key`."""
         if not (key.isascii() and key.isdigit()):
             yield NoSuchCall()
             return
@@ -102,7 +101,6 @@ class Webfones(HttpProvider[WebfonesOptions]):
         return contacts
 
     async def changes_after(self, version: int) -> ContactChanges:
-        """Check whether any contact changed after `version`."""
         path = f"/contacts/contactsAfterVersion/{version:d}"
         return wire.read_changes(await self._json("GET", path, wire.CONTACT_CHANGES, Purpose.CONTACTS), version)
 

@@ -183,7 +183,6 @@ class _Ambiguous:
 
 
 def parse_row(row: object, *, zone: ZoneInfo, region: str, seen_at: datetime) -> Record | InvalidRow:
-    """Parse one row; `zone` is that of its times."""
     parsed = _parse(row, zone, region)
     return parsed.at(seen_at) if isinstance(parsed, _Ambiguous) else parsed
 
