@@ -16,6 +16,7 @@ import aiohttp
 from arq.connections import ArqRedis
 from redis.asyncio import Redis
 
+from relay import descriptors
 from relay.delivery.guard import Guard
 from relay.delivery.lifecycle import Lifecycle
 from relay.delivery.send import Sender
@@ -39,6 +40,7 @@ from relay.store import connection, database
 from relay.store.lanes import LaneName, open_lanes
 from relay.store.store import Store
 from relay.tasks import cancel
+from relay.watchdog import watchdog
 
 DAY_S = 86_400
 QUEUE = "relay:arq"
@@ -167,7 +169,9 @@ class Runtime:
 async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Sequence[str]) -> AsyncIterator[Runtime]:
     """Open what a process needs. Raises StoreError, also as StoreInUse and StoreTooNew, and SettingsError."""
     load_metadata()
+    descriptors.raise_limit()
     async with AsyncExitStack() as stack:
+        stack.enter_context(watchdog())
         redis = connection.connect(redis_url)
         stack.push_async_callback(redis.aclose)
         arq = ArqRedis(

@@ -15,7 +15,7 @@ import structlog
 
 from relay import metrics
 from relay.delivery.attempt import Attempts
-from relay.delivery.outcomes import AttemptOutcome, Delivered
+from relay.delivery.outcomes import AttemptOutcome, Delivered, Postponed
 from relay.delivery.retry import Complete, Disable, Fail, RetryAt, decide
 from relay.delivery.subscriptions import Subscription
 from relay.domain.time import from_iso, from_ms
@@ -35,6 +35,7 @@ DISABLE_AFTER = timedelta(days=5)
 # From this failed attempt of an event on, `subscription.failing` is published, once a day.
 FAILING_FROM_ATTEMPT = 4
 _DISABLED_RETRY_MS = 1000
+_POSTPONED_MS = (500, 2000)
 
 
 class DisableSubscription(Protocol):
@@ -87,6 +88,10 @@ class DeliverWorker:
             settle(claim, Retry(detail=DeliveryUpdate(event.id)))
             return
         outcome = await self._attempts.send(subscription, event.id, body, now_ms=self._lane.store_now_ms)
+        if isinstance(outcome, Postponed):
+            log.warning("delivery_postponed", event_id=event.id, subscription=subscription.id, reason=outcome.message)
+            settle(claim, Retry(self._rng.randint(*_POSTPONED_MS), DeliveryUpdate(event.id, state)))
+            return
         metrics.attempted(outcome, subscription.host)
         if not isinstance(outcome, Delivered):
             await self._attempt_failed(claim, event, subscription, state, outcome, settle)

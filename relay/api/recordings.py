@@ -104,6 +104,7 @@ class _Recording:
             "Accept-Ranges": "bytes",
             "Cache-Control": "private",
             "Content-Disposition": f'inline; filename="{name}"',
+            "Content-Security-Policy": "default-src 'none'; sandbox",  # whatever the bytes are, they run no script
             "Content-Type": audio_type(self.part.get("content_type") or "") or "application/octet-stream",
             "X-Content-Type-Options": "nosniff",
         }

@@ -3,6 +3,7 @@
 Routing, validation, the OpenAPI document and its HTML page are all derived from the same `Route`s.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, get_origin
 import orjson
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import PayloadEncodingError
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
 from relay.api.auth import Caller
@@ -27,6 +29,8 @@ Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 Scope = Literal["viewer", "admin", "operator"]
 
 MAX_BODY_BYTES: Final = 1024 * 1024
+MAX_DEPTH: Final = 32
+BODY_TIMEOUT_S: Final = 30.0
 _JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
 _MAX_FIELD_ERRORS: Final = 50
 
@@ -81,7 +85,7 @@ class Route:
         if self.query is not None or self.body is not None:
             codes.append("invalid")
         if self.body is not None:
-            codes += ["not_json", "too_large", "unsupported_media_type"]
+            codes += ["not_json", "request_timeout", "too_large", "unsupported_media_type"]
         return tuple(dict.fromkeys(codes))
 
     @cached_property
@@ -165,9 +169,14 @@ def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
 
 async def _body(route: Route, request: web.Request) -> Any:
     try:
-        raw = await request.read()
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            raw = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise Problem("too_large", f"The body has more than {MAX_BODY_BYTES} bytes.") from None
+    except TimeoutError:
+        raise Problem("request_timeout", f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
+    except (web.RequestPayloadError, PayloadEncodingError):
+        raise Problem("not_json", "The body is incomplete, or not encoded as its headers say.") from None
     if not raw and route.body_optional:
         raw = b"{}"
     elif request.content_type not in _JSON_TYPES:
@@ -176,8 +185,20 @@ async def _body(route: Route, request: web.Request) -> Any:
         document = orjson.loads(raw)
     except ValueError:
         raise Problem("not_json", "The body is not valid JSON in UTF-8.") from None
+    if _depth(document) > MAX_DEPTH:
+        raise _invalid([FieldError(field="", message=f"is nested more than {MAX_DEPTH} levels deep")])
     assert route.body_type is not None  # noqa: S101 - the route has a body
     return validated(route.body_type, route.body, document)
+
+
+def _depth(document: Any) -> int:
+    """Count the levels of a JSON document, without recursion: validation recurses, and has a limit."""
+    depth, level = 0, [document]
+    while level:
+        depth += 1
+        nested = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list))
+        level = [child for children in nested for child in children]
+    return depth
 
 
 def validated(adapter: "TypeAdapter[Any]", model: Any, value: Any) -> Any:

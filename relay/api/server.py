@@ -2,20 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
-from relay import gauges
+from relay import descriptors, gauges
 from relay.api.app import management
+from relay.api.connections import ConnectionLimits, listening
 from relay.api.recordings import recording_routes
 from relay.domain.clock import SystemClock
 from relay.domain.json import Json
 from relay.errors import SettingsError
 from relay.runtime import Runtime
 from relay.store.connection import STORE_ERRORS
+
+_INTERNAL_LIMITS: Final = ConnectionLimits(total=64, per_address=32)
 
 log = structlog.get_logger(__name__)
 
@@ -36,8 +40,11 @@ async def serve_api(runtime: Runtime) -> AsyncIterator[int]:
     )
     app.add_routes(_probes(runtime))
     options = runtime.settings.api
-    async with _serving(app, options.host, options.port, what="api") as port:
-        log.info("api_started", host=options.host, port=port)
+    limits = ConnectionLimits(
+        min(options.max_connections, descriptors.for_clients()), options.max_connections_per_address
+    )
+    async with _serving(app, options.host, options.port, what="api", limits=limits) as port:
+        log.info("api_started", host=options.host, port=port, max_connections=limits.total)
         yield port
 
 
@@ -53,7 +60,8 @@ async def serve_internal(runtime: Runtime) -> AsyncIterator[int]:
 
     app.add_routes([web.get("/metrics", show_metrics)])
     options = runtime.settings.internal
-    async with _serving(app, options.host, options.port, what="internal") as port:
+    async with _serving(app, options.host, options.port, what="internal", limits=_INTERNAL_LIMITS) as port:
+        log.info("internal_started", host=options.host, port=port)
         yield port
 
 
@@ -73,18 +81,15 @@ def _probes(runtime: Runtime) -> list[web.RouteDef]:
 
 
 @asynccontextmanager
-async def _serving(app: web.Application, host: str, port: int, *, what: str) -> AsyncIterator[int]:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
+async def _serving(
+    app: web.Application, host: str, port: int, *, what: str, limits: ConnectionLimits
+) -> AsyncIterator[int]:
+    async with AsyncExitStack() as stack:
         try:
-            await site.start()
+            bound_port = await stack.enter_async_context(listening(app, host, port, limits))
         except OSError as error:
             raise SettingsError(
                 f"{what}: cannot listen on {host}:{port}: {error.strerror or error}. "
                 f"Is another relay running? Set {what}.port to a free port."
             ) from None
-        yield int(runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
+        yield bound_port

@@ -16,7 +16,7 @@ from rich.table import Table
 from relay.domain.json import Json
 
 # C0 and C1 controls without tab and newline, and the marks that reorder text: what could command a terminal.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _PIPE_WIDTH: Final = 10_000
 _LAST_COLUMN_MIN_WIDTH: Final = 30
 _EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})

@@ -8,7 +8,8 @@
     ├── TimedOut         the request was sent, no answer came in time
     ├── Interrupted      the request was sent, then the connection was reset, closed, or answered with no HTTP
     ├── Unreachable      nothing was sent: no address, no connection, no TLS
-    └── AddressRefused   nothing was dialled: the address guard refused
+    ├── AddressRefused   nothing was dialled: the address guard refused
+    └── Postponed        nothing was dialled: this process is out of descriptors; no attempt is counted
 
 `never_sent` decides whether an at-most-once delivery may be retried: it is True only where the subscriber cannot have
 received the request.
@@ -20,7 +21,7 @@ from typing import Any, ClassVar, Final, Literal
 
 EXCERPT_CHARS: Final = 300
 # Control, zero-width and bidirectional characters: an excerpt is shown in terminals and web pages.
-_UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
+_UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +160,25 @@ class AddressRefused(_Unanswered):
         return False
 
 
-AttemptOutcome = Delivered | Gone | Throttled | Rejected | TimedOut | Interrupted | Unreachable | AddressRefused
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Postponed(_Attempt):
+    """The relay itself had no resources for an attempt, which says nothing about the subscriber."""
+
+    kind: ClassVar[str] = "postponed"
+    never_sent: ClassVar[bool] = True
+
+    @property
+    def message(self) -> str:
+        return "the relay has no free file descriptor; raise the limit of open files"
+
+    @property
+    def trips_circuit(self) -> bool:
+        return False
+
+
+AttemptOutcome = (
+    Delivered | Gone | Throttled | Rejected | TimedOut | Interrupted | Unreachable | AddressRefused | Postponed
+)
 
 
 def answered(status: int, *, duration_ms: int, excerpt: str = "", retry_after_s: float | None = None) -> AttemptOutcome:

@@ -28,11 +28,13 @@ from aiohttp.payload import BytesPayload
 from cryptography import x509
 
 import relay
+from relay import descriptors
 from relay.delivery.guard import ForbiddenAddress, Guard
 from relay.delivery.outcomes import (
     AddressRefused,
     AttemptOutcome,
     Interrupted,
+    Postponed,
     TimedOut,
     Unreachable,
     answered,
@@ -215,6 +217,8 @@ class Sender:
         self, error: Exception, target: ParsedUrl, request: "_Body", timeout: aiohttp.ClientTimeout, started_s: float
     ) -> AttemptOutcome:
         duration_ms = _ms_since(started_s)
+        if not request.started and descriptors.exhausted(error):
+            return Postponed(duration_ms=duration_ms)
         match error:
             case aiohttp.ClientConnectorError(os_error=ForbiddenAddress() as forbidden):
                 return AddressRefused(reason=str(forbidden), duration_ms=duration_ms)

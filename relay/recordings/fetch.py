@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Protocol, assert_never
 
+from relay import descriptors
 from relay.domain.call import RecordingStatus
 from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
@@ -37,6 +38,7 @@ OUTAGE_LONGEST_WAIT_S = 900
 OUTAGE_ENDS_AFTER_S = 86_400
 
 _HEAD_BYTES = 4_096
+_OUT_OF_DESCRIPTORS = "the relay has no free file descriptor; raise the limit of open files"
 _AUDIO_TYPE = re.compile(r"audio/[a-z0-9][a-z0-9.+-]{0,60}", re.ASCII)
 _UNSPECIFIC_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 
@@ -260,7 +262,7 @@ async def fetch(
     except OverBudget as error:
         outcome = BudgetExhausted(error.wait_s)
     except (UnexpectedResponse, StorageError) as error:
-        outcome = FetchFailed(str(error))
+        outcome = Outage(_OUT_OF_DESCRIPTORS) if descriptors.exhausted(error) else FetchFailed(str(error))
     except ProviderError as error:
         outcome = Outage(str(error))
     return outcome if isinstance(outcome, Fetched) else next_attempt(state, outcome, clock())

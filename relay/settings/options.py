@@ -57,6 +57,18 @@ class ApiOptions(_Section):
 
     host: HostName = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(8080, ge=0, le=65_535, description="port of the API; 0 picks a free one")
+    max_connections: int = Field(
+        1000,
+        ge=16,
+        le=50_000,
+        description="maximum number of open connections; fewer when the process may not open that many files",
+    )
+    max_connections_per_address: int = Field(
+        200,
+        ge=8,
+        le=50_000,
+        description="maximum number of open connections per client address; behind a reverse proxy as many as in all",
+    )
     tokens: tuple[ApiToken, ...] = Field(
         (), description="API tokens with operator access; with an embedded store, one is generated if there is none"
     )

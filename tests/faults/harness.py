@@ -62,9 +62,20 @@ def until(happened: Callable[[], T], what: str, *, within_s: float = PATIENCE_S)
 class Process:
     """One process that the lab started, with all it writes in one file."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, *, environ: Mapping[str, str], cwd: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        *,
+        environ: Mapping[str, str],
+        cwd: Path,
+        limit_open_files: int | None = None,
+    ) -> None:
         self.name = name
         self.log = log
+        if limit_open_files is not None:
+            command = ["sh", "-c", f'ulimit -n {limit_open_files}; exec "$@"', "sh", *command]
         with log.open("ab") as out:
             self._popen = subprocess.Popen(
                 command,
@@ -130,6 +141,10 @@ class Process:
                 if isinstance(entry, dict) and entry.get("event") == event:
                     found.append(entry)
         return found
+
+    def open_files(self) -> int:
+        """How many files and connections it has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     def resident_mb(self) -> float:
         """Its resident memory now."""
@@ -481,7 +496,14 @@ class Lab:
         path.write_text(json.dumps(config))
         return {"RELAY_CONFIG": str(path)}
 
-    def start(self, role: str, *, environ: Mapping[str, str] | None = None, ready: bool = True) -> Process:
+    def start(
+        self,
+        role: str,
+        *,
+        environ: Mapping[str, str] | None = None,
+        ready: bool = True,
+        limit_open_files: int | None = None,
+    ) -> Process:
         """Start a role (`poller`, `worker`, `api`, `up`), or the worker as `arq` or `python -m workers`."""
         command = {
             "arq": [sys.executable, "-m", "arq", "workers.settings.WorkerSettings"],
@@ -492,7 +514,8 @@ class Lab:
             settings |= {"RELAY_REDIS_URL": self.store.url, "RELAY_SECRET_KEY": RELAY_KEY}
         name = f"{len(self._processes)}-{role.replace(' ', '_')}"
         log = self.folder / f"{name}.log"
-        process = Process(name, command, log, environ=_environ(settings, environ), cwd=self.folder)
+        variables = _environ(settings, environ)
+        process = Process(name, command, log, environ=variables, cwd=self.folder, limit_open_files=limit_open_files)
         self._processes.append(process)
         if ready:
             until(lambda: self._ready(process, role), f"{name} starts")

@@ -1,7 +1,9 @@
 """Error responses: every documented problem occurs as documented."""
 
+import asyncio
 import io
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,6 +11,7 @@ import aiohttp
 import pytest
 from redis.exceptions import ConnectionError as StoreConnectionError
 
+from relay.api import route
 from relay.api.problems import STATUSES, Code, ProblemDocument
 from relay.api.route import MAX_BODY_BYTES
 from relay.errors import StoreError
@@ -48,6 +51,56 @@ async def test_what_is_not_json_is_refused(api: ApiClient, body: bytes) -> None:
     answer, problem = await _raw(api, "POST", "/v1/sources", data=body, headers={"Content-Type": "application/json"})
 
     assert (answer.status, problem["code"]) == (400, "not_json")
+
+
+@pytest.mark.parametrize("depth", [33, 900, 1_023])
+async def test_deeply_nested_json_is_refused(api: ApiClient, depth: int) -> None:
+    """422, not 500: validation would recurse into it."""
+    for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
+        body = opening * depth + b"1" + closing * depth
+        answer, problem = await _raw(
+            api, "POST", "/v1/sources", data=body, headers={"Content-Type": "application/json"}
+        )
+        assert (answer.status, problem["code"]) == (422, "invalid")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+async def test_a_body_that_is_not_encoded_as_its_headers_say_is_refused(api: ApiClient, encoding: str) -> None:
+    """400, not 500."""
+    as_encoded = {"Content-Type": "application/json", "Content-Encoding": encoding}
+
+    async with api.http.post(
+        f"{api.base}/v1/tokens",
+        data=b'{"name": "x"}',
+        headers=as_encoded | {"Authorization": f"Bearer {api.token}"},
+        skip_auto_headers=["Content-Encoding"],
+    ) as answer:
+        status = answer.status
+
+    assert status == 400
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_refused(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """408, after 30 seconds."""
+    monkeypatch.setattr(route, "BODY_TIMEOUT_S", 0.2)
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.05)
+
+    answer, problem = await _raw(
+        api, "POST", "/v1/tokens", data=endless(), headers={"Content-Type": "application/json"}
+    )
+
+    assert (answer.status, problem["code"]) == (408, "request_timeout")
+
+
+async def test_an_answer_does_not_name_the_server(api: ApiClient) -> None:
+    """No version of Python or aiohttp."""
+    answer, _ = await _raw(api, "GET", "/v1/sources")
+
+    assert "Server" not in answer.headers
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"text"', b"true"])

@@ -158,6 +158,7 @@ async def test_a_link_plays(server: RecordingServer) -> None:
         "content-type": "audio/wav",
         "etag": f'"{SHA256}"',
         "x-content-type-options": "nosniff",
+        "content-security-policy": "default-src 'none'; sandbox",
     }
 
 
