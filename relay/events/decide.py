@@ -88,14 +88,19 @@ def contact_hold_left_ms(call: StoredCall, *, now_ms: int, rules: SourceRules) -
     """Return for how long the call may still be held for its contact, ms; 0 when it may not."""
     if not rules.contacts or contact_settled(call):
         return 0
-    return max(call.ready_ms + rules.hold_for_contact_ms - now_ms, 0)
+    return _left_ms(call, rules.hold_for_contact_ms, now_ms)
 
 
 def _hold_left_ms(call: StoredCall, now_ms: int, rules: SourceRules) -> int:
     left_ms = contact_hold_left_ms(call, now_ms=now_ms, rules=rules)
     if expects_recording(call, rules) and recording_of(call, rules)["status"] == RecordingStatus.PENDING:
-        left_ms = max(left_ms, call.ready_ms + rules.hold_for_recording_ms - now_ms)
+        left_ms = max(left_ms, _left_ms(call, rules.hold_for_recording_ms, now_ms))
     return left_ms
+
+
+def _left_ms(call: StoredCall, hold_ms: int, now_ms: int) -> int:
+    # At most the hold: a store that was restored on another machine may have an earlier time than the call.
+    return min(max(call.ready_ms + hold_ms - now_ms, 0), hold_ms)
 
 
 def expects_recording(call: StoredCall, rules: SourceRules) -> bool:

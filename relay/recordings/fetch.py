@@ -197,7 +197,7 @@ def next_attempt(
             step = state.step + 1
             if step >= len(ATTEMPT_OFFSETS_S):
                 return NoRecording()
-            at = state.first_attempt_at + timedelta(seconds=ATTEMPT_OFFSETS_S[step])
+            at = min(state.first_attempt_at, now) + timedelta(seconds=ATTEMPT_OFFSETS_S[step])
             # After an outage the offset may lie in the past: keep the distance instead, so that the provider still
             # gets the time it needs to make the audio.
             if at <= now:

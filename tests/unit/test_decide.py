@@ -117,6 +117,12 @@ def test_an_event_is_held_for_what_may_still_come_and_no_longer(
         assert decide(call, now_ms=READY_MS + waits_ms - 1, rules=rules) == Wait(1)
 
 
+def test_a_clock_that_was_set_back_makes_no_hold_longer() -> None:
+    """The call seems to end an hour from now: it is held for its hold, not for an hour."""
+    assert decide(stored(), now_ms=READY_MS - 3_600_000, rules=RULES) == Wait(RULES.hold_for_recording_ms)
+    assert contact_hold_left_ms(stored(), now_ms=READY_MS - 3_600_000, rules=RULES) == RULES.hold_for_contact_ms
+
+
 def test_the_hold_counts_from_the_end_of_the_call_not_from_its_first_sight() -> None:
     """A call that was watched for an hour before it finished still waits for its contact."""
     call = stored(first_seen_ms=READY_MS - 3_600_000, recording=NO_AUDIO)

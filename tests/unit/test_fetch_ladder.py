@@ -68,6 +68,11 @@ def test_an_offset_that_has_passed_keeps_its_distance_to_the_one_before() -> Non
     assert retry_after(FetchState(START, step=3), Missing(), after(7200)).at == after(7200 + 1500)
 
 
+def test_a_clock_that_was_set_back_delays_no_attempt() -> None:
+    """The first attempt lies in the future: the next one waits for its own offset and no longer."""
+    assert retry_after(FetchState(after(3600)), Missing(), START).at == after(15)
+
+
 def test_an_outage_uses_up_no_offset() -> None:
     """A provider that is down has not answered that there is no recording."""
     state = FetchState(START, step=2)
