@@ -166,7 +166,7 @@ def test_keda_falls_back_when_prometheus_is_gone(render: Render) -> None:
     assert trigger["metricType"] == "AverageValue"
     assert trigger["metadata"]["ignoreNullValues"] == "false"
     assert trigger["metadata"]["query"] == (
-        f'max(relay_lane_oldest_due_seconds{{namespace="{NAMESPACE}",job="{RELEASE}",lane!="poll"}})'
+        f'max(relay_lane_oldest_due_seconds{{namespace="{NAMESPACE}",job="{RELEASE}",lane!~"poll|contacts"}})'
     )
     assert trigger["authenticationRef"] == {"name": "prometheus"}
 
