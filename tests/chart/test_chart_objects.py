@@ -1,6 +1,5 @@
 """The chart's objects other than pods are valid for the oldest and newest Kubernetes, and refer to what exists."""
 
-import ast
 import functools
 import json
 import re
@@ -478,14 +477,28 @@ def test_the_notes_warn(render: Render, name: str, extra: Object, words: str) ->
     assert words not in render("production").notes
 
 
-def test_the_test_pod_runs_valid_python(release: Rendered) -> None:
-    """It requests existing Services at their ports."""
-    (container,) = release.pods()["test"]["spec"]["containers"]
-    program = container["args"][0]
-    ast.parse(program)
+@pytest.mark.parametrize("name", ["on", "n", "true", "1e3"])
+def test_a_release_may_have_a_name_that_yaml_reads_as_another_type(render: Render, name: str) -> None:
+    """Selector labels are quoted, so they are text whatever the release is called."""
+    rendered = render("minimal", name=name)
 
-    for name, port in re.findall(r'"(calls[\w-]*)", (\d+)', program):
+    labels = [item["spec"]["selector"]["matchLabels"] for item in rendered.of("Deployment")]
+    assert len(labels) == 3
+    assert {label["app.kubernetes.io/instance"] for label in labels} == {name}
+
+
+def program_of(release: Rendered) -> str:
+    (container,) = release.pods()["test"]["spec"]["containers"]
+    program: str = container["args"][0]
+    return program
+
+
+def test_the_test_pod_requests_existing_services_at_their_ports(release: Rendered) -> None:
+    """`helm test` asks the internal Service and the API."""
+    requested = re.findall(r'"(calls[\w-]*)", (\d+)', program_of(release))
+
+    assert len(requested) == 2
+    for name, port in requested:
         service = release.one("Service", name)
         assert int(port) in [p["port"] for p in service["spec"]["ports"]]
-    assert len(re.findall(r'"(calls[\w-]*)", (\d+)', program)) == 2
     assert release.pods()["test"]["metadata"]["annotations"]["helm.sh/hook"] == "test"

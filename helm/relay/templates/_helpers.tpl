@@ -12,10 +12,10 @@
 {{/* Labels that select pods: for a role with (list $ "worker"), for the whole release with (list $ ""). */}}
 {{- define "relay.selectorLabels" -}}
 {{- $root := index . 0 -}}{{- $component := index . 1 -}}
-app.kubernetes.io/name: {{ include "relay.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "relay.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 {{- with $component }}
-app.kubernetes.io/component: {{ . }}
+app.kubernetes.io/component: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -248,7 +248,8 @@ spec:
         {{- range $v.topologySpread.topologyKeys }}
         - maxSkew: 1
           topologyKey: {{ . }}
-          whenUnsatisfiable: {{ $v.topologySpread.whenUnsatisfiable }}
+          {{- /* A node without a zone label is in no domain: DoNotSchedule over zones would leave every pod pending. */}}
+          whenUnsatisfiable: {{ eq . "kubernetes.io/hostname" | ternary $v.topologySpread.whenUnsatisfiable "ScheduleAnyway" }}
           labelSelector:
             matchLabels:
               {{- include "relay.selectorLabels" (list $root $role) | nindent 14 }}
