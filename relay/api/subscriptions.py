@@ -19,7 +19,7 @@ from relay.api.paging import Page, PageQuery, page_of_items, page_of_listing
 from relay.api.problems import Problem, changed_meanwhile, id_not_available, invalid
 from relay.api.route import ApiResponse, invalid_input
 from relay.delivery import filters, signature
-from relay.delivery.replay import ReplayStatus
+from relay.delivery.replay import ReplayStatus, ordering_key
 from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
@@ -538,12 +538,6 @@ async def _enabled_subscription(context: ApiContext, caller: Caller, subscriptio
     if health.disabled_reason or not subscription.options.enabled:
         raise _disabled()
     return subscription
-
-
-def ordering_key(document: Json) -> str:
-    """The key under which an event is delivered in order: its call, else itself."""
-    call = document["data"].get("call")
-    return str(call["id"]) if call else str(document["id"])
 
 
 def event_gone() -> Problem:

@@ -311,10 +311,7 @@ async def _ask(sid: str, options: SourceOptions, http: aiohttp.ClientSession, st
     kind = PROVIDERS[options.provider]
     budget = source_budget(options, store.budget) if store is not None else None
     requests = _CheckBudget(budget)
-    if kind.connect_with_store is not None and store is not None:
-        provider = kind.connect_with_store(options, http, requests, store.credentials(sid))
-    else:
-        provider = kind.connect(options, http, requests)
+    provider = kind.connect(options, http, requests, store.credentials(sid) if store is not None else None)
     findings: list[Finding] = []
     try:
         kind.credential(options)  # raises SettingsError for an unreadable key file

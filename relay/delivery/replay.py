@@ -112,6 +112,11 @@ async def _wanted(
             continue
         if status == "any" and filters.mismatch(subscription.options, document, subscription_id=subscription.id):
             continue
-        call = document["data"].get("call")
-        wanted.append((event_id, str(call["id"]) if call else event_id))
+        wanted.append((event_id, ordering_key(document)))
     return wanted
+
+
+def ordering_key(document: Json) -> str:
+    """The key under which an event is delivered in order: its call, else itself."""
+    call = document["data"].get("call")
+    return str(call["id"]) if call else str(document["id"])

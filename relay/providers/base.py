@@ -232,18 +232,17 @@ class HttpSourceOptions(SourceOptions):
 class ProviderKind:
     """A provider as the registry knows it.
 
-    `connect(options, http, budget)` opens one account on a shared aiohttp session and sends nothing yet. Raise
-    `mapping_version` when the mapping changes a record's content, so that an upgrade re-hashes rows silently.
-    `credential(options)` identifies what the rate limit counts by. `upper_bound`: the list honours a window's end, so
-    a long range can be read in steps. `connect_with_store` is for providers whose credential changes while in use.
+    `connect(options, http, budget, store)` opens one account on a shared aiohttp session and sends nothing yet; `store`
+    is for providers whose credential changes while in use. Raise `mapping_version` when the mapping changes a record's
+    content, so that an upgrade re-hashes rows silently. `credential(options)` identifies what the rate limit counts by.
+    `upper_bound`: the list honours a window's end, so a long range can be read in steps.
     """
 
     name: str
     options: type[Any]
-    connect: Callable[[Any, aiohttp.ClientSession, RequestBudget], Provider]
+    connect: Callable[[Any, aiohttp.ClientSession, RequestBudget, CredentialStore | None], Provider]
     mapping_version: int
     credential: Callable[[Any], str]
-    requests_per_window: int | None
-    window_s: int | None
+    requests_per_window: int | None = None
+    window_s: int | None = None
     upper_bound: bool = False
-    connect_with_store: Callable[[Any, aiohttp.ClientSession, RequestBudget, CredentialStore], Provider] | None = None

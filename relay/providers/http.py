@@ -19,7 +19,7 @@ from relay import __version__
 from relay.domain.clock import Clock, SystemClock
 from relay.domain.json import Json
 from relay.errors import ProviderError, RateLimited, Unavailable, UnexpectedResponse
-from relay.providers.base import Audio, CallList, HttpSourceOptions, Provider, Purpose, RequestBudget
+from relay.providers.base import Audio, CallList, CredentialStore, HttpSourceOptions, Provider, Purpose, RequestBudget
 from relay.providers.parsing import ErrorResponse, audio_type, load_json, server_time
 
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
@@ -186,7 +186,13 @@ class HttpProvider(Provider, CallList, Generic[OptionsT]):
     _wire: Wire
 
     def __init__(
-        self, options: OptionsT, http: aiohttp.ClientSession, budget: RequestBudget, *, clock: Clock | None = None
+        self,
+        options: OptionsT,
+        http: aiohttp.ClientSession,
+        budget: RequestBudget,
+        store: CredentialStore | None = None,
+        *,
+        clock: Clock | None = None,
     ) -> None:
         self._options = options
         self._clock = clock or SystemClock()

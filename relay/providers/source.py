@@ -53,10 +53,7 @@ def connect_source(
 ) -> Source:
     kind = PROVIDERS[options.provider]
     budget = source_budget(options, budgets)
-    if kind.connect_with_store is not None and credentials_of is not None:
-        provider = kind.connect_with_store(options, http, budget, credentials_of(sid))
-    else:
-        provider = kind.connect(options, http, budget)
+    provider = kind.connect(options, http, budget, credentials_of(sid) if credentials_of is not None else None)
     rules = SourceRules(
         provider=kind.name,
         timezone=options.timezone,

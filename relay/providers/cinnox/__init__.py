@@ -12,7 +12,5 @@ CINNOX = ProviderKind(
     connect=Cinnox,
     mapping_version=MAPPING_VERSION,
     credential=CinnoxOptions.credential,
-    requests_per_window=None,
-    window_s=None,
     upper_bound=True,
 )

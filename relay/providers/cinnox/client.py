@@ -19,6 +19,7 @@ from relay.errors import RelayError
 from relay.providers.base import (
     Audio,
     CallPage,
+    CredentialStore,
     NoRecordingYet,
     NoSuchCall,
     ProviderHealth,
@@ -58,10 +59,11 @@ class Cinnox(HttpProvider[CinnoxOptions]):
         options: CinnoxOptions,
         http: aiohttp.ClientSession,
         budget: RequestBudget,
+        store: CredentialStore | None = None,
         *,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(options, http, budget, clock=clock)
+        super().__init__(options, http, budget, store, clock=clock)
         self._other_list = _OTHER_LIST[options.list_from] if options.merge_other_list else None
         self.recordings = self if options.recording_path else None
 

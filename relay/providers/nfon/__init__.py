@@ -12,7 +12,4 @@ NFON = ProviderKind(
     connect=Nfon,
     mapping_version=MAPPING_VERSION,
     credential=NfonOptions.credential,
-    requests_per_window=None,
-    window_s=None,
-    connect_with_store=Nfon,
 )

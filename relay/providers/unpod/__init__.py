@@ -12,7 +12,5 @@ UNPOD = ProviderKind(
     connect=Unpod,
     mapping_version=MAPPING_VERSION,
     credential=UnpodOptions.credential,
-    requests_per_window=None,
-    window_s=None,
     upper_bound=True,
 )

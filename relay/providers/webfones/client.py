@@ -16,6 +16,7 @@ from relay.providers.base import (
     Audio,
     CallPage,
     ContactChanges,
+    CredentialStore,
     NoRecordingYet,
     NoSuchCall,
     ProviderHealth,
@@ -43,10 +44,11 @@ class Webfones(HttpProvider[WebfonesOptions]):
         options: WebfonesOptions,
         http: aiohttp.ClientSession,
         budget: RequestBudget,
+        store: CredentialStore | None = None,
         *,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(options, http, budget, clock=clock)
+        super().__init__(options, http, budget, store, clock=clock)
         self._zone = ZoneInfo(options.timezone)
         self.recordings = self
         self.contacts = self
