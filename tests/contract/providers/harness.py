@@ -18,7 +18,7 @@ from relay.polling.poller import Poller
 from relay.polling.window import Tier
 from relay.providers.source import Source, connect_source
 from relay.queue.lane import Lane
-from relay.queue.settlement import Done, Renew, Retry, Settlement
+from relay.queue.settlement import Done, Retry, Settlement
 from relay.recordings.markers import Marker
 from relay.simulator.timeline import CallPlan
 from relay.store.codes import RowOutcome
@@ -109,7 +109,7 @@ class PollHarness:
         [claim] = (await self.lane.exchange(want=1)).claims
         settlements: list[Settlement] = []
         await self.worker.work([claim], lambda _, settlement: settlements.append(settlement))
-        [retry] = [settlement for settlement in settlements if settlement != Renew()]
+        [retry] = settlements
         assert isinstance(retry, Retry)
         exchanged = await self.lane.exchange([(claim, Done())])
         assert not exchanged.refused
