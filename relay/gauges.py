@@ -4,7 +4,8 @@ from relay import metrics
 from relay.runtime import Runtime
 from relay.store.lanes import LaneName
 
-# With more sources than this, only those furthest behind have their own series, so that labels stay bounded.
+# With more sources than this, only those furthest behind, and those with most missing, have their own series: labels
+# stay bounded.
 MOST_SOURCES = 50
 
 
@@ -14,6 +15,7 @@ async def measure(runtime: Runtime) -> None:
         metrics.LANE_DUE.labels(lane).set(backlog.due)
         metrics.LANE_OLDEST.labels(lane).set(backlog.oldest_s)
     await _measure_sources(runtime)
+    await _measure_completeness(runtime)
     await _measure_subscriptions(runtime)
     memory = await runtime.store.upkeep.memory()
     metrics.STORE_MEMORY.set(memory.used_bytes)
@@ -39,6 +41,14 @@ async def _measure_sources(runtime: Runtime) -> None:
         left = await source.budget.requests_left()
         if left is not None:
             metrics.BUDGET_LEFT.labels(source.kind.name, sid).set(left)
+
+
+async def _measure_completeness(runtime: Runtime) -> None:
+    checks = await runtime.store.completeness.checks()
+    missing = {sid: check.missing for sid, check in checks.items() if sid in runtime.sources}
+    metrics.MISSING.clear()
+    for sid in sorted(missing, key=lambda sid: missing[sid], reverse=True)[:MOST_SOURCES]:
+        metrics.MISSING.labels(sid).set(missing[sid])
 
 
 async def _measure_subscriptions(runtime: Runtime) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from relay.delivery import filters
 from relay.delivery.lifecycle import Lifecycle
 from relay.delivery.subscriptions import Subscription
 from relay.polling.window import first_offset_s
@@ -48,6 +49,7 @@ class Reconciler:
         )
         await self._limit(*sources)
         subscriptions = [each for each in registry.subscriptions.values() if registry.decides("subscription", each.id)]
+        await self._store.note_filters({each.id: filters.text(each.options) for each in subscriptions})
         for at in range(0, len(subscriptions), _BATCH):
             batch = subscriptions[at : at + _BATCH]
             changes = [change for subscription in batch for change in _limits(subscription)]
@@ -66,6 +68,7 @@ class Reconciler:
     async def subscription(self, sub: str) -> None:
         """Reconcile one subscription."""
         subscription = self._registry.subscriptions[sub]
+        await self._store.note_filters({sub: filters.text(subscription.options)})
         await self._lanes[LaneName.DELIVER].apply(*_limits(subscription))
         await self._lifecycle.follow_configuration(subscription, (await self._store.health(sub)).disabled_reason)
 

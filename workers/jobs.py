@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
@@ -65,14 +65,16 @@ async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job_id
         source = runtime.sources.get(sid)
         poll_state = (await runtime.store.sources.read(sid)).poll_state
         if source is None and await runtime.store.configurations.is_declared("source", sid):
-            await _wait_for_other_worker(jobs, job_id, f"this worker does not know the source {sid}")
-        if (reason := _why_not(sid, source, poll_state, force=force)) or source is None:
+            await wait_for_other_worker(jobs, job_id, f"this worker does not know the source {sid}")
+        if (reason := reason_against(sid, source, poll_state, force=force)) or source is None:
             await jobs.update(job_id, JobState.FAILED, error=reason)
             return
         oldest = None if force else floor(poll_state, now=await _store_now(runtime))
-        run = _Backfill(runtime, source, job, oldest=oldest, sleep=ctx["sleep"])
+        run = Backfill(runtime, source, job, oldest=oldest, sleep=ctx["sleep"])
         async with _heartbeat(ctx, run.heartbeat):
-            await run.read(from_iso(since), from_iso(until))
+            if await run.read(from_iso(since), from_iso(until)):
+                await jobs.update(job_id, JobState.DONE, share=1, counts=run.counts)
+                log.info("backfill_completed", source=sid, **run.counts)
     except Cancelled:
         await jobs.update(job_id, JobState.CANCELLED, error="cancelled")
     except LeaseLost:
@@ -82,13 +84,13 @@ async def backfill(ctx: dict[str, Any], sid: str, since: str, until: str, job_id
         raise Retry(defer=_STORE_RETRY_S) from error
 
 
-async def _wait_for_other_worker(jobs: JobStore, job_id: str, reason: str) -> NoReturn:
+async def wait_for_other_worker(jobs: JobStore, job_id: str, reason: str) -> NoReturn:
     """Give back a job on what this worker's configuration does not have, and another one's has."""
     await jobs.update(job_id, JobState.WAITING, error=reason)
     raise Retry(defer=_UNKNOWN_RETRY_S)
 
 
-def _why_not(sid: str, source: Source | None, poll_state: PollState, *, force: bool) -> str:
+def reason_against(sid: str, source: Source | None, poll_state: PollState, *, force: bool) -> str:
     """Say why a source cannot be backfilled; empty when it can."""
     if source is None:
         return f"no source called {sid} is configured where the relay runs"
@@ -106,7 +108,9 @@ async def _store_now(runtime: Runtime) -> datetime:
     return from_ms(await runtime.store.now_ms())
 
 
-class _Backfill:
+class Backfill:
+    """One run of a backfill, window by window; with `only` just of the rows with these keys."""
+
     def __init__(
         self,
         runtime: Runtime,
@@ -115,6 +119,7 @@ class _Backfill:
         *,
         oldest: datetime | None,
         sleep: Callable[[float], Awaitable[None]],
+        only: Collection[str] | None = None,
     ) -> None:
         self._runtime = runtime
         self._jobs = runtime.store.jobs
@@ -122,12 +127,17 @@ class _Backfill:
         self._job = job
         self._oldest = oldest
         self._sleep = sleep
+        self._only = only
         self._total = PollStats(**job.position.get("total", {}))
         self._window_stats = PollStats()
         self._cancelled = False
 
-    async def read(self, since: datetime, until: datetime) -> None:
-        """Read the range, from where an earlier run stopped."""
+    @property
+    def counts(self) -> dict[str, int]:
+        return self._total.counts()
+
+    async def read(self, since: datetime, until: datetime) -> bool:
+        """Read the range, from where an earlier run stopped; False when that failed for good, which is recorded."""
         source, job_id = self._source, self._job.id
         at = from_iso(self._job.position["at"]) if self._job.position else since
         await self._jobs.update(job_id, JobState.RUNNING)
@@ -150,21 +160,20 @@ class _Backfill:
             except Unavailable as error:
                 if failures == len(_UNAVAILABLE_WAITS_S):
                     await self._failed(error)
-                    return
+                    return False
                 failures += 1
                 await self._wait(_UNAVAILABLE_WAITS_S[failures - 1], str(error))
                 continue
             except RelayError as error:
                 await self._failed(error)
-                return
+                return False
             failures = 0
             at = window_end
             counts = self._total.counts()
             position = {"at": iso(at), "total": counts}
             share = (at - since) / (until - since)
             await self._jobs.update(job_id, JobState.RUNNING, share=share, counts=counts, position=position)
-        await self._jobs.update(job_id, JobState.DONE, share=1, counts=self._total.counts())
-        log.info("backfill_completed", source=source.id, **self._total.counts())
+        return True
 
     async def heartbeat(self) -> None:
         """Write how far the window is while it is being read, and find out whether the job was cancelled."""
@@ -186,7 +195,14 @@ class _Backfill:
             stats = await Reader(runtime.store).read(
                 self._source,
                 Window(since, window_end, Purpose.BACKFILL),
-                Ingestion(now=await _store_now(runtime), via="backfill", floor=self._oldest, until=until),
+                Ingestion(
+                    now=await _store_now(runtime),
+                    via="backfill",
+                    floor=self._oldest,
+                    until=until,
+                    deep=self._only is None,
+                    only=self._only,
+                ),
                 on_page=on_page,
             )
         finally:
@@ -245,13 +261,13 @@ async def replay(ctx: dict[str, Any], sub: str, since_ms: int, status: ReplaySta
         other = runtime.subscriptions.get(data.get("subscription", {}).get("id"))
         return source.tenant if source else other.tenant if other else None
 
-    async with _resumable(ctx, job_id) as job:
+    async with resumable(ctx, job_id) as job:
         if job is None:
             return
         await runtime.registry.load()
         subscription = runtime.subscriptions.get(sub)
         if subscription is None and await runtime.store.configurations.is_declared("subscription", sub):
-            await _wait_for_other_worker(jobs, job_id, f"this worker does not know the subscription {sub}")
+            await wait_for_other_worker(jobs, job_id, f"this worker does not know the subscription {sub}")
         if subscription is None:
             await jobs.update(job_id, JobState.FAILED, error=f"subscription {sub} not found")
             return
@@ -278,7 +294,7 @@ async def replay(ctx: dict[str, Any], sub: str, since_ms: int, status: ReplaySta
 async def erase(ctx: dict[str, Any], number: str, sources: list[str] | None, job_id: str) -> None:
     """Erase a person by number, in some sources or everywhere. An interrupted run starts over with what is left."""
     runtime: Runtime = ctx["runtime"]
-    async with _resumable(ctx, job_id) as job:
+    async with resumable(ctx, job_id) as job:
         if job is None:
             return
         books = list(runtime.sources) if sources is None else sources
@@ -291,7 +307,7 @@ async def erase(ctx: dict[str, Any], number: str, sources: list[str] | None, job
 async def forget_source(ctx: dict[str, Any], sid: str, job_id: str) -> None:
     """Erase everything of a source that is being removed."""
     runtime: Runtime = ctx["runtime"]
-    async with _resumable(ctx, job_id) as job:
+    async with resumable(ctx, job_id) as job:
         if job is None:
             return
         report = _erasure_step(runtime, job_id)
@@ -317,7 +333,7 @@ def _erasure_step(runtime: Runtime, job_id: str) -> Callable[[Erased], Awaitable
 
 
 @contextlib.asynccontextmanager
-async def _resumable(ctx: dict[str, Any], job_id: str) -> AsyncIterator[Job | None]:
+async def resumable(ctx: dict[str, Any], job_id: str) -> AsyncIterator[Job | None]:
     """Run a job that is resumed after a restart and after store or storage errors; yields None when it has ended."""
     runtime: Runtime = ctx["runtime"]
     try:

@@ -27,6 +27,7 @@ from relay.settings import Settings, load
 from relay.store.connection import STORE_ERRORS
 from relay.tasks import cancel
 from workers import jobs, sweep
+from workers.heal import heal
 from workers.runners import add_workers
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,7 @@ FUNCTIONS = [
     func(jobs.erase, name="erase", max_tries=10_000, keep_result=0, timeout=2 * 3600),
     func(jobs.forget_source, name="forget_source", max_tries=10_000, keep_result=0, timeout=2 * 3600),
     func(jobs.backfill, name="backfill", max_tries=10_000, keep_result=0, timeout=2 * 3600),
+    func(heal, name="heal", max_tries=10_000, keep_result=0, timeout=2 * 3600),
 ]
 CRON = [cron(_sweep, name="sweep", second={0, 30}, timeout=60, keep_result=0, max_tries=1)]
 OPTIONS: dict[str, Any] = {

@@ -4,13 +4,16 @@ Runs from arq's cron and, in one process, beside it; two sweeps at once do no ha
 """
 
 import contextlib
+import time
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 import structlog
 
+from relay.completeness import examine
 from relay.domain.time import from_ms, iso
 from relay.errors import SettingsError, StorageError
+from relay.polling.completeness import usual_days
 from relay.polling.silence import same_stretches, too_quiet
 from relay.providers.source import Source
 from relay.runtime import DAY_S, Runtime
@@ -20,6 +23,8 @@ from relay.store.lanes import LaneName
 log = structlog.get_logger(__name__)
 
 EVERY_S = 30
+_COMPLETENESS_EVERY = timedelta(minutes=15)
+_COMPLETENESS_BUDGET_S = 2.0
 _QUIET_HINT = "polls succeed and return no calls, as never before at this time: can the key still see the account?"
 
 
@@ -36,6 +41,8 @@ async def sweep(runtime: Runtime) -> None:
         resealed = await runtime.registry.declarations.reseal()
         if resealed:
             log.info("secrets_reencrypted", count=resealed, reason="RELAY_SECRET_KEY has a newer key")
+    if await runtime.store.completeness.claim_check():
+        await check_completeness(runtime)
 
 
 async def retire(runtime: Runtime) -> None:
@@ -83,6 +90,37 @@ async def _retry_changed_credentials(runtime: Runtime) -> None:
         await runtime.lanes[LaneName.POLL].put(sid, sid)
         await runtime.store.sources.accept_credential(sid, credentials[sid])
         runtime.wake_ups(LaneName.POLL)
+
+
+async def check_completeness(runtime: Runtime) -> None:
+    """Find out what is missing of the sources that were not checked for longest, as far as a sweep has time for it."""
+    began_s = time.monotonic()
+    completeness = runtime.store.completeness
+    checks = await completeness.checks()
+    now = from_ms(await runtime.store.now_ms())
+    due_ms = (now - _COMPLETENESS_EVERY).timestamp() * 1000
+    last_ms = {sid: checks[sid].at_ms if sid in checks else 0 for sid in runtime.sources}
+    for sid in sorted(last_ms, key=lambda sid: last_ms[sid]):
+        source = runtime.sources.get(sid)
+        if last_ms[sid] > due_ms or time.monotonic() - began_s > _COMPLETENESS_BUDGET_S:
+            return
+        if source is None:
+            continue
+        first, last = usual_days(now, zone=source.options.timezone)
+        reports = await examine(runtime.store, source, runtime.subscriptions.values(), first=first, last=last)
+        gaps = [gap for report in reports for gap in report.gaps]
+        before = checks[sid].missing if sid in checks else 0
+        if len(gaps) > before:
+            log.warning(
+                "completeness_gaps_found",
+                source=sid,
+                missing=len(gaps),
+                example=f"call {gaps[-1].key} of {gaps[-1].day}: {gaps[-1].what}",
+                action=gaps[-1].action,
+            )
+        elif before and not gaps:
+            log.info("completeness_gaps_resolved", source=sid)
+        await completeness.note_check(sid, len(gaps))
 
 
 async def check_for_silence(runtime: Runtime) -> None:

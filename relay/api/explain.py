@@ -179,6 +179,8 @@ def _remembered_words(source: Source, flag: SeenFlag, state: SourceState) -> str
             )
         case SeenFlag.INGESTED:
             return "It was ingested, and has expired or was erased."
+        case SeenFlag.ERASED:
+            return "It was ingested, and was erased."
         case _:
             assert_never(flag)
 

@@ -10,7 +10,7 @@ from relay.api.problems import Problem
 from relay.domain.time import from_iso
 from relay.store.jobs import Job, JobState
 
-JobKind = Literal["backfill", "replay", "erase", "forget_source"]
+JobKind = Literal["backfill", "replay", "erase", "forget_source", "heal"]
 
 
 class JobView(BaseModel):

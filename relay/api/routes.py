@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Any, Final
 
-from relay.api import calls, deliveries, events, explain, jobs, sources, stream, subscriptions, tokens
+from relay.api import calls, completeness, deliveries, events, explain, jobs, sources, stream, subscriptions, tokens
 from relay.api.paging import Page, PageQuery
 from relay.api.problems import Code
 from relay.api.route import Method, Route, Scope
@@ -73,6 +73,14 @@ TABLE: Final[tuple[Route, ...]] = (
     _route(
         "POST", "/v1/sources/{source_id}/resume", sources.resume_source, "sources", sources.SourceView, *_ON_CHANGE,
         scope="admin",
+    ),
+    _route(
+        "GET", "/v1/sources/{source_id}/completeness", completeness.read_completeness, "sources",
+        completeness.Completeness, query=completeness.CompletenessQuery,
+    ),
+    _route(
+        "POST", "/v1/sources/{source_id}/heal", completeness.heal_source, "sources", {_ACCEPTED: jobs.JobView},
+        "source_paused", scope="admin", body=completeness.HealRequest, body_optional=True,
     ),
     # --- calls
     _route("GET", "/v1/calls", calls.list_calls, "calls", Page[calls.CallView], "not_found", query=calls.ListCalls),

@@ -49,6 +49,9 @@ COMMANDS: Final = (
     ),
     LazyCommand("backfill", "relay.cli.backfill", "Read a range of calls again and publish those never published."),
     LazyCommand("explain", "relay.cli.explain", "Explain why a call was or was not delivered."),
+    LazyCommand(
+        "completeness", "relay.cli.completeness", "Show and repair what is missing of each source, day by day."
+    ),
     LazyCommand("tail", "relay.cli.tail", "Print events as they are published."),
     LazyCommand("listen", "relay.cli.listen", "Forward events to a program under development, signed."),
     LazyCommand("replay", "relay.cli.replay", "Deliver past events to a subscription again."),

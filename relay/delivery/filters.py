@@ -29,6 +29,12 @@ class SubscriptionFilter(Protocol):
     def min_duration_s(self) -> float | None: ...
 
 
+def text(selected: SubscriptionFilter) -> str:
+    """Write filters down, so that two texts differ when the filters do."""
+    chosen = (selected.events, selected.sources, selected.direction, selected.outcome, selected.extensions)
+    return repr([*(sorted(each or ()) for each in chosen), selected.min_duration_s])
+
+
 def mismatch(selected: SubscriptionFilter, event: Json, *, subscription_id: str | None = None) -> str | None:
     """Return why the event is filtered out, as `direction=inbound does not match outbound`; None when it is delivered.
 

@@ -169,11 +169,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class InvalidRow:
-    """A row that failed validation and is quarantined: the reason, its id, and an excerpt without phone numbers."""
+    """A row that failed validation and is quarantined: the reason, its id, and an excerpt without phone numbers.
+
+    `local_date` is that of its start, as in `Record`, where it can be read.
+    """
 
     reason: str
     key: str | None = None
     excerpt: str = ""
+    local_date: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

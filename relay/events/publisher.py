@@ -65,6 +65,25 @@ class Publisher:
         log.warning("call_publish_conflict", call=call.id, attempts=_MAX_ATTEMPTS)
         return _RETRY_MS
 
+    async def restore(self, call: StoredCall, rules: SourceRules, event_id: str, *, tenant: str | None = None) -> bool:
+        """Publish an event again whose document was lost, under its id and with what is known of the call now.
+
+        False when the call does not tell that event any more, as for most updates, or has changed meanwhile.
+        """
+        decision = decide(replace(call, published=None, ready_ms=0), now_ms=self._now_ms(), rules=rules)
+        drafts = decision.events if isinstance(decision, Publish) else ()
+        events = [
+            NewEvent(draft.id, draft.document, self._audience.of(draft.document, tenant=tenant))
+            for draft in drafts
+            if draft.id == event_id
+        ]
+        if not events or (deliveries := await self._store.events.publish_call(call, {}, events)) is None:
+            return False
+        log.info("event_restored", event_id=event_id, call=call.id)
+        if deliveries:
+            self._on_deliveries()
+        return True
+
     async def _write(self, call: StoredCall, parts: Mapping[str, Any], decision: Publish, tenant: str | None) -> bool:
         """Write parts and events in one step; False when the call has changed since it was read."""
         events = [

@@ -102,6 +102,7 @@ class Poller:
                 token=token,
                 floor=floor(poll_state, now=now),
                 seed_before=poll_state.started_at if planned.seeds else None,
+                deep=max(planned.depths) > self._tiers[0].depth_s or len(self._tiers) == 1,
             ),
             cursor_update=cursor_update,
         )

@@ -4,7 +4,7 @@ Ingestion is one step of the store (ingest.lua), so a reader that dies half way 
 next one finds them known.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +13,7 @@ import structlog
 from relay import metrics
 from relay.domain.call import InvalidRow, Record
 from relay.polling.clock_skew import ahead_s
+from relay.polling.completeness import ReadingLog
 from relay.polling.window import FUTURE
 from relay.providers.base import Window
 from relay.providers.parsing import excerpt
@@ -41,6 +42,7 @@ class PollStats:
     newest: datetime | None = None
     server_ahead_s: float | None = None
     found_late_s: list[float] = field(default_factory=list)
+    log: ReadingLog | None = None
 
     def count(self, outcomes: Sequence[RowOutcome]) -> None:
         self.new += outcomes.count(RowOutcome.NEW)
@@ -66,7 +68,8 @@ class Ingestion:
     """How rows are ingested at `now`; `token` is that of the poll's lease, empty for whatever needs none.
 
     A row before `floor` is too old to tell from one that `seen` has forgotten, and is skipped; so is one after `until`.
-    One before `seed_before` is recorded without being published.
+    One before `seed_before` is recorded without being published. `deep`: completeness is judged by what this reading
+    shows. `only`: ingest just the rows with these keys, also where their calls are lost.
     """
 
     now: datetime
@@ -75,6 +78,8 @@ class Ingestion:
     floor: datetime | None = None
     until: datetime | None = None
     seed_before: datetime | None = None
+    deep: bool = False
+    only: Collection[str] | None = None
 
 
 class Reader:
@@ -95,7 +100,7 @@ class Reader:
 
         Raises ProviderError, OverBudget, SettingsError, and LeaseLost when `token` is no longer the lease's.
         """
-        stats = PollStats()
+        stats = PollStats(log=ReadingLog.begin(ingestion.floor, now=ingestion.now) if ingestion.deep else None)
         waiting: list[Row] = []
         asked_at = self._clock()
         async for page in source.provider.calls.pages(window):
@@ -112,6 +117,10 @@ class Reader:
         update = cursor_update(stats) if cursor_update else None
         if waiting or update:
             await self._ingest(source, waiting, ingestion, stats, update)
+        if stats.log is not None:
+            # After the rows are ingested: whoever compares both never finds a row shown that is about to be ingested.
+            covered = stats.log.covered_days(window.since, zone=source.options.timezone) if ingestion.token else ()
+            await self._store.completeness.remember(source.id, stats.log.days, covered=covered, read_at=ingestion.now)
         return stats
 
     async def ingest(self, source: Source, rows: Sequence[Record | InvalidRow], ingestion: Ingestion) -> PollStats:
@@ -127,6 +136,8 @@ class Reader:
     ) -> list[Row]:
         """Return the rows worth ingesting; with deep overlap more than 99 % are repeats."""
         valid = await self._valid(source, rows, ingestion, stats)
+        if ingestion.only is not None:
+            return [replace(row, restore=True) for row in valid]
         unseen = await self._store.calls.unseen(
             source.id, valid, mapping=source.kind.mapping_version, with_seeded=ingestion.via == "backfill"
         )
@@ -152,11 +163,20 @@ class Reader:
                 invalid.append(InvalidRow(reason, row.key, excerpt(row.raw)))
             elif ingestion.floor is not None and row.started_at < ingestion.floor:
                 too_old += 1
+                if stats.log is not None:
+                    stats.log.add_valid(row, too_old=True)
             else:
                 stats.newest = row.started_at if stats.newest is None else max(stats.newest, row.started_at)
                 seed = ingestion.seed_before is not None and row.started_at < ingestion.seed_before
-                if ingestion.until is None or row.started_at <= ingestion.until:
+                if (ingestion.until is None or row.started_at <= ingestion.until) and (
+                    ingestion.only is None or row.key in ingestion.only
+                ):
                     valid.append(Row(row, row.content_hash(), seed))
+        if stats.log is not None:
+            for listed in valid:
+                stats.log.add_valid(listed.record)
+            for rejected in invalid:
+                stats.log.add_invalid(rejected)
         stats.rows += len(rows)
         stats.bad += len(invalid)
         stats.too_old += too_old
@@ -200,7 +220,10 @@ class Reader:
             return list(rows)
         published = [row.record for row in rows if not row.seed]
         records = iter(await source.provider.details.complete(published))
-        return [row if row.seed else Row(record := next(records), record.content_hash()) for row in rows]
+        return [
+            row if row.seed else replace(row, record=(record := next(records)), hash=record.content_hash())
+            for row in rows
+        ]
 
 
 def _found_within(late_s: float) -> str:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 
@@ -169,19 +169,29 @@ def memoise_rows(parse: Callable[Concatenate[object, P], T]) -> Callable[Concate
 
 
 def validate_row(
-    model: type[Model], row: object, *, key: str, read_key: Callable[[object], str | None] = text
+    model: type[Model], row: object, *, key: str, start: str, read_key: Callable[[object], str | None] = text
 ) -> Model | InvalidRow:
-    """Validate a row; the column `key` identifies it in the quarantine, as far as `read_key` accepts its value."""
+    """Validate a row; the column `key` identifies it in the quarantine, as far as `read_key` accepts its value, and the
+    column `start` dates it."""
     if not isinstance(row, dict):
         return InvalidRow("the row is not a JSON object", excerpt=excerpt({"row": shrink(row)}))
     try:
         return model.model_validate(row)
     except ValidationError as error:
-        return invalid_row(first_problem(error), row, key=read_key(row.get(key)))
+        return invalid_row(first_problem(error), row, key=read_key(row.get(key)), start=row.get(start))
 
 
-def invalid_row(reason: str, row: Json, *, key: str | None = None) -> InvalidRow:
-    return InvalidRow(reason, key=key, excerpt=excerpt(shrink_row(row)))
+def invalid_row(reason: str, row: Json, *, key: str | None = None, start: object = None) -> InvalidRow:
+    """Quarantine a row under the id `key`; `start` is the value that dates it."""
+    return InvalidRow(reason, key=key, excerpt=excerpt(shrink_row(row)), local_date=_date(start))
+
+
+def _date(value: object) -> str | None:
+    """Read the date of a time that may be invalid otherwise."""
+    try:
+        return date.fromisoformat(str(value)[:10]).isoformat()
+    except ValueError:
+        return None
 
 
 def parse_or_none(model: type[Model], value: object) -> Model | None:

@@ -132,11 +132,13 @@ def claimed_call(claim: Claim) -> StoredCall:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A record to be ingested. A `seed` is only remembered, so that it is not published."""
+    """A record to be ingested. A `seed` is only remembered, so that it is not published. `restore` makes the call again
+    where the store has lost it."""
 
     record: Record
     hash: str
     seed: bool = False
+    restore: bool = False
 
 
 class CallStore:
@@ -207,7 +209,7 @@ class CallStore:
             for day, members in by_day.items():
                 pipe.hmget(keys.seen(source_id, day), [row.record.key for row in members])
             replies = await pipe.execute()
-        flags = (SeenFlag.INGESTED,) if with_seeded else tuple(SeenFlag)
+        flags = (SeenFlag.INGESTED, SeenFlag.ERASED) if with_seeded else tuple(SeenFlag)
         prefixes = [SeenMark(mapping, flag, hash="").write() for flag in flags]  # built once: a poll has many rows
         return [
             row
@@ -236,10 +238,10 @@ class CallStore:
             record = row.record
             args += (
                 record.key,
-                *_days_around(record.local_date),
+                *days_around(record.local_date),
                 ids.call_id(source_id, record.key),
                 row.hash,
-                int(row.seed),
+                "r" if row.restore else int(row.seed),
                 int(record.finished),
                 int(record.audio),
                 int(record.started_at.timestamp() * 1000),
@@ -260,6 +262,7 @@ class CallStore:
         return [RowOutcome(outcome.decode()) for outcome in reply]
 
 
-def _days_around(day: str) -> tuple[str, str, str]:
+def days_around(day: str) -> tuple[str, str, str]:
+    """The day itself first, then its neighbours: under one of them a row is filed whose start was corrected."""
     at = date.fromisoformat(day)
     return day, (at - timedelta(days=1)).isoformat(), (at + timedelta(days=1)).isoformat()

@@ -38,6 +38,22 @@ class SeenFlag(StrEnum):
     SEEDED = "s"
     # Seeded while the call was going on: its end makes it a call.
     SEEDED_UNFINISHED = "u"
+    # Ingested, and erased since: it must not come back.
+    ERASED = "x"
+
+
+class DeliveryFate(StrEnum):
+    """What completeness.lua says of a delivery."""
+
+    DELIVERED = "delivered"
+    WAITING = "waiting"
+    # Waiting, but the lane does not have it.
+    LOST = "lost"
+    # Not queued, because the subscription was disabled.
+    MISSED = "missed"
+    # The event's document was gone before it was delivered.
+    EXPIRED = "expired"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)

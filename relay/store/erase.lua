@@ -2,7 +2,7 @@
 --
 -- KEYS   none
 -- ARGV   call id ('' for events whose call is gone already), version as it was read ('' for no call), ordering key,
---        source id ('' when unknown), n, then n event ids
+--        source id ('' when unknown), n, then n event ids, m, then m days in which `seen` may have the call
 -- REPLY  -1 when the call changed since it was read (nothing was done), else { events erased, deliveries ended }
 --
 -- Races closed here:
@@ -11,6 +11,7 @@
 -- * An attempt is in flight: when nothing else is pending for its ordering key its lease ends here and its settlement is
 --   refused; otherwise its settlement finds the event not pending and writes nothing. The delivery has expired either way.
 -- * Audio is being fetched, or the contact looked up: the lane's item is gone, the part that arrives is refused.
+-- * The call is compared with the provider's list later: `seen` says that it was erased, so that it is not taken for lost.
 
 local cid, version, ordering_key, sid = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local k_call = 'relay:call:' .. cid
@@ -19,6 +20,12 @@ if cid ~= '' and (redis.call('HGET', k_call, 'version') or '') ~= version then r
 local now = now_ms()
 local stamp = string.format('%.0f', now)
 if cid ~= '' then
+  local key = redis.call('HGET', k_call, 'key')
+  for n = 7 + tonumber(ARGV[5]), #ARGV do
+    local k_seen = 'relay:seen:' .. sid .. ':' .. ARGV[n]
+    local mark = key and redis.call('HGET', k_seen, key)
+    if mark then redis.call('HSET', k_seen, key, (string.gsub(mark, '^(%d+)%a', '%1x'))) end
+  end
   redis.call('DEL', k_call)
   redis.call('ZREM', 'relay:calls', cid)
   redis.call('ZREM', 'relay:calls:' .. sid, cid)

@@ -8,9 +8,10 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from relay.domain.json import Json
+from relay.domain.time import from_ms
 from relay.queue import keys as queue_keys
 from relay.store import keys
-from relay.store.calls import StoredCall
+from relay.store.calls import StoredCall, days_around
 from relay.store.connection import scan
 from relay.store.lanes import LaneName
 from relay.store.scripts import load_script
@@ -38,7 +39,8 @@ class ErasureStore:
 
     async def call(self, call: StoredCall) -> ErasedEvents | None:
         """Erase a call with its events; None when it has changed since it was read: read it again."""
-        return await self._run(call.id, call.version, call.id, call.source_id, call.events)
+        days = days_around(from_ms(call.started_ms).date().isoformat())
+        return await self._run(call.id, call.version, call.id, call.source_id, call.events, days)
 
     async def event(self, event_id: str, document: Json | None, *, source_id: str) -> ErasedEvents:
         """Erase an event whose call is not kept any more; `source_id` is empty when it is not known."""
@@ -47,9 +49,15 @@ class ErasureStore:
         return erased or ErasedEvents(0, 0)
 
     async def _run(
-        self, call_id: str, version: int | str, ordering_key: str, source_id: str, event_ids: Sequence[str]
+        self,
+        call_id: str,
+        version: int | str,
+        ordering_key: str,
+        source_id: str,
+        event_ids: Sequence[str],
+        days: Sequence[str] = (),
     ) -> ErasedEvents | None:
-        args: list[Any] = [call_id, version, ordering_key, source_id, len(event_ids), *event_ids]
+        args: list[Any] = [call_id, version, ordering_key, source_id, len(event_ids), *event_ids, len(days), *days]
         reply = await self._erase(args=args)
         return None if reply == -1 else ErasedEvents(*reply)
 
@@ -84,8 +92,9 @@ class ErasureStore:
                 )
                 pipe.srem(keys.owed(lane), source_id)
             pipe.delete(*(keys.seen(source_id, day) for day in days))
-            pipe.delete(keys.source(source_id), keys.quarantine(source_id))
+            pipe.delete(keys.source(source_id), keys.quarantine(source_id), keys.shown(source_id))
             pipe.delete(keys.calls_of(source_id), keys.events_of(source_id))
+            pipe.hdel(keys.COMPLETENESS, source_id)
             pipe.delete(keys.credentials(source_id), keys.credentials_lock(source_id), keys.listener(source_id))
             await pipe.execute()
         async for names in scan(self._redis, f"{keys.contacts(source_id)}:*"):

@@ -2,14 +2,15 @@
 --
 -- KEYS   none
 -- ARGV   source id, poll lease token ('' for a backfill), mapping version, via, call TTL s,
---        n, then n × (record key, day, day before, day after, call id, content hash, seed 1|0, finished 1|0,
+--        n, then n × (record key, day, day before, day after, call id, content hash, seed 1|0|r, finished 1|0,
 --                     audio 1|0, started ms, packed record, packed raw row or ''),
+--        (seed r: restore the call if it is lost)
 --        last chunk 1|0, m, then m × (field, value) of the source, k, then k days of `seen` to drop
 -- REPLY  false when the lease is not ours any more or the source is being removed (nothing was done), else a word a row:
 --        new (also: seeded before, and asked for by a backfill) · changed · known · seeded (remembered, not published) ·
 --        rehashed (another mapping version)
 -- MARKS  `seen` has, by record key, <mapping version><flag><content hash>; flags, as in codes.py: e ingested · s seeded ·
---        u seeded unfinished
+--        u seeded unfinished · x erased
 --
 -- Races closed here:
 -- * A poller that was taken for dead wakes up: its token is old, no row is ingested and no cursor moves.
@@ -62,7 +63,7 @@ end
 
 for n = 1, tonumber(ARGV[6]) do
   local key, day, cid, hash = ARGV[i], ARGV[i + 1], ARGV[i + 4], ARGV[i + 5]
-  local seed, finished, audio = ARGV[i + 6] == '1', ARGV[i + 7], ARGV[i + 8] == '1'
+  local seed, restore, finished, audio = ARGV[i + 6] == '1', ARGV[i + 6] == 'r', ARGV[i + 7], ARGV[i + 8] == '1'
   local started, record, raw = ARGV[i + 9], ARGV[i + 10], ARGV[i + 11]
   local mark, marked_on = recall(key, { day, ARGV[i + 2], ARGV[i + 3] }, cid)
   local k_call = 'relay:call:' .. cid
@@ -75,7 +76,8 @@ for n = 1, tonumber(ARGV[6]) do
 
   local seeded = flag == 's' or flag == 'u'
   if (not mark and not seed) or (flag == 'u' and finished == '1' and marked_hash ~= hash)
-    or (via == 'backfill' and seeded and finished == '1') then
+    or (via == 'backfill' and seeded and finished == '1')
+    or (restore and flag == 'e' and redis.call('EXISTS', k_call) == 0) then
     redis.call('HSET', k_call, 'version', 1, 'source', sid, 'key', key, 'mapping', mapping, 'hash', hash,
       'finished', finished, 'started', started, 'first_seen', stamp, 'ready', stamp, 'via', via,
       'record', record, 'raw', raw)
@@ -126,6 +128,9 @@ if ARGV[i] == '1' then
     redis.call('HSET', 'relay:source:' .. sid, ARGV[i + 2 + 2 * f], ARGV[i + 3 + 2 * f])
   end
   i = i + 2 + 2 * fields
-  for d = 1, tonumber(ARGV[i]) do redis.call('DEL', k_seen(ARGV[i + d])) end
+  for d = 1, tonumber(ARGV[i]) do
+    redis.call('DEL', k_seen(ARGV[i + d]))
+    redis.call('HDEL', 'relay:shown:' .. sid, ARGV[i + d], ARGV[i + d] .. '@')
+  end
 end
 return outcomes

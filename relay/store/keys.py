@@ -27,6 +27,13 @@ DEAD = "relay:dead"
 # HASH  calls, events and quarantined items so far; no TTL: they are totals.
 COUNTS = "relay:counts"
 
+# HASH  source → how much is missing of it, and when that was found out, ms; an entry goes with its source.
+COMPLETENESS = "relay:completeness"
+# STR   there while sources were checked for completeness less than a minute ago: its TTL is the interval.
+COMPLETENESS_CHECKED = "relay:completeness-checked"
+# HASH  subscription → digest of its filters, and since when it has them, ms; an entry goes with its subscription.
+FILTERS = "relay:filters"
+
 # STR   number that each change of a declaration raises; no TTL: processes compare it with the last one they read.
 DECLARED_VERSION = "relay:declared-version"
 DECLARED_KINDS: tuple[Literal["source", "subscription", "token"], ...] = ("source", "subscription", "token")
@@ -56,6 +63,12 @@ def seen(sid: str, day: str) -> str:
     """HASH  record key → mapping version, flag, content hash. The last chunk of a poll deletes days older than the
     cursor less 96 h; the TTL of 90 d, renewed by each ingest, only cleans up after a source that was removed."""
     return f"relay:seen:{sid}:{day}"
+
+
+def shown(sid: str) -> str:
+    """HASH  day → keys of the rows that the last deep look showed of it, packed; day and `@` → when that covered the
+    whole day, ms. Dropped with the day of `seen`; TTL 90 d like that."""
+    return f"relay:shown:{sid}"
 
 
 def quarantine(sid: str) -> str:

@@ -13,6 +13,7 @@ from relay.secrets import SecretBox
 from relay.store import connection, database, keys
 from relay.store.budget import BudgetStore
 from relay.store.calls import CallStore
+from relay.store.completeness import CompletenessStore
 from relay.store.configurations import Configurations
 from relay.store.contacts import ContactStore
 from relay.store.credentials import StoredCredentials
@@ -39,6 +40,7 @@ class Store:
         self.calls = CallStore(redis, ttl_s=calls_ttl_s, keep_raw=keep_raw)
         self.events = EventStore(redis, ttl_s=events_ttl_s, calls_ttl_s=calls_ttl_s)
         self.deliveries = DeliveryStore(redis, events_ttl_s=events_ttl_s)
+        self.completeness = CompletenessStore(redis)
         self.sources = SourceStore(redis)
         self.subscriptions = SubscriptionStore(redis)
         self.declarations = Declarations(redis, box)

@@ -1,13 +1,13 @@
 """What the store knows of a subscription besides its options: health, its circuit, notices sent, its removal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from redis.asyncio import Redis
 
 from relay.queue import keys as queue_keys
-from relay.store import keys
+from relay.store import connection, keys
 from relay.store.lanes import LaneName
 
 # The reason under which a removed subscription is disabled; publish.lua queues nothing at all for such a one.
@@ -67,6 +67,32 @@ class SubscriptionStore:
         await self._redis.hdel(queue_keys.partition(LaneName.DELIVER, subscription), "unsubscribe_sent")  # type: ignore[misc]
         await self._redis.delete(keys.failing_notice(subscription))
 
+    async def note_filters(self, filters: Mapping[str, str]) -> None:
+        """Note since when each subscription has its present filters; a removed one that returns starts anew."""
+        now_ms = await connection.now_ms(self._redis)
+        noted: dict[bytes, bytes] = await self._redis.hgetall(keys.FILTERS)  # type: ignore[misc]  # both clients
+        removed: list[bytes] = await self._redis.hkeys(keys.removed("subscription"))  # type: ignore[misc]  # both clients
+        digests = {name: keys.digest(text) for name, text in filters.items()}
+        changed = {
+            name: f"{digest} {now_ms}"
+            for name, digest in digests.items()
+            if noted.get(name.encode(), b"").split(b" ")[0] != digest.encode()
+        }
+        gone = [name.decode() for name in removed if name in noted and name.decode() not in filters]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            if gone:
+                pipe.hdel(keys.FILTERS, *gone)
+            if changed:
+                pipe.hset(keys.FILTERS, mapping=dict(changed))
+            await pipe.execute()
+
+    async def filters_since(self, subscriptions: Sequence[str]) -> dict[str, int]:
+        """Read since when (ms) each subscription has its present filters, as far as that is known."""
+        if not subscriptions:
+            return {}
+        noted: list[bytes | None] = await self._redis.hmget(keys.FILTERS, list(subscriptions))  # type: ignore[misc]
+        return {name: int(value.split(b" ")[1]) for name, value in zip(subscriptions, noted, strict=True) if value}
+
     async def mark_removed(self, subscription: str, *, tenant: str | None) -> None:
         """Leave a tombstone of a removed subscription for a minute: by then every process has read of the removal."""
         partition = queue_keys.partition(LaneName.DELIVER, subscription)
@@ -74,6 +100,7 @@ class SubscriptionStore:
             pipe.delete(partition, queue_keys.leases(LaneName.DELIVER, subscription), keys.failing_notice(subscription))
             pipe.hset(partition, mapping={"disabled": REMOVED, "paused_until": "inf", "tenant": tenant or ""})
             pipe.expire(partition, _TOMBSTONE_TTL_S)
+            pipe.hdel(keys.FILTERS, subscription)
             await pipe.execute()
 
     async def reuse(self, subscription: str, *, tenant: str | None) -> bool:

@@ -383,6 +383,7 @@ def test_alerts_cover_every_failure(render: Render) -> None:
         "RelayRoleDown",
         "RelayPollLag",
         "RelaySourceQuiet",
+        "RelayIncomplete",
         "RelayWorkLate",
         "RelayGaveUp",
         "RelaySubscriptionFailing",

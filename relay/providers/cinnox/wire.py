@@ -377,7 +377,7 @@ def _parse(row: Any, region: str) -> Record | InvalidRow:
     # An unusable hid must not keep callID from being the key.
     has_hid = not isinstance(row, dict) or _id(row.get("hid")) is not None
     columns = row if has_hid else {name: value for name, value in row.items() if name != "hid"}
-    valid = parsing.validate_row(CinnoxRow, columns, key="hid")
+    valid = parsing.validate_row(CinnoxRow, columns, key="hid", start="callDate")
     return valid if isinstance(valid, InvalidRow) else _record(valid, region, parsing.raw_row(row, _COLUMNS))
 
 

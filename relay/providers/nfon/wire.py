@@ -238,7 +238,7 @@ class TranscribedRecord(Record):
 
 @parsing.memoise_rows
 def parse_row(row: object, region: str) -> Record | InvalidRow:
-    valid = parsing.validate_row(NfonRow, row, key="uuid")
+    valid = parsing.validate_row(NfonRow, row, key="uuid", start="created")
     return (
         valid if isinstance(valid, InvalidRow) else _record(valid, region, parsing.raw_row(row, NfonRow.model_fields))
     )

@@ -214,7 +214,7 @@ def parse_row(row: object, *, org: str, region: str, natural: bool, seen_at: dat
 
 @parsing.memoise_rows
 def _parse(row: Any, org: str, region: str, natural: bool) -> Record | InvalidRow:
-    valid = parsing.validate_row(UnpodRow, row, key="id")
+    valid = parsing.validate_row(UnpodRow, row, key="id", start="creation_time")
     if isinstance(valid, InvalidRow):
         return valid
     if valid.id is None and valid.source_number is None and valid.destination_number is None:

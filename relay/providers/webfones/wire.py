@@ -189,7 +189,7 @@ def parse_row(row: object, *, zone: ZoneInfo, region: str, seen_at: datetime) ->
 
 @parsing.memoise_rows
 def _parse(row: object, zone: ZoneInfo, region: str) -> Record | InvalidRow | _Ambiguous:
-    valid = parsing.validate_row(WebfonesRow, row, key="rid", read_key=_rid_or_none)
+    valid = parsing.validate_row(WebfonesRow, row, key="rid", start="call_timestamp", read_key=_rid_or_none)
     if isinstance(valid, InvalidRow):
         return valid
     first, second = _instants(valid.call_timestamp, zone)
