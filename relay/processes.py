@@ -1,7 +1,11 @@
 """The processes: what each role starts, and how it stops: claim nothing more, finish, settle, close."""
 
 import asyncio
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,6 +23,8 @@ from relay.store.embedded import EmbeddedStore
 from relay.tasks import cancel
 
 log = structlog.get_logger(__name__)
+
+_CLOSING_S = 5.0
 
 # Adds the runners of a role to a runtime.
 AddRunners = Callable[[Runtime], object]
@@ -58,8 +64,11 @@ def require_connection(settings: Settings) -> tuple[str, Sequence[str]]:
     return settings.redis_url.get_secret_value(), [key.get_secret_value() for key in settings.secret_key]
 
 
-def stop_on_signals() -> asyncio.Event:
-    """Return an event that SIGINT and SIGTERM set; a second signal ends the process at once."""
+def stop_on_signals(drain_s: float) -> asyncio.Event:
+    """Return an event that SIGINT and SIGTERM set; a second signal ends the process at once.
+
+    The process ends within `drain_s` and a few seconds for closing, whatever it waits for.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -70,10 +79,26 @@ def stop_on_signals() -> asyncio.Event:
             signal.raise_signal(number)
         log.info("process_stopping", signal=number.name)
         stop.set()
+        exit_within(drain_s + _CLOSING_S, code=1)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
     return stop
+
+
+def exit_within(wait_s: float, *, code: int) -> None:
+    """Exit after `wait_s` if the process still runs then. A name that is being resolved cannot be cancelled: without an
+    answer from DNS its thread keeps the event loop from closing and the interpreter from ending."""
+
+    def leave() -> None:
+        time.sleep(wait_s)
+        if code != 0:
+            log.error("process_exit_forced", after_s=wait_s, reason="something did not close in time")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    threading.Thread(target=leave, name="exit", daemon=True).start()
 
 
 async def up(

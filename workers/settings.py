@@ -100,7 +100,7 @@ async def _startup(ctx: dict[str, Any]) -> None:
     add_workers(runtime)
     runtime.wake_ups.send_through(runtime.arq)
     await stack.enter_async_context(serve_internal(runtime))
-    stop = stop_on_signals()
+    stop = stop_on_signals(settings.drain_s)
     reload_on_hangup(runtime, lambda: settings_of_environment()[0])
     arq_main = asyncio.current_task()
     running = asyncio.create_task(runtime.run(stop, drain_s=settings.drain_s))

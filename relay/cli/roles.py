@@ -16,6 +16,8 @@ from workers.settings import host
 
 app = new_app()
 
+_EXIT_S = 1.0
+
 
 @app.command()
 def up(config: ConfigOption = None) -> None:
@@ -23,7 +25,7 @@ def up(config: ConfigOption = None) -> None:
     settings = _settings(config)
 
     async def serve() -> None:
-        stop = processes.stop_on_signals()
+        stop = processes.stop_on_signals(settings.drain_s)
         await processes.up(
             settings,
             add_poller_and_workers,
@@ -55,7 +57,7 @@ def _run_role(config: Path | None, name: str) -> None:
     processes.require_connection(settings)
 
     async def serve() -> None:
-        stop = processes.stop_on_signals()
+        stop = processes.stop_on_signals(settings.drain_s)
         await processes.role(
             settings,
             name,
@@ -69,12 +71,16 @@ def _run_role(config: Path | None, name: str) -> None:
 
 
 def run(serve: Coroutine[Any, Any, None]) -> None:
+    async def serve_and_exit() -> None:
+        await serve
+        processes.exit_within(_EXIT_S, code=0)
+
     if sys.platform == "win32":
-        asyncio.run(serve)
+        asyncio.run(serve_and_exit())
         return
     import uvloop  # not on Windows
 
-    uvloop.run(serve)
+    uvloop.run(serve_and_exit())
 
 
 def _read(config: Path | None) -> Settings:

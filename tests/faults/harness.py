@@ -45,6 +45,7 @@ _UNTOUCHED_S = 4.0
 Json = dict[str, Any]
 T = TypeVar("T")
 _CLOCK = Path(__file__).parent / "clock"
+_DNS = Path(__file__).parent / "dns"
 _ROOT = Path(__file__).parent.parent.parent
 
 
@@ -673,6 +674,16 @@ def unresponsive_port() -> Iterator[int]:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(1024)
         yield int(deaf.getsockname()[1])
+
+
+def without_dns(folder: Path) -> dict[str, str] | None:
+    """The environment in which names under `.unresolvable` get no answer for minutes, or None without a C compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        return None
+    library = folder / "dns.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, _DNS / "getaddrinfo.c", "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library)}
 
 
 class WrongClock:
