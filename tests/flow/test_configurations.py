@@ -100,7 +100,7 @@ async def test_what_only_an_older_configuration_declares_is_still_its_own(proces
 
     await sweep(poller)
 
-    assert await redis.zscore(queue_keys.waiting("poll", ""), "main") is not None
+    assert await redis.zscore(queue_keys.waiting("poll", "main"), "main") is not None
 
 
 async def test_a_source_is_removed_once_no_configuration_declares_it(processes: Processes, redis: Redis) -> None:
