@@ -82,8 +82,10 @@ class CompletenessHarness:
 
     async def settled(self) -> bool:
         """Whether no lane has anything left to do, but for what is paused."""
-        for lane in ("enrich", "deliver"):
-            if await self.redis.zcount(queue_keys.lane(lane), "-inf", "(+inf"):
+        for lane, partition in (("enrich", SID), *(("deliver", name) for name in SUBSCRIPTIONS)):
+            items = (queue_keys.waiting(lane, partition), queue_keys.leased(lane, partition))
+            paused = await self.redis.hget(queue_keys.partition(lane, partition), "paused_until")  # type: ignore[misc]
+            if paused is None and await self.redis.exists(*items):
                 return False
         return True
 
