@@ -15,10 +15,11 @@ import structlog
 
 from relay import metrics
 from relay.delivery.attempt import Attempts
-from relay.delivery.outcomes import AttemptOutcome, Delivered, Postponed
+from relay.delivery.outcomes import AttemptOutcome, Delivered, NotRendered, Postponed
 from relay.delivery.retry import Complete, Disable, Fail, RetryAt, decide
 from relay.delivery.subscriptions import Subscription
 from relay.domain.time import from_iso, from_ms
+from relay.events.render import MapTooCostly
 from relay.queue.claim import Claim
 from relay.queue.lane import Lane
 from relay.queue.runner import Settle
@@ -82,7 +83,12 @@ class DeliverWorker:
         if state.status == "intent":
             self._fail(claim, event, state, "unknown", settle)
             return
-        body = await self._attempts.body_for(subscription, event)
+        try:
+            body = await self._attempts.body_for(subscription, event)
+        except MapTooCostly as error:
+            outcome: AttemptOutcome = NotRendered(reason=str(error))
+            await self._attempt_failed(claim, event, subscription, state, outcome, settle)
+            return
         if subscription.options.delivery == "at_most_once" and not await self._write_intent(claim, event, state):
             # Another worker has it, and this settle is refused; or it was erased, and the events after it go on.
             settle(claim, Retry(detail=DeliveryUpdate(event.id)))

@@ -1,5 +1,6 @@
 """Subscriptions, also as REST hooks: POST subscribes, DELETE unsubscribes and may be repeated."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from http import HTTPStatus
@@ -23,7 +24,7 @@ from relay.delivery.replay import ReplayStatus, ordering_key
 from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
-from relay.events.render import check_map, render_json
+from relay.events.render import MapTooCostly, RecordingLink, check_map, render_json
 from relay.events.samples import sample, samples
 from relay.queue.changes import DisablePartition
 from relay.settings import SubscriptionOptions, reveal
@@ -363,7 +364,7 @@ async def _check(context: ApiContext, caller: Caller, document: Json, *, before:
     if "url" in changed:
         await check_url(context.runtime.sender.guard, caller, "url", document["url"])
     if isinstance(form := changed.get("payload"), dict):
-        errors = check_map(form["map"], sample("call.completed", now=context.now()))
+        errors = await asyncio.to_thread(check_map, form["map"], sample("call.completed", now=context.now()))
         if errors:
             raise invalid("payload.map", "; ".join(errors[:10]))
     if changed.get("delivery") == "at_most_once" and not await context.store.is_durable():
@@ -507,9 +508,22 @@ async def sample_subscription(
         return [await _as_sent(context, subscription, document) for document in page.items]
     raw = {"sample": True} if options.include_raw else None
     return [
-        render_json(document, subscription.payload, include_raw=options.include_raw, raw=raw)
+        await _rendered(document, subscription, raw=raw)
         for document in samples(options.events, query.limit, now=context.now())
     ]
+
+
+async def _rendered(
+    document: Json, subscription: Subscription, *, raw: Json | None, link: RecordingLink | None = None
+) -> Json:
+    """Build what the subscriber would receive, off the event loop: a field map takes its time."""
+    include_raw = subscription.options.include_raw
+    try:
+        return await asyncio.to_thread(
+            render_json, document, subscription.payload, include_raw=include_raw, raw=raw, recording_link=link
+        )
+    except MapTooCostly as error:
+        raise invalid("payload.map", str(error)) from None
 
 
 def _matches(context: ApiContext, subscription: Subscription, document: Json) -> bool:
@@ -523,13 +537,7 @@ async def _as_sent(context: ApiContext, subscription: Subscription, document: Js
     if subscription.options.include_raw and "call" in document["data"]:
         call = await context.store.calls.get(document["data"]["call"]["id"])
         raw = call.raw if call else None
-    return render_json(
-        document,
-        subscription.payload,
-        include_raw=subscription.options.include_raw,
-        raw=raw,
-        recording_link=await context.runtime.links.for_event(document),
-    )
+    return await _rendered(document, subscription, raw=raw, link=await context.runtime.links.for_event(document))
 
 
 async def _enabled_subscription(context: ApiContext, caller: Caller, subscription_id: str) -> Subscription:

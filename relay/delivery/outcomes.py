@@ -9,6 +9,7 @@
     ├── Interrupted      the request was sent, then the connection was reset, closed, or answered with no HTTP
     ├── Unreachable      nothing was sent: no address, no connection, no TLS
     ├── AddressRefused   nothing was dialled: the address guard refused
+    ├── NotRendered      nothing was dialled: the subscription's field map exceeds its time budget
     └── Postponed        nothing was dialled: this process is out of descriptors; no attempt is counted
 
 `never_sent` decides whether an at-most-once delivery may be retried: it is True only where the subscriber cannot have
@@ -161,6 +162,19 @@ class AddressRefused(_Unanswered):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NotRendered(_Attempt):
+    """The body could not be built."""
+
+    kind: ClassVar[str] = "not_rendered"
+    never_sent: ClassVar[bool] = True
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Postponed(_Attempt):
     """The relay itself had no resources for an attempt, which says nothing about the subscriber."""
 
@@ -177,7 +191,16 @@ class Postponed(_Attempt):
 
 
 AttemptOutcome = (
-    Delivered | Gone | Throttled | Rejected | TimedOut | Interrupted | Unreachable | AddressRefused | Postponed
+    Delivered
+    | Gone
+    | Throttled
+    | Rejected
+    | TimedOut
+    | Interrupted
+    | Unreachable
+    | AddressRefused
+    | NotRendered
+    | Postponed
 )
 
 

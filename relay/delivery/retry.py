@@ -17,6 +17,7 @@ from relay.delivery.outcomes import (
     Delivered,
     Gone,
     Interrupted,
+    NotRendered,
     Postponed,
     Rejected,
     Throttled,
@@ -104,7 +105,7 @@ def decide(
             at_least_s = _bounded(retry_after_s)
         case Interrupted() | TimedOut() if at_most_once:
             return Fail("unknown")
-        case Rejected() | Interrupted() | TimedOut() | Unreachable() | AddressRefused() | Postponed():
+        case Rejected() | Interrupted() | TimedOut() | Unreachable() | AddressRefused() | NotRendered() | Postponed():
             at_least_s = 0.0
         case _:
             assert_never(outcome)

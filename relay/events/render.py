@@ -11,6 +11,8 @@ largest fields become null.
 """
 
 import copy
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -251,8 +253,13 @@ MAX_FIELD_NAME_CHARS: Final = 100
 MAX_EXPRESSION_CHARS: Final = 512
 MAX_EXPRESSION_DEPTH: Final = 20
 MAX_RESULT_BYTES: Final = 16 * 1024
+MAX_MAP_CHARS: Final = 20_000
+MAP_BUDGET_S: Final = 0.02
+"""Processor time for all fields of a map together."""
 _MAX_WEIGHT: Final = 256 * 1024
-_MAX_WORK: Final = 500_000
+_STEPS_PER_CHECK: Final = 64
+_SLICE_S: Final = 0.001
+_PAUSE_S: Final = 0.0005
 _SENT_WHEN_CUT: Final = "truncated"
 
 # A compiled expression: jmespath's own syntax tree.
@@ -263,22 +270,68 @@ class InvalidExpression(ValueError):
     """An expression that cannot be used; the text says why."""
 
 
-def check_map(mapping: Mapping[str, str], sample: Json) -> list[str]:
-    """Return what is wrong with a map, one message per field; nothing when it works on the sample event."""
+class MapTooCostly(InvalidExpression):
+    """A map that exceeds its time budget: as a whole, so that no other field is sent without it."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the map takes more than {MAP_BUDGET_S * 1000:g} ms to evaluate; simplify its expressions")
+
+
+class _Budget:
+    """The processor time that one evaluation of a map may take.
+
+    jmespath is pure Python, so a thread alone would not free the event loop: it would wait for the interpreter lock
+    each time that it wakes up. After each millisecond of work the thread therefore pauses.
+    """
+
+    def __init__(self, *, pauses: bool) -> None:
+        self._pauses = pauses
+        self._slice_started_s = time.thread_time()
+        self._ends_s = self._slice_started_s + MAP_BUDGET_S
+        self._steps = 0
+
+    def step(self) -> None:
+        """Count one step. Raises MapTooCostly."""
+        self._steps += 1
+        if self._steps % _STEPS_PER_CHECK:
+            return
+        # Not the time of the clock: a busy machine makes no map costly.
+        now_s = time.thread_time()
+        if now_s > self._ends_s:
+            raise MapTooCostly
+        if self._pauses and now_s - self._slice_started_s > _SLICE_S:
+            self._slice_started_s = now_s
+            time.sleep(_PAUSE_S)
+
+
+def check_map(mapping: Mapping[str, str], sample: Json, *, refuse_costly: bool = True) -> list[str]:
+    """Return what is wrong with a map, one message per field; nothing when it works on the sample event.
+
+    A stored map is checked without `refuse_costly`: a slower machine must not lose the subscription.
+    """
     if not mapping:
         return ["the map has no fields; add some as output field: expression"]
     if len(mapping) > MAX_FIELDS:
         return [f"the map has {len(mapping)} fields; at most {MAX_FIELDS} are allowed"]
+    if (total_chars := sum(len(str(text)) for text in mapping.values())) > MAX_MAP_CHARS:
+        return [f"the expressions have {total_chars} characters; at most {MAX_MAP_CHARS} are allowed"]
     errors: list[str] = []
     total_bytes = 0
+    budget = _Budget(pauses=_off_the_event_loop())
     for name, text in mapping.items():
         try:
-            total_bytes += len(orjson.dumps({_field_name(name): _evaluate(_compile(text), sample)}))
+            total_bytes += len(orjson.dumps({_field_name(name): _evaluate(_compile(text), sample, budget)}))
+        except MapTooCostly as error:
+            return [*errors, str(error)] if refuse_costly else errors
         except InvalidExpression as error:
             errors.append(f"{str(name)[:MAX_FIELD_NAME_CHARS]}: {error}")
     if total_bytes > MAX_RESULT_BYTES:
         errors.append(f"the result has {total_bytes} bytes for the sample event; at most {MAX_RESULT_BYTES} are sent")
     return errors
+
+
+def _off_the_event_loop() -> bool:
+    return threading.current_thread() is not threading.main_thread()
 
 
 def _field_name(name: object) -> str:
@@ -333,9 +386,12 @@ def _compiled_or_none(text: str) -> Expression | None:
 def _render_map(fields: Sequence[tuple[str, Expression | None]], event: Json) -> bytes:
     """Evaluate a map. A field that cannot be evaluated for this event is null; the others are sent all the same."""
     result: Json = {}
+    budget = _Budget(pauses=_off_the_event_loop())
     for name, expression in fields:
         try:
-            result[name] = None if expression is None else _evaluate(expression, event)
+            result[name] = None if expression is None else _evaluate(expression, event, budget)
+        except MapTooCostly:
+            raise
         except InvalidExpression:
             result[name] = None
     body = orjson.dumps(result)
@@ -352,10 +408,10 @@ def _render_map(fields: Sequence[tuple[str, Expression | None]], event: Json) ->
     return body
 
 
-def _evaluate(expression: Expression, event: Json) -> Any:
+def _evaluate(expression: Expression, event: Json, budget: _Budget) -> Any:
     """Evaluate within bounds: return JSON of at most 16 KiB or raise InvalidExpression, whatever the expression."""
     try:
-        value = _Bounded().visit(expression, event)
+        value = _Bounded(budget).visit(expression, event)
         size_bytes = len(orjson.dumps(value))
     except InvalidExpression:
         raise
@@ -384,7 +440,7 @@ _OPTIONS: Final = Options(custom_functions=_Functions())
 
 
 class _Bounded(TreeInterpreter):
-    """An interpreter that stops when an expression runs too long or builds too much.
+    """An interpreter that stops when a map runs too long or an expression builds too much.
 
     jmespath has no such limit: `[@, @] | [@, @] | …` doubles its value at each step. Only the nodes below can return a
     value larger than their input, so their results are weighed. Functions and comparisons cost what their input weighs.
@@ -402,13 +458,15 @@ class _Bounded(TreeInterpreter):
         }
     )
 
-    def __init__(self) -> None:
+    def __init__(self, budget: _Budget) -> None:
         super().__init__(_OPTIONS)
-        self._work = 0
+        self._budget = budget
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         value = super().visit(node, *args, **kwargs)
-        self._spend(_weigh(value) if node["type"] in self._BUILDERS else 1)
+        self._budget.step()
+        if node["type"] in self._BUILDERS:
+            self._weigh(value)
         return value
 
     def visit_function_expression(self, node: Any, value: Any) -> Any:
@@ -418,33 +476,28 @@ class _Bounded(TreeInterpreter):
         return super().visit_comparator(self._weighed(node, value), value)
 
     def _weighed(self, node: Any, value: Any) -> Any:
-        """Evaluate the operands of a node, pay for their weight, and put them back as literals."""
+        """Evaluate and weigh the operands of a node, and put them back as literals."""
         operands = [self.visit(child, value) for child in node["children"]]
-        self._spend(sum(map(_weigh, operands)))
+        for operand in operands:
+            self._weigh(operand)
         literals = [{"type": "literal", "value": operand, "children": []} for operand in operands]
         return {**node, "children": literals}
 
-    def _spend(self, work: int) -> None:
-        self._work += work
-        if self._work > _MAX_WORK:
-            raise InvalidExpression("it takes too long to evaluate")
-
-
-def _weigh(value: Any) -> int:
-    """Count values and characters, a shared value once for each reference to it, as in JSON."""
-    weight = 0
-    rest = [value]
-    while rest:
-        node = rest.pop()
-        weight += len(node) + 1 if isinstance(node, str) else 1
-        if isinstance(node, dict):
-            rest.extend(node.values())
-            weight += sum(map(len, node))
-        elif isinstance(node, list):
-            rest.extend(node)
-        if weight > _MAX_WEIGHT:
-            raise InvalidExpression("it builds a value that is too large")
-    return weight
+    def _weigh(self, value: Any) -> None:
+        """Count values and characters, a shared value once for each reference to it, as in JSON."""
+        weight = 0
+        rest = [value]
+        while rest:
+            self._budget.step()
+            node = rest.pop()
+            weight += len(node) + 1 if isinstance(node, str) else 1
+            if isinstance(node, dict):
+                rest.extend(node.values())
+                weight += sum(map(len, node))
+            elif isinstance(node, list):
+                rest.extend(node)
+            if weight > _MAX_WEIGHT:
+                raise InvalidExpression("it builds a value that is too large")
 
 
 def _first_line(error: BaseException) -> str:

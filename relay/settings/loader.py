@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +15,11 @@ from relay.delivery.signature import new_secret
 from relay.domain.json import Json
 from relay.domain.text import printable
 from relay.errors import SettingsError
+from relay.events.render import check_map
+from relay.events.samples import sample
 from relay.settings.environment import Environment
 from relay.settings.messages import Location, did_you_mean, dotted, located_errors
-from relay.settings.options import SUBSCRIPTION_FILES, Settings
+from relay.settings.options import SUBSCRIPTION_FILES, FieldMap, Settings
 
 _FILE_MAX_BYTES: Final = 65_536
 
@@ -79,7 +82,7 @@ class _Validation:
                 self._problem(location, message)
         self._check_sources_exist(tree)
         if settings is not None and not self.problems:
-            self._check_urls(settings)
+            self._check_subscriptions(settings)
         return None if self.problems else settings
 
     def _check_sources_exist(self, tree: Json) -> None:
@@ -92,14 +95,20 @@ class _Validation:
                     place = ("subscriptions", subscription_id, "sources")
                     self._problem(place, f"{printable(name)} is not a source; {hint}")
 
-    def _check_urls(self, settings: Settings) -> None:
-        """Reject URLs that the guard would never connect to; what a name resolves to is checked at each attempt."""
+    def _check_subscriptions(self, settings: Settings) -> None:
+        """Reject URLs that the guard would never connect to, and field maps that cost too much.
+
+        What a name resolves to is checked at each attempt.
+        """
         for subscription_id, subscription in settings.subscriptions.items():
             try:
                 if subscription.enabled:
                     vet_url(subscription.url.get_secret_value(), settings.delivery.allowed_networks)
             except ValueError as error:
                 self._problem(("subscriptions", subscription_id, "url"), str(error))
+            if isinstance(subscription.payload, FieldMap):
+                for problem in check_map(subscription.payload.map, sample("call.completed", now=datetime.now(UTC))):
+                    self._problem(("subscriptions", subscription_id, "payload", "map"), problem)
 
     def _resolve_paths(self, tree: Json) -> None:
         """Make paths absolute and read secret files: a subscription gets the content, a source re-reads its file."""

@@ -1,5 +1,6 @@
 """Delivery to subscribers that misbehave: promises 3, 4 and 5."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -21,6 +22,7 @@ from relay.store.deliveries import ClaimedEvent
 from relay.store.events import NewEvent
 from relay.store.lanes import LaneName
 from relay.store.subscriptions import SubscriptionHealth
+from relay.tasks import cancel
 from tests.fakes.subscriber import ReplyKind, ScriptedReply
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 
@@ -298,3 +300,31 @@ async def test_the_rate_holds_over_any_ten_seconds(start: Start) -> None:
         most = max(sum(1 for other in arrivals if at <= other < at + 1) for at in arrivals)
         assert most <= 23
         assert arrivals[-1] - arrivals[0] >= 2.5
+
+
+async def test_a_costly_field_map_delays_no_other_subscription(start: Start) -> None:
+    """Thirty costly expressions and 40 events: the event loop lags less than 100 ms, and the neighbour gets its events
+    meanwhile; the costly deliveries fail with the reason. On 0.1.0 the loop stood still for half a minute."""
+    costly = "data.call.custom.items[?@ == `0` || contains(to_string(`[1]`), '2')]"
+    mapping = {f"field_{number}": costly for number in range(30)}
+    async with start({"costly": {"payload": {"map": mapping}, "max_in_flight": 100}, "a": {}}) as relay:
+        lags_s: list[float] = []
+
+        async def measure() -> None:
+            loop = asyncio.get_running_loop()
+            while True:
+                before = loop.time()
+                await asyncio.sleep(0.005)
+                lags_s.append(loop.time() - before - 0.005)
+
+        measuring = asyncio.create_task(measure())
+        for number in range(40):
+            await relay.call(str(number), custom={"items": ["x"] * 500})
+        await relay.until_delivered("a", 40)
+        state = await eventually(
+            lambda: relay.state(relay.event_of("0"), "costly"), lambda state: state.attempts > 0, timeout_s=20
+        )
+        await cancel(measuring)
+
+    assert state.log[-1]["words"] == "the map takes more than 20 ms to evaluate; simplify its expressions"
+    assert max(lags_s) < 0.1, f"the event loop lagged {max(lags_s):.3f} s"

@@ -520,7 +520,7 @@ class Stumbling(Guard):
         (errno.ENETUNREACH, "there is no route to the subscriber"),
         (errno.ETIMEDOUT, "the connection timed out"),
         (errno.ECONNRESET, "the connection was reset before anything was sent"),
-        (errno.EMFILE, "no connection could be made: EMFILE"),
+        (errno.EPROTO, "no connection could be made: EPROTO"),
         (None, "no connection could be made"),
     ],
 )
