@@ -8,7 +8,7 @@ DEV     := $(VENV)/.development
 CHART   := $(VENV)/.chart
 INSTALL := $(BIN)/python .ci/install.py
 
-.PHONY: help install demo test check format bench faults lock clean
+.PHONY: help install demo test check format bench faults mutants lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ bench: $(DEV) ## measure the figures of benchmarks/README.md
 
 faults: $(DEV) ## the long fault runs
 	$(BIN)/python -m pytest -m "faults" --long tests/faults $(ARGS)
+
+mutants: $(DEV) ## break one rule after the other, and list those that no test notices
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 

@@ -111,7 +111,13 @@ class RelayHarness:
 
 @contextlib.asynccontextmanager
 async def relay_harness(
-    redis: Redis, valkey_url: str, tmp_path: Path, subscriptions: dict[str, dict[str, Any]] | None = None, **top: Any
+    redis: Redis,
+    valkey_url: str,
+    tmp_path: Path,
+    subscriptions: dict[str, dict[str, Any]] | None = None,
+    *,
+    add_runners: Callable[[Runtime], None] = add_workers,
+    **top: Any,
 ) -> AsyncIterator[RelayHarness]:
     """Run a worker whose subscriptions, one hook each, are named by `subscriptions` (default: one, `a`)."""
     subscriptions = subscriptions if subscriptions is not None else {"a": {}}
@@ -142,7 +148,7 @@ async def relay_harness(
         }
         settings = read_settings(document)
         async with open_runtime(settings, redis_url=valkey_url, secret_keys=[KEY]) as runtime:
-            add_workers(runtime)
+            add_runners(runtime)
             stop = asyncio.Event()
             running = asyncio.create_task(runtime.run(stop, drain_s=5))
             try:

@@ -13,7 +13,7 @@ from relay.domain import ids
 from relay.domain.call import Direction, NumberType, Outcome, Party, Record
 from relay.domain.json import Json
 from relay.domain.source import SourceRules
-from relay.events.decide import EventDraft, Publish, Wait, contact_hold_left_ms, decide, recording_of
+from relay.events.decide import EventDraft, Publish, Wait, contact_hold_left_ms, decide, recording_of, wants_contact
 from relay.events.payload import API_VERSION, NO_CONTACT, NO_RECORDING
 from relay.store.calls import StoredCall
 
@@ -124,10 +124,11 @@ def test_a_clock_that_was_set_back_makes_no_hold_longer() -> None:
 
 
 def test_the_hold_counts_from_the_end_of_the_call_not_from_its_first_sight() -> None:
-    """A call that was watched for an hour before it finished still waits for its contact."""
-    call = stored(first_seen_ms=READY_MS - 3_600_000, recording=NO_AUDIO)
+    """A call that was watched for an hour before it finished still waits for its contact and its recording."""
+    watched = stored(first_seen_ms=READY_MS - 3_600_000)
 
-    assert decide(call, now_ms=READY_MS, rules=RULES) == Wait(5_000)
+    assert decide(replace(watched, recording=NO_AUDIO), now_ms=READY_MS, rules=RULES) == Wait(5_000)
+    assert decide(replace(watched, contact=MATCHED), now_ms=READY_MS, rules=RULES) == Wait(30_000)
 
 
 def test_a_call_in_progress_is_not_published_however_long_it_lasts() -> None:
@@ -153,6 +154,27 @@ def test_the_contact_may_hold_a_call_until_it_is_settled() -> None:
     assert contact_hold_left_ms(stored(contact=MATCHED), now_ms=READY_MS, rules=RULES) == 0
     assert contact_hold_left_ms(stored(), now_ms=LATER_MS, rules=RULES) == 0
     assert contact_hold_left_ms(stored(), now_ms=READY_MS, rules=PLAIN) == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "rules", "wanted"),
+    [
+        ({}, RULES, True),
+        ({"lookup": {"tries": 2}}, RULES, True),
+        ({"lookup": {"exhausted_for": "+12125550100"}}, RULES, False),
+        ({"lookup": {"exhausted_for": "+15550000000"}}, RULES, True),
+        ({"contact": MATCHED}, RULES, False),
+        ({"contact": {**MATCHED, "number": "+15550000000"}}, RULES, True),
+        ({"finished": False}, RULES, False),
+        ({"record": record(external=Party(raw="anonymous"))}, RULES, False),
+        ({}, replace(RULES, contacts=False), False),
+    ],
+)
+def test_a_number_is_looked_up_until_it_has_a_contact_or_its_retries_are_exhausted(
+    parts: dict[str, Any], rules: SourceRules, wanted: bool
+) -> None:
+    """A corrected number is another one: it gets tries of its own."""
+    assert wants_contact(stored(**parts), rules) is wanted
 
 
 # The first event
@@ -332,9 +354,10 @@ def test_a_late_look_up_without_a_match_is_no_event() -> None:
 
 def test_a_contact_of_a_corrected_number_does_not_count() -> None:
     """The provider corrected the number after the look-up: the contact has another number."""
-    call = stored(contact={**MATCHED, "number": "+15550000000"})
+    call = stored(contact={**MATCHED, "number": "+15550000000"}, recording=NO_AUDIO)
 
-    assert isinstance(decide(call, now_ms=call.ready_ms, rules=RULES), Wait)
+    assert decide(call, now_ms=call.ready_ms, rules=RULES) == Wait(5_000)
+    assert the(due(call), "call.completed").document["data"]["call"]["contact"]["name"] is None
 
 
 def test_a_change_back_and_forth_is_two_updates_with_ids_of_their_own() -> None:

@@ -428,11 +428,22 @@ class Zone:
         return answer
 
 
-async def test_one_forbidden_answer_among_many_refuses_the_name() -> None:
-    """A name that is also at an internal address is not dialled at its public one either."""
-    guard = Guard((), Zone(["93.184.216.34", "10.1.2.3"]))
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_one_forbidden_answer_among_many_refuses_the_name(place: int) -> None:
+    """A name that is also at an internal address is not dialled at its public ones either."""
+    answers = ["93.184.216.34", "93.184.216.35"]
+    answers.insert(place, "10.1.2.3")
+    guard = Guard((), Zone(answers))
 
     with pytest.raises(ForbiddenAddress, match=r'delivery.allowed_networks: \["10.1.2.3/32"\]'):
+        await guard.addresses("hooks.example.org")
+
+
+async def test_a_zone_behind_an_address_does_not_disguise_it() -> None:
+    """A resolver writes `fd00:ec2::254%eth0`: it is the metadata service all the same."""
+    guard = Guard(PRIVATE, Zone(["fd00:ec2::254%eth0"]))
+
+    with pytest.raises(ForbiddenAddress, match="never dialled"):
         await guard.addresses("hooks.example.org")
 
 
