@@ -27,13 +27,19 @@ async def _measure_sources(runtime: Runtime) -> None:
     now_s = await runtime.store.now_ms() / 1000
     polled = [sid for sid, source in runtime.sources.items() if not source.paused]
     lags_s: dict[str, float] = {}
+    gaps_s: dict[str, float] = {}
     quiet = 0
     for sid, state in zip(polled, await runtime.store.sources.read_many(polled), strict=True):
         quiet += state.quiet_since is not None
+        if gaps := state.poll_state.gaps:
+            gaps_s[sid] = (max(gap.until for gap in gaps) - min(gap.since for gap in gaps)).total_seconds()
         since = state.last_poll or state.poll_state.started_at
         lags_s[sid] = max(now_s - since.timestamp(), 0) if since else 0
     metrics.QUIET.set(quiet)
     metrics.POLL_LAG.clear()
+    metrics.SOURCE_GAP.clear()
+    for sid, gap_s in sorted(gaps_s.items(), key=lambda entry: entry[1], reverse=True)[:MOST_SOURCES]:
+        metrics.SOURCE_GAP.labels(sid).set(gap_s)
     metrics.BUDGET_LEFT.clear()
     for sid in sorted(lags_s, key=lambda sid: lags_s[sid], reverse=True)[:MOST_SOURCES]:
         source = runtime.sources[sid]

@@ -26,6 +26,7 @@ ATTEMPT_SECONDS = Histogram("relay_attempt_seconds", "Duration of delivery attem
 LANE_DUE = Gauge("relay_lane_due", "Items that are due now.", ["lane"])
 LANE_OLDEST = Gauge("relay_lane_oldest_due_seconds", "How long the oldest due item has been due.", ["lane"])
 POLL_LAG = Gauge("relay_poll_lag_seconds", "Time since the last successful poll of a source.", ["source"])
+SOURCE_GAP = Gauge("relay_source_gap_seconds", "Length of what a provider could not list so far.", ["source"])
 QUIET = Gauge("relay_sources_quiet", "Sources without calls at a time when they usually have some.")
 MISSING = Gauge("relay_completeness_missing", "What is missing of a source's last days.", ["source"])
 BUDGET_LEFT = Gauge("relay_budget_left", "Requests to a provider that are allowed right now.", ["provider", "bucket"])

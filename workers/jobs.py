@@ -96,7 +96,7 @@ def reason_against(sid: str, source: Source | None, poll_state: PollState, *, fo
         return f"no source called {sid} is configured where the relay runs"
     if source.paused:
         return f"the source {sid} is paused, so it is not polled"
-    if not poll_state.reached and not force:
+    if not poll_state.polled and not force:
         return (
             f"{sid} has not been polled successfully so far, so known calls cannot be distinguished from new ones; "
             "wait for its first poll, and run this again"

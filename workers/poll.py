@@ -49,7 +49,9 @@ class PollWorker:
             settle(claim, Done())
             return
         try:
-            outcome, wait_s = await self._poller.poll(source, token=claim.token)
+            outcome, wait_s = await self._poller.poll(
+                source, token=claim.token, is_current=lambda: self._sources().get(claim.item) is source
+            )
         except LeaseLost:
             log.warning("poll_lease_lost", source=source.id, reason="its lease ended and another process polls it")
             outcome, wait_s = "overtaken", source.options.poll_interval_s

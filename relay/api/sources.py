@@ -92,6 +92,16 @@ class QuarantinedRow(BaseModel):
     excerpt: str = Field(description="beginning of the row, digits masked")
 
 
+class SourceGap(BaseModel):
+    """Calls that the provider could not be made to list. Newer calls are not affected."""
+
+    since: AwareDatetime = Field(description="start of the oldest call that may be missing")
+    until: AwareDatetime
+    error: str
+    failing_since: AwareDatetime
+    next_attempt_at: AwareDatetime
+
+
 class SourceHealth(BaseModel):
     """The health of a source."""
 
@@ -105,6 +115,7 @@ class SourceHealth(BaseModel):
     contacts_off: str | None = Field(description="why contact lookups are paused")
     recordings_off: str | None = Field(description="why recordings are paused")
     quiet_since: AwareDatetime | None = Field(description="start of its newest call, if it usually has some by now")
+    gaps: list[SourceGap] = Field(description="what deeper looks could not read so far; it is retried")
     requests_left: int | None = Field(description="remaining requests within our share of the provider's limit")
     quarantined: int = Field(description="number of quarantined rows")
 
@@ -179,6 +190,16 @@ async def views(context: ApiContext, sources: Sequence[Source]) -> list[SourceVi
             contacts_off=state.contacts_off or None,
             recordings_off=state.recordings_off or None,
             quiet_since=state.quiet_since,
+            gaps=[
+                SourceGap(
+                    since=gap.since,
+                    until=gap.until,
+                    error=gap.error,
+                    failing_since=gap.failing_since,
+                    next_attempt_at=gap.next_attempt,
+                )
+                for gap in state.poll_state.gaps
+            ],
             requests_left=requests,
             quarantined=summary.quarantined,
         )

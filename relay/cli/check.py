@@ -441,6 +441,9 @@ async def _recorded_state(sid: str, options: SourceOptions, store: Store) -> lis
     elif state.last_poll is not None:
         ago = format_duration((datetime.now(UTC) - state.last_poll).total_seconds())
         findings.append(Finding(f"{what} polls", "ok", f"the last successful poll was {ago} ago"))
+    for gap in state.poll_state.gaps:
+        fix = "it is retried automatically, with shorter and longer looks; new calls are not affected"
+        findings.append(Finding(f"{what} history", "warn", gap.text, fix))
     if state.zone_off_s:
         text = f"calls are first seen {format_duration(state.zone_off_s)} {'late' if state.zone_off_s > 0 else 'early'}"
         fix = _suggestion(options.timezone, datetime.now(UTC), -state.zone_off_s)

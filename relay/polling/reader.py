@@ -68,8 +68,9 @@ class Ingestion:
     """How rows are ingested at `now`; `token` is that of the poll's lease, empty for whatever needs none.
 
     A row before `floor` is too old to tell from one that `seen` has forgotten, and is skipped; so is one after `until`.
-    One before `seed_before` is recorded without being published. `deep`: completeness is judged by what this reading
-    shows. `only`: ingest just the rows with these keys, also where their calls are lost.
+    One before `seed_before` is recorded without being published; rows carry the provider's time, which is corrected for
+    where `seed_before_is_ours`. `deep`: completeness is judged by what this reading shows. `only`: ingest just the rows
+    with these keys, also where their calls are lost.
     """
 
     now: datetime
@@ -80,6 +81,7 @@ class Ingestion:
     seed_before: datetime | None = None
     deep: bool = False
     only: Collection[str] | None = None
+    seed_before_is_ours: bool = False
 
 
 class Reader:
@@ -148,7 +150,7 @@ class Reader:
         self, source: Source, rows: Sequence[Record | InvalidRow], ingestion: Ingestion, stats: PollStats
     ) -> list[Row]:
         """Return the rows in range, and quarantine the invalid ones."""
-        if ingestion.seed_before is not None:
+        if ingestion.seed_before is not None and ingestion.seed_before_is_ours:
             # Rows carry the provider's time: by its clock, the relay started that much later.
             provider_ahead = timedelta(seconds=stats.server_ahead_s or 0)
             ingestion = replace(ingestion, seed_before=ingestion.seed_before + provider_ahead)

@@ -158,7 +158,7 @@ class Streams:
 
     async def _wait_for_first_poll(self, source: Source) -> None:
         """Wait until a poll has recorded the calls from before the relay: a stream may begin with all of them."""
-        while not (await self._states.read(source.id)).poll_state.reached:  # noqa: ASYNC110 - another process may poll
+        while not (await self._states.read(source.id)).poll_state.polled:  # noqa: ASYNC110 - another process may poll
             await asyncio.sleep(_CHECK_AGAIN_S)
 
     async def _ingest(self, source: Source, rows: Sequence[Record | InvalidRow]) -> None:
@@ -166,7 +166,9 @@ class Streams:
             raise _LeaseEnded
         now = self._now()
         poll_state = (await self._states.read(source.id)).poll_state
-        ingestion = Ingestion(now=now, via="stream", floor=oldest(poll_state, now=now))
+        ingestion = Ingestion(
+            now=now, via="stream", floor=oldest(poll_state, now=now), seed_before=poll_state.known_since
+        )
         stats = await self._reader.ingest(source, rows, ingestion)
         if stats.new or stats.changed:
             self._calls_ingested()

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 import orjson
 from redis.asyncio import Redis
 
 from relay.domain.call import InvalidRow
-from relay.domain.polling import Delays, PollState
+from relay.domain.polling import Delays, PollState, TierFailure
 from relay.domain.time import from_ms
 from relay.queue import keys as queue_keys
 from relay.store import keys
@@ -27,28 +27,36 @@ class LeaseLost(Exception):
     """Another poller has the source now, or it is being removed; nothing was written."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CursorUpdate:
-    """What a successful poll writes with its last rows: the cursor, the tiers it covered, and which days of `seen` it
-    drops. `depths` are those of the tiers, in seconds."""
+    """What a successful look writes with its last rows. Only the near tier's moves the cursor and ends errors.
 
-    cursor: datetime
+    `reached` and `failing` are the tiers that change, by depth in seconds; None removes one. `heavy` and `known_since`
+    are None when they do not change. `forget_days` are the days of `seen` to drop.
+    """
+
     polled_at: datetime
-    depths: Sequence[int] = ()
-    heavy: bool = False
+    cursor: datetime | None = None
+    known_since: datetime | None = None
+    reached: Mapping[int, datetime | None] = field(default_factory=dict)
+    failing: Mapping[int, TierFailure | None] = field(default_factory=dict)
+    heavy: bool | None = None
     forget_days: Sequence[str] = ()
 
-    def fields(self) -> dict[str, str | int]:
-        """The fields of the source's HASH; the poll succeeded, so its errors end here."""
-        polled_ms = _ms(self.polled_at)
-        return {
-            **{f"tier:{depth_s}": polled_ms for depth_s in self.depths},
-            "cursor": _ms(self.cursor),
-            "last_poll": polled_ms,
-            "heavy": int(self.heavy),
-            "error": "",
-            "failures": 0,
-        }
+    def fields(self) -> dict[str, str | int | bytes]:
+        """The fields of the source's HASH."""
+        fields: dict[str, str | int | bytes] = {}
+        for depth_s, reached in self.reached.items():
+            fields[f"tier:{depth_s}"] = "" if reached is None else _ms(reached)
+        for depth_s, failure in self.failing.items():
+            fields[f"failing:{depth_s}"] = "" if failure is None else orjson.dumps(failure)
+        if self.known_since is not None:
+            fields["known_since"] = _ms(self.known_since)
+        if self.heavy is not None:
+            fields["heavy"] = int(self.heavy)
+        if self.cursor is not None:
+            fields |= {"cursor": _ms(self.cursor), "last_poll": _ms(self.polled_at), "error": "", "failures": 0}
+        return fields
 
 
 class SourceNote(TypedDict, total=False):
@@ -98,12 +106,21 @@ def _read_state(fields: Mapping[bytes, bytes]) -> SourceState:
         value = fields.get(name)
         return int(value) if value else None
 
-    reached = {int(name[5:]): from_ms(int(value)) for name, value in fields.items() if name.startswith(b"tier:")}
+    reached: dict[int, datetime] = {}
+    failing: dict[int, TierFailure] = {}
+    for name, value in fields.items():
+        kind, _, depth_s = name.partition(b":")
+        if kind == b"tier" and value:
+            reached[int(depth_s)] = from_ms(int(value))
+        elif kind == b"failing" and value:
+            failing[int(depth_s)] = _read_failure(orjson.loads(value))
     return SourceState(
         poll_state=PollState(
             started_at=instant(b"started_at"),
             cursor=instant(b"cursor"),
-            reached=reached or None,
+            known_since=instant(b"known_since"),
+            reached=reached,
+            failing=failing,
             heavy=fields.get(b"heavy") == b"1",
         ),
         error=fields.get(b"error", b"").decode(),
@@ -119,6 +136,11 @@ def _read_state(fields: Mapping[bytes, bytes]) -> SourceState:
         recordings_off=fields.get(b"recordings_off", b"").decode(),
         quiet_since=instant(b"quiet_since"),
     )
+
+
+def _read_failure(fields: dict[str, Any]) -> TierFailure:
+    instants = ("since", "until", "failing_since", "next_attempt")
+    return TierFailure(**fields | {name: datetime.fromisoformat(fields[name]) for name in instants})
 
 
 def _write_note(note: SourceNote) -> dict[str, str | float]:
@@ -209,12 +231,16 @@ class SourceStore:
         failures, since_ms, published, had_error = reply
         return Failing(failures, since_ms, new=not had_error, published=bool(published))
 
-    async def poll_succeeded(
-        self, sid: str, *, rows: int, invalid: int, too_old: int, new: int, note: SourceNote
-    ) -> None:
-        """Count the rows of a poll, with what was noticed about the source."""
+    async def tier_failed(self, sid: str, depth_s: int, failure: TierFailure) -> None:
+        """Record what a tier owes."""
+        # Without a token: whatever a poller that has lost its lease writes here is paid by the next complete look.
+        await self._redis.hset(keys.source(sid), f"failing:{depth_s}", orjson.dumps(failure).decode())  # type: ignore[misc]
+
+    async def look_succeeded(self, sid: str, *, invalid: int, too_old: int, new: int, note: SourceNote) -> None:
+        """Count the rows of a look, with what was noticed about the source."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hset(keys.source(sid), mapping={"last_rows": rows, **_write_note(note)})
+            if note:
+                pipe.hset(keys.source(sid), mapping=_write_note(note))
             for name, count in (("invalid", invalid), ("too_old", too_old), ("new", new)):
                 if count:
                     pipe.hincrby(keys.source(sid), name, count)

@@ -3,10 +3,11 @@
 The clock is the test's. A `PollFault` is what goes wrong with one poll.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -96,12 +97,24 @@ class SimulatedCalls:
     faults: tuple[Fault, ...] = ()
     overtake: Any = None
     asked: list[Window] = field(default_factory=list)
+    deepest: timedelta | None = None
+    """The provider answers 504 to what reaches further back."""
+    killed_beyond: timedelta | None = None
+    hold: asyncio.Event | None = None
+    """Set when what reaches back further than three hours may be answered."""
 
     async def pages(self, window: Window) -> AsyncIterator[CallPage]:
         now, zone = self.clock.now(), ZoneInfo(self.options.timezone)
         self.asked.append(window)
         if self.fault is PollFault.KILLED:
             raise Killed
+        depth = now - window.since
+        if self.killed_beyond is not None and depth > self.killed_beyond:
+            raise Killed
+        if self.hold is not None and depth > timedelta(hours=3):
+            await self.hold.wait()
+        if self.deepest is not None and depth > self.deepest:
+            raise wire.error_of(ErrorResponse(504, {}, b"", "the call list", "test", now))
         faults = (*self.faults, *([FAULTS[self.fault]] if self.fault in FAULTS else []))
         key = self.options.credential()
         answer = self.simulator.records(key, wire.query_time(window.since, zone), now, faults=faults)

@@ -10,6 +10,7 @@ import pytest
 from relay.api import sources as sources_module
 from relay.api.options import MASK
 from relay.domain.call import InvalidRow
+from relay.domain.polling import TierFailure
 from relay.domain.time import iso
 from relay.errors import ProviderError
 from relay.providers.base import Purpose, Window
@@ -56,6 +57,28 @@ async def test_a_source_is_created_and_polled(api: ApiClient, provider: tuple[Fa
     assert read["health"]["requests_left"] > 0
     api.relay.runtime.runners[-1].stop(within_s=5)
     await poller
+
+
+async def test_what_a_provider_could_not_list_is_shown_as_a_gap(api: ApiClient) -> None:
+    """With its bounds, the reason, and when it is tried again; the source works."""
+    await api.post("/v1/sources", {**OUTSIDE, "id": "new"})
+    assert (await api.get("/v1/sources/new"))["health"]["gaps"] == []
+    noon = datetime(2025, 7, 1, 12, tzinfo=UTC)
+    failure = TierFailure(noon, noon + timedelta(hours=50), "WebFones answered 504", noon, 1, 9000, noon)
+
+    await api.relay.runtime.store.sources.tier_failed("new", 280_800, failure)
+
+    view = await api.get("/v1/sources/new")
+    assert view["state"] == "working"
+    assert view["health"]["gaps"] == [
+        {
+            "since": "2025-07-01T12:00:00Z",
+            "until": "2025-07-03T14:00:00Z",
+            "error": "WebFones answered 504",
+            "failing_since": "2025-07-01T12:00:00Z",
+            "next_attempt_at": "2025-07-01T12:00:00Z",
+        }
+    ]
 
 
 async def test_the_key_is_masked_and_the_mask_keeps_it(api: ApiClient) -> None:

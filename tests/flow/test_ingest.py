@@ -309,7 +309,9 @@ async def test_a_start_that_moves_by_a_week_is_the_same_call(redis: Redis) -> No
 
 async def test_a_call_is_known_after_its_day_of_seen_was_dropped(redis: Redis) -> None:
     """A backfill of last week publishes nothing twice: the call itself is still known."""
-    await ingested(redis, row(make_record()), cursor_update=CursorUpdate(NOON, NOON, forget_days=["2025-07-01"]))
+    await ingested(
+        redis, row(make_record()), cursor_update=CursorUpdate(polled_at=NOON, cursor=NOON, forget_days=["2025-07-01"])
+    )
     assert await seen_days(redis) == []
 
     assert await ingested(redis, row(make_record()), via="backfill") == [KNOWN]
@@ -389,12 +391,14 @@ async def test_a_poller_whose_lease_was_taken_over_ingests_nothing(redis: Redis)
     [heir] = (await lane.exchange(want=1)).claims
     before = await dump(redis)
 
-    update = CursorUpdate(NOON, NOON, forget_days=["2025-06-01"])
+    update = CursorUpdate(polled_at=NOON, cursor=NOON, forget_days=["2025-06-01"])
     with pytest.raises(LeaseLost):
         await ingested(redis, row(make_record()), token=old_token, cursor_update=update)
     assert await dump(redis) == before
 
-    assert await ingested(redis, row(make_record()), token=heir.token, cursor_update=CursorUpdate(NOON, NOON)) == [NEW]
+    assert await ingested(
+        redis, row(make_record()), token=heir.token, cursor_update=CursorUpdate(polled_at=NOON, cursor=NOON)
+    ) == [NEW]
 
 
 async def test_a_settled_poll_ingests_nothing(redis: Redis) -> None:
@@ -417,7 +421,7 @@ async def test_an_expired_lease_that_nobody_took_over_still_ingests(redis: Redis
 async def test_a_backfill_and_a_poll_ingest_the_same_row_once(redis: Redis) -> None:
     """A backfill has no lease, runs beside the polls, and moves no cursor."""
     _, token = await poll_token(redis)
-    update = CursorUpdate(NOON, NOON)
+    update = CursorUpdate(polled_at=NOON, cursor=NOON)
 
     outcomes = [
         await ingested(redis, row(make_record("1")), row(make_record("2")), via="backfill"),
@@ -437,7 +441,9 @@ async def test_the_cursor_moves_with_the_last_rows_and_only_then(redis: Redis) -
     await ingested(redis, *rows[:CHUNK], token=token)
     assert await redis.hgetall(keys.source("main")) == {}  # type: ignore[misc]  # both clients
 
-    again = await ingested(redis, *rows[2:], token=token, cursor_update=CursorUpdate(NOON, LATER, depths=[7200]))
+    again = await ingested(
+        redis, *rows[2:], token=token, cursor_update=CursorUpdate(polled_at=LATER, cursor=NOON, reached={7200: LATER})
+    )
 
     assert again == [KNOWN] * (CHUNK - 2) + [NEW, NEW]
     source = await redis.hgetall(keys.source("main"))  # type: ignore[misc]  # both clients
@@ -448,7 +454,7 @@ async def test_an_empty_poll_moves_the_cursor_too(redis: Redis) -> None:
     """Also without new rows."""
     _, token = await poll_token(redis)
 
-    assert await ingested(redis, token=token, cursor_update=CursorUpdate(NOON, NOON)) == []
+    assert await ingested(redis, token=token, cursor_update=CursorUpdate(polled_at=NOON, cursor=NOON)) == []
     assert await redis.hget(keys.source("main"), "cursor") == ms(NOON)  # type: ignore[misc]  # both clients
 
 
@@ -459,7 +465,7 @@ async def test_days_below_the_floor_are_dropped_with_the_last_rows(redis: Redis)
     assert await seen_days(redis) == ["2025-07-02", "2025-07-03", "2025-07-04"]
 
     days = ["2025-07-01", "2025-07-02", "2025-07-03"]
-    await ingested(redis, cursor_update=CursorUpdate(NOON, NOON, forget_days=days))
+    await ingested(redis, cursor_update=CursorUpdate(polled_at=NOON, cursor=NOON, forget_days=days))
 
     assert await seen_days(redis) == ["2025-07-04"]
 

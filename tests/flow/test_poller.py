@@ -1,7 +1,8 @@
 """One source, poll by poll, on a clock of the test's own: each way in which a poller loses calls, and what it does."""
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,6 +57,12 @@ async def begun(harness: PollHarness) -> None:
     """The first poll, of an account that had no calls."""
     await harness.poll()
     await harness.clock.advance(30, turns=0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the poll under test runs beside it
+            await asyncio.sleep(0.01)
 
 
 def metric(name: str, **labels: str) -> float:
@@ -331,14 +338,14 @@ async def test_very_many_rows_shorten_the_look_back(harness: PollHarness) -> Non
     await polls(harness, every_s=300, times=36)
 
     assert heavy
-    assert sorted(look < 1500 for look in looks) == [False] * 3 + [True] * 3
+    assert sorted(look < 1500 for look in looks) == [False] * 2 + [True] * 4, "the short look at each of four polls"
     assert not (await harness.state()).poll_state.heavy
     assert set(harness.ingested_rows()) == {str(plan.rid) for plan in (*busy, *quiet) if plan.visible_at <= harness.now}
 
 
 async def test_rows_below_the_floor_are_counted_and_not_new(harness: PollHarness) -> None:
     """A provider that ignores the lower bound sends years of calls: `seen` does not know them any more."""
-    await begun(harness)
+    await polls(harness, every_s=3600, times=6 * 24)
     answer = harness.calls.pages
     record = harness.row  # how a row is read
 
@@ -369,6 +376,127 @@ async def test_seen_forgets_old_days_and_nothing_is_ingested_again(harness: Poll
     assert (
         days[-1] == harness.now.date().isoformat() or days[-1] == (harness.now - timedelta(days=1)).date().isoformat()
     )
+
+
+# Tiers
+
+
+async def test_what_a_provider_cannot_answer_hides_no_call(harness: PollHarness) -> None:
+    """Windows over 24 h fail for two days: every call is ingested, those listed a day late as soon as that ends."""
+    await begun(harness)
+    on_time = [call(rid, START + timedelta(minutes=6 * rid)) for rid in range(1, 500)]
+    late = [call(rid, START + timedelta(minutes=7 * (rid - 1000)), late_s=30 * 3600) for rid in range(1000, 1300)]
+    harness.simulator.add_calls(KEY, [*on_time, *late])
+    harness.calls.deepest = timedelta(hours=24)
+    delays: list[float] = []
+    for _ in range(48 * 12):
+        await harness.clock.advance(300, turns=0)
+        await harness.poll()
+        state = await harness.state()
+        assert not state.error, "no error of the source"
+        delays.append((harness.now - (state.last_poll or START)).total_seconds())
+    while_failing = set(harness.ingested_rows())
+    gaps = (await harness.state()).poll_state.failing
+
+    harness.calls.deepest = None
+    await polls(harness, every_s=300, times=30 * 12)
+
+    assert max(delays) == 0, "no poll was skipped"
+    assert {str(plan.rid) for plan in on_time if plan.visible_at <= START + timedelta(hours=48)} <= while_failing
+    assert gaps
+    assert harness.ingested_rows() == {str(plan.rid): 1 for plan in (*on_time, *late)}
+    assert not (await harness.state()).poll_state.failing
+
+
+async def test_a_history_that_cannot_be_read_delays_no_new_call(harness: PollHarness) -> None:
+    """The first poll gets an answer for three hours only, for ever: what starts now is new, what was there is not."""
+    harness.calls.deepest = timedelta(hours=3)
+    old = [call(rid, START - timedelta(minutes=10 * rid)) for rid in range(1, 300)]
+    harness.simulator.add_calls(KEY, [*old, call(1000, START + timedelta(seconds=5), talk_s=10)])
+    with capture_logs() as logs:
+        await harness.poll()
+    await polls(harness, every_s=30, times=1)
+    first_minute = harness.ingested_rows()
+
+    await polls(harness, every_s=900, times=96)
+    harness.calls.deepest = None
+    await polls(harness, every_s=900, times=32)
+
+    (text,) = [log["text"] for log in logs if log["event"] == "source_first_polled"]
+    assert "of the last 2 h recorded, none published" in text
+    assert first_minute == {"1000": 1}
+    assert harness.ingested_rows() == {"1000": 1}, "the history that is read in the end was there before the relay"
+
+
+async def test_a_deep_look_that_hangs_delays_no_near_one(redis: Redis, clock: ManualClock) -> None:
+    """It takes minutes, and the near look goes on at its interval meanwhile, under the same lease."""
+    harness = PollHarness(redis, clock, poll_interval_s=1)
+    harness.calls.hold = asyncio.Event()
+    harness.simulator.add_calls(KEY, [call(1, START - timedelta(hours=5)), call(2, START, talk_s=1)])
+    poll = asyncio.create_task(harness.poll())
+    await until(lambda: len(harness.calls.asked) == 2)
+    await clock.advance(60, turns=0)
+
+    await until(lambda: len(harness.calls.asked) >= 4)
+    ingested = harness.ingested_rows()
+    depths = [harness.now - window.since for window in harness.calls.asked]
+    harness.calls.hold.set()
+    settlement = await poll
+
+    assert ingested == {"2": 1}
+    assert [depth > timedelta(hours=3) for depth in depths[:4]] == [False, True, False, False]
+    assert settlement is not None
+    assert (await harness.state()).poll_state.reached.keys() == {7200, 280_800}
+
+
+async def test_what_a_tier_owes_is_reported_until_it_is_read(harness: PollHarness) -> None:
+    """The source is not failing; the gap has its bounds and its reason, in the state and in the log, once."""
+    await begun(harness)
+    harness.calls.deepest = timedelta(hours=24)
+    with capture_logs() as logs:
+        await polls(harness, every_s=60, times=60)
+        state = await harness.state()
+        harness.calls.deepest = None
+        await polls(harness, every_s=300, times=24)
+
+    (failure,) = state.poll_state.failing.values()
+    assert not state.error
+    assert "504" in failure.error
+    assert failure.since < failure.until < harness.now
+    reports = [log for log in logs if log["event"].startswith("source_gap")]
+    assert [log["event"] for log in reports] == ["source_gap_opened", "source_gap_closed"]
+    assert "could not be read: " in reports[0]["reason"]
+    assert not (await harness.state()).poll_state.failing
+
+
+async def test_an_outage_that_cannot_be_read_at_once_delays_no_new_call(harness: PollHarness) -> None:
+    """The relay was down for ten days, and the provider answers for a day at most: new calls first, the rest later."""
+    await begun(harness)
+    harness.simulator.add_calls(KEY, [call(rid, START + timedelta(hours=rid)) for rid in range(1, 260)])
+    await harness.clock.advance(10 * 86_400, turns=0)
+    harness.calls.deepest = timedelta(hours=24)
+
+    await harness.poll()
+    first = set(harness.ingested_rows())
+    await polls(harness, every_s=300, times=12)
+    harness.calls.deepest = None
+    await polls(harness, every_s=300, times=20 * 12)
+
+    assert str(10 * 24 - 1) in first
+    assert harness.ingested_rows() == {str(rid): 1 for rid in range(1, 260)}
+
+
+async def test_a_process_that_dies_before_the_history_is_read_leaves_it_owed(harness: PollHarness) -> None:
+    """The near look of the first poll succeeded; the next process reads the rest, and publishes none of it."""
+    harness.simulator.add_calls(KEY, [call(rid, START - timedelta(hours=rid)) for rid in range(1, 70)])
+    harness.calls.killed_beyond = timedelta(hours=3)
+    await harness.poll()
+    harness.calls.killed_beyond = None
+
+    await polls(harness, every_s=30, times=2)
+
+    assert not harness.ingested_rows()
+    assert sum(map(len, (await harness.seen()).values())) == 69
 
 
 # Beginning
@@ -460,9 +588,10 @@ async def test_a_recovery_that_dies_continues_as_a_recovery(harness: PollHarness
     await lived(harness)
 
     await harness.poll(PollFault.KILLED_HALF_WAY)
+    killed = len(harness.calls.asked)
     await harness.poll()
 
-    assert harness.calls.asked[-1].since == harness.calls.asked[-2].since
+    assert harness.calls.asked[killed].since == harness.calls.asked[killed - 1].since
     assert {str(rid) for rid in range(1, 72)} <= set(harness.ingested_rows())
 
 
@@ -478,7 +607,7 @@ async def test_an_unreadable_storage_is_not_a_first_run(harness: PollHarness) ->
     harness.notes.out_of_order = False
     await harness.poll()
 
-    assert len(harness.calls.asked) == asked + 1
+    assert len(harness.calls.asked) == asked + 2, "the near look and the deepest one"
     assert {str(rid) for rid in range(1, 72)} <= set(harness.ingested_rows())
 
 
