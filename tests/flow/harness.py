@@ -119,7 +119,10 @@ async def relay_harness(
     add_runners: Callable[[Runtime], None] = add_workers,
     **top: Any,
 ) -> AsyncIterator[RelayHarness]:
-    """Run a worker whose subscriptions, one hook each, are named by `subscriptions` (default: one, `a`)."""
+    """Run a worker whose subscriptions, one hook each, are named by `subscriptions` (default: one, `a`).
+
+    `add_runners` hosts the lanes; it may replace what the sources are connected to.
+    """
     subscriptions = subscriptions if subscriptions is not None else {"a": {}}
     subscriber = ScriptedSubscriber()
     for name in subscriptions:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from relay.domain import ids
-from relay.domain.call import Contact, Outcome, Party
-from relay.providers.base import ContactChanges
+from relay.domain.call import Outcome, Party
 from relay.queue import keys as queue_keys
 from relay.simulator.webfones import WebFonesEndpoint
 from relay.store import keys
 from relay.store.calls import StoredCall
 from relay.store.lanes import LaneName
 from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.ports import AnsweringBook, UnresponsiveBook
 from tests.fakes.webfones import FaultyWebFones
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 
@@ -125,32 +125,6 @@ async def test_a_corrected_number_is_looked_up_once_more(start: Start) -> None:
         assert changes["external_number"] == ["+15551230001", "+15551230002"]
 
 
-class UnresponsiveBook:
-    """An address book that accepts every request and never answers."""
-
-    batch = 50
-
-    async def search(self, numbers: Sequence[str]) -> Mapping[str, Sequence[Contact]]:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    async def changes_after(self, version: int) -> ContactChanges:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-
-class AnsweringBook:
-    """An address book that answers at once."""
-
-    batch = 50
-
-    async def search(self, numbers: Sequence[str]) -> Mapping[str, Sequence[Contact]]:
-        return {number: [Contact("1", name="Jo Doe")] for number in numbers}
-
-    async def changes_after(self, version: int) -> ContactChanges:
-        return ContactChanges(1, changed=False)
-
-
 @pytest.mark.parametrize("unresponsive", [60, 200])
 async def test_unresponsive_address_books_delay_no_other_source(
     redis: Redis, valkey_url: str, tmp_path: Path, unresponsive: int
@@ -210,6 +184,26 @@ async def test_a_connection_to_the_store_that_is_reset_delays_a_call_by_about_a_
 
         assert others_s < 1
         assert time.monotonic() - began_s < 3
+
+
+async def test_a_store_that_keeps_closing_its_connections_delays_calls_by_seconds_at_most(start: Start) -> None:
+    """Connections are closed five times a second while calls are ingested, looked up, published and delivered."""
+    async with start() as (relay, _):
+        keys_ingested = iter(range(10_000))
+        waits_s: dict[str, float] = {}
+        for _ in range(20):
+            with contextlib.suppress(RedisConnectionError):
+                batch = [str(next(keys_ingested)) for _ in range(5)]
+                await relay.calls(batch)
+                waits_s |= {ids.call_id("main", key): time.monotonic() for key in batch}
+            await relay.redis.client_kill_filter(_type="normal", skipme=True)
+            await asyncio.sleep(0.2)
+        delays_s = [await relay.delivered_after_s(cid, began_s) for cid, began_s in waits_s.items()]
+
+        assert len(delays_s) >= 50
+        assert max(delays_s) < 8
+        assert [await relay.redis.zcard(queue_keys.quarantine(lane)) for lane in LaneName] == [0] * len(LaneName)
+        assert relay.report("a").duplicates == {}
 
 
 async def test_a_full_store_delays_calls_and_quarantines_none(start: Start) -> None:

@@ -3,48 +3,15 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from relay.domain.call import Outcome
-from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose
+from tests.fakes.ports import DrippingAudio, PromptAudio
 from tests.flow.harness import RelayHarness, relay_harness
-
-
-class Dripping:
-    """Sends a byte now and then, so that the connection never counts as silent."""
-
-    def __init__(self) -> None:
-        self.transfers = 0
-
-    @asynccontextmanager
-    async def recording(
-        self, key: str, *, purpose: Purpose = Purpose.RECORDING
-    ) -> AsyncGenerator[Audio | NoRecordingYet | NoSuchCall, None]:
-        self.transfers += 1
-        yield Audio(self._chunks(), "audio/wav", 1_000_000)
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        while True:
-            yield b"x"
-            await asyncio.sleep(0.2)
-
-
-class Healthy:
-    """Has every recording at once."""
-
-    @asynccontextmanager
-    async def recording(
-        self, key: str, *, purpose: Purpose = Purpose.RECORDING
-    ) -> AsyncGenerator[Audio | NoRecordingYet | NoSuchCall, None]:
-        async def chunks() -> AsyncIterator[bytes]:
-            yield bytes(100_000)
-
-        yield Audio(chunks(), "audio/wav", 100_000)
 
 
 @pytest.mark.parametrize(("sources", "recordings"), [(2, 4), (50, 3)])
@@ -54,13 +21,13 @@ async def test_recordings_that_drip_delay_no_other_source(
     """Right after a restart, with every dripping source busy, a healthy recording is stored within 8 s."""
     options = {"provider": "webfones", "base_url": "http://127.0.0.1:9", "api_key": "k", "contacts": False}
     options |= {"hold_for_recording_s": 0}
-    dripping = {f"drip{n}": Dripping() for n in range(sources)}
+    dripping = {f"drip{n}": DrippingAudio() for n in range(sources)}
 
     @contextlib.asynccontextmanager
     async def restarted() -> AsyncIterator[RelayHarness]:
         configured = {"healthy": options, **dict.fromkeys(dripping, options)}
         async with relay_harness(redis, valkey_url, tmp_path, sources=configured) as relay:
-            relay.runtime.sources["healthy"].provider.recordings = Healthy()
+            relay.runtime.sources["healthy"].provider.recordings = PromptAudio()
             for source, provider in dripping.items():
                 relay.runtime.sources[source].provider.recordings = provider
             yield relay
