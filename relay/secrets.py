@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from relay.errors import SettingsError, StoreError
 
+# HKDF derives keys but does not slow a guess down (RFC 5869, 4): the key itself must be hard to guess.
 KEY_MIN_CHARS: Final = 32
 TOKEN_MIN_CHARS: Final = 16
 TOKEN_PREFIX: Final = "relay_"  # noqa: S105 - a prefix by which scanners recognise a leaked token
@@ -27,6 +28,7 @@ KEY_FILE: Final = "secret_key"
 TOKEN_FILE: Final = "api_token"  # noqa: S105 - a file name
 
 _VERSION = "v1"
+# What AES-GCM is specified for (NIST SP 800-38D). Random ones are safe for 2^32 texts of one key.
 _NONCE_BYTES = 12
 
 

@@ -41,7 +41,7 @@ class SseReader:
         self._at_start = True
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent | OversizedEvent]:
-        """Return the events that `chunk` completes; one that never gets its empty line is no event (the standard)."""
+        """Return the events that `chunk` completes; one without its final empty line is dropped (WHATWG)."""
         events: list[ServerSentEvent | OversizedEvent] = []
         if not chunk:
             return events

@@ -21,6 +21,7 @@ from relay.store.declarations import Declaration, Declarations
 Role = Literal["admin", "viewer"]
 
 _ISSUED: Final = re.compile(TOKEN_PREFIX + r"(tok_[a-z2-7]{16})\.([A-Za-z0-9_-]{43})")
+# Longer than any token; it bounds what an unauthenticated request makes us hash.
 _MAX_TOKEN_CHARS: Final = 1024
 
 

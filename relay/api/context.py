@@ -77,7 +77,7 @@ class ApiContext:
 
     async def job(self, caller: Caller, job_id: str) -> Job:
         job = await self.store.jobs.get(job_id)
-        if job is None or not caller.can_access(job.tenant or self._tenant_of_subject(job)):
+        if job is None or not caller.can_access(job.tenant or self._tenant_of(job)):
             raise not_found("Job")
         return job
 
@@ -119,11 +119,11 @@ class ApiContext:
         source_ids = self.source_ids(tenant)
         return self.store.events.all() if source_ids is None else self.store.events.of_sources(source_ids)
 
-    def _tenant_of_subject(self, job: Job) -> str | None:
+    def _tenant_of(self, job: Job) -> str | None:
         source = self.runtime.sources.get(job.source or "")
         subscription = self.runtime.subscriptions.get(job.subscription or "")
-        subject = source or subscription
-        return subject.tenant if subject else None
+        owner = source or subscription
+        return owner.tenant if owner else None
 
     # --- declarations ------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from relay.api.subscriptions import ReplayResult, event_gone, replay_event
 from relay.store.deliveries import Delivery, Status
 from relay.store.listings import Entry
 
+# Each has an index of its own, and a page reads all of them.
 _MAX_SUBSCRIPTIONS: Final = 500
 _DEAD_LETTER_STATUSES: Final = frozenset({"exhausted", "unknown", "expired", "poison"})
 
@@ -115,7 +116,6 @@ async def list_deliveries(context: ApiContext, caller: Caller, query: ListDelive
         if query.subscription
         else [subscription.id for subscription in context.subscriptions(caller)]
     )
-    # Each has an index of its own, and a page merges all of them.
     if len(subscription_ids) > _MAX_SUBSCRIPTIONS:
         raise invalid("subscription", f"is required: there are more than {_MAX_SUBSCRIPTIONS} subscriptions")
     return await _of_subscriptions(context, query, subscription_ids)

@@ -29,7 +29,9 @@ MAX_STREAMS: Final = 100
 # Events that a client may have missed; further back there is `GET /v1/events`.
 MAX_BACKLOG: Final = 10_000
 _BATCH: Final = 200
+# Each stream reads its index this often; what needs an event sooner has a webhook.
 _POLL_INTERVAL_S: Final = 0.25
+# Far more than one millisecond can hold.
 _REMEMBERED: Final = 5_000
 _RETRY_MS: Final = 2_000
 

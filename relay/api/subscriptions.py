@@ -37,7 +37,9 @@ from relay.store.subscriptions import REMOVED, SubscriptionHealth
 
 DEFAULT_DISABLED_REASON: Final = "disabled through the API"
 FORMER_SECRET_VALID_FOR: Final = timedelta(hours=24)
+# Each one adds a signature to the header of every request for a day.
 _MAX_FORMER_SECRETS: Final = 3
+# Concurrent changes of one subscription; more than this many in a row is a client that fights another.
 _MAX_TRIES: Final = 5
 _OPTIONS: Final = TypeAdapter(SubscriptionOptions)
 

@@ -18,8 +18,10 @@ from relay.domain.retry_after import parse_retry_after
 from relay.domain.url import ParsedUrl, parse_url
 from relay.errors import RelayError, SettingsError
 
+# The most that the API returns at once.
 PAGE: Final = 200
 CONNECT_S: Final = 10.0
+# Longer than the slowest operations: a check of a source takes up to 30 s, an erasure in place some seconds.
 _ANSWER_S: Final = 90.0
 _CHUNK_BYTES: Final = 65_536
 _LONGEST_RETRY_AFTER_S: Final = 86_400.0

@@ -24,6 +24,7 @@ from relay.cli.terminal import Terminal
 from relay.domain.json import Json
 from relay.errors import RelayError, SettingsError
 
+# A relay that restarts, or sheds load, is back within these waits.
 _RETRY_AFTER_S: Final = (0.2, 0.5, 1.5, 4.0, 10.0)
 _LONGEST_RETRY_AFTER_S: Final = 30.0
 _MAX_CELL_CHARS: Final = 128 * 1024
@@ -160,6 +161,7 @@ def _entry(where: str, id_: str, options: Any) -> SourceEntry:
 
 def _table(text: str, name: str) -> Iterator[SourceEntry]:
     first = text.partition("\n")[0]
+    # Spreadsheets write ; where the decimal separator is a comma.
     delimiter = max(",;\t", key=first.count)
     csv.field_size_limit(_MAX_CELL_CHARS)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

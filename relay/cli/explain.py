@@ -59,7 +59,7 @@ def _write(out: Output, item: Json) -> None:
     out.result(None, *lines)
     if not item["subscriptions"]:
         return
-    # What went wrong first: of hundreds of subscriptions only a few are shown.
+    # Failures first: of hundreds of subscriptions only a few are shown.
     subscriptions = sorted(item["subscriptions"], key=lambda fate: fate["fate"] in ("filtered", "delivered"))
     out.table({"items": subscriptions[:_SUBSCRIPTIONS_SHOWN]}, COLUMNS, empty="")
     hidden = max(len(subscriptions) - _SUBSCRIPTIONS_SHOWN, 0) + item["left_out"]

@@ -12,6 +12,7 @@ from relay.domain.json import Json
 from relay.errors import RelayError
 
 POLL_EVERY_S: Final = 0.3
+# A rolling restart of the relay is over within this.
 _UNREACHABLE_FOR_S: Final = 60.0
 _QUEUED_NOTE_AFTER_S: Final = 15.0
 _FINISHED: Final = frozenset({"done", "failed", "cancelled"})

@@ -96,7 +96,7 @@ def parse_forward_url(text: str) -> ParsedUrl:
 
 
 def post(url: ParsedUrl, body: bytes, headers: dict[str, str], *, timeout_s: float) -> ForwardResult:
-    """Post once; whatever goes wrong is a result too."""
+    """Post once; a failure is a result too."""
     started_s = time.monotonic()
     status, text = _exchange(url, body, headers, timeout_s=timeout_s)
     return ForwardResult(status, round((time.monotonic() - started_s) * 1000), text)

@@ -17,6 +17,7 @@ from relay.domain.json import Json
 
 # C0 and C1 controls without tab and newline, and the marks that reorder text: what could command a terminal.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+# A program that reads a table must not find its lines wrapped.
 _PIPE_WIDTH: Final = 10_000
 _LAST_COLUMN_MIN_WIDTH: Final = 30
 _EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})

@@ -91,7 +91,7 @@ def _value(name: str, tree: Mapping[str, Any], variables: Mapping[str, str]) -> 
         return _json(variable) if variable.lstrip().startswith("[") else variable
     section, _, key = name.rpartition(".")
     scope = tree.get(section, {}) if section else tree
-    # A section that is no map is not plain; the complete reading says so.
+    # A section that is not a map is left to the complete reading, which has the message for it.
     value = scope.get(key) if isinstance(scope, dict) else scope
     return _DEFAULTS[name] if value is None and isinstance(scope, dict) else value
 

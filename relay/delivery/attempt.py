@@ -45,12 +45,14 @@ class Attempts:
         """Sign a body and send it. `now_ms` is the store's time, which becomes `webhook-timestamp`."""
         headers = signature.headers(eid, now_ms // 1000, body, subscription.keys_at(now_ms / 1000))
         if subscription.headers:
+            # Ours last: a configured header must not replace the signature.
             headers = {**subscription.headers, **headers}
         return await self._sender.send(
             subscription.url,
             body,
             headers,
             timeout_s=self._timeout_s,
+            # A stale connection makes it unknown whether a request arrived, which ends an at-most-once delivery.
             reuse=subscription.options.delivery == "at_least_once",
         )
 

@@ -45,6 +45,7 @@ def mismatch(selected: SubscriptionFilter, event: Json, *, subscription_id: str 
         return _no_match("type", event_type, selected.events)
     data = event["data"]
     if subscription_id is not None and data.get("subscription", {}).get("id") == subscription_id:
+        # A failing subscription would be sent the news of its own failure, and fail at that as well.
         return f"subscription={subscription_id} does not receive events about itself"
     call = data.get("call")
     if call is None:

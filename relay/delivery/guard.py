@@ -30,7 +30,9 @@ IPNetwork = IPv4Network | IPv6Network
 # Resolves a name to addresses; raises OSError when it has none.
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
 
+# Below the connect timeout, so that a slow DNS is reported as what it is.
 LOOKUP_DEADLINE_S: Final = 2.0
+# Spares a burst to one host its look-ups; a name that moves is followed within seconds.
 CACHE_S: Final = 10.0
 _MAX_CACHED: Final = 10_000
 _MAX_LOOKUPS: Final = 64
@@ -119,8 +121,9 @@ def special_purpose(ip: IPAddress) -> str | None:
         if ip.ipv4_mapped is not None:
             return special_purpose(ip.ipv4_mapped)
         if ip in _NAT64:
+            # A translator dials the IPv4 address in the last 32 bits, so that is the one to check (RFC 6052, 2.1).
             return special_purpose(IPv4Address(int(ip) & 0xFFFFFFFF))
-        for network, name in _SPECIAL_V6:
+        for network, name in _SPECIAL_V6:  # in its order: narrow networks stand before the wide ones around them
             if ip in network:
                 return name
         return None if ip in _GLOBAL_UNICAST else "reserved"

@@ -40,8 +40,11 @@ SCHEDULE: Final[tuple[float, ...]] = (
     24 * _HOUR_S,
 )
 
+# Events that failed together must not come back together.
 JITTER: Final = 0.2
+# A subscriber may postpone an event, but not for so long that it is never retried.
 MAX_RETRY_AFTER_S: Final = 12 * _HOUR_S
+# A little more than the schedule with its jitter takes: the schedule ends first, unless waits were added to it.
 LIFETIME_S: Final = 100 * _HOUR_S
 MAX_CIRCUIT_OPEN_S: Final = 120 * _HOUR_S
 

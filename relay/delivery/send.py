@@ -44,6 +44,7 @@ from relay.delivery.retry import MAX_RETRY_AFTER_S
 from relay.domain.retry_after import parse_retry_after
 from relay.domain.url import ParsedUrl
 
+# Standard Webhooks recommends 15 to 30 s.
 TIMEOUT_S: Final = 15.0
 CONNECT_TIMEOUT_S: Final = 5.0
 MAX_ANSWER_BYTES: Final = 16 * 1024
@@ -52,6 +53,7 @@ USER_AGENT: Final = f"call-relay/{relay.__version__}"
 
 _MAX_TARGETS: Final = 10_000
 _CERTIFICATE_FETCH_S: Final = 2.0
+# An expired certificate stays expired: each retry would open a second connection only to name its date again.
 _CERTIFICATE_CACHE_S: Final = 600.0
 # OpenSSL verification errors: X509_V_ERR_… in openssl/x509_vfy.h
 _X509_NOT_YET_VALID: Final = 9
@@ -111,7 +113,7 @@ class Sender:
             limit=self._limit,
             ssl=context,
             resolver=self._guard.resolver(plain=plain),
-            use_dns_cache=False,
+            use_dns_cache=False,  # the guard has its own, and checks what is in it again
             socket_factory=self._guard.socket_factory(plain=plain),
             **({"keepalive_timeout": self._keepalive_s} if reuse else {"force_close": True}),
         )
@@ -123,7 +125,7 @@ class Sender:
                 hdrs.CONTENT_TYPE: "application/json",
                 hdrs.ACCEPT_ENCODING: "identity",
             },
-            auto_decompress=False,
+            auto_decompress=False,  # a few kB can unpack to gigabytes; see _decompress
             read_bufsize=MAX_ANSWER_BYTES,
             trust_env=False,
         )

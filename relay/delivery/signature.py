@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105  the prefix of all, no secret
+# The limits of Standard Webhooks: 192 to 512 bits.
 MIN_KEY_BYTES: Final = 24
 MAX_KEY_BYTES: Final = 64
 _LONGEST_SECRET: Final = len(SECRET_PREFIX) + (MAX_KEY_BYTES + 2) // 3 * 4

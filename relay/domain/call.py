@@ -98,7 +98,7 @@ class Record:
     `key` is the provider's id of the row and must never change: the ids of the call and its events derive from it.
     `local_date` is the date of the row's raw start in the provider's calendar, under which `seen` files the row.
     `finished` is False while the call is in progress; it is published once it is finished. `audio` says whether a
-    recording may exist. `raw` is the row as received, for `include_raw`; it is no part of the content.
+    recording may exist. `raw` is the row as received, for `include_raw`; it is not part of the content.
     """
 
     key: str

@@ -149,6 +149,7 @@ def _read_sip(text: str, rest: str, region: str, *, internal: bool) -> Party:
 
 def _e164(body: str, region: str) -> tuple[str | None, str | None]:
     number = _parse(body, region)
+    # By length only: numbers of a new range are valid before the next release of phonenumbers knows them.
     if number is None or phonenumbers.is_possible_number_with_reason(number) != ValidationResult.IS_POSSIBLE:
         return None, None
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164), _country(number, region)

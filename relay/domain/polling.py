@@ -7,7 +7,9 @@ from datetime import datetime
 
 from relay.domain.time import iso
 
+# Among so many calls some were unanswered, and so listed at once.
 _ENOUGH_CALLS = 20
+# Zones differ by multiples of 15 minutes; a shift below half an hour is a slow list rather than a zone.
 _STEP_S = 900
 _LEAST_OFF_S = 1800
 

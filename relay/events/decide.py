@@ -168,7 +168,7 @@ def _changes_to_publish(before: Json, content: Json) -> Json:
     if changes.get("contact.lookup_status") == [LookupStatus.UNAVAILABLE, LookupStatus.NONE]:
         del changes["contact.lookup_status"]  # there was no contact before and there is none now: no news
     if _has_transcript(content) and not before["transcript"]:
-        # A new transcript has an event of its own and is no update of the call as well.
+        # A new transcript has an event of its own, so it is not an update of the call as well.
         changes = {field: pair for field, pair in changes.items() if not field.startswith("transcription")}
     return changes
 

@@ -29,6 +29,7 @@ from relay.domain.json import Json
 from relay.domain.time import iso
 from relay.events.payload import ESSENTIAL_PATHS, FLAT_FIELDS, FLAT_PATHS
 
+# Standard Webhooks recommends bodies below 20 kB.
 MAX_BODY_BYTES: Final = 20_000
 Payload = Literal["full", "flat"] | Mapping[str, str]
 # The address of the audio, and when it stops working.
@@ -53,6 +54,7 @@ def render(
         event = _with_call(event, {**event["data"]["call"], "raw": raw})
     if payload == "full":
         body = orjson.dumps(event)
+        # The copy is for the cuts, which work in place; hardly any event needs one.
         return body if len(body) <= MAX_BODY_BYTES else _fit(copy.deepcopy(event), _FULL_CUTS)
     if payload == "flat":
         flattened = flatten(event)
@@ -251,6 +253,7 @@ _FLAT_CUTS: Final[tuple[_Cut, ...]] = (
 MAX_FIELDS: Final = 100
 MAX_FIELD_NAME_CHARS: Final = 100
 MAX_EXPRESSION_CHARS: Final = 512
+# jmespath parses and evaluates recursively.
 MAX_EXPRESSION_DEPTH: Final = 20
 MAX_RESULT_BYTES: Final = 16 * 1024
 MAX_MAP_CHARS: Final = 20_000
@@ -349,6 +352,7 @@ def _compile(text: object) -> Expression:
         )
     try:
         with warnings.catch_warnings():
+            # jmespath still takes a literal without quotes (`foo`), and only warns of it (JEP 12).
             warnings.simplefilter("error")
             parsed = cast(Expression, jmespath.compile(text).parsed)
     except (JMESPathError, Warning, ValueError) as error:

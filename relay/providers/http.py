@@ -25,6 +25,7 @@ from relay.providers.parsing import ErrorResponse, audio_type, load_json, server
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 LIST: Final = aiohttp.ClientTimeout(total=60)
 QUICK: Final = aiohttp.ClientTimeout(total=10)
+# Without a total: recordings/fetch.py ends a transfer that is too slow or too long.
 AUDIO: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=30)
 
 _MAX_ERROR_BODY_BYTES: Final = 16 * 1024

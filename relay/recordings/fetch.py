@@ -31,10 +31,12 @@ from relay.events.payload import NO_RECORDING
 from relay.providers.base import Audio, NoRecordingYet, NoSuchCall, Purpose, RecordingSource
 from relay.recordings.storage import Discarded, Stored
 
+# Providers make the audio after the call; half an hour later none is coming any more.
 ATTEMPT_OFFSETS_S = (0, 15, 60, 300, 1_800)
 FAILURE_WAITS_S = (60, 600, 3_600, 6 * 3_600)
 OUTAGE_FIRST_WAIT_S = 15
 OUTAGE_LONGEST_WAIT_S = 900
+# Then `call.recording.failed` is published: subscribers must not wait for ever.
 OUTAGE_ENDS_AFTER_S = 86_400
 
 _HEAD_BYTES = 4_096
@@ -292,7 +294,7 @@ async def _request(
                     async with asyncio.timeout(limits.total_s):
                         return await _store(storage, call_id, audio, started_at.date(), limits)
                 except ProviderError as error:
-                    # The audio exists, so the provider's error is no outage here.
+                    # The audio exists, so the provider's error does not count as an outage.
                     return FetchFailed(f"the transfer broke off: {error}")
                 except TimeoutError:
                     return FetchFailed(f"the transfer took longer than {limits.total_s:g} s")

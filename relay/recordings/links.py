@@ -16,6 +16,7 @@ from relay.domain.json import Json
 from relay.recordings.storage import RecordingStorage
 from relay.store.calls import StoredCall
 
+# The longest for which object stores sign (S3, Signature Version 4), so that both kinds of links last alike.
 LINK_TTL_S = 7 * 86_400
 
 _EXPIRES = re.compile(r"[1-9][0-9]{0,10}", re.ASCII)

@@ -232,7 +232,7 @@ def any_source(providers: Mapping[str, ProviderKind]) -> Any:
 
 
 def _provider_tag(value: Any) -> str:
-    # A source that is no map has no provider to complain about: any model refuses it with the message for a map.
+    # A source that is not a map names no provider: any model rejects it with the message for a map.
     name = (
         value.get("provider", "") if isinstance(value, Mapping) else getattr(value, "provider", next(iter(PROVIDERS)))
     )

@@ -11,6 +11,7 @@ from aiohttp import web
 
 Handler = Callable[[web.BaseRequest, "Listener"], Awaitable[web.StreamResponse]]
 
+# Handlers end by themselves when the listener closes; this is for one that does not.
 _SHUTDOWN_S = 0.5
 
 

@@ -15,6 +15,7 @@ Scalar = str | int | float | bool | None
 _FIRST_NAMES = ("Ada", "Ben", "Carla", "Dmitri", "Elif", "Femi", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Luis")
 _LAST_NAMES = ("Whittaker", "Okafor", "Lindqvist", "Moreau", "Tanaka", "Novak", "Silva", "Haddad", "Byrne", "Rossi")
 _COMPANIES = ("Acme Corp", "Blue Harbor", "Cedar Dental", "Delta Freight", "Elm Street Law", "Foxglove Farms")
+# Only 555-01xx numbers are made up, which are reserved for fiction.
 _AREA_CODES = ("202", "212", "303", "312", "404", "415", "503", "617", "713", "808")
 _EXTENSIONS = tuple(str(3200 + index) for index in range(12))
 _UNANSWERED = ("NO ANSWER", "BUSY", "FAILED")

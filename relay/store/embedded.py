@@ -111,13 +111,13 @@ class EmbeddedStore:
             self._lock = None
 
     def running_pid(self) -> int | None:
-        """The pid of the server that answers at the socket, whoever started it; None when none does."""
+        """The pid of the server at the socket, even if another process started it; None without one."""
         with contextlib.suppress(RedisError, OSError), self._client() as client:
             return int(client.info("server")["process_id"])
         return None
 
     def shut_down(self) -> None:
-        """Shut down the server that answers at the socket, whoever started it."""
+        """Shut down the server at the socket, even if another process started it."""
         with contextlib.suppress(RedisError, OSError), self._client() as client:
             client.shutdown(nosave=True, now=True, force=True)
 

@@ -32,6 +32,7 @@ from relay.simulator.timeline import Habits, calls, people
 _KEY: Final = "demo-key"
 _STEP_S: Final = 0.2
 _START_TIMEOUT_S: Final = 60.0
+# After the last delivery that is due, a duplicate would still show within this.
 _QUIET_S: Final = 1.0
 _DELIVERY_TIMEOUT_S: Final = 45.0
 # What failed while something was down is retried on its schedule: an event after 5 s, its recording after 15.

@@ -35,6 +35,7 @@ EDGE: Final = timedelta(seconds=30)
 # Rows; only a server that ignores the offset has more for one range.
 LONGEST_LIST: Final = 200_000
 
+# No phone number is longer, and int() takes quadratic time.
 _MAX_DIGITS: Final = 40
 _MAX_PARTICIPANTS: Final = 64
 _DIGITS: Final = re.compile(r"\+?[0-9]{1,20}")

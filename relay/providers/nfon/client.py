@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 _CONCURRENT_DETAILS: Final = 5
 DETAILS_TIMEOUT_S: Final = 5.0
 DETAILS_PAUSE_S: Final = 30.0
+# Each step is twice as far as the one before, so these reach back over more rows than any list has.
 _MAX_STEPS_BACK: Final = 16
 _STREAM: Final = aiohttp.ClientTimeout(total=None, connect=10)
 

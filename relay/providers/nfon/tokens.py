@@ -22,6 +22,7 @@ from relay.providers.parsing import ErrorResponse, load_json, provider_error
 
 # How long a token lasts when the response does not say: five minutes, as in NFON's CTI API.
 DEFAULT_LIFETIME_S: Final = 300.0
+# A token must not expire on its way to NFON, nor while the clocks differ a little.
 _RENEW_EARLY_S: Final = 60.0
 _MAX_BODY_BYTES: Final = 64 * 1024
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=15)

@@ -152,7 +152,7 @@ class UnpodPaging:
     def complete(self) -> bool:
         if self.last_page == 0:
             return True
-        # A server may return fewer rows than requested (the open one at most 100), so a short page alone is no proof.
+        # A server may return fewer rows than requested (the open one at most 100): a short page alone proves nothing.
         if self.count is None:
             return self.last_page < self.longest_page or self.last_page < self.page_size
         return self.rows >= self.count and (self.last_page < self.page_size or self.count > self.last_page)

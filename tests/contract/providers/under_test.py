@@ -1,8 +1,8 @@
 """A provider under test: what the suite has to know about one provider and its fake, and nothing more.
 
 The suite describes calls as `CallPlan`s; each provider's fake writes them in its own columns and lists a call from
-`visible_at` on, at the time that the handed-in clock tells. A provider joins with a provider and an entry in
-`tests/contract/providers/subjects.py`.
+`visible_at` on, at the time of the given clock. A provider joins with a `ProviderUnderTest` and an entry in
+`tests/contract/providers/registry.py`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
