@@ -5,6 +5,7 @@ RelayError
 ├── StoreError
 │   ├── StoreInUse            another relay owns this database or directory
 │   └── StoreTooNew           the database was written by a newer release
+├── ForeignId                 an id has data of another owner
 ├── StorageError              recordings cannot be stored or read for now
 │   └── StorageFull           no space left for recordings
 ├── ProviderError
@@ -36,6 +37,10 @@ class StoreInUse(StoreError):
 
 class StoreTooNew(StoreError):
     """This database was written by a newer release."""
+
+
+class ForeignId(RelayError):
+    """The id of a new source or subscription has data of another owner."""
 
 
 class StorageError(RelayError):

@@ -114,13 +114,39 @@ class Registry:
             version = await self.declarations.version()
             if version == self._version:
                 return False
-            sources = await self.declarations.all("source")
-            subscriptions = await self.declarations.all("subscription")
+            sources = await self._owned("source")
+            subscriptions = await self._owned("subscription")
             self.declared = {"source": sources, "subscription": subscriptions}
             self.sources = self._all_sources(sources)
             self.subscriptions.replace(self._all_subscriptions(subscriptions))
             self._version = version
             return True
+
+    async def _owned(self, kind: Kind) -> dict[str, Declaration]:
+        """Read the declarations whose id belongs to their tenant: the configuration may have had it meanwhile."""
+        declarations, owners = await self.declarations.all(kind), await self.declarations.owners(kind)
+        owned = {
+            name: declaration
+            for name, declaration in declarations.items()
+            if owners.get(name, declaration.tenant) == declaration.tenant
+        }
+        for name in declarations.keys() - owned.keys():
+            if not self.configured(kind, name):
+                log.error("declaration_not_owned", kind=kind, id=name, action="delete it and use another id")
+        return owned
+
+    def may_receive(self, tenant: str | None, document: Json) -> bool | None:
+        """Whether a subscription of a tenant may receive an event; None when the event's owner is not known here."""
+        if tenant is None:
+            return True
+        data = document["data"]
+        source_id = data["call"]["source_id"] if "call" in data else data.get("source", {}).get("id")
+        owner = (
+            self.subscriptions.get(data.get("subscription", {}).get("id"))
+            if source_id is None
+            else self.sources.get(source_id)
+        )
+        return None if owner is None else owner.tenant == tenant
 
     async def apply(self, kind: Kind, declaration: Declaration) -> None:
         """Apply a declaration in this process at once; the others follow. Raises ValidationError."""

@@ -18,6 +18,7 @@ from relay.delivery.attempt import Attempts
 from relay.delivery.outcomes import AttemptOutcome, Delivered, NotRendered, Postponed
 from relay.delivery.retry import Complete, Disable, Fail, RetryAt, decide
 from relay.delivery.subscriptions import Subscription
+from relay.domain.json import Json
 from relay.domain.time import from_iso, from_ms
 from relay.events.render import MapTooCostly
 from relay.queue.claim import Claim
@@ -46,7 +47,10 @@ class DisableSubscription(Protocol):
 
 
 class DeliverWorker:
-    """Makes attempts. `health` reads a subscription's health, `disable` and `warn_failing` act on it."""
+    """Makes attempts. `health` reads a subscription's health, `disable` and `warn_failing` act on it.
+
+    `may_receive` says whether a tenant's subscription may receive an event, None when that is not known here.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class DeliverWorker:
         health: Callable[[str], Awaitable[SubscriptionHealth]],
         disable: DisableSubscription,
         warn_failing: Callable[[str, str, datetime], Awaitable[None]],
+        may_receive: Callable[[str | None, Json], bool | None] = lambda _tenant, _document: True,
     ) -> None:
         self._lane = lane
         self._subscriptions = subscriptions
@@ -64,6 +69,7 @@ class DeliverWorker:
         self._health = health
         self._disable = disable
         self._warn_failing = warn_failing
+        self._may_receive = may_receive
         self._rng = random.Random()  # noqa: S311 - spreads retries, nothing secret
 
     async def work(self, batch: Sequence[Claim], settle: Settle) -> None:
@@ -76,13 +82,21 @@ class DeliverWorker:
             return
         subscription = self._subscriptions.get(claim.partition)
         if subscription is None:
-            created_ms = int(from_iso(orjson.loads(event.body)["timestamp"]).timestamp() * 1000)
-            now_ms = self._lane.store_now_ms
-            settle(claim, Retry(unknown_wait_ms(waiting_since_ms=created_ms, now_ms=now_ms)))
+            settle(claim, self._retry_unknown(orjson.loads(event.body)))
             return
         if state.status == "intent":
             self._fail(claim, event, state, "unknown", settle)
             return
+        if subscription.tenant is not None:
+            document = orjson.loads(event.body)
+            allowed = self._may_receive(subscription.tenant, document)
+            if allowed is None:
+                settle(claim, self._retry_unknown(document))
+                return
+            if not allowed:
+                log.error("delivery_refused", event_id=event.id, subscription=subscription.id, reason="another tenant")
+                self._fail(claim, event, state, "dropped", settle)
+                return
         try:
             body = await self._attempts.body_for(subscription, event)
         except MapTooCostly as error:
@@ -106,6 +120,11 @@ class DeliverWorker:
         metrics.delivered(event.body, now_ms=now_ms)
         delivered = state.attempted("delivered", outcome.to_json() if state.log else None, at_ms=now_ms)
         settle(claim, Done(DeliveryUpdate(event.id, delivered), PartitionHealth.HEALTHY))
+
+    def _retry_unknown(self, document: Json) -> Retry:
+        """Return an event that concerns a source or subscription which this process does not know (yet)."""
+        created_ms = int(from_iso(document["timestamp"]).timestamp() * 1000)
+        return Retry(unknown_wait_ms(waiting_since_ms=created_ms, now_ms=self._lane.store_now_ms))
 
     async def _write_intent(self, claim: Claim, event: ClaimedEvent, state: DeliveryState) -> bool:
         """Write down that the event is about to be sent; False when the lease has ended or the event was erased."""

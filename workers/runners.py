@@ -148,6 +148,7 @@ def _add_deliver(runtime: Runtime) -> None:
         health=runtime.store.subscriptions.health,
         disable=runtime.lifecycle.disable_unhealthy,
         warn_failing=runtime.lifecycle.warn_failing,
+        may_receive=runtime.registry.may_receive,
     )
     _add_runner(runtime, lane, worker.work, concurrency=DELIVER_CONCURRENCY)
 

@@ -22,7 +22,7 @@ from relay.api.problems import Problem, changed_meanwhile, id_not_available, inv
 from relay.api.route import ApiResponse, invalid_input
 from relay.domain.json import Json
 from relay.domain.time import iso
-from relay.errors import RelayError
+from relay.errors import ForeignId, RelayError
 from relay.privacy.erase import Erased
 from relay.providers import PROVIDERS
 from relay.providers.base import SourceOptions
@@ -376,7 +376,10 @@ async def _create(context: ApiContext, source_id: str, document: Json, tenant: s
     check_id(source_id)
     if runtime.registry.configured("source", source_id) or await context.store.sources.being_removed(source_id):
         raise id_not_available()
-    declaration = await context.store.declarations.create("source", source_id, document, tenant=tenant)
+    try:
+        declaration = await context.store.declarations.create("source", source_id, document, tenant=tenant)
+    except ForeignId:
+        raise id_not_available() from None
     if declaration is None:
         return None
     await runtime.registry.apply("source", declaration)

@@ -24,6 +24,7 @@ from relay.delivery.replay import ReplayStatus, ordering_key
 from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
 from relay.domain.time import from_iso, iso
+from relay.errors import ForeignId
 from relay.events.render import MapTooCostly, RecordingLink, check_map, render_json
 from relay.events.samples import sample, samples
 from relay.queue.changes import DisablePartition
@@ -310,7 +311,10 @@ async def _create(
         raise id_not_available()
     if runtime.registry.configured("subscription", subscription_id):
         raise id_not_available()
-    declaration = await store.declarations.create("subscription", subscription_id, document, tenant=tenant)
+    try:
+        declaration = await store.declarations.create("subscription", subscription_id, document, tenant=tenant)
+    except ForeignId:
+        raise id_not_available() from None
     if declaration is None:
         return None
     await runtime.registry.apply("subscription", declaration)

@@ -34,6 +34,7 @@ if names then
   for _, name in ipairs(cjson.decode(names)) do
     redis.call('SADD', k_configured(name[1]), name[2])
     redis.call('HDEL', k_removed(name[1]), name[2])
+    redis.call('HSET', k_owners(name[1]), name[2], OPERATOR)
   end
 end
 redis.call('ZADD', K_CONFIGURATIONS, now, version)

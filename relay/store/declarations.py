@@ -11,7 +11,7 @@ import structlog
 from redis.asyncio import Redis
 
 from relay.domain.json import Json
-from relay.errors import RelayError
+from relay.errors import ForeignId, RelayError
 from relay.secrets import SecretBox
 from relay.store import connection, keys
 from relay.store.scripts import load_script
@@ -74,9 +74,19 @@ class Declarations:
         return declaration
 
     async def create(self, kind: Kind, name: str, document: Json, *, tenant: str | None) -> Declaration | None:
-        """Create one; None when the id is taken."""
+        """Create one; None when the id is taken. Raises ForeignId when it has data of another owner."""
         declaration = await self._build(kind, name, document, tenant)
-        return declaration if await self._declare(args=[kind, name, "", declaration.sealed]) else None
+        created = await self._declare(args=[kind, name, "", declaration.sealed, tenant or keys.OPERATOR])
+        if created < 0:
+            raise ForeignId(f"{kind} {name} has data of another owner")
+        return declaration if created else None
+
+    async def owners(self, kind: Kind) -> dict[str, str | None]:
+        """Read the owner (None: the operator) of each id that is or was in use."""
+        owners: dict[bytes, bytes] = await self._redis.hgetall(keys.owners(kind))  # type: ignore[misc]
+        return {
+            name.decode(): None if owner == keys.OPERATOR.encode() else owner.decode() for name, owner in owners.items()
+        }
 
     async def replace(self, kind: Kind, before: Declaration, document: Json) -> Declaration | None:
         """Replace what was read; None when it was changed or removed meanwhile."""

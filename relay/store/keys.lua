@@ -4,6 +4,8 @@ local function k_pending(sub, ordering_key) return 'relay:pending:' .. sub .. ':
 local K_CONFIGURATIONS = 'relay:configurations'
 local function k_configuration(version) return 'relay:configuration:' .. version end
 local function k_configured(kind) return 'relay:configured:' .. kind end
+local OPERATOR = '@'
+local function k_owners(kind) return 'relay:owners:' .. kind end
 local function k_removed(kind) return 'relay:removed:' .. kind end
 local function k_owed(lane) return 'relay:owed:' .. lane end
 local function k_owed_items(lane, p) return 'relay:owed:' .. lane .. ':' .. p end

@@ -135,6 +135,16 @@ def configured(kind: str) -> str:
     return f"relay:configured:{kind}"
 
 
+OPERATOR = "@"
+"""Owner of what has no tenant; it can be no tenant's id."""
+
+
+def owners(kind: str) -> str:
+    """HASH  id of a source or subscription → its owner. No TTL: it outlives a removal, so that data and deliveries of
+    the id stay with their owner."""
+    return f"relay:owners:{kind}"
+
+
 def removed(kind: str) -> str:
     """HASH  id of a removed source or subscription → when, ms. Its work ends, but what it was owed is kept for as long
     as its events: declaring it again continues."""

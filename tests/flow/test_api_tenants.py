@@ -290,6 +290,53 @@ async def test_the_next_tenant_of_a_source_id_does_not_get_its_former_calls(tena
     assert await api.problem("GET", f"/v1/events/{tenants.event}", token=tenants.other) == (404, "not_found")
 
 
+async def test_ids_removed_from_the_configuration_stay_with_the_operator(tenants: Tenants) -> None:
+    """While they have calls or deliveries, a tenant cannot make them again: it would get the operator's."""
+    api, runtime = tenants.api, tenants.api.relay.runtime
+    without = runtime.settings.model_copy(update={"sources": {}, "subscriptions": {}})
+    runtime.registry.reconfigure(without)
+    await runtime.registry.load()
+
+    source = await api.problem("PUT", "/v1/sources/main", SOURCE, token=tenants.acme)
+    posted = await api.problem("POST", "/v1/sources", {**SOURCE, "id": "main"}, token=tenants.acme)
+    subscription = await api.problem("PUT", "/v1/subscriptions/a", {"url": OUTSIDE}, token=tenants.acme)
+
+    assert source == posted == subscription == (409, "id_not_available")
+    status, _ = await api.request("PUT", "/v1/sources/main", SOURCE)
+    assert status == 201, "the operator may use it again"
+    await api.relay.redis.delete(keys.deliveries_of("a"))
+    status, _ = await api.request("PUT", "/v1/subscriptions/a", {"url": OUTSIDE}, token=tenants.acme)
+    assert status == 201, "nothing of the former one is left"
+
+
+async def test_an_id_that_the_configuration_had_meanwhile_is_not_its_tenants_any_more(tenants: Tenants) -> None:
+    """The calls of that time are the operator's: when the configuration lets the id go, the tenant's stays off."""
+    api, runtime = tenants.api, tenants.api.relay.runtime
+    before = runtime.settings
+    taken = before.model_copy(update={"sources": {**before.sources, "acme": before.sources["main"]}})
+    for settings in (taken, before):
+        runtime.registry.reconfigure(settings)
+        await runtime.registry.announce()
+        await runtime.registry.load()
+
+    assert await api.problem("GET", "/v1/sources/acme", token=tenants.acme) == (404, "not_found")
+    assert await api.problem("GET", f"/v1/calls/{tenants.call}", token=tenants.acme) == (404, "not_found")
+
+
+async def test_a_delivery_of_another_tenants_event_is_never_sent(tenants: Tenants) -> None:
+    """Not even when it is in the lane: the attempt checks both tenants."""
+    api = tenants.api
+    document = await api.get(f"/v1/events/{tenants.event}")
+    deliveries = api.relay.runtime.store.deliveries
+    now_ms = api.relay.runtime.lanes[LaneName.DELIVER].store_now_ms
+
+    await deliveries.replay(tenants.event, document["data"]["call"]["id"], ["other-crm"], at_ms=now_ms, force=True)
+    api.relay.runtime.wake_ups(LaneName.DELIVER)
+
+    await api.relay.until_state(tenants.event, "dropped", sub="other-crm")
+    assert api.relay.report("other-crm").events == 1, "its own"
+
+
 async def test_a_tenant_creates_only_for_itself(tenants: Tenants) -> None:
     """Its token cannot name another tenant; the operator's can name any, and not change it."""
     api = tenants.api
