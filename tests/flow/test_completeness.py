@@ -1,6 +1,8 @@
 """Completeness: what is missing is found and named, healed under the same ids, and no false alarm is raised."""
 
 import contextlib
+import itertools
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
@@ -9,22 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+from hypothesis import given, settings
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from relay.completeness import examine
 from relay.domain import ids
 from relay.gauges import measure
+from relay.polling.completeness import usual_days
 from relay.queue import keys as queue_keys
 from relay.queue.changes import DisablePartition, Drop, EnablePartition, Pause
-from relay.simulator.timeline import CallPlan
+from relay.simulator.timeline import CallPlan, Habits
 from relay.store import keys
 from relay.store.lanes import LaneName
 from tests.fakes.clock import ManualClock
+from tests.fakes.timeline import calls_between
 from tests.flow.api import ApiClient, open_api
 from tests.flow.cli import relay as run_command
 from tests.flow.harness import eventually
-from tests.flow.polling import KEY, SID, PollHarness
+from tests.flow.polling import KEY, SID, PollFault, PollHarness
+from tests.flow.test_promise_1 import RUN, Story, live_through, stories
 from workers.sweep import check_completeness
 
 HOUR = timedelta(hours=1)
@@ -126,9 +134,9 @@ class CompletenessHarness:
 
 @contextlib.asynccontextmanager
 async def _open(
-    redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, days_ago: int = 4
 ) -> AsyncIterator[CompletenessHarness]:
-    clock = ManualClock(datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 4 * 24 * HOUR)
+    clock = ManualClock(datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - days_ago * 24 * HOUR)
     account = PollHarness(redis, clock)
     async with account.simulator.serve() as base_url:
         source = {"provider": "webfones", "base_url": base_url, "api_key": KEY, "contacts": False, "recordings": False}
@@ -254,6 +262,61 @@ async def test_a_clean_source_has_nothing_missing(complete: CompletenessHarness)
     assert +by_subscription["a"] == Counter(delivered=4)
     assert +by_subscription["answered"] == Counter(delivered=2, filtered=2)
     assert +by_subscription["off"] == Counter(disabled=4)
+
+
+async def test_a_clean_week_raises_no_alarm(
+    redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,000 calls, many late, long or changed; polls fail and die; one subscription filters, one is disabled."""
+    quiet = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    async with _open(redis, valkey_url, tmp_path, monkeypatch, days_ago=7) as complete:
+        await complete.api.relay.runtime.lanes[LaneName.DELIVER].apply(DisablePartition("off", "not in use"))
+        begin, habits = complete.clock.now(), Habits(calls_per_hour=6, late=0.05, changed=0.1, talk_sigma=2)
+        plans = calls_between(begin - 8 * HOUR, begin + 6.9 * 24 * HOUR, seed=7, habits=habits)
+        complete.account.simulator.add_calls(KEY, plans)
+        faults = itertools.cycle([*[PollFault.NONE] * 5, *PollFault])
+        found: list[Any] = []
+        shown = 0
+
+        while complete.clock.now() < begin + 7 * 24 * HOUR:
+            await complete.account.poll(next(faults))
+            complete.api.relay.runtime.wake_ups.wake_here(LaneName.ENRICH)
+            report = await complete.api.get(f"/v1/sources/{SID}/completeness?from={_remembered(complete)}")
+            found += report["gaps"]
+            shown = max(shown, sum(day["shown"] for day in report["days"]))
+            await complete.clock.advance(1800, turns=0)
+        await eventually(complete.settled, bool, timeout_s=60)
+        found += (await complete.api.get(f"/v1/sources/{SID}/completeness?from={_remembered(complete)}"))["gaps"]
+    structlog.configure(**quiet)
+
+    assert found == []
+    assert shown > 500
+    assert len(complete.api.relay.subscriber.completed("a")) > 900
+
+
+def _remembered(complete: CompletenessHarness) -> str:
+    return str((complete.clock.now() - timedelta(days=5)).date())
+
+
+@settings(RUN, max_examples=10)
+@given(story=stories())
+async def test_no_story_of_an_account_raises_an_alarm(valkey_url: str, story: Story) -> None:
+    """Late and long calls, DST, wrong zones, outages, polls that are refused, killed or overtaken: never a gap."""
+    quiet = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    async with Redis.from_url(valkey_url) as redis:
+        await redis.flushdb()
+        clock = ManualClock(story.start)
+        account = PollHarness(redis, clock, zone=story.zone, timezone=story.configured)
+
+        async def look_for_gaps() -> None:
+            first, last = usual_days(clock.now(), zone=story.configured)
+            reports = await examine(account.store, account.source, [], first=first, last=last)
+            assert [gap for report in reports for gap in report.gaps] == []
+
+        await live_through(story, account, clock, after_poll=look_for_gaps)
+    structlog.configure(**quiet)
 
 
 async def test_what_was_erased_is_not_missing_and_is_not_healed(complete: CompletenessHarness) -> None:

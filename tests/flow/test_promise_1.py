@@ -8,7 +8,7 @@ order rows appear; what does not change makes no second event.
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -145,7 +145,12 @@ def _zone_off_by(zone: str, start: datetime, hours: int) -> str:
 
 
 async def live_through(
-    story: Story, harness: PollHarness, clock: ManualClock, *, lost_at_h: float | None = None
+    story: Story,
+    harness: PollHarness,
+    clock: ManualClock,
+    *,
+    lost_at_h: float | None = None,
+    after_poll: Callable[[], Awaitable[None]] | None = None,
 ) -> tuple[datetime, dict[datetime, datetime]]:
     """Poll until everything was shown for long enough; gives when the relay began, and from which moment on the calls
     since when were known.
@@ -175,6 +180,8 @@ async def live_through(
         began = began or state.poll_state.started_at
         if state.poll_state.known_since is not None:
             known_since[clock.now()] = state.poll_state.known_since
+        if after_poll is not None:
+            await after_poll()
         await clock.advance(gap_s, turns=0)
     assert began is not None
     assert known_since
