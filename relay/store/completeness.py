@@ -16,7 +16,7 @@ from relay.store.documents import pack, unpack
 from relay.store.scripts import load_script
 
 # Calls that one step examines: a few milliseconds of the store.
-CHUNK: Final = 200
+CHUNK: Final = 100
 _TTL_S: Final = 90 * 86_400
 _INVALID_MOST: Final = 500
 _CHECK_EVERY_S: Final = 60
