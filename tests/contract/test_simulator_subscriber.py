@@ -260,7 +260,7 @@ async def test_a_revision_that_goes_back_breaks_the_order(
     assert "order per call" in _hook(subscriber).problems()[0]
 
 
-async def test_the_right_order_is_no_violation_and_calls_do_not_mix(
+async def test_the_right_order_is_not_a_violation_and_calls_do_not_mix(
     subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     await _post(http, _event("evt_1", call="1", revision=1))
@@ -349,7 +349,7 @@ async def test_a_header_id_that_is_not_the_bodys_is_caught(
 
 
 @pytest.mark.parametrize("body", [b"[1]", b"{", b"null"])
-async def test_a_body_that_is_no_object_is_counted(
+async def test_a_body_that_is_not_an_object_is_counted(
     subscriber: ScriptedSubscriber, http: aiohttp.ClientSession, body: bytes
 ) -> None:
     async with http.post("/hook/a", data=body, headers=_headers(body, event_id="evt_1")) as answer:
@@ -377,9 +377,7 @@ async def test_unknown_hooks_and_methods_are_refused(http: aiohttp.ClientSession
             assert answer.status == status
 
 
-async def test_forgetting_keeps_hooks_and_behaviour(
-    subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
-) -> None:
+async def test_forgetting_keeps_hooks_and_scripts(subscriber: ScriptedSubscriber, http: aiohttp.ClientSession) -> None:
     subscriber.script("a", ScriptedReply(status=500, times=2))
     await _post(http, _event())
 
@@ -428,7 +426,7 @@ async def test_it_answers_any_status_with_headers(subscriber: ScriptedSubscriber
     assert answers[2][1]["Location"] == "http://127.0.0.1:1/"
 
 
-async def test_a_lasting_behaviour_lasts_until_it_is_taken_back(
+async def test_a_reply_without_a_count_lasts_until_it_is_replaced(
     subscriber: ScriptedSubscriber, http: aiohttp.ClientSession
 ) -> None:
     subscriber.script("a", ScriptedReply(status=500))

@@ -146,7 +146,7 @@ async def test_the_contacts_refuse_keys_in_their_own_words(http: aiohttp.ClientS
         ("?timestamp=yesterday", "Invalid timestamp format"),
     ],
 )
-async def test_a_missing_or_odd_timestamp_is_refused(http: aiohttp.ClientSession, query: str, error: str) -> None:
+async def test_a_missing_or_malformed_timestamp_is_refused(http: aiohttp.ClientSession, query: str, error: str) -> None:
     async with http.get(LIST + query, headers=KEY) as answer:
         assert (answer.status, await answer.json()) == (400, {"error": error})
 
@@ -280,7 +280,7 @@ def test_audio_of_any_size_comes_in_small_pieces() -> None:
         ("3", 404, "Recording not found"),
     ],
 )
-async def test_why_there_is_no_recording(
+async def test_a_missing_recording_has_its_documented_error(
     simulator: FaultyWebFones, http: aiohttp.ClientSession, rid: str, status: int, error: str
 ) -> None:
     """1 has none, 2 has none yet, 3 is not visible yet; another account's call is not found."""
@@ -560,7 +560,7 @@ _ODD: list[tuple[FaultKind, Callable[[int, dict[str, Any]], bool]]] = [
 
 
 @pytest.mark.parametrize(("kind", "seen"), _ODD, ids=[kind.value for kind, _ in _ODD])
-async def test_it_can_answer_oddly(
+async def test_it_can_answer_with_malformed_bodies(
     simulator: FaultyWebFones,
     http: aiohttp.ClientSession,
     kind: FaultKind,

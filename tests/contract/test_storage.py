@@ -241,7 +241,9 @@ async def test_an_empty_body_is_not_a_recording(storage: RecordingStorage) -> No
 
 
 @pytest.mark.parametrize("size_bytes", [10, 7 * MIB])
-async def test_a_source_that_breaks_off_leaves_nothing_and_says_why(storage: RecordingStorage, size_bytes: int) -> None:
+async def test_a_source_that_breaks_off_leaves_nothing_and_has_a_reason(
+    storage: RecordingStorage, size_bytes: int
+) -> None:
     """The provider's error comes out as it was."""
     broken = sent(audio(size_bytes), error=Unavailable("connection lost"))
 

@@ -410,7 +410,7 @@ def test_an_invalid_range_is_a_usage_error(
     assert message in capsys.readouterr().err
 
 
-def test_without_a_relay_it_says_how_to_start_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_relay_the_message_names_how_to_start_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = _write_config(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:1", api={"port": 1, "tokens": ["t" * 16]})
 
     with pytest.raises(SystemExit) as ended:

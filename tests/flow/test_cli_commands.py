@@ -85,7 +85,7 @@ async def test_a_subscription_is_created_tested_disabled_and_enabled(api: ApiCli
     assert enabled.json["state"] == "enabled"
 
 
-async def test_a_usage_error_exits_with_2_and_says_what_to_set(api: ApiClient) -> None:
+async def test_a_usage_error_exits_with_2_and_names_the_fix(api: ApiClient) -> None:
     """The API's own messages, field by field; secrets on the command line are rejected."""
     wrong = await relay(api, "sources", "create", "webfones", "--set", "poll_interval_s=soon", "--set", "colour=red")
     unread = await relay(api, "sources", "create", "webfones", "--set", "api_key=@/nowhere/key")

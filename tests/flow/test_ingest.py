@@ -410,7 +410,7 @@ async def test_a_settled_poll_ingests_nothing(redis: Redis) -> None:
         await ingested(redis, row(make_record()), token=token)
 
 
-async def test_an_expired_lease_that_nobody_took_over_still_ingests(redis: Redis) -> None:
+async def test_an_expired_lease_that_was_not_taken_over_still_ingests(redis: Redis) -> None:
     """No other poller has the source, so its rows are not lost."""
     _, token = await poll_token(redis)
     await redis.zadd(queue_keys.leased("poll", "main"), {"main": 1})

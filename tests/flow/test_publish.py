@@ -428,7 +428,7 @@ async def test_a_call_that_was_erased_meanwhile_is_dropped(redis: Redis) -> None
     assert await redis.keys("relay:event:*") == []
 
 
-async def test_a_call_that_never_rests_is_looked_at_later(redis: Redis) -> None:
+async def test_a_call_that_keeps_changing_is_retried_later(redis: Redis) -> None:
     """Another writer wins every time: the worker does not spin, and comes back."""
     call = await bring(redis)
 

@@ -83,7 +83,7 @@ def test_a_number_is_read_without_a_float(written: str, read: object) -> None:
     assert wire.load_json(f'{{"n": {written}}}'.encode()) == {"n": read}
 
 
-def test_what_is_no_json_is_odd() -> None:
+def test_a_body_that_is_not_json_is_unexpected() -> None:
     for body in (b"<html>", b"", b'{"result": [', b"[" * 100_000):
         with pytest.raises(UnexpectedResponse):
             wire.load_json(body)
@@ -117,7 +117,7 @@ def test_a_number_too_long_for_a_phone_is_kept_as_it_is() -> None:
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_documented_row_is_understood_in_full() -> None:
+def test_every_column_of_the_documented_row_is_parsed() -> None:
     read = record()
 
     assert (read.key, read.direction, read.outcome, read.finished) == ("h-1", Direction.INBOUND, Outcome.ANSWERED, True)
@@ -196,7 +196,7 @@ def test_a_bye_reason_is_mapped_or_kept(reason: str | None, kept: str | None, ou
         ("sideways", True, False, Direction.OUTBOUND),
     ],
 )
-def test_the_direction_is_named_or_told_by_who_is_staff(
+def test_the_direction_is_stated_or_derived_from_who_is_staff(
     named: str | None, caller: bool | None, callee: bool | None, direction: Direction
 ) -> None:
     read = record(callDirection=named, callerInfo={"isStaff": caller}, calleeInfo={"isStaff": callee})
@@ -204,7 +204,7 @@ def test_the_direction_is_named_or_told_by_who_is_staff(
     assert read.direction is direction
 
 
-def test_a_call_under_way_is_told_when_it_ends_or_after_a_day() -> None:
+def test_a_call_in_progress_is_finished_when_it_ends_or_after_a_day() -> None:
     row = {**LOG, "status": None, "callEndTime": None, "callDuration": 0}
 
     young, old = parse(row), parse(row, SEEN_AT + timedelta(days=2))
@@ -270,7 +270,7 @@ def test_two_lists_become_one_row_a_call() -> None:
     assert merged[1] == other
 
 
-def test_what_only_the_other_list_has_is_a_call_too() -> None:
+def test_a_row_of_the_other_list_alone_is_a_call_too() -> None:
     assert wire.merge([], [LOG], []) == [LOG]
 
 
@@ -340,7 +340,7 @@ def test_halves_overlap_and_end_somewhere() -> None:
 
 
 @pytest.mark.parametrize("answer", [None, [], {}, {"code": "x", "result": []}, {"code": 0}, {"code": 0, "result": {}}])
-def test_an_answer_that_is_none_is_not_believed(answer: object) -> None:
+def test_an_invalid_response_is_rejected(answer: object) -> None:
     with pytest.raises(UnexpectedResponse):
         wire.read_list(answer, what="the call list", host="h")
 
@@ -404,7 +404,7 @@ def test_a_message_is_masked_before_it_is_shown() -> None:
         ({"base_url": None}, "base_url"),
     ],
 )
-def test_an_invalid_option_says_what_to_set(changes: Json, message: str) -> None:
+def test_an_invalid_option_names_what_to_set(changes: Json, message: str) -> None:
     given_options = {"app_id": "app-1", "token": "secret-token", "base_url": "https://tenant.example.com", **changes}
 
     with pytest.raises(ValidationError) as caught:
@@ -413,7 +413,7 @@ def test_an_invalid_option_says_what_to_set(changes: Json, message: str) -> None
     assert "secret-token" not in str(caught.value)
 
 
-def test_a_recording_is_asked_for_by_the_configured_path() -> None:
+def test_a_recording_is_requested_at_the_configured_path() -> None:
     template = "/v1/api/apps/{app_id}/data/recording?callID={call_id}"
 
     path = wire.recording_path(template, app_id="app-1", call_id="a/b&c")

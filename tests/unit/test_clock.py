@@ -45,7 +45,7 @@ async def test_sleepers_wake_in_the_order_of_their_times() -> None:
     assert clock.monotonic() == 100
 
 
-async def test_nobody_wakes_too_early() -> None:
+async def test_no_sleeper_wakes_too_early() -> None:
     clock = ManualClock(NOON)
     task = asyncio.create_task(clock.sleep(10))
     await clock.advance(9.5)

@@ -344,7 +344,7 @@ def test_revisions_count_updates() -> None:
     assert the(due(call), "call.recording.completed").document["data"]["call"]["revision"] == 4
 
 
-def test_a_late_look_up_without_a_match_is_no_event() -> None:
+def test_a_late_look_up_without_a_match_publishes_nothing() -> None:
     """The address book answered late, without a match: nothing that was published has changed."""
     call = after_publishing(stored(contact=None), rules=RULES)
     later = replace(call, contact=NO_MATCH)

@@ -62,7 +62,7 @@ def summary(
     )
 
 
-def test_a_run_without_problems_says_that_nothing_was_lost() -> None:
+def test_a_run_without_problems_reports_that_nothing_was_lost() -> None:
     result = summary(latencies_s=[0.5, 1.5])
 
     assert list(result.problems) == []
@@ -92,7 +92,7 @@ def test_what_must_not_happen_is_a_problem(report: HookReport, sentence: str) ->
     assert "✓ nothing was lost" not in result.lines()
 
 
-def test_a_duplicate_is_counted_and_is_no_problem() -> None:
+def test_a_duplicate_is_counted_and_is_not_a_problem() -> None:
     result = summary(replace(GOOD, duplicates={"evt_a": 2}))
 
     assert list(result.problems) == []

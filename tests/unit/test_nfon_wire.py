@@ -58,7 +58,7 @@ def test_an_upper_bound_is_never_sent() -> None:
     assert "to=" not in wire.list_path(wire.Scope("K1", "10"), SINCE, "milliseconds", limit=1)
 
 
-def test_an_administrator_asks_for_one_extension() -> None:
+def test_an_administrator_requests_one_extension() -> None:
     scope = wire.Scope("K9999", "1001")
 
     assert wire.stream_path(scope) == "/records?customer=K9999&extension=1001"
@@ -134,7 +134,7 @@ def test_statuses_are_mapped_and_new_ones_kept(status: Any, outcome: Outcome, mi
         ("text", NumberType.UNKNOWN, None, None),
     ],
 )
-def test_a_number_is_what_its_context_says(
+def test_the_context_of_a_number_decides_its_type(
     side: Any, kind: NumberType, number: str | None, extension: str | None
 ) -> None:
     callee = read(callee=side).callee
@@ -240,7 +240,7 @@ def test_a_row_without_a_uuid_or_a_time_is_invalid(row: object, reason: str) -> 
     assert bad(row).reason == reason
 
 
-def test_what_is_put_aside_shows_no_number() -> None:
+def test_a_quarantined_row_shows_no_number() -> None:
     assert "4989123456789" not in bad({**ROW, "created": None}).excerpt
 
 
@@ -267,7 +267,7 @@ def test_no_row_can_make_reading_fail(changes: Json) -> None:
         assert len(found.content_hash()) == 16
 
 
-def test_updated_alone_is_no_change() -> None:
+def test_updated_alone_is_not_a_change() -> None:
     """A record that is sent again with another `updated` and nothing else makes no event."""
     assert read(updated="2025-06-03T10:15:00Z").content_hash() == read().content_hash()
 
@@ -285,7 +285,7 @@ def test_updated_alone_is_no_change() -> None:
         ([], None),
     ],
 )
-def test_a_row_well_before_what_was_asked_for_is_noticed(created: list[Any], found: datetime | None) -> None:
+def test_a_row_well_before_the_requested_time_is_detected(created: list[Any], found: datetime | None) -> None:
     assert wire.before([{"created": each} for each in created], SINCE) == found
 
 
@@ -346,13 +346,13 @@ def test_transcripts_are_read_in_any_likely_shape(details: Json, transcript: str
 
 
 @pytest.mark.parametrize("answer", [None, [], "text", {}, {"transcription": None}, {"transcription": "x"}])
-def test_details_without_a_transcript_say_so(answer: object) -> None:
+def test_details_without_a_transcript_leave_it_empty(answer: object) -> None:
     made = wire.with_transcript(read(transcription={"available": True}), answer)
 
     assert made.transcription == {"available": True, "summary": None, "transcript": None, "truncated": False}
 
 
-def test_a_long_transcript_is_cut_and_says_so() -> None:
+def test_a_long_transcript_is_cut_and_marked_as_truncated() -> None:
     made = wire.with_transcript(
         read(transcription={"available": True}),
         {"transcription": {"summary": "s" * 5_000, "transcript": [{"text": "w" * 100}] * 500}},
@@ -364,7 +364,7 @@ def test_a_long_transcript_is_cut_and_says_so() -> None:
     assert made.transcription["truncated"] is True
 
 
-def test_a_transcript_that_was_not_had_will_be_found_changed() -> None:
+def test_a_transcript_that_was_unavailable_is_a_change_later() -> None:
     record = read(transcription={"available": True})
 
     assert wire.without_transcript(record).content_hash() == read().content_hash() != record.content_hash()
@@ -373,7 +373,7 @@ def test_a_transcript_that_was_not_had_will_be_found_changed() -> None:
 # -- tokens, errors, options ------------------------------------------------------------------------------------------
 
 
-def test_a_grant_is_read() -> None:
+def test_a_token_response_is_parsed() -> None:
     granted = wire.read_grant({"access_token": "a", "refresh_token": "r", "expires_in": "300", "scope": "x"})
 
     assert (granted.access_token, granted.refresh_token, granted.expires_in) == ("a", "r", 300)
@@ -383,7 +383,7 @@ def test_a_grant_is_read() -> None:
 @pytest.mark.parametrize(
     "answer", [None, [], {}, {"access_token": ""}, {"access_token": 7}, {"access_token": "a\r\nb"}, {"error": "x"}]
 )
-def test_an_odd_grant_is_not_believed(answer: object) -> None:
+def test_an_invalid_token_response_is_rejected(answer: object) -> None:
     with pytest.raises(UnexpectedResponse):
         wire.read_grant(answer)
 
@@ -429,7 +429,7 @@ OAUTH: Json = {"client_id": "relay", "refresh_token": "first", "token_url": "htt
         ({"oauth": {**OAUTH, "token_url": "http://login.example.com/token"}}, "must both be https"),
     ],
 )
-def test_an_invalid_option_says_what_to_set(given: Json, sentence: str) -> None:
+def test_an_invalid_option_names_what_to_set(given: Json, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence) as refused:
         NfonOptions(**given)
 

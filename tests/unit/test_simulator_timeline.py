@@ -92,7 +92,7 @@ def test_dispositions_and_directions_are_the_providers_words() -> None:
     assert set(Counter(plan.direction for plan in plans)) == {"INCOMING", "OUTGOING"}
 
 
-def test_a_hurried_office_has_short_calls_but_as_many() -> None:
+def test_hurried_habits_have_short_calls_but_as_many() -> None:
     slow, quick = Habits(), Habits().hurried(60)
 
     plans = _first(4_000, habits=quick)
@@ -114,7 +114,7 @@ def test_habits_can_be_pushed_to_the_extreme() -> None:
     assert not any(plan.answered for plan in burst)
 
 
-def test_calls_between_ends_where_it_says() -> None:
+def test_calls_between_ends_before_its_end() -> None:
     end = START + timedelta(hours=3)
 
     plans = calls_between(START, end, seed=3)

@@ -59,7 +59,7 @@ def record(base: Json = DOCUMENTED, **changes: Any) -> Record:
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_documented_row_is_understood_in_full() -> None:
+def test_every_column_of_the_documented_row_is_parsed() -> None:
     inside = Party("+919876543210", "+919876543210", NumberType.E164, country="IN", internal=True)
     outside = Party("+911234567890", "+911234567890", NumberType.E164, country="IN")
 

@@ -54,7 +54,7 @@ def bad(row: object) -> tuple[str, str | None]:
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_documented_row_is_understood_in_full() -> None:
+def test_every_column_of_the_documented_row_is_parsed() -> None:
     inside = Party("+11111111111", "(111) 111-1111, x3203", NumberType.E164, "3203", None, "US", internal=True)
     outside = Party("+11111111111", "(111) 111-1111", NumberType.E164, None, "B WHITTAKER", "US")
 
@@ -140,7 +140,7 @@ def test_every_disposition_is_an_outcome_of_a_finished_call(written: str, outcom
 
 
 @pytest.mark.parametrize("written", [None, "", "  ", "RINGING", "in progress", "IN-PROGRESS", "UP", "Dialing"])
-def test_a_call_under_way_is_not_finished(written: str | None) -> None:
+def test_a_call_in_progress_is_not_finished(written: str | None) -> None:
     parsed = record(disposition=written)
 
     assert (parsed.finished, parsed.outcome, parsed.audio) == (False, Outcome.UNKNOWN, False)
@@ -152,7 +152,7 @@ def test_a_call_that_has_ended_is_finished_without_a_disposition(sign: Json) -> 
 
 
 @pytest.mark.parametrize("written", [None, "RINGING"])
-def test_a_call_that_never_says_how_it_ended_is_told_after_a_day(written: str | None) -> None:
+def test_a_call_without_a_disposition_is_published_after_a_day(written: str | None) -> None:
     """Otherwise such a row would be waited for until it is out of sight, and the call would be missed."""
     started_at = record().started_at
 
@@ -173,11 +173,11 @@ def test_a_record_id_has_one_spelling(rid: object, key: str) -> None:
 @pytest.mark.parametrize(
     "rid", [None, True, False, 0, -1, 1.5, 211159.0, "", "12a", "-5", "٣٤", "1" * 21, 2**63, [], {}, "../health"]
 )
-def test_a_row_without_a_usable_id_is_bad(rid: object) -> None:
+def test_a_row_without_a_usable_id_is_invalid(rid: object) -> None:
     assert bad({**DOCUMENTED, "rid": rid}) == ("rid is not a positive whole number", None)
 
 
-def test_a_row_that_lacks_its_id_or_its_time_is_bad_and_says_which() -> None:
+def test_a_row_without_id_or_time_is_invalid_with_the_reason() -> None:
     no_rid = bad({name: value for name, value in DOCUMENTED.items() if name != "rid"})
     no_time = bad({name: value for name, value in DOCUMENTED.items() if name != "call_timestamp"})
 
@@ -205,7 +205,7 @@ def test_a_row_that_lacks_its_id_or_its_time_is_bad_and_says_which() -> None:
         [],
     ],
 )
-def test_an_impossible_time_makes_a_bad_row_that_keeps_its_key(stamp: object) -> None:
+def test_an_impossible_time_makes_an_invalid_row_that_keeps_its_key(stamp: object) -> None:
     parsed = parse({**DOCUMENTED, "call_timestamp": stamp})
 
     assert isinstance(parsed, InvalidRow)
@@ -214,7 +214,7 @@ def test_an_impossible_time_makes_a_bad_row_that_keeps_its_key(stamp: object) ->
 
 
 @pytest.mark.parametrize("row", [None, 7, "row", [DOCUMENTED], True, 1.5, "\ud800\x00"])
-def test_a_row_that_is_no_object_is_bad(row: object) -> None:
+def test_a_row_that_is_not_an_object_is_invalid(row: object) -> None:
     parsed = parse(row)
 
     assert isinstance(parsed, InvalidRow)
@@ -222,7 +222,7 @@ def test_a_row_that_is_no_object_is_bad(row: object) -> None:
     parsed.excerpt.encode()
 
 
-def test_a_bad_rows_excerpt_hides_its_numbers() -> None:
+def test_the_excerpt_of_an_invalid_row_hides_its_numbers() -> None:
     parsed = parse({"rid": None, "cidnumber_outside": "2125551234"})
 
     assert isinstance(parsed, InvalidRow)
@@ -231,7 +231,7 @@ def test_a_bad_rows_excerpt_hides_its_numbers() -> None:
     assert "555" not in parsed.excerpt
 
 
-def test_long_and_odd_text_is_cut_and_cleaned() -> None:
+def test_long_text_and_control_characters_are_cut() -> None:
     parsed = record(cidname_outside="👩‍👩‍👧 Łódź\x00\ud800 " + "x" * 100_000, status_raw=None)
 
     name = parsed.callee.name
@@ -249,7 +249,7 @@ def test_a_number_may_come_as_a_number(written: object) -> None:
 
 
 @pytest.mark.parametrize("written", [None, True, [], {}, 1.5, float("nan"), float("inf"), 10**400, ""])
-def test_a_number_that_is_none_leaves_the_rest_of_the_row_alone(written: object) -> None:
+def test_an_invalid_number_leaves_the_rest_of_the_row_valid(written: object) -> None:
     parsed = record(cidnumber_outside=written)
 
     assert parsed.callee == Party(name="B WHITTAKER")
@@ -315,7 +315,7 @@ def test_the_time_of_a_row_is_in_the_sources_zone_and_its_date_the_providers() -
 
 
 @pytest.mark.parametrize("stamp", ["2025-07-01T20:54:53Z", "2025-07-01 16:54:53-04:00", "2025-07-01T20:54:53.000Z"])
-def test_a_time_that_names_its_zone_is_believed(stamp: str) -> None:
+def test_a_time_with_a_zone_overrides_the_configured_zone(stamp: str) -> None:
     assert record(NEW_YORK, call_timestamp=stamp).started_at == datetime(2025, 7, 1, 20, 54, 53, tzinfo=UTC)
 
 
@@ -340,7 +340,7 @@ def test_in_the_hour_shown_twice_the_latest_time_that_has_come_is_taken(
 
 
 @pytest.mark.parametrize("changes", [{}, {"disposition": None}, {"end_time": "2025-11-02 01:50:00"}])
-def test_judging_the_hour_shown_twice_again_is_no_change(changes: Json) -> None:
+def test_parsing_the_hour_shown_twice_again_is_not_a_change(changes: Json) -> None:
     row = {"call_timestamp": "2025-11-02 01:30:00", **changes}
 
     first = record(NEW_YORK, FIRST_0130 + timedelta(minutes=1), **row)
@@ -479,7 +479,7 @@ def test_an_unfinished_row_is_judged_anew_each_time() -> None:
 # -- the whole answer -------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_with_rows_gives_them_as_they_are() -> None:
+def test_a_response_with_rows_returns_them_unchanged() -> None:
     assert wire.read_call_list({"success": True, "count": 2, "records": [DOCUMENTED, None]}) == [DOCUMENTED, None]
     assert wire.read_call_list({"success": True, "count": 0, "records": []}) == []
     assert wire.read_call_list({"records": []}) == []
@@ -502,13 +502,13 @@ def test_an_answer_with_rows_gives_them_as_they_are() -> None:
         {"error": "Missing timestamp in query"},
     ],
 )
-def test_an_answer_that_contradicts_itself_is_not_believed(answer: object) -> None:
+def test_a_response_that_contradicts_itself_is_rejected(answer: object) -> None:
     with pytest.raises(UnexpectedResponse, match="WebFones"):
         wire.read_call_list(answer)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"records": [', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b",}"])
-def test_a_body_that_is_not_json_is_odd(body: bytes) -> None:
+def test_a_body_that_is_not_json_is_unexpected(body: bytes) -> None:
     with pytest.raises(UnexpectedResponse, match="not JSON"):
         parsing.load_json(body, name=wire.NAME)
 
@@ -540,7 +540,7 @@ def test_only_whole_numbers_are_looked_up() -> None:
     }
 
 
-def test_contacts_are_found_under_the_number_that_was_asked_for() -> None:
+def test_contacts_are_returned_under_the_requested_number() -> None:
     acme = {"uuid": "9", "organization": "Acme Corp", "external_id": "CRM-1", "api_key": "echoed-secret"}
     answer = {"(212) 555-1234": [acme, JOHN], "+1 416 555 1234": []}
 
@@ -577,13 +577,13 @@ def test_two_numbers_that_differ_by_a_leading_one_are_not_confused() -> None:
 
 
 @pytest.mark.parametrize("found", [None, []])
-def test_a_number_that_nobody_has_has_no_contacts(found: object) -> None:
+def test_a_number_without_a_contact_has_no_contacts(found: object) -> None:
     assert wire.read_contacts({"2125551234": found}, {"+12125551234": "2125551234"}) == {"+12125551234": []}
     assert wire.read_contacts({}, {"+12125551234": "2125551234"}) == {"+12125551234": []}
 
 
 @pytest.mark.parametrize("answer", [None, [], "x", {"error": "no"}, {"2125551234": "John"}, {"2125551234": 7}])
-def test_a_contact_search_of_another_shape_is_odd(answer: object) -> None:
+def test_a_contact_search_of_another_shape_is_unexpected(answer: object) -> None:
     with pytest.raises(UnexpectedResponse, match="contact search"):
         wire.read_contacts(answer, {"+12125551234": "2125551234"})
 
@@ -613,7 +613,7 @@ def test_the_newest_version_is_that_of_all_changes(answer: object, changes: Cont
         {"updated": [{"version": -1}]},
     ],
 )
-def test_changes_without_versions_are_odd(answer: object) -> None:
+def test_changes_without_versions_are_unexpected(answer: object) -> None:
     with pytest.raises(UnexpectedResponse, match="contact changes"):
         wire.read_changes(answer, 4)
 
@@ -663,7 +663,7 @@ def test_every_status_has_its_error(status: int, kind: type[Exception]) -> None:
         ("<html>slow down</html>", "key"),
     ],
 )
-def test_the_text_says_whose_limit_it_is(text: str, bucket: str) -> None:
+def test_the_text_of_a_429_names_the_bucket(text: str, bucket: str) -> None:
     error = refusal(429, text)
 
     assert isinstance(error, RateLimited)
@@ -740,11 +740,11 @@ def test_a_missing_recording_differs_from_a_missing_call(
         ("text/plain", None),
     ],
 )
-def test_only_audio_or_plain_bytes_are_taken_for_a_recording(written: str | None, kind: str | None) -> None:
+def test_only_audio_or_plain_bytes_count_as_a_recording(written: str | None, kind: str | None) -> None:
     assert parsing.audio_type(written) == kind
 
 
-def test_health_is_said_in_a_line() -> None:
+def test_health_is_reported_in_one_line() -> None:
     healthy = {"status": "healthy", "services": ["contacts", "sms", "call_logs"]}
     online = {"status": "ok", "services": {"contacts": {"status": "online", "endpoint": "inner.example:4044/api"}}}
     offline = {"status": "ok", "services": {"contacts": {"status": "offline"}}}
