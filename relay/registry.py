@@ -100,6 +100,10 @@ class Registry:
         while another one runs with a newer configuration that declares it too."""
         return (kind, name) not in self._outranked or not self.configured(kind, name)
 
+    def subscriptions_elsewhere(self) -> list[str]:
+        """List the subscriptions that only processes with a newer configuration know."""
+        return [name for kind, name in self._outranked if kind == "subscription" and name not in self.subscriptions]
+
     def _digest(self, settings: Settings) -> str:
         declared = {
             kind: {name: _revealed(options) for name, options in options_of.items()}

@@ -14,6 +14,7 @@ import orjson
 import structlog
 
 from relay import metrics
+from relay.delivery import filters
 from relay.delivery.attempt import Attempts
 from relay.delivery.outcomes import AttemptOutcome, Delivered, NotRendered, Postponed
 from relay.delivery.retry import Complete, Disable, Fail, RetryAt, decide
@@ -97,6 +98,11 @@ class DeliverWorker:
                 log.error("delivery_refused", event_id=event.id, subscription=subscription.id, reason="another tenant")
                 self._fail(claim, event, state, "dropped", settle)
                 return
+        if state.unfiltered and filters.mismatch(
+            subscription.options, orjson.loads(event.body), subscription_id=subscription.id
+        ):
+            settle(claim, Done(DeliveryUpdate(event.id, filtered=True)))
+            return
         try:
             body = await self._attempts.body_for(subscription, event)
         except MapTooCostly as error:

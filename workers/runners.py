@@ -85,6 +85,7 @@ def _add_enrich(runtime: Runtime) -> None:
         runtime.subscriptions,
         now_ms=lambda: lane.store_now_ms,
         on_deliveries=lambda: runtime.wake_ups(LaneName.DELIVER),
+        elsewhere=runtime.registry.subscriptions_elsewhere,
     )
     worker = EnrichWorker(
         lane,

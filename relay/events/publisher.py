@@ -4,7 +4,7 @@ Only the enrich lane publishes, under the call's lease. The write is fenced by t
 worker whose lease has ended publishes nothing twice.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, assert_never
 
@@ -13,7 +13,7 @@ import structlog
 from relay import metrics
 from relay.domain.json import Json
 from relay.domain.source import SourceRules
-from relay.events.decide import Publish, Wait, decide
+from relay.events.decide import EventDraft, Publish, Wait, decide
 from relay.store.calls import StoredCall
 from relay.store.events import NewEvent
 from relay.store.store import Store
@@ -32,10 +32,18 @@ class Publisher:
     """Publishes the events that are due for a call. `on_deliveries` runs after each write that created deliveries."""
 
     def __init__(
-        self, store: Store, audience: Audience, *, now_ms: Callable[[], int], on_deliveries: Callable[[], None]
+        self,
+        store: Store,
+        audience: Audience,
+        *,
+        now_ms: Callable[[], int],
+        on_deliveries: Callable[[], None],
+        elsewhere: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """`elsewhere` names the subscriptions that only processes with a newer configuration know."""
         self._store = store
         self._audience = audience
+        self._elsewhere = elsewhere
         self._now_ms = now_ms
         self._on_deliveries = on_deliveries
 
@@ -72,11 +80,7 @@ class Publisher:
         """
         decision = decide(replace(call, published=None, ready_ms=0), now_ms=self._now_ms(), rules=rules)
         drafts = decision.events if isinstance(decision, Publish) else ()
-        events = [
-            NewEvent(draft.id, draft.document, self._audience.of(draft.document, tenant=tenant))
-            for draft in drafts
-            if draft.id == event_id
-        ]
+        events = [self._addressed(draft, tenant) for draft in drafts if draft.id == event_id]
         if not events or (deliveries := await self._store.events.publish_call(call, {}, events)) is None:
             return False
         log.info("event_restored", event_id=event_id, call=call.id)
@@ -84,12 +88,12 @@ class Publisher:
             self._on_deliveries()
         return True
 
+    def _addressed(self, draft: EventDraft, tenant: str | None) -> NewEvent:
+        return NewEvent(draft.id, draft.document, self._audience.of(draft.document, tenant=tenant), self._elsewhere())
+
     async def _write(self, call: StoredCall, parts: Mapping[str, Any], decision: Publish, tenant: str | None) -> bool:
         """Write parts and events in one step; False when the call has changed since it was read."""
-        events = [
-            NewEvent(draft.id, draft.document, self._audience.of(draft.document, tenant=tenant))
-            for draft in decision.events
-        ]
+        events = [self._addressed(draft, tenant) for draft in decision.events]
         fields = dict(parts)
         if decision.published is not None:
             fields["published"] = decision.published

@@ -4,6 +4,7 @@
 -- FIELDS event        the event that was attempted
 --        state        what is known of its delivery from now on
 --        dead_letter  there when no further attempt is made
+--        filtered     there when the subscription does not receive the event after all: its delivery is forgotten
 --
 -- Races closed here:
 -- * an event is published while the one before it is attempted: the settle finds it pending and makes the item due again.
@@ -47,6 +48,10 @@ function hooks.on_settle(sub, ordering_key, fields, retry_at, put_again, now)
   if pending and fields.state then
     write_state(sub, fields.event, fields.state)
     if fields.dead_letter then redis.call('ZADD', 'relay:dead', now, sub .. '\31' .. fields.event) end
+  end
+  if pending and fields.filtered then
+    redis.call('HDEL', 'relay:event:' .. fields.event, sub)
+    redis.call('ZREM', 'relay:deliveries-of:' .. sub, fields.event)
   end
   if pending and retry_at then return earliest(retry_at, put_again) end
   redis.call('ZREM', k_pending(sub, ordering_key), fields.event)

@@ -24,6 +24,7 @@ _KEPT_ATTEMPTS = 12
 class DeliveryState:
     """How far a delivery is: a few bytes while all goes well, with its attempts when it does not.
 
+    `unfiltered` when whoever published the event did not know the subscription: its filters are still to be applied.
     `at_ms` is the last attempt's time, `next_ms` the next one's; `restarted_ms` is when a replay was asked for, from
     where the retry schedule then counts.
     """
@@ -34,6 +35,7 @@ class DeliveryState:
     next_ms: int = 0
     restarted_ms: int = 0
     log: Sequence[Json] = ()
+    unfiltered: bool = False
 
     @classmethod
     def read(cls, stored: bytes) -> "DeliveryState":
@@ -50,6 +52,7 @@ class DeliveryState:
             fields.get("next", 0),
             fields.get("r", 0),
             tuple(fields.get("a", ())),
+            "f" in fields,
         )
 
     def write(self) -> bytes:
@@ -67,6 +70,8 @@ class DeliveryState:
             fields["r"] = self.restarted_ms
         if self.log:
             fields["a"] = self.log
+        if self.unfiltered:
+            fields["f"] = 1
         return orjson.dumps(fields)
 
     def attempted(self, status: Status, attempt: Json | None, *, at_ms: int, next_ms: int = 0) -> "DeliveryState":
@@ -74,7 +79,15 @@ class DeliveryState:
         log = tuple(self.log)
         if attempt is not None and (status != "delivered" or log):
             log = (*log, {"at": at_ms, **attempt})[-_KEPT_ATTEMPTS:]
-        return replace(self, status=status, attempts=self.attempts + 1, at_ms=at_ms, next_ms=next_ms, log=log)
+        return replace(
+            self,
+            status=status,
+            attempts=self.attempts + 1,
+            at_ms=at_ms,
+            next_ms=next_ms,
+            log=log,
+            unfiltered=False,
+        )
 
 
 @dataclass(frozen=True, slots=True)

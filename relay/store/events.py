@@ -1,6 +1,6 @@
 """Events: publishing them in one step with their deliveries, and reading them."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,23 @@ from relay.domain.json import Json
 from relay.store import keys
 from relay.store.calls import StoredCall, write_parts
 from relay.store.connection import scan
+from relay.store.deliveries import DeliveryState
 from relay.store.documents import pack, unpack
 from relay.store.listings import Listing
 from relay.store.scripts import load_script
 
+_UNFILTERED = DeliveryState(unfiltered=True).write()
+
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event to be published: its canonical document, and the subscriptions that get a delivery."""
+    """An event to be published: its canonical document, and the subscriptions that get a delivery. Those that are
+    `unfiltered` get one that is subject to their filters, which only another process knows."""
 
     id: str
     document: Json
     subscriptions: Sequence[str]
+    unfiltered: Collection[str] = ()
 
 
 class EventStore:
@@ -54,7 +59,10 @@ class EventStore:
             args += (name, b"" if value is None else pack(value))
         args.append(len(events))
         for event in events:
-            args += (event.id, pack(event.document), len(event.subscriptions), *event.subscriptions)
+            states = dict.fromkeys(event.unfiltered, _UNFILTERED) | dict.fromkeys(event.subscriptions, b"")
+            args += (event.id, pack(event.document), len(states))
+            for subscription, state in states.items():
+                args += (subscription, state)
         return int(await self._publish(args=args))
 
     async def get(self, event_id: str) -> Json | None:

@@ -45,11 +45,12 @@ def open_lanes(redis: Redis, process: Process, *, events_ttl_s: int) -> Lanes:
 @dataclass(frozen=True, slots=True)
 class DeliveryUpdate:
     """What a settlement of the deliver lane writes: the event that was attempted and how its delivery stands (None:
-    as before). A dead letter is attempted no more."""
+    as before). A dead letter is attempted no more; what is filtered is no delivery at all."""
 
     event_id: str
     state: DeliveryState | None = None
     dead_letter: bool = False
+    filtered: bool = False
 
     def fields(self) -> dict[str, str | bytes]:
         fields: dict[str, str | bytes] = {"event": self.event_id}
@@ -57,6 +58,8 @@ class DeliveryUpdate:
             fields["state"] = self.state.write()
         if self.dead_letter:
             fields["dead_letter"] = "1"
+        if self.filtered:
+            fields["filtered"] = "1"
         return fields
 
 

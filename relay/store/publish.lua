@@ -3,7 +3,7 @@
 -- KEYS   none
 -- ARGV   call id ('' for an event without a call), version as it was read, ordering key, call TTL s, event TTL s,
 --        n, then n × (field, value) of the call, or value '' to remove the field,
---        m, then m × (event id, packed event, k, then k subscriptions)
+--        m, then m × (event id, packed event, k, then k × (subscription, state of its delivery))
 -- REPLY  -1 when the call changed since it was read (nothing was done), else the number of new deliveries
 --
 -- Races closed here:
@@ -62,15 +62,15 @@ for _ = 1, events do
     redis.call('HSET', k_call, 'sequence', sequence)
   end
   for s = 1, subs do
-    local sub = ARGV[i]
-    i = i + 1
+    local sub, state = ARGV[i], ARGV[i + 1]
+    i = i + 2
     local disabled = redis.call('HGET', k_partition('deliver', sub), 'disabled')
     if disabled ~= 'deleted' and not is_removed('subscription', sub) and redis.call('HEXISTS', k_event, sub) == 0 then
       redis.call('ZADD', 'relay:deliveries-of:' .. sub, 'NX', now, eid)
       if disabled then
         redis.call('HSET', k_event, sub, '{"s":"missing"}')
       else
-        redis.call('HSET', k_event, sub, '')
+        redis.call('HSET', k_event, sub, state)
         redis.call('ZADD', k_pending(sub, ordering_key), sequence, eid)
         owe('deliver', sub, ordering_key, now, 'NX')
         queued = queued + 1

@@ -48,6 +48,28 @@ def test_calls_wait_for_a_worker_that_knows_their_source(lab: Lab, count: int) -
     assert figures.duplicates == 0
 
 
+def test_a_subscription_that_the_worker_does_not_know_yet_misses_nothing(lab: Lab) -> None:
+    """The worker has a relay.yaml without the second subscription: its deliveries wait until the worker is reloaded."""
+    lab.start_simulator("a", "b")
+    lab.start_store()
+    lab.configure(source={"contacts": False})
+    former = lab.config | {"subscriptions": {"a": lab.config["subscriptions"]["a"]}}
+    worker = lab.start("worker", environ=lab.write_config("older.yaml", former))
+    lab.start("poller", environ=lab.write_config("newer.yaml", lab.config))
+    lab.await_first_poll()
+    until(lambda: worker.lines("configuration_outdated"), "the worker has read of the newer configuration")
+    lab.call(25)
+    until(lambda: lab.delivered(hooks=["a"]) == 25, "the subscription that it knows gets everything")
+    assert lab.delivered(hooks=["b"]) == 0
+
+    lab.write_config("older.yaml", lab.config)
+    worker.reload()
+
+    figures = lab.finish("worker without a subscription", within_s=120)
+    assert figures.deliveries == 50
+    assert figures.duplicates == 0
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_a_rolling_upgrade_under_load_loses_nothing(lab: Lab, count: int) -> None:
     """Worker N-1 cannot read the new configuration and keeps its own; worker N is started beside it, under load."""

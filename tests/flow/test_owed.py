@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,29 @@ async def test_a_removed_source_ends_its_work_and_a_new_declaration_continues_it
     await restore(relay.runtime)
 
     await relay.until_delivered("a", 1)
+
+
+async def test_an_event_for_a_subscription_that_another_process_knows_is_filtered_there(
+    relay: RelayHarness, redis: Redis
+) -> None:
+    """Published by a process with an older configuration: the delivery waits, and the filters are applied then."""
+    registry, everything = relay.runtime.registry, dict(relay.runtime.subscriptions)
+    await relay.runtime.store.configurations.announce("newer", [("subscription", "b")])
+    await registry.announce()
+    relay.runtime.subscriptions.replace({"a": everything["a"]})
+    await relay.call("1", outcome=Outcome.NO_ANSWER)
+    await relay.call("2", outcome=Outcome.ANSWERED)
+    await relay.until_delivered("a", 2)
+    events = [relay.event_of("1"), relay.event_of("2")]
+    assert [(await relay.state(eid, "b")).status for eid in events] == ["waiting", "waiting"]
+
+    options = everything["b"].options.model_copy(update={"outcome": ("answered",)})
+    relay.runtime.subscriptions.replace(everything | {"b": replace(everything["b"], options=options)})
+
+    await relay.until_delivered("b", 1)
+    await eventually(lambda: owed(redis, "deliver"), lambda count: count == 0)
+    assert [event["id"] for event in relay.subscriber.events("b")] == events[1:]
+    assert not await redis.hexists(keys.event(events[0]), "b")  # type: ignore[misc]
 
 
 async def test_the_audio_of_a_quarantined_call_is_reported_as_unavailable(relay: RelayHarness, redis: Redis) -> None:
