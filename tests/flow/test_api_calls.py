@@ -400,7 +400,7 @@ async def test_audio_that_arrives_after_the_erasure_is_deleted(api: ApiClient) -
     )
     flat = [item for pair in stored.items() for item in pair]
 
-    await record.work([Claim("main", call_id, b"1", 0, float("inf"), [flat])], lambda *_: None)
+    await record.work([Claim("main", call_id, b"1", payload=[flat])], lambda *_: None)
 
     assert source.erased["calls"] == 1
     started_on = datetime(2026, 11, 20, tzinfo=UTC).date()
