@@ -6,6 +6,7 @@ The options of one that is created here are untrusted: they read no file and dia
 import asyncio
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
 
@@ -116,6 +117,7 @@ class SourceHealth(BaseModel):
     recordings_off: str | None = Field(description="why recordings are paused")
     quiet_since: AwareDatetime | None = Field(description="start of its newest call, if it usually has some by now")
     gaps: list[SourceGap] = Field(description="what deeper looks could not read so far; it is retried")
+    budget_closed_until: AwareDatetime | None = Field(description="no requests until then, after the provider's 429")
     requests_left: int | None = Field(description="remaining requests within our share of the provider's limit")
     quarantined: int = Field(description="number of quarantined rows")
 
@@ -174,9 +176,9 @@ class BackfillRequest(BaseModel):
 
 async def views(context: ApiContext, sources: Sequence[Source]) -> list[SourceView]:
     summaries = await context.store.sources.summaries([source.id for source in sources])
-    requests_left = await asyncio.gather(*(_requests_left(source) for source in sources))
+    budgets = await asyncio.gather(*(_budget(source) for source in sources))
     rendered: list[SourceView] = []
-    for source, summary, requests in zip(sources, summaries, requests_left, strict=True):
+    for source, summary, (requests, closed_until) in zip(sources, summaries, budgets, strict=True):
         state = summary.state
         declaration = context.created("source", source.id)
         health = SourceHealth(
@@ -200,6 +202,7 @@ async def views(context: ApiContext, sources: Sequence[Source]) -> list[SourceVi
                 )
                 for gap in state.poll_state.gaps
             ],
+            budget_closed_until=closed_until,
             requests_left=requests,
             quarantined=summary.quarantined,
         )
@@ -223,11 +226,11 @@ async def _view(context: ApiContext, caller: Caller, source_id: str) -> SourceVi
     return (await views(context, [await context.source(caller, source_id)]))[0]
 
 
-async def _requests_left(source: Source) -> int | None:
+async def _budget(source: Source) -> tuple[int | None, datetime | None]:
     try:
-        return await source.budget.requests_left()
+        return await source.budget.requests_left(), await source.budget.closed_until()
     except RelayError:  # the file of its API key is unreadable
-        return None
+        return None, None
 
 
 async def list_sources(context: ApiContext, caller: Caller, query: ListSources) -> Page[SourceView]:

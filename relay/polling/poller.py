@@ -61,7 +61,6 @@ LASTING_FAILURES = 5
 NEAR_DEADLINE_S = 600
 DEEPER_DEADLINE_S = 1800
 _LONGEST_BACKOFF_S = 300
-_LONGEST_RETRY_AFTER_S = 86_400
 _MARKER_EVERY = timedelta(hours=1)
 _MARKER_RETRY = timedelta(minutes=5)
 _STEADY = timedelta(minutes=10)
@@ -418,6 +417,6 @@ def _wait_s(error: RelayError, failures: int, interval_s: float) -> float:
         case Unauthorized():
             return PAUSE_S
         case RateLimited(retry_after_s=hint):
-            return min(hint or interval_s, _LONGEST_RETRY_AFTER_S)
+            return hint or interval_s
         case _:
             return float(min(interval_s * 2 ** min(failures - 1, 10), max(_LONGEST_BACKOFF_S, interval_s)))

@@ -216,6 +216,11 @@ class SourceOptions(BaseModel):
     proxy_url: str | None = Field(None, repr=False, description="HTTP proxy for all requests of this source")
     enabled: bool = Field(True, description="false: not polled")
 
+    @property
+    def server(self) -> str:
+        """What requests are counted by, beside the credential."""
+        return self.provider
+
 
 class HttpSourceOptions(SourceOptions):
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -226,6 +231,10 @@ class HttpSourceOptions(SourceOptions):
     def host(self) -> str:
         """The host of `base_url`: all that messages show of it."""
         return urlsplit(self.base_url).hostname or ""
+
+    @property
+    def server(self) -> str:
+        return urlsplit(self.base_url).netloc.lower()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,19 @@
 """Our share of a provider's request limit: how large it is, and which purposes give way first.
 
-The rules are pure (Limit); `relay.store.budget` holds the counters that all processes share. One bucket per credential,
-and one per way out (the proxy, or "direct") for what a provider counts by IP address.
+The rules are pure (Limit); `relay.store.budget` holds the counters that all processes share. One bucket per server and
+credential, and one per server, way out (the proxy, or "direct") and owner for what a provider counts by IP address. So
+what a tenant's server answers closes no budget of others.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 import structlog
 
+from relay.domain.time import from_ms
 from relay.errors import OverBudget, RateLimited
 from relay.providers.base import Purpose
 from relay.store.budget import BudgetStore, Pace
@@ -65,13 +68,20 @@ class SourceBudget:
     """
 
     def __init__(
-        self, store: BudgetStore, provider: str, credential: Callable[[], str], egress: str, limit: Limit | None
+        self,
+        store: BudgetStore,
+        server: str,
+        credential: Callable[[], str],
+        egress: str,
+        limit: Limit | None,
+        *,
+        owner: str = "",
     ) -> None:
         self.limit = limit
         self._store = store
-        self._provider = provider
+        self._server = server
         self._credential = credential
-        self._egress = egress
+        self._egress = f"{egress}\x1f{owner}"
 
     async def spend(self, purpose: Purpose) -> None:
         """Count a request that is about to be sent; see RequestBudget. Raises SettingsError for a bad key file too."""
@@ -92,17 +102,24 @@ class SourceBudget:
             refusal.retry_after_s or window_s,
             counts_everything=by_ip and purpose not in _COUNTED_BY_IP,
         )
-        log.warning("budget_closed", provider=self._provider, bucket=refusal.bucket, wait_s=wait_s)
+        log.warning("budget_closed", host=self._server, bucket=refusal.bucket, wait_s=wait_s)
 
     async def requests_left(self) -> int | None:
         """Count the requests that could be sent right now; None without a known limit."""
         if self.limit is None:
             return None
+        if await self.closed_until() is not None:
+            return 0
         ahead_ms = await self._store.ahead_ms(self._key_bucket())
         return int(max(self.limit.burst - ahead_ms / self.limit.interval_ms, 0))
 
+    async def closed_until(self) -> datetime | None:
+        """Return until when a 429 stops requests; None when nothing is closed."""
+        closed_ms = await self._store.closed_until_ms(self._key_bucket(), self._ip_bucket())
+        return None if closed_ms is None else from_ms(int(closed_ms))
+
     def _key_bucket(self) -> str:
-        return self._store.bucket(self._provider, "key", self._credential())
+        return self._store.bucket(self._server, "key", self._credential())
 
     def _ip_bucket(self) -> str:
-        return self._store.bucket(self._provider, "egress", self._egress)
+        return self._store.bucket(self._server, "egress", self._egress)

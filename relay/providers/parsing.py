@@ -22,7 +22,8 @@ LONGEST_CALL: Final = timedelta(hours=24)
 _MAX_CACHED_ROWS: Final = 8192
 _MAX_CACHED_ROW_BYTES: Final = 4096
 _MAX_RAW_BYTES: Final = 8192
-_LONGEST_RESET_S: Final = 3600.0
+# A provider that states more than a day has made a mistake, or will say so again.
+LONGEST_CLOSED_S: Final = 86_400.0
 
 _CLOCK: Final = re.compile(r"(?:([0-9]{1,3}):)?([0-9]{1,2}):([0-9]{2})(?:\.[0-9]+)?")
 _SECONDS: Final = re.compile(r"[0-9]{1,7}(\.[0-9]{1,9})?")
@@ -363,12 +364,12 @@ def rate_limit_reset_s(headers: Mapping[str, str], now: datetime) -> float | Non
     The RateLimit headers are those of the IETF draft and of express-rate-limit, which WebFones seems to run.
     """
     hints = (
-        parse_retry_after(headers.get("Retry-After"), now, longest_s=_LONGEST_RESET_S),
+        parse_retry_after(headers.get("Retry-After"), now, longest_s=LONGEST_CLOSED_S),
         _plain_seconds(headers.get("RateLimit-Reset")),
         _reset_parameter(headers.get("RateLimit")),
         _until_epoch(headers.get("X-RateLimit-Reset"), now),
     )
-    return next((min(max(hint, 1.0), _LONGEST_RESET_S) for hint in hints if hint is not None), None)
+    return next((min(max(hint, 1.0), LONGEST_CLOSED_S) for hint in hints if hint is not None), None)
 
 
 def _plain_seconds(value: str | None) -> float | None:

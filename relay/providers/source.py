@@ -31,13 +31,14 @@ class Source:
         return not self.options.enabled
 
 
-def source_budget(options: SourceOptions, store: BudgetStore) -> SourceBudget:
+def source_budget(options: SourceOptions, store: BudgetStore, *, tenant: str | None = None) -> SourceBudget:
     """Build the budget that requests with these options count towards."""
     kind = PROVIDERS[options.provider]
     limit = None
     if kind.requests_per_window and kind.window_s:
         limit = Limit(kind.requests_per_window, kind.window_s, options.budget_share)
-    return SourceBudget(store, kind.name, lambda: kind.credential(options), options.proxy_url or "direct", limit)
+    egress = options.proxy_url or "direct"
+    return SourceBudget(store, options.server, lambda: kind.credential(options), egress, limit, owner=tenant or "")
 
 
 def connect_source(
@@ -52,7 +53,7 @@ def connect_source(
     credentials_of: Callable[[str], CredentialStore] | None = None,
 ) -> Source:
     kind = PROVIDERS[options.provider]
-    budget = source_budget(options, budgets)
+    budget = source_budget(options, budgets, tenant=tenant)
     provider = kind.connect(options, http, budget, credentials_of(sid) if credentials_of is not None else None)
     rules = SourceRules(
         provider=kind.name,

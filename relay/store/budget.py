@@ -9,9 +9,9 @@ from redis.asyncio import Redis
 
 from relay.store import keys
 
-# A bucket that was unused for a day is full again, whatever the limit.
-_TTL_S: Final = 86_400
-_LONGEST_CLOSED_S: Final = 3600
+# A bucket that was unused for a day is full again, whatever the limit, and one may be closed for a day.
+_TTL_S: Final = 2 * 86_400
+_LONGEST_CLOSED_S: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class BudgetStore:
         return int(await self._take(keys=[key_bucket, ip_bucket], args=args)) / 1000
 
     async def close(self, bucket: str, wait_s: float, *, counts_everything: bool) -> float:
-        """Refuse every request until `wait_s` (1 s to an hour) is over; returns what that came to."""
+        """Refuse every request until `wait_s` (1 s to a day) is over; returns what that came to."""
         wait_s = min(max(wait_s, 1), _LONGEST_CLOSED_S)
         fields = {"closed": str(int(await self._now_ms() + wait_s * 1000))}
         if counts_everything:
@@ -66,6 +66,14 @@ class BudgetStore:
         if float(closed or 0) > now_ms:
             return math.inf
         return max(float(tat or 0) - now_ms, 0)
+
+    async def closed_until_ms(self, *buckets: str) -> float | None:
+        """Until when requests of these buckets are refused; None when they are not."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for bucket in buckets:
+                pipe.hget(bucket, "closed")
+            closed = max(float(value or 0) for value in await pipe.execute())
+        return closed if 0 < closed - await self._now_ms() <= _LONGEST_CLOSED_S * 1000 else None
 
     async def _now_ms(self) -> float:
         seconds, micros = await self._redis.time()

@@ -2,16 +2,23 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime, timedelta
 
+import aiohttp
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from relay.errors import OverBudget, RateLimited
 from relay.providers.base import Purpose
 from relay.providers.budget import Limit, SourceBudget
+from relay.providers.source import connect_source
+from relay.providers.webfones.options import WebfonesOptions
 from relay.store.budget import BudgetStore, budget_script
+from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.webfones import FaultyWebFones
 
 LIMIT = Limit(requests=1000, window_s=900, share=0.6)
 SMALL = Limit(requests=20, window_s=60, share=0.5)
@@ -187,7 +194,8 @@ CLOSED = {
     "the key, and no limit is known": ("key", None, Purpose.POLL, None, (60, 0, 60)),
     "the address, for a poll": ("ip", 40.0, Purpose.POLL, LIMIT, (40, 40, 40)),
     "the address, for contacts": ("ip", 40.0, Purpose.CONTACTS, LIMIT, (0, 0, 40)),
-    "a hint beyond reason": ("key", 1e9, Purpose.POLL, LIMIT, (3600, 0, 3600)),
+    "the key, for hours": ("key", 20_000.0, Purpose.POLL, LIMIT, (20_000, 0, 20_000)),
+    "a hint beyond reason": ("key", 1e9, Purpose.POLL, LIMIT, (86_400, 0, 86_400)),
 }
 
 
@@ -210,6 +218,46 @@ async def test_another_way_out_is_not_closed_by_an_address(redis: Redis) -> None
 
     proxied = source_budget(redis, key="key 2", egress="http://proxy.example:3128")
     assert await wait_s(proxied) == 0
+
+
+async def test_a_tenants_refusal_closes_no_budget_of_others(redis: Redis) -> None:
+    """A tenant's own server answers 429 "this IP": the operator's source, and another tenant's, go on."""
+
+    def budget(owner: str, *, server: str = "api.example:2343", key: str = "key") -> SourceBudget:
+        return SourceBudget(BudgetStore(redis), server, lambda: key, "direct", LIMIT, owner=owner)
+
+    await refuse(budget("mallory", server="mallory.example", key="m"), "ip", 3600.0)
+    await refuse(budget("mallory", key="m"), "ip", 3600.0)
+    await refuse(budget("mallory", server="mallory.example"), "key", 3600.0)
+
+    assert await wait_s(budget("")) == 0
+    assert await wait_s(budget("", key="m")) == 0
+    assert await wait_s(budget("other", key="m")) == 0
+    assert await wait_s(budget("mallory", key="m")) == pytest.approx(3600, abs=2)
+
+
+async def test_a_429_on_a_recording_stops_the_requests_after_it(redis: Redis) -> None:
+    """Thirty recordings are requested, and one request is sent; the API shows until when nothing else is."""
+    simulator = FaultyWebFones()
+    simulator.add_account("key")
+    simulator.inject(Fault(kind=FaultKind.STATUS, status=429, on="recording", times=None))
+    async with simulator.serve() as base_url, aiohttp.ClientSession() as http:
+        options = WebfonesOptions(api_key=SecretStr("key"), base_url=base_url)
+        source = connect_source("main", options, http, BudgetStore(redis), public_url=None)
+        assert source.provider.recordings is not None
+        errors: list[Exception] = []
+        for number in range(30):
+            try:
+                async with source.provider.recordings.recording(str(number + 1)):
+                    pass
+            except (RateLimited, OverBudget) as error:
+                errors.append(error)
+
+    closed_until = await source.budget.closed_until()
+    assert [type(error) for error in errors] == [RateLimited] + [OverBudget] * 29
+    assert await source.budget.requests_left() == 0
+    assert closed_until is not None
+    assert closed_until > datetime.now(UTC) + timedelta(seconds=30)
 
 
 async def test_a_closed_bucket_opens_again(store: VirtualStore, redis: Redis) -> None:
