@@ -10,6 +10,7 @@ from relay.api.jobs import JobView
 from relay.api.jobs import view as view_job
 from relay.api.problems import Problem, invalid
 from relay.completeness import examine
+from relay.domain.polling import PollState
 from relay.polling.completeness import DayReport, DeliveryCount, Gap, GapKind, oldest_day, today, usual_days
 from relay.polling.window import floor
 from relay.providers.source import Source
@@ -86,6 +87,9 @@ class Completeness(BaseModel):
     days: list[DayCompleteness]
     gaps: list[GapView]
     gaps_left_out: int = Field(description="number of gaps omitted, because there are too many")
+    unread: list[str] = Field(
+        description="ranges of time that the provider could not list; what is missing there shows later"
+    )
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -95,7 +99,8 @@ async def read_completeness(
 ) -> Completeness:
     """Compare what a provider showed of each day with what was ingested, published and delivered."""
     source = await context.source(caller, source_id)
-    first, last = await _days(context, source, query)
+    poll_state = (await context.store.sources.read(source_id)).poll_state
+    first, last = _days(context, source, poll_state, query)
     reports = await examine(context.store, source, context.subscriptions(caller), first=first, last=last)
     gaps = [gap for report in reports for gap in report.gaps]
     return Completeness(
@@ -106,6 +111,7 @@ async def read_completeness(
         days=[_day(report) for report in reports],
         gaps=[_gap(gap) for gap in gaps[:MAX_GAPS]],
         gaps_left_out=max(len(gaps) - MAX_GAPS, 0),
+        unread=[failure.text for failure in poll_state.gaps],
     )
 
 
@@ -114,17 +120,17 @@ async def heal_source(context: ApiContext, caller: Caller, source_id: str, body:
     source = await context.source(caller, source_id)
     if source.paused:
         raise Problem("source_paused", "The source is paused; resume it first.")
-    first, last = await _days(context, source, body)
+    poll_state = (await context.store.sources.read(source_id)).poll_state
+    first, last = _days(context, source, poll_state, body)
     job = await context.start_job(
         "heal", source_id, first.isoformat(), last.isoformat(), caller=caller, source=source_id
     )
     return view_job(job)
 
 
-async def _days(context: ApiContext, source: Source, days: DayRange) -> tuple[date, date]:
+def _days(context: ApiContext, source: Source, poll_state: PollState, days: DayRange) -> tuple[date, date]:
     now = context.now()
-    state = await context.store.sources.read(source.id)
-    oldest = date.fromisoformat(oldest_day(floor(state.poll_state, now=now), now=now))
+    oldest = date.fromisoformat(oldest_day(floor(poll_state, now=now), now=now))
     usual_first, usual_last = usual_days(now, zone=source.options.timezone)
     last = min(days.to or usual_last, today(now, zone=source.options.timezone))
     first = days.from_ or max(min(usual_first, last), oldest)

@@ -93,6 +93,9 @@ def _write(term: Terminal, reports: Sequence[Json]) -> None:
     gaps = [{**gap, "source_id": report["source_id"]} for report in reports for gap in report["gaps"]]
     if gaps:
         term.out.table({"items": gaps[:_GAPS_SHOWN]}, GAP_COLUMNS, empty="")
+    for report in reports:
+        for text in report["unread"]:
+            term.out.note(f"{report['source_id']}: {text}")
     hidden = max(len(gaps) - _GAPS_SHOWN, 0) + sum(report["gaps_left_out"] for report in reports)
     if hidden:
         term.out.note(f"and {hidden:,} more; --json shows up to 1,000 of each source")

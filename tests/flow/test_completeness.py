@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 
 from relay.completeness import examine
 from relay.domain import ids
+from relay.domain.polling import TierFailure
 from relay.gauges import measure
 from relay.polling.completeness import usual_days
 from relay.queue import keys as queue_keys
@@ -28,10 +29,10 @@ from relay.store import keys
 from relay.store.lanes import LaneName
 from tests.fakes.clock import ManualClock
 from tests.fakes.timeline import calls_between
-from tests.flow.api import ApiClient, open_api
+from tests.flow.api import SOURCE, ApiClient, open_api
 from tests.flow.cli import relay as run_command
 from tests.flow.harness import eventually
-from tests.flow.polling import KEY, SID, PollFault, PollHarness
+from tests.flow.polling import KEY, SID, TIERS, PollFault, PollHarness
 from tests.flow.test_promise_1 import RUN, Story, live_through, stories
 from workers.sweep import check_completeness
 
@@ -384,6 +385,31 @@ async def test_days_that_cannot_be_examined_are_refused(complete: CompletenessHa
     status, problem = await complete.api.request("GET", f"/v1/sources/{SID}/completeness?{query}")
 
     assert (status, problem["code"], problem["errors"][0]["field"]) == (422, "invalid", field)
+
+
+async def test_what_could_not_be_read_is_shown_beside_what_is_missing(complete: CompletenessHarness) -> None:
+    """Whether something is missing there is not known so far, so it is not counted."""
+    now = complete.clock.now()
+    failure = TierFailure(now - 2 * HOUR, now - HOUR, "WebFones answered 504", now, 3, 7200, now + HOUR)
+    await complete.account.store.sources.tier_failed(SID, TIERS[-1].depth_s, failure)
+
+    report = await complete.report()
+    printed = await run_command(complete.api, "completeness", SID, "--from", str(now.date()))
+
+    assert (report["missing"], report["unread"]) == (0, [failure.text])
+    assert (printed.code, "could not be read: WebFones answered 504" in printed.err) == (0, True)
+
+
+async def test_a_paused_source_is_examined_but_not_healed(
+    redis: Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Healing would have to ask its provider."""
+    source = {**SOURCE, "enabled": False}
+    async with open_api(redis, valkey_url, tmp_path, monkeypatch, sources={SID: source}) as api:
+        report = await api.get(f"/v1/sources/{SID}/completeness")
+
+        assert (report["missing"], len(report["days"])) == (0, 4)
+        assert await api.problem("POST", f"/v1/sources/{SID}/heal") == (409, "source_paused")
 
 
 async def test_a_tenant_sees_its_own_sources_and_subscriptions_only(complete: CompletenessHarness) -> None:
