@@ -48,7 +48,7 @@ def management(runtime: Runtime) -> web.Application:
         eraser=Eraser(runtime.store, runtime.storage),
         now=SystemClock().now,
         closing=asyncio.Event(),
-        streams=set(),
+        streams={},
         heartbeat_s=HEARTBEAT_S,
         write_timeout_s=WRITE_TIMEOUT_S,
     )

@@ -27,10 +27,12 @@ _MAX_TOKEN_CHARS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller. Without a `tenant` it is the operator, who may access everything."""
+    """An authenticated caller. Without a `tenant` it is the operator, who may access everything. `token` is the id of
+    an issued token, None for one of the configuration."""
 
     role: Role
     tenant: str | None = None
+    token: str | None = None
 
     def can_access(self, tenant: str | None) -> bool:
         return self.tenant is None or self.tenant == tenant
@@ -70,7 +72,7 @@ class Authenticator:
         declaration = await self._declarations.get("token", match.group(1)) if match else None
         if declaration is None or not hmac.compare_digest(str(declaration.document["digest"]).encode(), digest):
             return None
-        return Caller(declaration.document["role"], declaration.tenant)
+        return Caller(declaration.document["role"], declaration.tenant, declaration.id)
 
     async def issue(self, name: str, role: Role, tenant: str | None) -> tuple[IssuedToken, str]:
         """Issue a token; return it with its secret text, which is not stored."""

@@ -37,7 +37,7 @@ class ApiContext:
     eraser: Eraser
     now: Callable[[], datetime]
     closing: asyncio.Event
-    streams: set[Any]
+    streams: dict[asyncio.Task[Any], Caller]
     heartbeat_s: float
     write_timeout_s: float
 

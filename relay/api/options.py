@@ -9,7 +9,7 @@ from pydantic import BaseModel, SecretStr
 from yarl import URL
 
 from relay.api.auth import Caller
-from relay.api.problems import Problem
+from relay.api.problems import Problem, invalid
 from relay.delivery.guard import ForbiddenAddress, Guard, NoAddress
 from relay.domain.json import Json
 
@@ -56,6 +56,26 @@ def unmasked(value: Any, masked_value: Any, current: Any) -> Any:
     if isinstance(value, str) and MASK in value and value == masked_value:
         return current
     return value
+
+
+def require_secrets(body: Mapping[str, Any], options: BaseModel, *, prefix: str = "") -> None:
+    """Raise a Problem unless a request that changes where an account's secrets are sent holds all of them itself.
+
+    Otherwise a change of the address would send the secrets, which are never shown, to a server of the one who makes it.
+    """
+    for name in type(options).model_fields:
+        value, given = getattr(options, name), body.get(name)
+        path = f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            require_secrets(given if isinstance(given, Mapping) else {}, value, prefix=f"{path}.")
+        elif isinstance(value, SecretStr) and (not isinstance(given, str) or MASK in given):
+            raise invalid(path, "must be sent again, because the provider, host or port changes")
+
+
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port of a URL: where secrets are sent."""
+    parts = URL(url)
+    return parts.scheme, parts.host or "", parts.port
 
 
 def merge_patched(document: Json, changes: Json) -> Json:

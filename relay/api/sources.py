@@ -17,7 +17,17 @@ from relay.api.context import ApiContext, tenant_of_new
 from relay.api.fields import Id, Instant, check_id, instant, new_id
 from relay.api.jobs import JobView
 from relay.api.jobs import view as view_job
-from relay.api.options import MASK, check_url, inlined, masked, merge_patch_schema, merge_patched, unmasked
+from relay.api.options import (
+    MASK,
+    check_url,
+    inlined,
+    masked,
+    merge_patch_schema,
+    merge_patched,
+    origin,
+    require_secrets,
+    unmasked,
+)
 from relay.api.paging import Page, PageQuery, page_of_items
 from relay.api.problems import Problem, changed_meanwhile, id_not_available, invalid
 from relay.api.route import ApiResponse, invalid_input
@@ -282,7 +292,8 @@ async def put_source(context: ApiContext, caller: Caller, source_id: str, body: 
         if tenant not in (None, current.tenant):
             raise invalid("tenant", "cannot be changed; delete the source and create it again")
         before = parse_source(current.document)
-        options = await _checked(context, caller, unmasked(body, masked(before), current.document), before=before)
+        document = unmasked(body, masked(before), current.document)
+        options = await _checked(context, caller, document, before=before, body=body)
         if await _replace(context, current, options):
             return ApiResponse(await _view(context, caller, source_id))
     raise changed_meanwhile()
@@ -297,7 +308,7 @@ async def patch_source(context: ApiContext, caller: Caller, source_id: str, body
         current = await context.existing_declaration(caller, "source", source_id)
         before = parse_source(current.document)
         document = merge_patched(current.document, unmasked(body, masked(before), current.document))
-        options = await _checked(context, caller, document, before=before)
+        options = await _checked(context, caller, document, before=before, body=body)
         if await _replace(context, current, options):
             return await _view(context, caller, source_id)
     raise changed_meanwhile()
@@ -324,9 +335,16 @@ def _id_and_tenant(body: Mapping[str, Any], caller: Caller) -> tuple[str | None,
     return source_id, tenant_of_new(caller, tenant)
 
 
-async def _checked(context: ApiContext, caller: Caller, body: Json, *, before: SourceOptions | None = None) -> Json:
-    """Validate options and the URLs in them; return the document to store."""
-    document = {name: value for name, value in body.items() if name not in _NOT_OPTIONS}
+async def _checked(
+    context: ApiContext,
+    caller: Caller,
+    options_document: Json,
+    *,
+    before: SourceOptions | None = None,
+    body: Json | None = None,
+) -> Json:
+    """Validate options and the URLs in them; return the document to store. `body` is the request that changes them."""
+    document = {name: value for name, value in options_document.items() if name not in _NOT_OPTIONS}
     _refuse_files_and_masks(document, "")
     kind = PROVIDERS.get(str(document.get("provider")))
     if kind is None:
@@ -335,8 +353,15 @@ async def _checked(context: ApiContext, caller: Caller, body: Json, *, before: S
         options: SourceOptions = TypeAdapter(kind.options).validate_python(document)
     except ValidationError as error:
         raise invalid_input(error, kind.options) from None
+    if before is not None and body is not None and _destinations(options) != _destinations(before):
+        require_secrets(body, options)
     await _check_urls(context, caller, options, dict(_urls(before)) if before is not None else {})
     return reveal(options)
+
+
+def _destinations(options: SourceOptions) -> tuple[str, Mapping[str, object]]:
+    """The provider, and the servers that get its secrets; a proxy is none: it sees only encrypted connections."""
+    return options.provider, {name: origin(url) for name, url in _urls(options) if name != "proxy_url"}
 
 
 def _refuse_files_and_masks(document: Json, prefix: str) -> None:
@@ -395,6 +420,8 @@ async def _replace(context: ApiContext, current: Declaration, document: Json) ->
     declaration = await context.store.declarations.replace("source", current, document)
     if declaration is None:
         return False
+    if _destinations(parse_source(document)) != _destinations(parse_source(current.document)):
+        await context.store.credentials(current.id).forget()  # handed out by the former server
     await runtime.registry.apply("source", declaration)
     await runtime.reconciler.source(current.id)
     return True

@@ -24,13 +24,19 @@ from relay.api.problems import Problem
 from relay.api.sse import SseResponse
 from relay.store.connection import STORE_ERRORS
 from relay.store.listings import Listing
+from relay.tasks import cancel
 
 MAX_STREAMS: Final = 100
+MAX_STREAMS_OF_TENANTS: Final = 80
+"""The others are the operator's."""
+MAX_STREAMS_PER_TENANT: Final = 25
+MAX_STREAMS_PER_TOKEN: Final = 10
 # Events that a client may have missed; further back there is `GET /v1/events`.
 MAX_BACKLOG: Final = 10_000
 _BATCH: Final = 200
 # Each stream reads its index this often; what needs an event sooner has a webhook.
 _POLL_INTERVAL_S: Final = 0.25
+_VERIFY_EVERY_S: Final = 0.5
 # Far more than one millisecond can hold.
 _REMEMBERED: Final = 5_000
 _RETRY_MS: Final = 2_000
@@ -70,28 +76,68 @@ async def stream_events(
 ) -> web.StreamResponse:
     """Stream events as they are created (Server-Sent Events)."""
     listing = await listing_of(context, caller, query)
-    if len(context.streams) >= MAX_STREAMS:
-        raise Problem("too_many_streams", f"There are {MAX_STREAMS} open streams already; retry later.")
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a handler runs in a task
+    _require_room(context, caller)
+    context.streams[task] = caller  # before the first await: requests at the same time are counted
+    try:
+        return await _stream(context, caller, query, request, listing)
+    finally:
+        del context.streams[task]
+
+
+def _require_room(context: ApiContext, caller: Caller) -> None:
+    open_streams = list(context.streams.values())
+    counts = [(len(open_streams), MAX_STREAMS, "in all")]
+    if caller.tenant is not None:
+        of_tenants = [other for other in open_streams if other.tenant is not None]
+        of_tenant = [other for other in of_tenants if other.tenant == caller.tenant]
+        counts.append((len(of_tenants), MAX_STREAMS_OF_TENANTS, "of all tenants"))
+        counts.append((len(of_tenant), MAX_STREAMS_PER_TENANT, "of this tenant"))
+    if caller.token is not None:
+        of_token = [other for other in open_streams if other.token == caller.token]
+        counts.append((len(of_token), MAX_STREAMS_PER_TOKEN, "of this token"))
+    for count, most, whose in counts:
+        if count >= most:
+            raise Problem("too_many_streams", f"There are {most} open streams {whose} already; retry later.")
+
+
+async def _stream(
+    context: ApiContext, caller: Caller, query: StreamEvents, request: web.Request, listing: Listing
+) -> web.StreamResponse:
     last_id = query.last_event_id or request.headers.get("Last-Event-ID")
     if last_id is not None and not re.fullmatch(EVENT_ID, last_id):
         last_id = "unknown"
     position, missed = await _start_position(context, listing, last_id)
     stream = SseResponse(request, write_timeout_s=context.write_timeout_s)
-    task = asyncio.current_task()
-    context.streams.add(task)
+    revoked = asyncio.Event()
+    watching = asyncio.create_task(_watch_token(context, request, stream, revoked))
     try:
         await stream.start(retry_ms=_RETRY_MS)
         if missed:
             await stream.send(b'{"missed":%s}' % missed, event="gap")
-        await _follow(context, caller, query, request, stream, listing, position)
+        await _follow(context, caller, query, stream, listing, position, revoked)
     except TimeoutError:
         log.info("stream_client_stalled")
         stream.abort()
     except ConnectionError:
         log.debug("stream_client_disconnected")
     finally:
-        context.streams.discard(task)
+        await cancel(watching)
     return stream.response
+
+
+async def _watch_token(context: ApiContext, request: web.Request, stream: SseResponse, revoked: asyncio.Event) -> None:
+    """End a stream within a second of the revocation of its token, also one that waits for its client to read."""
+    authorization = request.headers.get("Authorization")
+    while True:
+        await asyncio.sleep(_VERIFY_EVERY_S)
+        with contextlib.suppress(*STORE_ERRORS):
+            if await context.authenticator.authenticate(authorization) is None:
+                break
+    revoked.set()
+    await asyncio.sleep(_POLL_INTERVAL_S)
+    stream.abort()
 
 
 async def _start_position(context: ApiContext, listing: Listing, last_id: str | None) -> tuple[_Position, bytes]:
@@ -114,22 +160,20 @@ async def _follow(
     context: ApiContext,
     caller: Caller,
     query: StreamEvents,
-    request: web.Request,
     stream: SseResponse,
     listing: Listing,
     position: _Position,
+    revoked: asyncio.Event,
 ) -> None:
     loop = asyncio.get_running_loop()
-    verified_at = loop.time()
-    while not context.closing.is_set() and not stream.disconnected:
+    listed_at = loop.time()
+    while not context.closing.is_set() and not stream.disconnected and not revoked.is_set():
         try:
             event_ids = await _next(listing, position)
             documents = await read_events(context, caller, query, event_ids) if event_ids else []
-            if loop.time() - verified_at >= context.heartbeat_s:
-                if await context.authenticator.authenticate(request.headers.get("Authorization")) is None:
-                    return  # the token was revoked
+            if loop.time() - listed_at >= context.heartbeat_s:
                 listing = await listing_of(context, caller, query)  # the tenant may have a new source
-                verified_at = loop.time()
+                listed_at = loop.time()
         except Problem:
             return  # the source or subscription of the filter was deleted
         except STORE_ERRORS:

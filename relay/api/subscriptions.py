@@ -15,7 +15,7 @@ from relay.api.auth import Caller
 from relay.api.context import ApiContext, tenant_of_new
 from relay.api.events import SAMPLE_SCAN_LIMIT
 from relay.api.fields import EVENT_ID, Id, Instant, check_id, instant, new_id, to_ms
-from relay.api.options import check_url, inlined, masked, merge_patch_schema, merge_patched, unmasked
+from relay.api.options import MASK, check_url, inlined, masked, merge_patch_schema, merge_patched, origin, unmasked
 from relay.api.paging import Page, PageQuery, page_of_items, page_of_listing
 from relay.api.problems import Problem, changed_meanwhile, id_not_available, invalid
 from relay.api.route import ApiResponse, invalid_input
@@ -266,7 +266,9 @@ async def put_subscription(
             continue  # a concurrent request created it first
         if requested.tenant not in (None, current.tenant):
             raise invalid("tenant", "cannot be changed; delete the subscription and create it again")
-        if await _replace(context, caller, current, _document(requested, secret=options["secret"])):
+        document = _document(requested, secret=options["secret"])
+        _require_headers(body, document, options)
+        if await _replace(context, caller, current, document):
             return ApiResponse(await read_subscription(context, caller, subscription_id))
     raise changed_meanwhile()
 
@@ -280,6 +282,7 @@ async def patch_subscription(
         masked_options, options = _masked_and_plain(current)
         changes = unmasked(body, masked_options, options)
         document = reveal(_validated(SubscriptionOptions, merge_patched(options, changes)))
+        _require_headers(body, document, options)
         if await _replace(context, caller, current, document):
             return await read_subscription(context, caller, subscription_id)
     raise changed_meanwhile()
@@ -340,6 +343,16 @@ async def _replace(context: ApiContext, caller: Caller, current: Declaration, do
     await runtime.registry.apply("subscription", declaration)
     await runtime.reconciler.subscription(current.id)
     return True
+
+
+def _require_headers(body: Json, document: Json, before: Json) -> None:
+    """Require the headers, which may hold a credential, anew when the events go to another server. The signing secret
+    stays: no server receives it."""
+    if not document["headers"] or origin(document["url"]) == origin(before["url"]):
+        return
+    headers = body.get("headers")
+    if not isinstance(headers, dict) or any(MASK in str(value) for value in headers.values()):
+        raise invalid("headers", "must be sent again, because the host or port of the URL changes")
 
 
 def _masked_and_plain(current: Declaration | None) -> tuple[Json, Json]:

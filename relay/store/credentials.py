@@ -33,6 +33,9 @@ class StoredCredentials:
     async def write(self, text: str) -> None:
         await self._redis.set(self._name, self._box.encrypt(text, context=self._name), ex=_TTL_S)
 
+    async def forget(self) -> None:
+        await self._redis.delete(self._name)
+
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         """Hold the lock that all processes share: a token may be exchanged once. Raises Unavailable after 30 s."""

@@ -96,6 +96,27 @@ async def test_the_key_is_masked_and_the_mask_keeps_it(api: ApiClient) -> None:
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"base_url": "https://hooks.example.com"},
+        {"base_url": "https://hooks.example.com", "api_key": MASK},
+        {"base_url": "https://api.webfones.com:8443"},
+    ],
+)
+async def test_a_secret_does_not_follow_a_changed_address(api: ApiClient, change: dict[str, Any]) -> None:
+    """Whoever may change a source could otherwise have the key sent to a server of their own."""
+    await api.post("/v1/sources", {**OUTSIDE, "id": "new", "base_url": "https://api.webfones.com"})
+    whole = {**OUTSIDE, "base_url": "https://api.webfones.com", "api_key": MASK} | change
+
+    patched, problem = await api.request("PATCH", "/v1/sources/new", change)
+    put, _ = await api.request("PUT", "/v1/sources/new", whole)
+    anew, _ = await api.request("PATCH", "/v1/sources/new", {**change, "api_key": "another-key"})
+
+    assert (patched, put, anew) == (422, 422, 200)
+    assert problem["errors"][0]["field"] == "api_key"
+
+
+@pytest.mark.parametrize(
     ("options", "field"),
     [
         ({}, "provider"),
@@ -207,7 +228,7 @@ async def test_a_dns_outage_does_not_prevent_pausing(api: ApiClient, monkeypatch
     paused = await api.post("/v1/sources/new/pause")
 
     assert paused["state"] == "paused"
-    other = {"base_url": "https://api.webfones.com:9"}
+    other = {"base_url": "https://api.webfones.com:9", "api_key": "another-key"}
     assert await api.problem("PATCH", "/v1/sources/new", other) == (422, "address_refused")
 
 

@@ -237,3 +237,35 @@ async def test_streams_end_when_the_relay_stops(
         assert loop.time() - stopping_at < 3
         with pytest.raises(EOFError):
             await listener.next()
+
+
+async def test_one_viewer_or_tenant_does_not_take_all_streams(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are limits per token, per tenant and for all tenants; the others are the operator's."""
+    monkeypatch.setattr(stream, "MAX_STREAMS_PER_TOKEN", 2)
+    monkeypatch.setattr(stream, "MAX_STREAMS_PER_TENANT", 3)
+    monkeypatch.setattr(stream, "MAX_STREAMS_OF_TENANTS", 4)
+    first, second = await api.issue_token("viewer", "acme"), await api.issue_token("viewer", "acme")
+    other, third = await api.issue_token("viewer", "other"), await api.issue_token("viewer", "third")
+
+    async with contextlib.AsyncExitStack() as streams:
+        for token in (first, first, second):
+            await streams.enter_async_context(open_stream(api, token=token))
+        of_token = await api.problem("GET", "/v1/events/stream", token=first)
+        of_tenant = await api.problem("GET", "/v1/events/stream", token=second)
+        await streams.enter_async_context(open_stream(api, token=other))
+        of_tenants = await api.problem("GET", "/v1/events/stream", token=third)
+        for _ in range(3):
+            await streams.enter_async_context(open_stream(api))
+
+    assert of_token == of_tenant == of_tenants == (503, "too_many_streams")
+
+
+async def test_streams_of_a_revoked_token_end_within_a_second(api: ApiClient) -> None:
+    token = await api.issue_token("viewer", "acme")
+    [issued] = [each for each in (await api.get("/v1/tokens"))["items"] if each["name"] == "viewer of acme"]
+
+    async with open_stream(api, token=token) as listener:
+        await api.request("DELETE", f"/v1/tokens/{issued['id']}")
+        async with asyncio.timeout(1):
+            with contextlib.suppress(aiohttp.ClientError):
+                assert await listener.answer.content.read() == b"\n"

@@ -474,3 +474,19 @@ async def test_a_hook_elsewhere_gets_no_delete(api: ApiClient, monkeypatch: pyte
         await api.relay.runtime.aclose()
 
         assert methods == []
+
+
+async def test_headers_do_not_follow_a_changed_address(api: ApiClient) -> None:
+    """They may hold a credential: another host or port needs them anew, another path does not."""
+    url, headers = "https://hooks.example.com/one", {"authorization": "Bearer of-the-crm"}
+    await api.post("/v1/subscriptions", {"id": "crm", "url": url, "headers": headers})
+    elsewhere = {"url": "https://hooks.zapier.com/one"}
+
+    refused = await api.problem("PATCH", "/v1/subscriptions/crm", elsewhere)
+    masked = await api.problem("PUT", "/v1/subscriptions/crm", {**elsewhere, "headers": {"authorization": MASK}})
+    port = await api.problem("PATCH", "/v1/subscriptions/crm", {"url": "https://hooks.example.com:8443/one"})
+    path, _ = await api.request("PATCH", "/v1/subscriptions/crm", {"url": "https://hooks.example.com/two"})
+    anew, _ = await api.request("PATCH", "/v1/subscriptions/crm", {**elsewhere, "headers": {"x-key": "new"}})
+
+    assert refused == masked == port == (422, "invalid")
+    assert (path, anew) == (200, 200)
