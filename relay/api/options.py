@@ -61,7 +61,7 @@ def unmasked(value: Any, masked_value: Any, current: Any) -> Any:
 def require_secrets(body: Mapping[str, Any], options: BaseModel, *, prefix: str = "") -> None:
     """Raise a Problem unless a request that changes where an account's secrets are sent holds all of them itself.
 
-    Otherwise a change of the address would send the secrets, which are never shown, to a server of the one who makes it.
+    Otherwise a new address would receive secrets that are never shown to the one who sets it.
     """
     for name in type(options).model_fields:
         value, given = getattr(options, name), body.get(name)
