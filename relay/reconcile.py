@@ -48,8 +48,14 @@ class Reconciler:
             )
         )
         await self._limit(*sources)
-        subscriptions = [each for each in registry.subscriptions.values() if registry.decides("subscription", each.id)]
-        await self._store.note_filters({each.id: filters.text(each.options) for each in subscriptions})
+        subscriptions = [
+            subscription
+            for subscription in registry.subscriptions.values()
+            if registry.decides("subscription", subscription.id)
+        ]
+        await self._store.note_filters(
+            {subscription.id: filters.text(subscription.options) for subscription in subscriptions}
+        )
         for at in range(0, len(subscriptions), _BATCH):
             batch = subscriptions[at : at + _BATCH]
             changes = [change for subscription in batch for change in _limits(subscription)]

@@ -418,8 +418,8 @@ def zone(what: str, starts: Sequence[datetime], name: str, *, now: datetime) -> 
 def _suggestion(name: str, now: datetime, ahead_s: float) -> str:
     off_s = -round(ahead_s / 1800) * 1800
     configured = now.astimezone(ZoneInfo(name)).utcoffset() or timedelta()
-    wanted = configured - timedelta(seconds=off_s)
-    same_offset = [zone for zone in _ZONES if now.astimezone(ZoneInfo(zone)).utcoffset() == wanted]
+    offset = configured - timedelta(seconds=off_s)
+    same_offset = [zone for zone in _ZONES if now.astimezone(ZoneInfo(zone)).utcoffset() == offset]
     example = f", for example {same_offset[0]}" if same_offset else ""
     seems = apparent_zone(configured, off_s)
     return f"the rows look like {seems}; set the source's timezone to the account's own{example}"
@@ -492,14 +492,16 @@ async def _try_storage(storage: RecordingStorage, settings: Settings, what: str)
     probe = b"call relay check"
     alphabet = "abcdefghijklmnopqrstuvwxyz234567"
     call_id = "call_" + "".join(chance.choice(alphabet) for _ in range(26))
-    kept = await storage.put(call_id, _once(probe), started_on=datetime.now(UTC).date(), expected_size_bytes=len(probe))
-    if isinstance(kept, Discarded):
-        return [Finding(what, "fail", kept.reason)]
+    stored = await storage.put(
+        call_id, _once(probe), started_on=datetime.now(UTC).date(), expected_size_bytes=len(probe)
+    )
+    if isinstance(stored, Discarded):
+        return [Finding(what, "fail", stored.reason)]
     try:
-        read = b"".join([block async for block in storage.read(kept.path, 0, kept.size_bytes)])
-        signed = await storage.presign(kept.path, LINK_TTL_S) if settings.recording_links == "presigned" else ""
+        read = b"".join([block async for block in storage.read(stored.path, 0, stored.size_bytes)])
+        signed = await storage.presign(stored.path, LINK_TTL_S) if settings.recording_links == "presigned" else ""
     finally:
-        await storage.delete(kept.path)
+        await storage.delete(stored.path)
     if read != probe:
         return [Finding(what, "fail", "returned other bytes than were written")]
     findings = [Finding(what, "ok", f"{_place(settings.storage_url)}: writes, reads and deletes")]

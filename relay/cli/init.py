@@ -235,13 +235,13 @@ class _Questions:
         self,
         option: str,
         question: str,
-        given: str | None,
+        value: str | None,
         *,
         default: str | None = None,
         check: Callable[[str], object] | None = None,
     ) -> str:
-        if given is not None:
-            return given
+        if value is not None:
+            return value
         if self.interactive:
             return _prompt(question, default, check)
         if default is not None:
@@ -249,14 +249,14 @@ class _Questions:
         self.missing.append(option)
         return ""
 
-    def choice(self, option: str, question: str, given: str | None, choices: list[str]) -> str:
+    def choice(self, option: str, question: str, value: str | None, choices: list[str]) -> str:
         names = ", ".join(choices)
         while True:
             default = "webfones" if self.interactive else None
-            chosen = self.text(option, f"{question} ({names})", given, default=default)
+            chosen = self.text(option, f"{question} ({names})", value, default=default)
             if chosen in choices:
                 return chosen
-            if not self.interactive or given is not None:
+            if not self.interactive or value is not None:
                 raise SettingsError(f"{option}: must be one of {names}")
             typer.echo(f"  must be one of {names}", err=True)
 
@@ -267,10 +267,10 @@ class _Questions:
         answer: str = typer.prompt(question, hide_input=True)
         return answer.strip()
 
-    def optional(self, question: str, given: str | None, *, check: Callable[[str], object]) -> str | None:
-        if given is None and self.interactive:
-            given = _prompt(question, "", lambda answer: check(answer) if answer else None)
-        return (given or "").strip() or None
+    def optional(self, question: str, value: str | None, *, check: Callable[[str], object]) -> str | None:
+        if value is None and self.interactive:
+            value = _prompt(question, "", lambda answer: check(answer) if answer else None)
+        return (value or "").strip() or None
 
     def raise_for_missing(self) -> None:
         if self.missing:

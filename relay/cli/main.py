@@ -90,8 +90,8 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"call-relay {relay.__version__}")
         raise typer.Exit
 

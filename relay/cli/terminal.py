@@ -78,7 +78,7 @@ def command(app: typer.Typer, name: str, *, endless: bool = False) -> Callable[[
     def register(work: Work) -> Work:
         _, *own = inspect.signature(work).parameters.values()
         common = inspect.signature(_common).parameters.values()
-        keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *common)]
+        keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *common)]
 
         def run(*, url: str | None, token: str | None, config: Path | None, as_json: bool, **options: Any) -> None:
             try:

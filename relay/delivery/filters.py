@@ -32,7 +32,7 @@ class SubscriptionFilter(Protocol):
 def text(selected: SubscriptionFilter) -> str:
     """Write filters down, so that two texts differ when the filters do."""
     chosen = (selected.events, selected.sources, selected.direction, selected.outcome, selected.extensions)
-    return repr([*(sorted(each or ()) for each in chosen), selected.min_duration_s])
+    return repr([*(sorted(values or ()) for values in chosen), selected.min_duration_s])
 
 
 def mismatch(selected: SubscriptionFilter, event: Json, *, subscription_id: str | None = None) -> str | None:

@@ -72,7 +72,7 @@ async def replay_since(
             await step(progress)
             return
         event_ids = [event_id for _, event_id in entries]
-        for event_id, ordering_key in await _wanted(store, subscription, event_ids, status, owner_of):
+        for event_id, ordering_key in await _selected(store, subscription, event_ids, status, owner_of):
             [outcome] = await store.deliveries.replay(
                 event_id, ordering_key, [subscription.id], at_ms=until_ms, force=force
             )
@@ -97,11 +97,11 @@ async def replay_since(
         await step(progress)
 
 
-async def _wanted(
+async def _selected(
     store: Store, subscription: Subscription, event_ids: Sequence[str], status: ReplayStatus, owner_of: OwnerOf
 ) -> list[tuple[str, str]]:
     """Choose the events to replay, each with its ordering key."""
-    wanted: list[tuple[str, str]] = []
+    selected: list[tuple[str, str]] = []
     rows = await store.deliveries.with_documents(event_ids, subscription.id)
     for event_id, (document, state) in zip(event_ids, rows, strict=True):
         if document is None:
@@ -112,8 +112,8 @@ async def _wanted(
             continue
         if status == "any" and filters.mismatch(subscription.options, document, subscription_id=subscription.id):
             continue
-        wanted.append((event_id, ordering_key(document)))
-    return wanted
+        selected.append((event_id, ordering_key(document)))
+    return selected
 
 
 def ordering_key(document: Json) -> str:

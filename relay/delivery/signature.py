@@ -28,17 +28,17 @@ def encode_secret(key: bytes) -> str:
 
 def decode_secret(text: str) -> bytes:
     """Decode a `whsec_…` secret; a ValueError says what is wrong with it without repeating it."""
-    wanted = f"must be {SECRET_PREFIX} followed by the standard base64 of {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes"
+    expected = f"must be {SECRET_PREFIX} followed by the standard base64 of {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes"
     if not text.startswith(SECRET_PREFIX):
-        raise ValueError(f"{wanted}; it does not begin with {SECRET_PREFIX}")
+        raise ValueError(f"{expected}; it does not begin with {SECRET_PREFIX}")
     if len(text) > _LONGEST_SECRET:
-        raise ValueError(f"{wanted}; it is too long")
+        raise ValueError(f"{expected}; it is too long")
     try:
         key = binascii.a2b_base64(text[len(SECRET_PREFIX) :].encode("ascii"), strict_mode=True)
     except ValueError:
-        raise ValueError(f"{wanted}; what follows is not base64 (A–Z a–z 0–9 + / and = at the end)") from None
+        raise ValueError(f"{expected}; what follows is not base64 (A–Z a–z 0–9 + / and = at the end)") from None
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
-        raise ValueError(f"{wanted}; it has {len(key)}")
+        raise ValueError(f"{expected}; it has {len(key)}")
     return key
 
 

@@ -185,9 +185,9 @@ class FakeNfon(FakeProvider[NfonAccount]):
             wake_up.set()
 
     def _details(self, request: FakeRequest, now: datetime) -> FakeResponse:
-        wanted = request.path.removeprefix("/records/")
+        uuid_text = request.path.removeprefix("/records/")
         for plan in self.visible(request.key, now):
-            if self.uuid_of(request.key, plan.rid) == wanted:
+            if self.uuid_of(request.key, plan.rid) == uuid_text:
                 return FakeResponse(200, self.row(self.accounts[request.key], plan, now, complete=True))
         return FakeResponse(404, {"error": "record not found"})
 

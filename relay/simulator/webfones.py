@@ -231,10 +231,11 @@ class FakeWebFones(FakeProvider[WebFonesAccount]):
             numbers = None
         if not isinstance(numbers, list) or not all(isinstance(number, str) for number in numbers):
             return FakeResponse(400, {"error": "phone_numbers must be an array of strings"})
-        wanted = [normalised(number) for number in numbers]
+        normalised_numbers = [normalised(number) for number in numbers]
         cards = account.contacts.values()
         matches = {
-            number: [card.model_dump(mode="json") for card in cards if number in card.numbers()] for number in wanted
+            number: [card.model_dump(mode="json") for card in cards if number in card.numbers()]
+            for number in normalised_numbers
         }
         return FakeResponse(200, matches)
 

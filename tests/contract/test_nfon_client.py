@@ -64,8 +64,8 @@ class Bench:
         self.store = MemoryCredentialStore()
 
     def client(self, **options: Any) -> Nfon:
-        given = {"base_url": self.base_url, "token": TOKEN, **options}
-        return Nfon(NfonOptions.model_validate(given), self.http, self.budget, self.store, clock=self.clock)
+        settings = {"base_url": self.base_url, "token": TOKEN, **options}
+        return Nfon(NfonOptions.model_validate(settings), self.http, self.budget, self.store, clock=self.clock)
 
     def with_login(self, refresh_token: str = "first-refresh", **options: Any) -> Nfon:
         oauth = {"client_id": "relay", "refresh_token": refresh_token, "token_url": f"{self.base_url}/token"}
@@ -236,7 +236,7 @@ async def test_milliseconds_are_detected(bench: Bench) -> None:
 
 async def test_seconds_stay_seconds_when_an_old_row_comes(bench: Bench) -> None:
     """A server whose filter is about something else sends an older call: no reason to ask for the year 57000."""
-    [odd] = bench.calls(1, before=timedelta(hours=1))
+    [early] = bench.calls(1, before=timedelta(hours=1))
     window = Window(NOW - timedelta(minutes=30), NOW)
     new = bench.calls(3)
     real = bench.simulator.records
@@ -244,15 +244,15 @@ async def test_seconds_stay_seconds_when_an_old_row_comes(bench: Bench) -> None:
     def also_older(key: str, query: Any, now: datetime) -> list[Any]:
         rows = real(key, query, now)
         if float(query.get("from", 0)) < now.timestamp() and int(query.get("offset", 0)) == 0:
-            rows = [bench.simulator.row(bench.simulator.accounts[key], odd, now), *rows]
+            rows = [bench.simulator.row(bench.simulator.accounts[key], early, now), *rows]
         return rows
 
     bench.simulator.records = also_older  # type: ignore[method-assign]
     client = bench.client()
     for _ in range(3):
-        found = await keys(client, window)
+        completed = await keys(client, window)
 
-        assert [key for key in found if key != bench.key(odd)] == [bench.key(plan) for plan in new]
+        assert [key for key in completed if key != bench.key(early)] == [bench.key(plan) for plan in new]
 
 
 async def test_a_server_that_returns_to_seconds_is_detected(bench: Bench) -> None:
@@ -546,11 +546,11 @@ async def test_details_that_are_forbidden_are_not_requested_again(bench: Bench, 
     client, [record] = await transcribed(bench)
     bench.simulator.inject(Fault(kind=FaultKind.STATUS, on=NfonEndpoint.DETAILS, status=status, times=None))
 
-    [found] = await client.complete([record])
+    [completed] = await client.complete([record])
 
-    assert found.transcription is not None
-    assert found.transcription["available"] is not later
-    assert (found.content_hash() == record.content_hash()) is not later
+    assert completed.transcription is not None
+    assert completed.transcription["available"] is not later
+    assert (completed.content_hash() == record.content_hash()) is not later
 
 
 async def test_details_that_hang_delay_calls_only_briefly(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -561,11 +561,11 @@ async def test_details_that_hang_delay_calls_only_briefly(bench: Bench, monkeypa
     loop = asyncio.get_running_loop()
     began = loop.time()
 
-    found = await client.complete(records)
+    completed = await client.complete(records)
     again = await client.complete(records)
 
     assert loop.time() - began < 2
-    assert {record.transcription["available"] for record in [*found, *again] if record.transcription} == {False}
+    assert {record.transcription["available"] for record in [*completed, *again] if record.transcription} == {False}
     assert bench.asked(NfonEndpoint.DETAILS) <= 5
 
 

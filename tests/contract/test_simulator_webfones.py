@@ -326,12 +326,12 @@ async def test_contacts_are_found_by_any_of_their_numbers(
     asked = {"phone_numbers": ["+15555559999", "5555551234", "5550000000"]}
 
     async with http.post("/contacts/contacts/search/phones", json=asked, headers=KEY) as answer:
-        found = await answer.json()
+        matches = await answer.json()
 
-    names = {number: [card["firstname"] for card in cards] for number, cards in found.items()}
+    names = {number: [card["firstname"] for card in cards] for number, cards in matches.items()}
     assert answer.status == 200
     assert names == {"5555559999": ["John", "Jane"], "5555551234": ["Jane"], "5550000000": []}
-    assert found["5555559999"][0]["external_id"] == "CRM-1"
+    assert matches["5555559999"][0]["external_id"] == "CRM-1"
 
 
 def test_a_search_may_answer_with_the_numbers_as_they_were_asked(simulator: FaultyWebFones) -> None:
@@ -370,8 +370,8 @@ async def test_contact_changes_are_counted_by_version(simulator: FaultyWebFones,
 async def test_the_people_of_a_timeline_are_in_the_address_book(simulator: FaultyWebFones) -> None:
     simulator.put_people("k", people(1))
 
-    known = {card.mobile_phone for card in simulator.accounts["k"].contacts.values()}
-    assert known == {person.number for person in people(1) if not person.stranger}
+    numbers = {card.mobile_phone for card in simulator.accounts["k"].contacts.values()}
+    assert numbers == {person.number for person in people(1) if not person.stranger}
 
 
 async def test_health_needs_no_key_and_status_does(http: aiohttp.ClientSession) -> None:

@@ -77,16 +77,16 @@ class Bucket:
 
     def _list(self, request: web.Request) -> web.Response:
         prefix, delimiter = request.query.get("prefix", ""), request.query.get("delimiter")
-        found = [name for name in self.objects if name.startswith(prefix)]
+        names = [name for name in self.objects if name.startswith(prefix)]
         folders: set[str] = set()
         if delimiter:
-            folders = {prefix + rest.split("/")[0] + "/" for name in found if "/" in (rest := name[len(prefix) :])}
-            found = [name for name in found if "/" not in name[len(prefix) :]]
+            folders = {prefix + rest.split("/")[0] + "/" for name in names if "/" in (rest := name[len(prefix) :])}
+            names = [name for name in names if "/" not in name[len(prefix) :]]
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
         rows = "".join(
             f"<Contents><Key>{name}</Key><LastModified>{now}</LastModified><ETag>e</ETag>"
             f"<Size>{len(self.objects[name])}</Size></Contents>"
-            for name in found
+            for name in names
         )
         rows += "".join(f"<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>" for folder in sorted(folders))
         return _xml(f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}")

@@ -510,9 +510,9 @@ async def test_contacts_are_searched_by_digits_and_returned_by_e164(
     budget = FakeBudget()
     mocked.post(SEARCH, payload={"2125551234": [{"uuid": "1", "firstname": "John", "api_key": "x"}], "4165551234": []})
 
-    found = await connect(http, budget).search(["+12125551234", "+14165551234", "3203"])
+    contacts = await connect(http, budget).search(["+12125551234", "+14165551234", "3203"])
 
-    assert found == {"+12125551234": [Contact(id="1", name="John")], "+14165551234": [], "3203": ()}
+    assert contacts == {"+12125551234": [Contact(id="1", name="John")], "+14165551234": [], "3203": ()}
     [[call]] = mocked.requests.values()
     assert call.kwargs["json"] == {"phone_numbers": ["2125551234", "4165551234"]}
     assert budget.spent == [Purpose.CONTACTS]

@@ -53,9 +53,9 @@ def until(happened: Callable[[], T], what: str, *, within_s: float = PATIENCE_S)
     """Poll until something is truthy, and return it; fail with a message when it never is."""
     deadline = time.monotonic() + within_s
     while True:
-        found = happened()
-        if found:
-            return found
+        result = happened()
+        if result:
+            return result
         assert time.monotonic() < deadline, f"{what}: not within {within_s:g} s"
         time.sleep(0.03)
 
@@ -135,13 +135,13 @@ class Process:
 
     def lines(self, event: str) -> list[Json]:
         """The log lines of one event name."""
-        found = []
+        result = []
         for line in self.written().splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and entry.get("event") == event:
-                    found.append(entry)
-        return found
+                    result.append(entry)
+        return result
 
     def open_files(self) -> int:
         """How many files and connections it has open."""
@@ -191,12 +191,12 @@ class Ledger:
 
     def holders(self, lane: str) -> dict[str, str]:
         """The lease of each item, with its token."""
-        found: dict[str, str] = {}
+        result: dict[str, str] = {}
         for part in self.partitions(lane, "leased"):
-            found |= {
+            result |= {
                 f"{part} {item}": lease for item, lease in self.client.hgetall(queue_keys.leases(lane, part)).items()
             }
-        return found
+        return result
 
     def due(self, lane: str) -> int:
         """Items that could be claimed now."""
@@ -210,8 +210,8 @@ class Ledger:
 
     def polled(self, sid: str) -> str | None:
         """When the source was last polled with success, ms."""
-        found: str | None = self.client.hget(keys.source(sid), "last_poll")
-        return found
+        result: str | None = self.client.hget(keys.source(sid), "last_poll")
+        return result
 
     def expire_leases(self, *lanes: str) -> int:
         """Expire leases, without names those of all lanes; returns how many."""
@@ -238,12 +238,12 @@ class Ledger:
 
     def states(self, subscription: str) -> dict[str, str]:
         """The status of each delivery to a subscription, by event id."""
-        found = {}
+        result = {}
         for name in self.client.scan_iter("relay:event:*", count=1000):
             state = self.client.hget(name, subscription)
             if state is not None:
-                found[name.removeprefix("relay:event:")] = DeliveryState.read(state.encode()).status
-        return found
+                result[name.removeprefix("relay:event:")] = DeliveryState.read(state.encode()).status
+        return result
 
 
 class Store(Ledger):
@@ -312,26 +312,26 @@ class Simulator:
 
     def hook(self, name: str) -> Json:
         """What one hook has received."""
-        found: Json = self.subscriber()["hooks"][name]
-        return found
+        result: Json = self.subscriber()["hooks"][name]
+        return result
 
     def arrivals(self, name: str) -> list[Json]:
         """Each delivery that a hook received, in order."""
-        found: list[Json] = _control(f"{self.subscriber_url}", {}, query="?arrivals")["hooks"][name]["arrivals"]
-        return found
+        result: list[Json] = _control(f"{self.subscriber_url}", {}, query="?arrivals")["hooks"][name]["arrivals"]
+        return result
 
     def script(self, *replies: Json, hooks: Sequence[str] = ("a",)) -> None:
         self.subscriber(replies={name: list(replies) for name in hooks})
 
     def answered(self, kind: str) -> int:
         """How many requests of a kind the provider has answered with success."""
-        found: int = self.provider()["accounts"][KEY]["statuses"].get(f"{kind} 200", 0)
-        return found
+        result: int = self.provider()["accounts"][KEY]["statuses"].get(f"{kind} 200", 0)
+        return result
 
     def asked(self, kind: str) -> int:
         """How many requests of a kind have arrived."""
-        found: int = self.provider()["accounts"][KEY]["requests"].get(kind, 0)
-        return found
+        result: int = self.provider()["accounts"][KEY]["requests"].get(kind, 0)
+        return result
 
     def in_flight(self) -> int:
         """Deliveries that are being answered now."""
@@ -343,8 +343,8 @@ def _control(url: str, changes: Json, *, query: str = "") -> Json:
     if changes:
         request.data = json.dumps(changes).encode()
     with urllib.request.urlopen(request, timeout=30) as answer:
-        found: Json = json.load(answer)
-    return found
+        result: Json = json.load(answer)
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,9 +431,9 @@ class Lab:
 
     @property
     def store(self) -> Store:
-        found = self._stores[0]
-        assert isinstance(found, Store)
-        return found
+        result = self._stores[0]
+        assert isinstance(result, Store)
+        return result
 
     def start_simulator(
         self, *hooks: str, subscriber_port: int = 0, environ: Mapping[str, str] | None = None

@@ -187,8 +187,8 @@ class PollHarness:
         self.simulator.add_account(KEY, zone=zone)
         self.notes = Notes()
         self.woken = 0
-        given = {"api_key": KEY, "timezone": zone, "base_url": "http://127.0.0.1:9", **options}
-        self.options = WebfonesOptions.model_validate(given)
+        settings = {"api_key": KEY, "timezone": zone, "base_url": "http://127.0.0.1:9", **options}
+        self.options = WebfonesOptions.model_validate(settings)
         self.calls = SimulatedCalls(self.simulator, clock, self.options)
         self.source: Source = replace(
             connect_source(SID, self.options, None, BudgetStore(redis), public_url=None),  # type: ignore[arg-type]  # no HTTP
@@ -273,10 +273,10 @@ class PollHarness:
 
     async def seen(self) -> dict[str, set[str]]:
         """The keys that are remembered, by day."""
-        found: dict[str, set[str]] = {}
+        seen_keys: dict[str, set[str]] = {}
         async for name in self.redis.scan_iter(match=f"relay:seen:{SID}:*"):
-            found[name.decode().rsplit(":", 1)[1]] = {key.decode() for key in await self.redis.hkeys(name)}
-        return found
+            seen_keys[name.decode().rsplit(":", 1)[1]] = {key.decode() for key in await self.redis.hkeys(name)}
+        return seen_keys
 
     def marker(self) -> Json | None:
         raw = self.notes.kept.get(f"markers/{SID}.json")

@@ -21,22 +21,22 @@ OWN_SECRET = "whsec_" + base64.b64encode(b"o" * 32).decode()
 
 async def test_a_hook_subscribes_and_gets_events(api: ApiClient) -> None:
     """POST {url, events} returns an id and a secret, and the next event is delivered, signed with it."""
-    made = await api.subscribe("crm", events=["call.*"])
+    created = await api.subscribe("crm", events=["call.*"])
 
     await api.publish_call("main", "1")
     await api.relay.until_delivered("crm", 1)
 
-    assert (made["id"], made["state"], made["origin"]) == ("crm", "enabled", "api")
+    assert (created["id"], created["state"], created["origin"]) == ("crm", "enabled", "api")
     assert api.relay.report("crm").problems() == ()
 
 
 async def test_url_and_events_are_enough(api: ApiClient) -> None:
     """As Zapier sends them; id and secret are generated, and no challenge is sent."""
-    made = await api.post("/v1/subscriptions", {"url": OUTSIDE, "events": ["call.completed"]})
+    created = await api.post("/v1/subscriptions", {"url": OUTSIDE, "events": ["call.completed"]})
 
-    assert made["id"].startswith("sub_")
-    assert made["secret"].startswith("whsec_")
-    assert made["options"]["events"] == ["call.completed"]
+    assert created["id"].startswith("sub_")
+    assert created["secret"].startswith("whsec_")
+    assert created["options"]["events"] == ["call.completed"]
 
 
 async def test_several_subscriptions_for_one_url_coexist(api: ApiClient) -> None:
@@ -50,18 +50,18 @@ async def test_several_subscriptions_for_one_url_coexist(api: ApiClient) -> None
 async def test_secrets_are_masked_and_masks_keep_the_secrets(api: ApiClient) -> None:
     """Responses show the host and masks; sending them back changes only what was edited."""
     options = {"id": "crm", "url": OUTSIDE, "secret": OWN_SECRET, "headers": {"X-Key": "hidden-value"}}
-    made = await api.post("/v1/subscriptions", options)
+    created = await api.post("/v1/subscriptions", options)
 
     read = await api.get("/v1/subscriptions/crm")
     status, put = await api.request("PUT", "/v1/subscriptions/crm", {**read["options"], "description": "ours"})
 
-    assert made["secret"] == OWN_SECRET
+    assert created["secret"] == OWN_SECRET
     assert not any(word in str(read) for word in ("secret-path", "hidden-value", OWN_SECRET))
     assert read["options"]["secret"] == MASK
     assert (status, put["options"]["description"]) == (200, "ours")
-    kept = api.relay.runtime.subscriptions["crm"]
-    assert (kept.url, dict(kept.headers)) == (OUTSIDE, {"X-Key": "hidden-value"})
-    assert kept.options.secret.get_secret_value() == OWN_SECRET
+    subscription = api.relay.runtime.subscriptions["crm"]
+    assert (subscription.url, dict(subscription.headers)) == (OUTSIDE, {"X-Key": "hidden-value"})
+    assert subscription.options.secret.get_secret_value() == OWN_SECRET
 
 
 async def test_what_is_stored_is_sealed(api: ApiClient) -> None:
@@ -84,9 +84,9 @@ async def test_put_creates_then_replaces(api: ApiClient) -> None:
 
     assert (first_status, second_status) == (201, 200)
     assert "secret" not in second
-    kept = api.relay.runtime.subscriptions["crm"]
-    assert kept.options.secret.get_secret_value() == first["secret"]
-    assert kept.options.events == ("call.completed",)
+    subscription = api.relay.runtime.subscriptions["crm"]
+    assert subscription.options.secret.get_secret_value() == first["secret"]
+    assert subscription.options.events == ("call.completed",)
 
 
 async def test_patch_changes_some_and_null_resets_to_the_default(api: ApiClient) -> None:
@@ -224,13 +224,13 @@ async def test_an_id_can_be_used_again_after_unsubscribing(api: ApiClient) -> No
 
 async def test_rotation_keeps_the_previous_secret_for_a_day(api: ApiClient) -> None:
     """Both secrets sign until then, so a subscriber with the old one keeps working."""
-    made = await api.subscribe("crm")
+    created = await api.subscribe("crm")
 
     rotated = await api.post("/v1/subscriptions/crm/rotate-secret")
     await api.publish_call("main", "1")
     await api.relay.until_delivered("crm", 1)
 
-    assert rotated["secret"] != made["secret"]
+    assert rotated["secret"] != created["secret"]
     assert api.relay.report("crm").signature_failures == 0  # the hook verifies with the previous one
     assert api.relay.subscriber.last_headers("crm")["webhook-signature"].count("v1,") == 2
     mine = await api.post("/v1/subscriptions/crm/rotate-secret", {"secret": OWN_SECRET})
@@ -333,10 +333,10 @@ async def test_samples_are_an_array_of_payloads(api: ApiClient) -> None:
 
 async def test_a_test_url_of_n8n_is_accepted_with_a_warning(api: ApiClient) -> None:
     """It works only while n8n listens, which the warning explains."""
-    made = await api.post("/v1/subscriptions", {"url": "https://hooks.example.com/webhook-test/1"})
+    created = await api.post("/v1/subscriptions", {"url": "https://hooks.example.com/webhook-test/1"})
     other = await api.post("/v1/subscriptions", {"url": OUTSIDE, "sources": ["not-yet"]})
 
-    assert "/webhook/" in made["warnings"][0]
+    assert "/webhook/" in created["warnings"][0]
     assert "not-yet" in other["warnings"][0]
 
 

@@ -39,7 +39,7 @@ async def test_a_source_is_created_updated_and_deleted(api: ApiClient, tmp_path:
     key.write_text("the-key-of-the-account\n")
     options = ["--set", f"api_key=@{key}", "--set", "base_url=http://127.0.0.1:9", "--set", "contacts=false"]
 
-    made = await relay(api, "sources", "create", "webfones", "--id", "shop", *options, "--set", "recordings=false")
+    created = await relay(api, "sources", "create", "webfones", "--id", "shop", *options, "--set", "recordings=false")
     changed = await relay(api, "sources", "update", "shop", "--set", "poll_interval_s=75", "--json")
     back = await relay(api, "sources", "update", "shop", "--set", "poll_interval_s=null", "--json")
     paused = await relay(api, "sources", "pause", "shop", "--json")
@@ -47,11 +47,11 @@ async def test_a_source_is_created_updated_and_deleted(api: ApiClient, tmp_path:
     gone = await relay(api, "sources", "delete", "shop", "--yes", "--json")
     missing = await relay(api, "sources", "show", "shop")
 
-    assert made.code == 0, made.err
-    assert made.out.startswith("shop created")
+    assert created.code == 0, created.err
+    assert created.out.startswith("shop created")
     assert changed.json["options"]["poll_interval_s"] == 75
     assert back.json["options"]["poll_interval_s"] == 30
-    assert "the-key-of-the-account" not in made.out + changed.out
+    assert "the-key-of-the-account" not in created.out + changed.out
     assert paused.json["state"] == "paused"
     assert (hasty.code, hasty.err) == (2, "this cannot be undone; confirm with --yes\n")
     assert gone.json == {"id": "shop", "deleted": True}
@@ -60,10 +60,10 @@ async def test_a_source_is_created_updated_and_deleted(api: ApiClient, tmp_path:
 
 async def test_a_subscription_is_created_tested_disabled_and_enabled(api: ApiClient) -> None:
     """The secret is shown once; a test shows what the subscriber answered, and fails unless it is acknowledged."""
-    made = await relay(
+    created = await relay(
         api, "subscriptions", "create", f"{api.subscriber_url}/hook/b", "--id", "b", "--direction", "outbound"
     )
-    secret = made.out.split("secret: ")[1].split()[0]
+    secret = created.out.split("secret: ")[1].split()[0]
     api.relay.subscriber.add_hook("b", secret)
     tested = await relay(api, "subscriptions", "test", "b")
     api.relay.subscriber.script("b", ScriptedReply(status=500))
@@ -73,7 +73,7 @@ async def test_a_subscription_is_created_tested_disabled_and_enabled(api: ApiCli
     while_disabled = await relay(api, "subscriptions", "test", "b")
     enabled = await relay(api, "subscriptions", "enable", "b", "--json")
 
-    assert made.code == 0, made.err
+    assert created.code == 0, created.err
     assert tested.code == 0, tested.err
     assert tested.out.endswith(" delivered\n")
     assert refused.code == 1
@@ -104,14 +104,14 @@ async def test_a_usage_error_exits_with_2_and_names_the_fix(api: ApiClient) -> N
 
 async def test_a_viewer_can_read_but_not_change_anything(api: ApiClient) -> None:
     """A token with the role viewer gets a clear refusal; a revoked one no longer works."""
-    made = await relay(api, "tokens", "create", "for the wall", "--role", "viewer", "--json")
-    viewer = made.json["token"]
+    created = await relay(api, "tokens", "create", "for the wall", "--role", "viewer", "--json")
+    viewer = created.json["token"]
 
     looked = await relay(api, "calls", "list", "--json", token=viewer)
     changed = await relay(api, "subscriptions", "disable", "a", token=viewer)
     unknown = await relay(api, "tokens", "revoke", "for the hall")
     revoked = await relay(api, "tokens", "revoke", "for the wall")
-    again = await relay(api, "tokens", "revoke", made.json["id"])
+    again = await relay(api, "tokens", "revoke", created.json["id"])
     after = await relay(api, "calls", "list", token=viewer)
 
     assert (looked.code, looked.json["items"]) == (0, [])

@@ -816,10 +816,10 @@ async def test_a_stored_recording_makes_the_call_due_for_enrichment(redis: Redis
 
     assert await settled(record, claim, Done(RecordingStored({"status": "none"})))
 
-    kept = await store_of(redis).calls.get(cid)
-    assert kept is not None
-    assert (kept.recording, kept.fetch) == ({"status": "none"}, None)
-    assert kept.version == claimed_call(enriching).version + 1
+    call = await store_of(redis).calls.get(cid)
+    assert call is not None
+    assert (call.recording, call.fetch) == ({"status": "none"}, None)
+    assert call.version == claimed_call(enriching).version + 1
     assert await claims_of(record) == []
     assert await items_of(enrich) == [cid]
 
@@ -947,13 +947,13 @@ def lua_files() -> list[Traversable]:
 
 def names_in_lua() -> dict[str, str]:
     """Each key name that a Lua file builds, with {} for what varies, and its file."""
-    found = {}
+    names = {}
     for file in lua_files():
         if file.name.endswith(".lua"):
             code = "\n".join(line.split("--")[0] for line in file.read_text().splitlines())
             for name in _LUA_NAME.findall(code):
-                found["".join("{}" if variable else text for text, variable in _LUA_PART.findall(name))] = file.name
-    return found
+                names["".join("{}" if variable else text for text, variable in _LUA_PART.findall(name))] = file.name
+    return names
 
 
 def names_in_python() -> set[str]:

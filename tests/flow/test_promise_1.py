@@ -87,7 +87,7 @@ def plans(draw: st.DrawFn, start: datetime, *, longest_late_h: float) -> list[Ca
         changed=0.1,
     )
     harness = calls_between(start - 8 * HOUR, start + CALLING, seed=draw(st.integers(0, 10_000)), habits=habits)
-    odd: list[CallPlan] = []
+    plans: list[CallPlan] = []
     for rid in range(1, draw(st.integers(1, 12)) + 1):
         started = start + timedelta(seconds=draw(st.integers(-6 * 3600, int(CALLING.total_seconds()))))
         ended = started + timedelta(seconds=draw(st.one_of(st.integers(1, 60), st.integers(60, 6 * 3600))))
@@ -101,7 +101,7 @@ def plans(draw: st.DrawFn, start: datetime, *, longest_late_h: float) -> list[Ca
         if draw(st.booleans()):
             changed = max(visible, ended) + timedelta(seconds=draw(st.integers(1, 4 * 3600)))
             changes.append(Change(changed, {"cidname_outside": f"CHANGED {rid}"}))
-        odd.append(
+        plans.append(
             CallPlan(
                 rid=rid,
                 started_at=started,
@@ -111,7 +111,7 @@ def plans(draw: st.DrawFn, start: datetime, *, longest_late_h: float) -> list[Ca
                 changes=tuple(changes),
             )
         )
-    return harness + odd
+    return harness + plans
 
 
 @st.composite
@@ -287,22 +287,22 @@ async def test_a_lost_store_loses_no_call(valkey_url: str, story: Story, lost_at
 
 def test_the_stories_have_all_that_loses_calls() -> None:
     """The generator is not so tame that the promise would hold without the poller's care."""
-    found: set[str] = set()
+    features: set[str] = set()
 
     @settings(RUN, max_examples=150, database=None)
     @given(story=stories())
     def look(story: Story) -> None:
         late = max(plan.visible_at - plan.ended_at for plan in story.plans)
-        found.update(fault.value for fault in story.faults)
-        found.add("right zone" if story.zone_is_right else "wrong zone")
-        found.add("late" if late > 20 * HOUR else "")
-        found.add("long" if any(plan.ended_at - plan.started_at > 5 * HOUR for plan in story.plans) else "")
-        found.add("outage" if any(length > 96 for _, length in story.outages) else "")
-        found.add("skew" if abs(story.skew_s) == 300 else "")
+        features.update(fault.value for fault in story.faults)
+        features.add("right zone" if story.zone_is_right else "wrong zone")
+        features.add("late" if late > 20 * HOUR else "")
+        features.add("long" if any(plan.ended_at - plan.started_at > 5 * HOUR for plan in story.plans) else "")
+        features.add("outage" if any(length > 96 for _, length in story.outages) else "")
+        features.add("skew" if abs(story.skew_s) == 300 else "")
         starts = Counter(plan.started_at for plan in story.plans)
-        found.add("same second" if max(starts.values()) > 1 else "")
-        found.add("changes" if any(plan.changes for plan in story.plans) else "")
+        features.add("same second" if max(starts.values()) > 1 else "")
+        features.add("changes" if any(plan.changes for plan in story.plans) else "")
 
     look()
     wanted = {"right zone", "wrong zone", "late", "long", "outage", "skew", "same second", "changes"}
-    assert wanted | {fault.value for fault in (*KILLS, PollFault.OVERTAKEN)} <= found
+    assert wanted | {fault.value for fault in (*KILLS, PollFault.OVERTAKEN)} <= features

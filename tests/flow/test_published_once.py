@@ -226,13 +226,13 @@ class Bench:
         """What the subscriber will receive, in order."""
         queue = await self.redis.zrange(keys.pending("sub", CALL), 0, -1, withscores=True)
         assert [int(number) for _, number in queue] == list(range(1, len(queue) + 1))
-        found = []
+        documents = []
         for eid, _ in queue:
             document = await self.store.events.get(eid.decode())
             assert document is not None
             assert document["id"] == eid.decode()
-            found.append(document)
-        return found
+            documents.append(document)
+        return documents
 
     async def check(self) -> list[Json]:
         """Follow the events as a subscriber does: each leads from the state before to its own."""
@@ -242,7 +242,7 @@ class Bench:
         self.published_before = eids
         kinds = Counter(event["type"] for event in events)
         assert all(kinds[kind] <= 1 for kind in ONCE)
-        known: Json = {}
+        before: Json = {}
         revision = 0
         for event in events:
             state = content(event)
@@ -250,16 +250,16 @@ class Bench:
             if event["type"] in ONCE:
                 assert event["id"] == ids.event_id("main", "7", event["type"])
             if event["type"] == "call.completed":
-                assert not known
+                assert not before
                 revision = 1
             elif event["type"] == "call.updated":
                 revision += 1
                 assert event["data"]["changes"]
-                assert without_transcript(applied(known, event["data"]["changes"])) == without_transcript(state)
+                assert without_transcript(applied(before, event["data"]["changes"])) == without_transcript(state)
             else:
-                assert without_transcript(known) == without_transcript(state)
+                assert without_transcript(before) == without_transcript(state)
             assert event["data"]["call"]["revision"] == revision
-            known = state
+            before = state
         return events
 
     async def check_nothing_is_lost(self) -> None:

@@ -502,7 +502,7 @@ def test_a_subscriber_that_applies_every_change_knows_the_call(
         drafts += decision.events
         call = after_publishing(call, rules=rules)
 
-    known: Json | None = None
+    before: Json | None = None
     revision = 1
     for draft in drafts:
         about = draft.document["data"]["call"]
@@ -513,23 +513,23 @@ def test_a_subscriber_that_applies_every_change_knows_the_call(
             "lookup_status": same_to_a_subscriber(content["contact"]["lookup_status"]),
         }
         if draft.type == "call.completed":
-            assert known is None
+            assert before is None
         elif draft.type == "call.updated":
             revision += 1
-            assert known is not None
+            assert before is not None
             for field, values in draft.document["data"]["changes"].items():
                 pair = [same_to_a_subscriber(value) for value in values] if field == "contact.lookup_status" else values
-                known = amended(known, field.split("."), pair)
-            if about["transcription"] == known["transcription"]:
-                assert dropping_none(known) == dropping_none(content)
+                before = amended(before, field.split("."), pair)
+            if about["transcription"] == before["transcription"]:
+                assert dropping_none(before) == dropping_none(content)
         assert about["revision"] == revision
-        known = content
+        before = content
     assert [draft.type for draft in drafts[:1]] in ([], ["call.completed"])
     assert len({draft.id for draft in drafts}) == len(drafts)
     for once in ("call.completed", "call.recording.completed", "call.recording.failed", "call.transcript.completed"):
         assert [draft.type for draft in drafts].count(once) <= 1
-    if known is not None and call.finished:
-        assert known["outcome"] == call.record["outcome"]
+    if before is not None and call.finished:
+        assert before["outcome"] == call.record["outcome"]
 
 
 @given(STATES, STATES, st.integers(0, 10**9), st.sampled_from(["poll", "backfill", "stream"]))

@@ -50,13 +50,13 @@ def test_the_id_of_an_event_never_changes(parts: tuple[str, str, str, *tuple[str
 @given(NAMES, NAMES)
 def test_an_id_has_its_prefix_and_26_plain_characters(source_id: str, record_key: str) -> None:
     """Whatever a provider's keys look like, the id fits into a URL, a header and a file name."""
-    for prefix, made in (
+    for prefix, id_text in (
         ("call_", ids.call_id(source_id, record_key)),
         ("evt_", ids.event_id(source_id, record_key, "call.completed")),
     ):
-        assert made.startswith(prefix)
-        assert len(made) == len(prefix) + 26
-        assert set(made[len(prefix) :]) <= set(string.ascii_lowercase + "234567")
+        assert id_text.startswith(prefix)
+        assert len(id_text) == len(prefix) + 26
+        assert set(id_text[len(prefix) :]) <= set(string.ascii_lowercase + "234567")
 
 
 @given(st.lists(st.tuples(NAMES, NAMES, st.sampled_from(EVENT_TYPES)), min_size=2, max_size=6, unique=True))

@@ -260,11 +260,11 @@ def test_a_quarantined_row_shows_no_number() -> None:
     )
 )
 def test_no_row_can_make_reading_fail(changes: Json) -> None:
-    found = wire.parse_row({**ROW, **changes}, "US")
+    result = wire.parse_row({**ROW, **changes}, "US")
 
-    assert isinstance(found, Record | InvalidRow)
-    if isinstance(found, Record):
-        assert len(found.content_hash()) == 16
+    assert isinstance(result, Record | InvalidRow)
+    if isinstance(result, Record):
+        assert len(result.content_hash()) == 16
 
 
 def test_updated_alone_is_not_a_change() -> None:
@@ -334,34 +334,36 @@ def test_what_is_remembered_is_bounded() -> None:
 )
 def test_transcripts_are_read_in_any_likely_shape(details: Json, transcript: str | None) -> None:
     record = read(transcription={"available": True})
-    made = wire.with_transcript(record, {**ROW, "transcription": {"available": True, "summary": "Short.", **details}})
+    completed = wire.with_transcript(
+        record, {**ROW, "transcription": {"available": True, "summary": "Short.", **details}}
+    )
 
-    assert made.transcription == {
+    assert completed.transcription == {
         "available": True,
         "summary": "Short.",
         "transcript": transcript,
         "truncated": False,
     }
-    assert made.content_hash() == record.content_hash()
+    assert completed.content_hash() == record.content_hash()
 
 
 @pytest.mark.parametrize("answer", [None, [], "text", {}, {"transcription": None}, {"transcription": "x"}])
 def test_details_without_a_transcript_leave_it_empty(answer: object) -> None:
-    made = wire.with_transcript(read(transcription={"available": True}), answer)
+    completed = wire.with_transcript(read(transcription={"available": True}), answer)
 
-    assert made.transcription == {"available": True, "summary": None, "transcript": None, "truncated": False}
+    assert completed.transcription == {"available": True, "summary": None, "transcript": None, "truncated": False}
 
 
 def test_a_long_transcript_is_cut_and_marked_as_truncated() -> None:
-    made = wire.with_transcript(
+    completed = wire.with_transcript(
         read(transcription={"available": True}),
         {"transcription": {"summary": "s" * 5_000, "transcript": [{"text": "w" * 100}] * 500}},
     )
 
-    assert made.transcription is not None
-    assert len(made.transcription["transcript"]) == wire.MAX_TRANSCRIPT_CHARS
-    assert len(made.transcription["summary"]) == wire.MAX_SUMMARY_CHARS
-    assert made.transcription["truncated"] is True
+    assert completed.transcription is not None
+    assert len(completed.transcription["transcript"]) == wire.MAX_TRANSCRIPT_CHARS
+    assert len(completed.transcription["summary"]) == wire.MAX_SUMMARY_CHARS
+    assert completed.transcription["truncated"] is True
 
 
 def test_a_transcript_that_was_unavailable_is_a_change_later() -> None:

@@ -544,25 +544,25 @@ def test_contacts_are_returned_under_the_requested_number() -> None:
     acme = {"uuid": "9", "organization": "Acme Corp", "external_id": "CRM-1", "api_key": "echoed-secret"}
     answer = {"(212) 555-1234": [acme, JOHN], "+1 416 555 1234": []}
 
-    found = wire.read_contacts(answer, {"+12125551234": "2125551234", "+14165551234": "4165551234"})
+    contacts = wire.read_contacts(answer, {"+12125551234": "2125551234", "+14165551234": "4165551234"})
 
-    assert found == {
+    assert contacts == {
         "+12125551234": [
             Contact(id="123e", name="John Doe", email="j@example.com"),
             Contact(id="9", external_id="CRM-1", organization="Acme Corp"),
         ],
         "+14165551234": [],
     }
-    assert "echoed-secret" not in repr(found)
+    assert "echoed-secret" not in repr(contacts)
 
 
 def test_a_broken_contact_is_left_out_and_its_neighbours_are_not() -> None:
     broken: list[object] = [None, 7, [], {}, {"uuid": None}, {"uuid": "  "}, {"uuid": True}]
     odd_fields = {"uuid": "77", "firstname": {"a": 1}, "lastname": "Ng", "email": ["x"]}
 
-    found = wire.read_contacts({"2125551234": [*broken, odd_fields]}, {"+12125551234": "2125551234"})
+    contacts = wire.read_contacts({"2125551234": [*broken, odd_fields]}, {"+12125551234": "2125551234"})
 
-    assert found == {"+12125551234": [Contact(id="77", name="Ng")]}
+    assert contacts == {"+12125551234": [Contact(id="77", name="Ng")]}
 
 
 def test_two_numbers_that_differ_by_a_leading_one_are_not_confused() -> None:
