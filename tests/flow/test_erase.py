@@ -1,15 +1,16 @@
 """What is erased stays erased, whatever is in flight, and delays nothing; against a real Valkey."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from redis.asyncio import Redis
 
 from relay.domain import ids
-from relay.domain.call import Record
+from relay.domain.call import Party, Record
 from relay.domain.json import Json
 from relay.domain.time import from_iso
 from relay.privacy.erase import Erased, Eraser
+from relay.queue import keys as queue_keys
 from relay.queue.lane import Lane
 from relay.queue.settlement import Done, Intent, PartitionHealth, Retry, Settlement
 from relay.store import keys
@@ -124,6 +125,21 @@ async def test_the_outcome_of_an_attempt_in_flight_is_not_stored(
     assert await heads(lane) == [second]
 
 
+@pytest.mark.parametrize("settlement", [Retry(1000), Done()])
+async def test_the_lease_of_an_erased_delivery_ends_when_nothing_else_waits(
+    redis: Redis, settlement: Settlement
+) -> None:
+    """Whatever the attempt comes to is refused, and nothing of it is left to claim."""
+    await publish(redis, JO)
+    lane = lane_of(redis)
+    [claim] = (await lane.exchange(want=1)).claims
+
+    await erase(redis)
+
+    assert (await lane.exchange([(claim, settlement)])).refused
+    assert await heads(lane) == []
+
+
 async def test_the_backoff_of_an_erased_event_delays_no_other(redis: Redis) -> None:
     """Its next attempt was hours away; the event behind it does not wait for that."""
     _, second = await publish(redis, JO, OTHER)
@@ -179,6 +195,56 @@ async def test_an_erased_event_cannot_be_replayed(redis: Redis) -> None:
     assert await store_of(redis).deliveries.replay(first, CALL, ["sub"], at_ms=1, force=True) == [ReplayOutcome.GONE]
     assert await redis.zscore(keys.pending("sub", CALL), first) is None
     assert await redis.ttl(keys.event(first)) <= 5
+
+
+class ChangingAudio:
+    """A storage; `on_delete` runs once, while the first recording is being deleted."""
+
+    def __init__(self, on_delete: Callable[[], Awaitable[None]]) -> None:
+        self.deleted: list[str] = []
+        self._on_delete = on_delete
+
+    async def size(self, path: str) -> int | None:
+        return None
+
+    async def delete(self, path: str) -> None:
+        self.deleted.append(path)
+        if len(self.deleted) == 1:
+            await self._on_delete()
+
+
+async def test_what_is_published_while_a_call_is_being_erased_is_erased_with_it(redis: Redis) -> None:
+    """An event that does not mention the number itself; its audio, work and dues go too."""
+    store = store_of(redis)
+    record = Record(
+        key="7",
+        started_at=from_iso("2025-07-01T12:00:00Z"),
+        local_date="2025-07-01",
+        external=Party(number=JO, raw=JO),
+        audio=True,
+    )
+    await store.calls.ingest("main", [Row(record, record.content_hash())], token=b"", mapping=1, via="poll")
+
+    async def publish_event() -> None:
+        call = await store.calls.get(CALL)
+        assert call is not None
+        late = NewEvent("evt_late", {"id": "evt_late", "data": {"call": {"id": CALL, "source_id": "main"}}}, ["sub"])
+        await store.events.publish_call(call, {}, [late])
+
+    call = await store.calls.get(CALL)
+    assert call is not None
+    await store.events.publish_call(call, {"recording": {"status": "available", "path": "audio.wav"}}, [])
+    audio = ChangingAudio(publish_event)
+
+    done = await Eraser(store, audio).number(JO, sources=None, books=[], step=ignore_progress)
+
+    assert (done.calls, done.events, done.deliveries) == (1, 1, 1)
+    assert set(audio.deleted) == {"audio.wav"}
+    assert await store.events.get("evt_late") is None
+    assert await redis.keys("relay:call:*") == []
+    assert await redis.keys("relay:owed:*") == []
+    for lane in (LaneName.ENRICH, LaneName.RECORD):
+        assert not await redis.exists(queue_keys.waiting(lane, "main"))
 
 
 async def test_a_removed_source_loses_also_calls_that_its_list_no_longer_has(redis: Redis) -> None:

@@ -372,6 +372,29 @@ def test_a_change_back_and_forth_is_two_updates_with_ids_of_their_own() -> None:
     assert back.document["data"]["changes"] == {"status_raw": ["X", None]}
 
 
+def test_no_two_updates_of_a_call_have_one_id() -> None:
+    """It changes to and fro: each time is another event."""
+    call = after_publishing(stored(contact=MATCHED))
+    event_ids = []
+    for status in ("X", None, "X", None):
+        call = replace(call, record=record(status_raw=status))
+        event_ids.append(the(due(call), "call.updated").id)
+        call = after_publishing(call)
+
+    assert len(set(event_ids)) == 4
+
+
+def test_the_id_of_an_update_depends_on_its_content() -> None:
+    """After a loss of the store the second revision may be another one: it is not the same event."""
+    call = after_publishing(stored(contact=MATCHED))
+
+    busy, failed = (
+        the(due(replace(call, record=record(status_raw=raw))), "call.updated") for raw in ("BUSY", "FAILED")
+    )
+
+    assert busy.id != failed.id
+
+
 def test_a_published_call_that_reopens_waits_for_its_end() -> None:
     """A row that a provider reopens is published again only once it is finished again."""
     published_call = after_publishing(stored())

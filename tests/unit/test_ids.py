@@ -3,7 +3,7 @@
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.domain import ids
@@ -59,6 +59,7 @@ def test_an_id_has_its_prefix_and_26_plain_characters(source_id: str, record_key
         assert set(id_text[len(prefix) :]) <= set(string.ascii_lowercase + "234567")
 
 
+@example([("a", "bc", "call.completed"), ("ab", "c", "call.completed")])
 @given(st.lists(st.tuples(NAMES, NAMES, st.sampled_from(EVENT_TYPES)), min_size=2, max_size=6, unique=True))
 def test_parts_that_differ_have_different_ids(parts: list[tuple[str, str, str]]) -> None:
     """Two accounts, two rows or two event types never share an id; neither do parts that are split differently."""

@@ -193,7 +193,19 @@ def test_a_number_is_found_however_it_is_written(text: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["+12025550124", "5550123", "920255501234", "", None, True, 2.5, "sip:jo@202.example.com", "x" * 10_000]
+    "text",
+    [
+        "+12025550124",
+        "5550123",
+        "920255501234",
+        "",
+        None,
+        True,
+        2.5,
+        "sip:jo@202.example.com",
+        "sip:jo@12025550123.example",
+        "x" * 10_000,
+    ],
 )
 def test_another_number_is_not(text: object) -> None:
     """Not a part of it, not a longer one."""

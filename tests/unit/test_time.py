@@ -1,5 +1,6 @@
 """Durations and instants, parsed and formatted."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -46,6 +47,19 @@ def test_a_number_without_a_unit_is_rejected_with_units_to_choose_from() -> None
 )
 def test_an_instant_is_absolute_or_relative_to_now(text: str, expected: datetime) -> None:
     assert parse_instant(text, name="--since", now=NOW) == expected
+
+
+def test_a_time_without_a_zone_is_utc_wherever_the_relay_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own zone decides nothing."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        instant = parse_instant("2026-11-20T10:00", name="--since", now=NOW)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert instant == NOW - timedelta(hours=2)
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "2026-11-20T25:00", "0001-01-01T00:00+14:00", ""])
