@@ -1,6 +1,7 @@
 """The store is restarted, restored, frozen and filled: work goes on where it was, and no settlement is lost."""
 
 import resource
+import sys
 import time
 
 import pytest
@@ -91,6 +92,34 @@ def test_a_full_store_accepts_settlements_and_goes_on_when_there_is_space(lab: L
     figures = lab.finish("store full and freed")
 
     assert figures.events == 25
+    assert figures.duplicates == 0
+
+
+FULL = [
+    pytest.param(20, id="short"),
+    pytest.param(300, id="long", marks=[pytest.mark.long, pytest.mark.timeout(1_200)]),
+]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("full_s", FULL)
+def test_a_store_that_is_full_for_a_while_delays_calls_and_loses_none(lab: Lab, full_s: int) -> None:
+    """Calls end, with and without recordings, before the memory is full and while it is."""
+    lab.start_all("a", "b", source={"contacts": False})
+    lab.simulator.script({"delay_s": 0.2}, hooks=["b"])
+    lab.call(40, recorded_share=0.3)
+    until(lambda: lab.accepted() > 5, "the first are being delivered")
+    lab.store.client.config_set("maxmemory", 1)
+    ends = time.monotonic() + full_s
+    while time.monotonic() < ends:
+        lab.call(2, recorded_share=0.3)
+        time.sleep(2)  # what is tried is how long it is full
+    lab.store.client.config_set("maxmemory", 0)
+    freed = time.monotonic()
+
+    figures = lab.finish(f"store full for {full_s} s", within_s=full_s + 100)
+
+    sys.stdout.write(f"everything was delivered {time.monotonic() - freed:.0f} s after there was space\n")
     assert figures.duplicates == 0
 
 
