@@ -20,11 +20,12 @@ async def measure(runtime: Runtime) -> None:
     memory = await runtime.store.upkeep.memory()
     metrics.STORE_MEMORY.set(memory.used_bytes)
     metrics.STORE_LIMIT.set(memory.limit_bytes)
+    metrics.RETENTION_SUSPENDED.set(await runtime.store.upkeep.deletion_suspended_until_ms() > 0)
     metrics.STORE_UNSUITABLE.set(await runtime.store.unsuitable() is not None)
 
 
 async def _measure_sources(runtime: Runtime) -> None:
-    now_s = await runtime.store.now_ms() / 1000
+    now_s = await runtime.store.wall_ms() / 1000
     polled = [sid for sid, source in runtime.sources.items() if not source.paused]
     lags_s: dict[str, float] = {}
     gaps_s: dict[str, float] = {}

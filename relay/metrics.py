@@ -37,6 +37,9 @@ BREAKERS = Gauge("relay_breakers", "Circuit breakers of subscriptions, by state.
 STORE_MEMORY = Gauge("relay_store_memory_bytes", "Memory used by the store.")
 STORE_LIMIT = Gauge("relay_store_memory_limit_bytes", "Memory limit of the store; 0 if there is none.")
 STORE_UNSUITABLE = Gauge("relay_store_unsuitable", "1 while the store evicts data, or is a cluster or a replica.")
+RETENTION_SUSPENDED = Gauge(
+    "relay_retention_suspended", "1 while nothing is deleted by its age, because the store's clock has leapt."
+)
 CONNECTIONS = Counter("relay_connections_opened", "Connections opened to subscribers; all other attempts reused one.")
 CALL_END_LAG = Histogram(
     "relay_call_end_to_delivered_seconds",

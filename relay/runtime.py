@@ -116,7 +116,7 @@ class Runtime:
         return self.registry.sources
 
     def store_now(self) -> datetime:
-        return from_ms(self.lanes[LaneName.POLL].store_now_ms)
+        return from_ms(self.process.clock.wall_ms)
 
     def add_runner(self, runner: Runner) -> None:
         self.runners.append(runner)

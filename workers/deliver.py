@@ -113,7 +113,7 @@ class DeliverWorker:
             # Another worker has it, and this settle is refused; or it was erased, and the events after it go on.
             settle(claim, Retry(detail=DeliveryUpdate(event.id)))
             return
-        outcome = await self._attempts.send(subscription, event.id, body, now_ms=self._lane.store_now_ms)
+        outcome = await self._attempts.send(subscription, event.id, body, now_ms=self._lane.wall_ms)
         if isinstance(outcome, Postponed):
             log.warning("delivery_postponed", event_id=event.id, subscription=subscription.id, reason=outcome.message)
             settle(claim, Retry(self._rng.randint(*_POSTPONED_MS), DeliveryUpdate(event.id, state)))
@@ -122,7 +122,7 @@ class DeliverWorker:
         if not isinstance(outcome, Delivered):
             await self._attempt_failed(claim, event, subscription, state, outcome, settle)
             return
-        now_ms = self._lane.store_now_ms
+        now_ms = self._lane.wall_ms
         metrics.delivered(event.body, now_ms=now_ms)
         delivered = state.attempted("delivered", outcome.to_json() if state.log else None, at_ms=now_ms)
         settle(claim, Done(DeliveryUpdate(event.id, delivered), PartitionHealth.HEALTHY))
@@ -130,11 +130,11 @@ class DeliverWorker:
     def _retry_unknown(self, document: Json) -> Retry:
         """Return an event that concerns a source or subscription which this process does not know (yet)."""
         created_ms = int(from_iso(document["timestamp"]).timestamp() * 1000)
-        return Retry(unknown_wait_ms(waiting_since_ms=created_ms, now_ms=self._lane.store_now_ms))
+        return Retry(unknown_wait_ms(waiting_since_ms=created_ms, now_ms=self._lane.wall_ms))
 
     async def _write_intent(self, claim: Claim, event: ClaimedEvent, state: DeliveryState) -> bool:
         """Write down that the event is about to be sent; False when the lease has ended or the event was erased."""
-        intent = state.attempted("intent", None, at_ms=self._lane.store_now_ms)
+        intent = state.attempted("intent", None, at_ms=self._lane.wall_ms)
         reply = await self._lane.exchange([(claim, Intent(DeliveryUpdate(event.id, intent)))])
         return not reply.refused
 
@@ -148,7 +148,7 @@ class DeliverWorker:
         settle: Settle,
     ) -> None:
         assert event.body is not None  # noqa: S101 - an attempt was made
-        now_ms = self._lane.store_now_ms
+        now_ms = self._lane.wall_ms
         now = from_ms(now_ms)
         health = await self._health(subscription.id)
         begun = max(from_iso(orjson.loads(event.body)["timestamp"]), from_ms(state.restarted_ms))
@@ -220,7 +220,7 @@ class DeliverWorker:
     ) -> None:
         """Make no further attempt; the delivery becomes a dead letter."""
         metrics.GIVEN_UP.labels(status).inc()
-        now_ms = self._lane.store_now_ms
+        now_ms = self._lane.wall_ms
         if outcome is None:
             ended, health = replace(state, status=status, at_ms=now_ms, next_ms=0), None
         else:

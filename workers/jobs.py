@@ -105,7 +105,7 @@ def reason_against(sid: str, source: Source | None, poll_state: PollState, *, fo
 
 
 async def _store_now(runtime: Runtime) -> datetime:
-    return from_ms(await runtime.store.now_ms())
+    return from_ms(await runtime.store.wall_ms())
 
 
 class Backfill:

@@ -84,6 +84,7 @@ def _add_enrich(runtime: Runtime) -> None:
         runtime.store,
         runtime.subscriptions,
         now_ms=lambda: lane.store_now_ms,
+        wall_ms=lambda: lane.wall_ms,
         on_deliveries=lambda: runtime.wake_ups(LaneName.DELIVER),
         elsewhere=runtime.registry.subscriptions_elsewhere,
     )

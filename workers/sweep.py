@@ -3,6 +3,7 @@
 Runs from arq's cron and, in one process, beside it; two sweeps at once do no harm.
 """
 
+import asyncio
 import contextlib
 import time
 from datetime import timedelta
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 EVERY_S = 30
 _COMPLETENESS_EVERY = timedelta(minutes=15)
 _COMPLETENESS_BUDGET_S = 2.0
+_OBJECTION_S = 2.0  # by then every process has reported a leap that contradicts its own clock
 _QUIET_HINT = "polls succeed and return no calls, as never before at this time: can the key still see the account?"
 
 
@@ -151,7 +153,7 @@ async def check_for_silence(runtime: Runtime) -> None:
 
 
 async def _calls_in_same_stretches(runtime: Runtime, source: Source, newest_ms: int, began_ms: int) -> list[int]:
-    now_ms = runtime.lanes[LaneName.POLL].store_now_ms
+    now_ms = runtime.process.clock.wall_ms
     known_since_ms = max(began_ms, now_ms - runtime.settings.retention.calls_days * DAY_S * 1000)
     zone = ZoneInfo(source.rules.timezone)
     stretches = same_stretches(from_ms(newest_ms), from_ms(now_ms), zone=zone, known_since=from_ms(known_since_ms))
@@ -164,9 +166,17 @@ def _longest_kept_ms(runtime: Runtime) -> int:
 
 
 async def trim(runtime: Runtime) -> None:
-    """Remove list entries and recordings that are older than their retention."""
-    now_ms = runtime.lanes[LaneName.POLL].store_now_ms
-    await runtime.store.upkeep.trim_lists(now_ms=now_ms, sources=runtime.sources, subscriptions=runtime.subscriptions)
+    """Delete calls, events and recordings that are older than their retention, unless the store's clock is in doubt."""
+    upkeep = runtime.store.upkeep
+    await runtime.process.beat()
+    if await upkeep.count_processes() > 1:
+        await asyncio.sleep(_OBJECTION_S)
+    if suspended_until_ms := await upkeep.deletion_suspended_until_ms():
+        until = iso(from_ms(suspended_until_ms))
+        log.warning("retention_suspended", until=until, reason="the store's clock has leapt", action="check it")
+        return
+    now_ms = runtime.process.clock.wall_ms
+    await upkeep.trim(wall_ms=now_ms, sources=runtime.sources, subscriptions=runtime.subscriptions)
     for kind, name in await runtime.store.configurations.removed_before(now_ms - _longest_kept_ms(runtime)):
         if kind == "source":
             await runtime.store.erasure.source(name)

@@ -487,7 +487,7 @@ async def replay_event(context: ApiContext, subscription: Subscription, document
         document["id"],
         ordering_key(document),
         [subscription.id],
-        at_ms=context.runtime.lanes[LaneName.DELIVER].store_now_ms,
+        at_ms=context.runtime.lanes[LaneName.DELIVER].wall_ms,
         force=force,
     )
     match outcome:

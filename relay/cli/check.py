@@ -221,7 +221,7 @@ async def _look_at_store(store: Store, where: str, *, outside: bool) -> list[Fin
     await store.test_write()
     findings = [Finding("store", "ok", f"{where}: reads and writes")]
     before = datetime.now(UTC)
-    ahead_s = await store.now_ms() / 1000 - (before.timestamp() + datetime.now(UTC).timestamp()) / 2
+    ahead_s = await store.wall_ms() / 1000 - (before.timestamp() + datetime.now(UTC).timestamp()) / 2
     findings += skew("store clock", "the store's clock", ahead_s)
     findings += server
     sources = await store.declarations.count("source")

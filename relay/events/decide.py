@@ -50,15 +50,15 @@ class Wait:
     wait_ms: int
 
 
-def decide(call: StoredCall, *, now_ms: int, rules: SourceRules) -> Publish | Wait:
-    """Decide what is due for a call at `now_ms`, the store's clock."""
+def decide(call: StoredCall, *, now_ms: int, rules: SourceRules, wall_ms: int | None = None) -> Publish | Wait:
+    """Decide what is due for a call at `now_ms`, the relay's clock; events carry `wall_ms` (default: the same)."""
     if not call.finished:
         return Publish((), None)
     if call.published is None:
         hold_ms = _hold_left_ms(call, now_ms, rules)
         if hold_ms > 0:
             return Wait(hold_ms)
-    return _publish(call, now_ms, rules)
+    return _publish(call, now_ms if wall_ms is None else wall_ms, rules)
 
 
 def contact_settled(call: StoredCall) -> bool:
@@ -134,7 +134,7 @@ class _Due:
     changes: Json | None = None
 
 
-def _publish(call: StoredCall, now_ms: int, rules: SourceRules) -> Publish:
+def _publish(call: StoredCall, wall_ms: int, rules: SourceRules) -> Publish:
     before = call.published or _NOTHING_PUBLISHED
     content = {**call.record, "contact": _contact_of(call, rules)}
     recording = recording_of(call, rules)
@@ -159,7 +159,7 @@ def _publish(call: StoredCall, now_ms: int, rules: SourceRules) -> Publish:
 
     after = {"content": content, "revision": revision, "audio": audio, "transcript": transcript}
     call_payload = _call_payload(call, content, revision, recording, rules) if due else {}
-    events = tuple(_draft(call, event, call_payload, now_ms, rules) for event in due)
+    events = tuple(_draft(call, event, call_payload, wall_ms, rules) for event in due)
     return Publish(events, None if after == call.published else after)
 
 
@@ -187,13 +187,13 @@ def _call_payload(call: StoredCall, content: Json, revision: int, recording: Jso
     return {name: values.get(name) for name in CALL_FIELDS}
 
 
-def _draft(call: StoredCall, event: _Due, call_payload: Json, now_ms: int, rules: SourceRules) -> EventDraft:
+def _draft(call: StoredCall, event: _Due, call_payload: Json, wall_ms: int, rules: SourceRules) -> EventDraft:
     event_id = ids.event_id(call.source_id, call.key, event.type, *event.id_parts)
     base = rules.public_url
     document: Json = {
         "id": event_id,
         "type": event.type,
-        "timestamp": iso(from_ms(now_ms)),
+        "timestamp": iso(from_ms(wall_ms)),
         "api_version": API_VERSION,
         "data": {"call": call_payload} if event.changes is None else {"call": call_payload, "changes": event.changes},
         "context": {

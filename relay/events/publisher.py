@@ -29,7 +29,8 @@ class Audience(Protocol):
 
 
 class Publisher:
-    """Publishes the events that are due for a call. `on_deliveries` runs after each write that created deliveries."""
+    """Publishes the events that are due for a call. Holds end by `now_ms`, the relay's clock; events carry `wall_ms`,
+    the time of day. `on_deliveries` runs after each write that created deliveries."""
 
     def __init__(
         self,
@@ -39,12 +40,14 @@ class Publisher:
         now_ms: Callable[[], int],
         on_deliveries: Callable[[], None],
         elsewhere: Callable[[], Collection[str]] = tuple,
+        wall_ms: Callable[[], int] | None = None,
     ) -> None:
         """`elsewhere` names the subscriptions that only processes with a newer configuration know."""
         self._store = store
         self._audience = audience
         self._elsewhere = elsewhere
         self._now_ms = now_ms
+        self._wall_ms = wall_ms or now_ms
         self._on_deliveries = on_deliveries
 
     async def publish(
@@ -58,7 +61,7 @@ class Publisher:
         for _ in range(_MAX_ATTEMPTS):
             if current is None:
                 return None  # erased, or trimmed
-            decision = decide(replace(current, **parts), now_ms=self._now_ms(), rules=rules)
+            decision = decide(replace(current, **parts), now_ms=self._now_ms(), rules=rules, wall_ms=self._wall_ms())
             match decision:
                 case Wait(wait_ms):
                     if not parts or await self._store.events.publish_call(current, parts, ()) is not None:

@@ -3,7 +3,8 @@
 --
 -- KEYS   none (no cluster; names come from lane.lua)
 -- ARGV   lane, an argument for the lane's hooks, process, number of this exchange within the process,
---        slots: free ones of the runner; unproven slots: as many of them as unproven partitions may have;
+--        slots: free ones of the runner; unproven slots: as many of them as unproven partitions may have; reserve: as
+--        many of them as only partitions without an item in flight may have;
 --        suspect 1|0: an item with which three processes died may be claimed; items that one slot works on,
 --        o, then o × (owner, slots that the runner uses for it),
 --        n, then n × (partition, item, token, verb, wait_ms, health, k, k × (field, value))
@@ -35,11 +36,11 @@
 -- * the store's memory is full: outcomes are accepted all the same (allow-oom), or everything would be sent again.
 
 local lane, process, number = ARGV[1], ARGV[3], ARGV[4]
-local slots, unproven_slots = tonumber(ARGV[5]), tonumber(ARGV[6])
-local suspect_allowed, batch = ARGV[7] == '1', tonumber(ARGV[8])
+local slots, unproven_slots, reserve = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local suspect_allowed, batch = ARGV[8] == '1', tonumber(ARGV[9])
 local now = now_ms()
 local replies, touched, claims = {}, {}, {}
-local owner_slots, owners = {}, tonumber(ARGV[9])
+local owner_slots, owners = {}, tonumber(ARGV[10])
 stale_groups = {}
 
 local load = hooks.load or function() return {} end
@@ -84,7 +85,7 @@ local function settle(p, item, token, verb, wait, health, fields)
   return 1
 end
 
-local i = 10
+local i = 11
 for _ = 1, owners do
   owner_slots[ARGV[i]] = tonumber(ARGV[i + 1])
   i = i + 2
@@ -133,10 +134,11 @@ local function take(p, item, lease, proven, owner)
   return true
 end
 
--- How many more of the free slots one may use that uses `used` so far: as many as stay free.
+-- How many more of the free slots one may use that uses `used` so far: as many as stay free beside the reserve. The
+-- first is always allowed, so that hundreds that die at the same moment, with a good record, leave the reserve to others.
 local function fair_share(used, free)
-  if used == 0 then return math.max(1, math.floor(free / 2)) end
-  return math.floor((free - used) / 2)
+  local share = math.floor((free - reserve - used) / 2)
+  return used == 0 and math.max(1, share) or share
 end
 
 -- Claim from one partition for at most `most` slots; returns how many were used.

@@ -16,11 +16,13 @@ from relay.queue.settlement import Settlement
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a runner has room for: free slots, how many of them unproven partitions may have, and whether a suspect may
-    run. One slot works on `batch` items; `owners` are the slots in use by tenant."""
+    """What a runner has room for: free slots, how many of them unproven partitions may have, how many only partitions
+    without an item in flight, and whether a suspect may run. One slot works on `batch` items; `owners` are the slots in
+    use by tenant."""
 
     slots: int = 0
     unproven: int = 0
+    reserve: int = 0
     suspect: bool = True
     batch: int = 1
     owners: Mapping[str, int] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class Lane:
             self.process.next_exchange(),
             room.slots,
             room.unproven,
+            room.reserve,
             int(room.suspect),
             room.batch,
             len(room.owners),
@@ -101,6 +104,11 @@ class Lane:
     def store_now_ms(self) -> int:
         """The relay's clock, by which everything is scheduled; see StoreClock."""
         return self.process.clock.now_ms
+
+    @property
+    def wall_ms(self) -> int:
+        """The time of day at the store, which people read and signatures carry; see StoreClock."""
+        return self.process.clock.wall_ms
 
     async def put(self, partition: str, item: str, *, after_ms: int = 0, keep_due: bool = False) -> None:
         await self.apply(Put(partition, item, after_ms, keep_due))

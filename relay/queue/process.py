@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import sys
 import time
 from itertools import count
 
@@ -15,8 +16,10 @@ from relay.queue.scripts import load_script
 log = structlog.get_logger(__name__)
 
 _BEAT_EVERY_S = 1.0
-_CLOCK_STEP_S = 5.0
+_CLOCK_STEP_MS = 5000.0
+_LEAP_MS = 60_000.0
 # A process without a heartbeat for so long is dead: others claim what it had leased.
+_LEAP_HINT = "check the clock of the store; until it is set back, or for 7 days, nothing is deleted by age"
 DEAD_AFTER_S = 4.0
 
 
@@ -24,29 +27,42 @@ class StoreClock:
     """The store's two clocks as of its last reply, carried on by our monotonic clock; before the first reply our own.
 
     `now_ms` is the relay's clock, which never goes back: everything is scheduled by it. `wall_ms` is the server's time
-    of day, which people read and signatures carry; it may step.
+    of day, which people read and signatures carry; it may step. `stepped_ms` adds up by how much it did since it was
+    last reported, as our monotonic clock has it.
     """
 
     def __init__(self) -> None:
         self._ahead_ms: float | None = None
         self._wall_ahead_ms = 0.0
+        self.stepped_ms = 0.0
 
     @property
     def now_ms(self) -> int:
         if self._ahead_ms is None:
             return int(time.time() * 1000)
-        return int(time.monotonic() * 1000 + self._ahead_ms)
+        return int(_elapsed_ms() + self._ahead_ms)
 
     @property
     def wall_ms(self) -> int:
         if self._ahead_ms is None:
             return int(time.time() * 1000)
-        return int(time.monotonic() * 1000 + self._wall_ahead_ms)
+        return int(_elapsed_ms() + self._wall_ahead_ms)
 
     def note(self, now_ms: int, wall_ms: int) -> None:
-        monotonic_ms = time.monotonic() * 1000
-        self._ahead_ms = now_ms - monotonic_ms
-        self._wall_ahead_ms = wall_ms - monotonic_ms
+        """Take over what a reply says."""
+        elapsed_ms = _elapsed_ms()
+        step_ms = wall_ms - elapsed_ms - self._wall_ahead_ms
+        if self._ahead_ms is not None and abs(step_ms) > _CLOCK_STEP_MS:
+            self.stepped_ms += step_ms
+        self._ahead_ms = now_ms - elapsed_ms
+        self._wall_ahead_ms = wall_ms - elapsed_ms
+
+
+def _elapsed_ms() -> float:
+    """Read a clock that never steps. On Linux it goes on while the machine is suspended, as the store's time does."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME) * 1000
+    return time.monotonic() * 1000
 
 
 class Process:
@@ -69,10 +85,13 @@ class Process:
         before, self.beat_at = self.beat_at, time.monotonic()
         elapsed_ms = "" if before is None else int((self.beat_at - before) * 1000)
         dead_after_ms = 0 if alone else int(DEAD_AFTER_S * 1000)
-        now_ms, wall_ms, *dead = await self._heartbeat(args=[self.id, elapsed_ms, dead_after_ms])
-        back_s = (self.clock.wall_ms - wall_ms) / 1000
-        if before is not None and back_s > _CLOCK_STEP_S:
-            log.warning("store_clock_stepped_back", by_s=round(back_s), action="nothing that waits is affected")
+        stepped_ms, self.clock.stepped_ms = self.clock.stepped_ms, 0.0
+        if stepped_ms < 0:
+            log.warning("store_clock_stepped_back", by_s=round(-stepped_ms / 1000))
+        elif stepped_ms > _LEAP_MS:
+            log.error("store_clock_leapt", by_s=round(stepped_ms / 1000), action=_LEAP_HINT)
+        args = [self.id, elapsed_ms, dead_after_ms, int(stepped_ms)]
+        now_ms, wall_ms, *dead = await self._heartbeat(args=args)
         self.clock.note(now_ms, wall_ms)
         return [process.decode() for process in dead]
 

@@ -132,6 +132,7 @@ class Runner:
         return Room(
             slots=slots,
             unproven=max(max(self._concurrency // 2, 1) - unproven, 0),
+            reserve=self._concurrency // 4,
             suspect=all(claim.deaths < _SUSPECT_DEATHS for claim in self._running.values()),
             batch=self._batch,
             owners=self._owners,

@@ -35,6 +35,12 @@ async def now_ms(redis: Redis) -> int:
     return max(int(seconds * 1000 + micros / 1000 + float(offset or 0)), int(float(last or 0)))
 
 
+async def wall_ms(redis: Redis) -> int:
+    """Read the store's time of day, which people read; see StoreClock."""
+    seconds, micros = await redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 async def scan(redis: Redis, pattern: str, *, batch: int = 200) -> AsyncIterator[list[str]]:
     """Walk over the keys of a pattern: every key that exists from beginning to end, perhaps twice."""
     cursor = 0

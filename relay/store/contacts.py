@@ -39,7 +39,7 @@ class ContactStore:
 
     async def checked(self, source_id: str, book: BookState, *, version: int, changed: bool) -> None:
         """Record that the address book was asked for changes just now; a change starts a new generation."""
-        fields = {"version": version, "checked_at": await connection.now_ms(self._redis) // 1000}
+        fields = {"version": version, "checked_at": await connection.wall_ms(self._redis) // 1000}
         if changed:
             fields["generation"] = book.generation + 1
         async with self._redis.pipeline(transaction=False) as pipe:

@@ -11,7 +11,7 @@ from relay.secrets import SecretBox
 from relay.store import keys
 from relay.store.connection import STORE_ERRORS
 
-_TTL_S: Final = 90 * 86_400
+_TTL_S: Final = 490 * 86_400
 _LOCK_TTL_S: Final = 30
 _LOCK_POLL_S: Final = 0.05
 

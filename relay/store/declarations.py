@@ -116,7 +116,7 @@ class Declarations:
     async def _build(
         self, kind: Kind, name: str, document: Json, tenant: str | None, *, created_ms: int | None = None
     ) -> Declaration:
-        now_ms = await connection.now_ms(self._redis)
+        now_ms = await connection.wall_ms(self._redis)
         declaration = Declaration(name, document, tenant, now_ms if created_ms is None else created_ms, now_ms)
         return replace(declaration, sealed=self._encrypt(kind, declaration).encode())
 

@@ -48,7 +48,7 @@ end
 local function remember(key, day, flag, hash, former_day)
   if former_day and former_day ~= day then redis.call('HDEL', k_seen(former_day), key) end
   redis.call('HSET', k_seen(day), key, mapping .. flag .. hash)
-  redis.call('EXPIRE', k_seen(day), 7776000)
+  redis.call('EXPIRE', k_seen(day), 42336000)
 end
 
 -- The holder of a lease may have just seen that there is nothing to fetch: 'LT' makes its lease dirty, so it looks again.

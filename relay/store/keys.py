@@ -40,6 +40,10 @@ DECLARED_KINDS: tuple[Literal["source", "subscription", "token"], ...] = ("sourc
 
 SCHEMA_VERSION = 1
 
+# The TTL of what has a retention is longer by this: the sweep deletes it in time, and not while the store's clock may
+# be wrong, which an expiry would follow at once.
+FALLBACK_TTL_S = 400 * 86_400
+
 # Field of an event: the document. Like SEQUENCE it can be no subscription's name.
 BODY = "="
 # Field of an event: its number within its ordering key.
@@ -61,7 +65,7 @@ def source(sid: str) -> str:
 
 def seen(sid: str, day: str) -> str:
     """HASH  record key → mapping version, flag, content hash. The last chunk of a poll deletes days older than the
-    cursor less 96 h; the TTL of 90 d, renewed by each ingest, only cleans up after a source that was removed."""
+    cursor less 96 h; the TTL of 490 d, renewed by each ingest, only cleans up after a source that was removed."""
     return f"relay:seen:{sid}:{day}"
 
 
@@ -77,13 +81,15 @@ def quarantine(sid: str) -> str:
 
 
 def call(cid: str) -> str:
-    """HASH  one call: version, parts, what was published of it. TTL `calls_days`, from its last change."""
+    """HASH  one call: version, parts, what was published of it. Deleted by the sweep `calls_days`
+    after its last change; TTL longer by FALLBACK_TTL_S."""
     return f"relay:call:{cid}"
 
 
 def event(eid: str) -> str:
     """HASH  one event: `=` the canonical document, packed (gone when it was erased), `#` its number within its ordering
-    key, and subscription → state of that delivery. TTL `events_days`, renewed by every settlement and replay."""
+    key, and subscription → state of that delivery. Deleted by the sweep
+    `events_days` after its last settlement or replay; TTL longer by FALLBACK_TTL_S."""
     return f"relay:event:{eid}"
 
 
@@ -183,7 +189,7 @@ def removing(sid: str) -> str:
 
 
 def credentials(sid: str) -> str:
-    """STR   secret that a provider handed out, encrypted; TTL 90 d from the last write: an older login has ended."""
+    """STR   secret that a provider handed out, encrypted; TTL 490 d from the last write: an older login has ended."""
     return f"relay:credentials:{sid}"
 
 

@@ -12,6 +12,7 @@ from relay.queue.lane import Lane
 from relay.queue.process import Process
 from relay.store.deliveries import DeliveryState
 from relay.store.documents import pack
+from relay.store.keys import FALLBACK_TTL_S
 from relay.store.scripts import lane_hooks
 
 
@@ -34,7 +35,7 @@ def open_lane(redis: Redis, name: LaneName, process: Process | None = None, *, e
     """Open a lane for a process (default: one of its own); `events_ttl_s` is how long a settled delivery keeps its
     event."""
     hooks = lane_hooks(_HOOKS.get(name, "call_lanes"))
-    argument = _NOT_FETCHED if name is LaneName.RECORD else events_ttl_s
+    argument = _NOT_FETCHED if name is LaneName.RECORD else events_ttl_s + FALLBACK_TTL_S
     return Lane(redis, name, process, hooks=hooks, hook_argument=argument)
 
 

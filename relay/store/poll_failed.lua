@@ -16,7 +16,7 @@ local name = 'relay:source:' .. sid
 local before = redis.call('HGET', name, 'error')
 local failures = redis.call('HINCRBY', name, 'failures', 1)
 if failures == 1 then
-  redis.call('HSET', name, 'error_since', string.format('%.0f', now_ms()), 'error_published', '0')
+  redis.call('HSET', name, 'error_since', string.format('%.0f', wall_ms()), 'error_published', '0')
 end
 redis.call('HSET', name, 'error', message)
 local state = redis.call('HMGET', name, 'error_since', 'error_published')

@@ -37,9 +37,10 @@ class Store:
         """`keep_raw` says whether calls keep their provider's row as it came."""
         self._redis = redis
         self._box = box
-        self.calls = CallStore(redis, ttl_s=calls_ttl_s, keep_raw=keep_raw)
-        self.events = EventStore(redis, ttl_s=events_ttl_s, calls_ttl_s=calls_ttl_s)
-        self.deliveries = DeliveryStore(redis, events_ttl_s=events_ttl_s)
+        longest_calls_s, longest_events_s = calls_ttl_s + keys.FALLBACK_TTL_S, events_ttl_s + keys.FALLBACK_TTL_S
+        self.calls = CallStore(redis, ttl_s=longest_calls_s, keep_raw=keep_raw)
+        self.events = EventStore(redis, ttl_s=longest_events_s, calls_ttl_s=longest_calls_s)
+        self.deliveries = DeliveryStore(redis, events_ttl_s=longest_events_s)
         self.completeness = CompletenessStore(redis)
         self.sources = SourceStore(redis)
         self.subscriptions = SubscriptionStore(redis)
@@ -80,8 +81,12 @@ class Store:
         return await database.is_durable(self._redis)
 
     async def now_ms(self) -> int:
-        """Read the store's clock, which all processes share."""
+        """Read the relay's clock, by which lists are ordered and work is scheduled."""
         return await connection.now_ms(self._redis)
+
+    async def wall_ms(self) -> int:
+        """Read the time of day at the store, which all processes share."""
+        return await connection.wall_ms(self._redis)
 
     async def size(self) -> int:
         """Count the keys: how much there is to search."""

@@ -14,7 +14,6 @@ from relay.store.scripts import load_script
 
 _TRIM_EVERY_S: Final = 3600
 _SILENCE_CHECK_EVERY_S: Final = 300
-_DAY_S: Final = 86_400
 _MOST_PARTITIONS: Final = 1000
 _PAGE: Final = 500
 
@@ -43,6 +42,7 @@ class Upkeep:
         self._calls_ttl_s = calls_ttl_s
         self._events_ttl_s = events_ttl_s
         self._restore = load_script(redis, "restore")
+        self._trim = load_script(redis, "trim")
 
     async def claim_trim(self) -> bool:
         """Whether lists and recordings are to be trimmed now: once an hour, by one process."""
@@ -88,17 +88,37 @@ class Upkeep:
             if cursor == 0:
                 return restored
 
-    async def trim_lists(self, *, now_ms: int, sources: Iterable[str], subscriptions: Iterable[str]) -> None:
-        """Remove from every list what is older than its retention. What the lists name expires by itself."""
+    async def trim(self, *, wall_ms: int, sources: Iterable[str], subscriptions: Iterable[str]) -> None:
+        """Delete calls and events whose retention is over, and remove them from every list."""
         sources = list(sources)
-        calls = [keys.CALLS, *map(keys.calls_of, sources), *map(queue_keys.quarantine, LaneName)]
-        events = [keys.EVENTS, keys.DEAD, *map(keys.events_of, sources), *map(keys.deliveries_of, subscriptions)]
-        for names, ttl_s in ((calls, self._calls_ttl_s), (events, self._events_ttl_s)):
+        calls = [*map(keys.calls_of, sources), *map(queue_keys.quarantine, LaneName)]
+        events = [keys.DEAD, *map(keys.events_of, sources), *map(keys.deliveries_of, subscriptions)]
+        for main, prefix, names, ttl_s in (
+            (keys.CALLS, keys.call(""), calls, self._calls_ttl_s),
+            (keys.EVENTS, keys.event(""), events, self._events_ttl_s),
+        ):
+            oldest_ms = wall_ms - ttl_s * 1000
+            skip = 0
+            while True:
+                page: list[str | int] = [main, prefix, oldest_ms, keys.FALLBACK_TTL_S * 1000, skip, _PAGE]
+                deleted, kept = await self._trim(args=page)
+                skip += kept
+                if deleted + kept < _PAGE:
+                    break
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
-                    pipe.zremrangebyscore(name, "-inf", now_ms - ttl_s * 1000)
-                    pipe.expire(name, ttl_s + _DAY_S)  # no sweep trims the list of a source that was removed
+                    pipe.zremrangebyscore(name, "-inf", oldest_ms)
+                    # No sweep trims the list of a source that was removed.
+                    pipe.expire(name, ttl_s + keys.FALLBACK_TTL_S)
                 await pipe.execute()
+
+    async def deletion_suspended_until_ms(self) -> int:
+        """Until when nothing may be deleted by its age, because the store's clock has leapt (heartbeat.lua); else 0."""
+        return int(await self._redis.hget(queue_keys.CLOCK, "suspended_until") or 0)  # type: ignore[misc]
+
+    async def count_processes(self) -> int:
+        """Count the processes whose heartbeat goes on."""
+        return int(await self._redis.zcard(queue_keys.PROCESSES))
 
     async def memory(self) -> Memory:
         used_bytes = int((await self._redis.info("memory"))["used_memory"])

@@ -269,7 +269,7 @@ async def test_a_restart_forgets_no_standing(redis: Redis) -> None:
 async def test_settlements_wait_for_an_unavailable_store(redis: Redis) -> None:
     """Even if other processes took this one for dead: nothing is done twice."""
     lane = Flaky(redis, "poll")
-    fake = FakeWork(lane, concurrency=20)
+    fake = FakeWork(lane, concurrency=24)
     await prove(redis, "poll", "p")
     fake.hung = {f"item{n}": asyncio.Event() for n in range(8)}
     await fill(lane, *fake.hung)
@@ -441,7 +441,7 @@ async def test_suspects_run_one_at_a_time_and_delay_no_other(redis: Redis) -> No
 
 async def test_a_stopping_runner_finishes_what_runs(redis: Redis) -> None:
     """SIGTERM: nothing more is claimed, attempts finish and are settled, other workers get the rest."""
-    fake = FakeWork(Lane(redis, "poll"), concurrency=4)
+    fake = FakeWork(Lane(redis, "poll"), concurrency=6)
     names = [f"slow{n}" for n in range(8)]
     fake.hung = {name: asyncio.Event() for name in names}
     await prove(redis, "poll", "p")

@@ -1,6 +1,7 @@
 """The sweep on a whole runtime: poll lane, credentials, retention, and silence."""
 
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -182,7 +183,65 @@ async def test_lists_are_trimmed_to_their_retention(relays: Relays, redis: Redis
     assert await redis.zrange(keys.calls_of("a"), 0, -1) == [b"29 days", b"15 days", b"1 days"]
     assert await redis.zrange(keys.EVENTS, 0, -1) == [b"1 days"]
     assert await redis.zrange(keys.events_of("a"), 0, -1) == [b"1 days"]
-    assert 30 * 86_400 < await redis.ttl(keys.calls_of("a")) <= 31 * 86_400
+    assert await redis.ttl(keys.calls_of("a")) > 400 * 86_400
+
+
+async def test_calls_and_events_are_deleted_after_their_last_change(relays: Relays, redis: Redis) -> None:
+    """An old call that changed yesterday is kept, with its place in the list; what nothing has touched is deleted."""
+    runtime = await relays.open(a={"api_key": "one"})
+    now = await now_ms(redis)
+    for days_old, days_untouched in ((31, 31), (31, 1), (29, 29)):
+        call_id = f"{days_old}-{days_untouched}"
+        await redis.zadd(keys.CALLS, {call_id: now - days_old * DAY_MS})
+        await redis.hset(keys.call(call_id), "version", "1")  # type: ignore[misc]
+        left_days = 30 - days_untouched
+        await redis.expire(keys.call(call_id), left_days * 86_400 + keys.FALLBACK_TTL_S)
+
+    await trim(runtime)
+
+    assert await redis.zrange(keys.CALLS, 0, -1) == [b"31-1", b"29-29"]
+    assert sorted(await redis.keys("relay:call:*")) == [b"relay:call:29-29", b"relay:call:31-1"]
+
+
+async def test_nothing_is_deleted_by_age_after_a_leap_of_the_store_clock(
+    relays: Relays, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is 40 days ahead, which the process's own clock contradicts; set back, retention goes on."""
+    runtime = await relays.open(a={"api_key": "one"})
+    await runtime.process.beat()
+    await redis.zadd(keys.CALLS, {"a call": await now_ms(redis) - 31 * DAY_MS})
+    clock_gettime, ahead_s = time.clock_gettime, [40 * 86_400.0]
+    # The store seems 40 days ahead when our own clock is 40 days behind what it will be.
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: clock_gettime(clock) - ahead_s[0])
+
+    with capture_logs() as logs:
+        await runtime.lanes[LaneName.POLL].apply()
+        await trim(runtime)
+    await measure(runtime)
+
+    assert {"store_clock_leapt", "retention_suspended"} <= {each["event"] for each in logs}
+    assert await redis.zcard(keys.CALLS) == 1
+    assert REGISTRY.get_sample_value("relay_retention_suspended") == 1
+    ahead_s[0] = 0.0
+    await runtime.lanes[LaneName.POLL].apply()
+    await trim(runtime)
+    assert await redis.zcard(keys.CALLS) == 0
+
+
+async def test_nothing_is_deleted_by_age_on_the_first_day_after_a_long_pause(relays: Relays, redis: Redis) -> None:
+    """Nothing ran for 40 days, or the store's clock is wrong: no process can say."""
+    await (await relays.open(a={"api_key": "one"})).process.beat()
+    await redis.hincrby(queue_keys.CLOCK, "seen_at", -40 * DAY_MS)  # type: ignore[misc]
+    await redis.delete(queue_keys.PROCESSES)
+    await redis.zadd(keys.CALLS, {"a call": await now_ms(redis) - 31 * DAY_MS})
+    runtime = await relays.open(a={"api_key": "one"})
+
+    await trim(runtime)
+
+    assert await redis.zcard(keys.CALLS) == 1
+    await redis.hset(queue_keys.CLOCK, "suspended_until", str(await now_ms(redis) - 1))  # type: ignore[misc]
+    await trim(runtime)
+    assert await redis.zcard(keys.CALLS) == 0
 
 
 async def test_recordings_are_trimmed_to_their_retention_and_markers_stay(relays: Relays, tmp_path: Path) -> None:
