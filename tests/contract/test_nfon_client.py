@@ -208,8 +208,8 @@ async def test_only_the_configured_extension_is_read(bench: Bench) -> None:
 
 async def test_calls_can_be_sorted_over_http(bench: Bench) -> None:
     """The simulator of a process of its own is controlled by `/_control`, as every other."""
-    wish = {"calls": [{"key": TOKEN, "rid": 7}], "faults": [{"kind": "status", "on": "records", "status": 503}]}
-    async with bench.http.post(f"{bench.base_url}/_control", json=wish) as done:
+    message = {"calls": [{"key": TOKEN, "rid": 7}], "faults": [{"kind": "status", "on": "records", "status": 503}]}
+    async with bench.http.post(f"{bench.base_url}/_control", json=message) as done:
         state = await done.json()
 
     assert [plan["rid"] for plan in state["accounts"][TOKEN]["visible"]] == [7]
@@ -350,10 +350,10 @@ async def test_a_stream_spends_one_request(bench: Bench) -> None:
 
 
 async def test_health_shows_whether_the_token_is_accepted(bench: Bench) -> None:
-    well, unwell = await bench.client().health(), await bench.client(token="another").health()
+    accepted, rejected = await bench.client().health(), await bench.client(token="another").health()
 
-    assert (well.ok, unwell.ok) == (True, False)
-    assert "another" not in " ".join(unwell.lines)
+    assert (accepted.ok, rejected.ok) == (True, False)
+    assert "another" not in " ".join(rejected.lines)
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ async def test_calls_can_be_filtered(api: ApiClient) -> None:
     assert await api.problem("GET", "/v1/calls?limit=201") == (422, "invalid")
     assert await api.problem("GET", "/v1/calls?limit=1&limit=2") == (422, "invalid")
     assert await api.problem("GET", "/v1/calls?from=yesterday") == (422, "invalid")
-    assert await api.problem("GET", "/v1/calls?source=nobody") == (404, "not_found")
+    assert await api.problem("GET", "/v1/calls?source=unknown") == (404, "not_found")
 
 
 async def test_paging_through_calls_returns_each_once(api: ApiClient) -> None:
@@ -163,7 +163,7 @@ async def test_events_are_listed_and_read(api: ApiClient) -> None:
     assert await listed("to=2026-01-01T00:00:00Z") == []
     assert await api.problem("GET", "/v1/events/evt_" + "a" * 26) == (404, "not_found")
     assert await api.problem("GET", "/v1/events?call=1") == (422, "invalid")
-    assert await api.problem("GET", "/v1/events?subscription=nobody") == (404, "not_found")
+    assert await api.problem("GET", "/v1/events?subscription=unknown") == (404, "not_found")
 
 
 async def test_a_page_may_be_short_and_have_a_cursor(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +334,7 @@ async def test_deliveries_are_listed_and_read(api: ApiClient) -> None:
     assert read["next_attempt_at"] > read["last_attempt_at"]
     (attempt,) = read["log"]
     assert (attempt["status"], attempt["excerpt"]) == (500, "out of order")
-    assert await api.problem("GET", f"/v1/deliveries/{eid}.nobody") == (404, "not_found")
+    assert await api.problem("GET", f"/v1/deliveries/{eid}.unknown") == (404, "not_found")
     assert await api.problem("GET", "/v1/deliveries?status=lost") == (422, "invalid")
 
 

@@ -40,7 +40,7 @@ async def test_a_row_older_than_the_first_poll_is_explained(api: ApiClient, fini
     assert words in item["summary"]
 
 
-async def test_a_quarantined_row_says_why(api: ApiClient) -> None:
+async def test_a_quarantined_row_has_its_reason(api: ApiClient) -> None:
     """With the reason of its quarantine."""
     await api.relay.runtime.store.sources.quarantine("main", [InvalidRow("it starts in the year 9999", "bad", "{}")])
 
@@ -61,7 +61,7 @@ async def test_a_call_that_has_not_ended_is_not_published_yet(api: ApiClient) ->
     assert item["seen"].endswith("by a poll that looks 2 hours back")
 
 
-async def test_a_failing_delivery_says_how_the_subscriber_responds(api: ApiClient) -> None:
+async def test_a_failing_delivery_has_the_last_response(api: ApiClient) -> None:
     """The delivery, its attempts and the next one; a subscription that was created later is distinguished."""
     api.relay.subscriber.script("a", ScriptedReply(status=500))
     eid = await api.publish_call("main", "1")

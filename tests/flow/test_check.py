@@ -148,7 +148,10 @@ async def test_a_skewed_clock_is_reported(place: Place) -> None:
 
 async def test_invalid_rows_are_reported_with_their_reasons(place: Place, redis: Redis) -> None:
     states = SourceStore(redis)
-    invalid = [InvalidRow("the row has no rid", None, "{}"), InvalidRow("call_timestamp is no time", "7", "{}")]
+    invalid = [
+        InvalidRow("the row has no rid", None, "{}"),
+        InvalidRow("call_timestamp is not a valid time", "7", "{}"),
+    ]
     await states.quarantine("main", invalid)
     place.provider.inject(Fault(kind=FaultKind.GARBAGE, on=WebFonesEndpoint.RECORDS))
 
@@ -158,7 +161,7 @@ async def test_invalid_rows_are_reported_with_their_reasons(place: Place, redis:
     assert "are invalid" in findings[0].text
     assert "2 rows of the last 7 days" in findings[1].text
     assert "the row has no rid" in findings[1].text
-    assert "call_timestamp is no time" in findings[1].text
+    assert "call_timestamp is not a valid time" in findings[1].text
 
 
 async def test_what_the_relay_has_recorded_about_a_source_is_reported(place: Place, redis: Redis) -> None:

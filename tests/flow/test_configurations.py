@@ -57,7 +57,7 @@ async def let_pass(redis: Redis, ms: int) -> None:
 
 
 async def test_an_older_configuration_does_not_undo_a_newer_one(processes: Processes, redis: Redis) -> None:
-    """Limits, and whether a subscription is enabled, stay as the newer configuration has them, whoever sweeps."""
+    """Limits, and whether a subscription is enabled, are those of the newer one, whichever process sweeps."""
     old = await processes.open("main", max_in_flight=5)
     new = await processes.open("main", max_in_flight=7, enabled=False)
 

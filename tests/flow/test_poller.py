@@ -27,7 +27,7 @@ from tests.fakes.faults import Fault, FaultKind
 from tests.flow.polling import KEY, SID, PollFault, PollHarness
 
 START = datetime(2025, 7, 1, 12, tzinfo=UTC)
-ODD = (PollFault.NOT_JSON, PollFault.SUCCESS_FALSE, PollFault.WRONG_COUNT, PollFault.PARTIAL)
+MALFORMED = (PollFault.NOT_JSON, PollFault.SUCCESS_FALSE, PollFault.WRONG_COUNT, PollFault.PARTIAL)
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ async def test_a_source_that_was_edited_and_redeployed_keeps_its_cursor(redis: R
     assert not [log for log in logs if log["event"] == "source_first_polled"]
 
 
-@pytest.mark.parametrize("fault", ODD)
+@pytest.mark.parametrize("fault", MALFORMED)
 async def test_an_unexpected_response_moves_no_cursor_and_is_logged_once(
     harness: PollHarness, fault: PollFault
 ) -> None:

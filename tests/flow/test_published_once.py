@@ -196,7 +196,7 @@ class Bench:
     async def let_pass(self, name: Callable[[LaneName, str], str], lane: Lane) -> None:
         """Move the times in a sorted set of a lane into the past."""
         await self.redis.zadd(name(lane.name, "main"), {CALL: 1}, xx=True)
-        await lane.drop("main", "nobody")
+        await lane.drop("main", "no_call")
 
     async def let_leases_end(self) -> None:
         for lane in (self.enrich, self.record):

@@ -555,11 +555,11 @@ async def test_a_wrong_process_clock_decides_nothing(
     rules = SourceRules("webfones", "UTC", True, False, 30_000, 0)
     waits: list[int | None] = []
 
-    class Nobody:
+    class NoSubscriptions:
         def of(self, document: Json, *, tenant: str | None = None) -> Sequence[str]:
             return ()
 
-    publisher = Publisher(store, Nobody(), now_ms=lambda: lane.store_now_ms, on_deliveries=lambda: None)
+    publisher = Publisher(store, NoSubscriptions(), now_ms=lambda: lane.store_now_ms, on_deliveries=lambda: None)
 
     async def work(batch: Sequence[Claim], settle: Settle) -> None:
         wait_ms = await publisher.publish(claimed_call(batch[0]), rules, {})

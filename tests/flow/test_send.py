@@ -494,7 +494,7 @@ async def test_a_host_that_does_not_accept_is_unreachable_and_nothing_was_sent(s
 
 
 class Stumbling(Guard):
-    """A guard whose sockets cannot be had after the first few."""
+    """A guard that fails to create sockets after the first few."""
 
     def __init__(self, error: OSError, *, after: int = 0) -> None:
         super().__init__(LOOPBACK)
@@ -525,7 +525,7 @@ class Stumbling(Guard):
     ],
 )
 async def test_a_connection_that_cannot_be_made_has_a_message(code: int | None, message: str) -> None:
-    error = OSError("odd") if code is None else OSError(code, "odd")
+    error = OSError("unexpected") if code is None else OSError(code, "unexpected")
     async with Sender(Stumbling(error)) as sender:
         outcome = await post(sender, "http://127.0.0.1:9/")
 
@@ -777,7 +777,7 @@ async def test_an_expired_certificate_is_reported_without_its_date_when_it_canno
     authority: Authority,
 ) -> None:
     tls = authority.server("127.0.0.1", valid_from=TODAY - 60 * DAY, valid_until=TODAY - 30 * DAY)
-    guard = Stumbling(OSError(errno.EMFILE, "odd"), after=1)
+    guard = Stumbling(OSError(errno.EMFILE, "unexpected"), after=1)
     async with peer(answers(OK), tls=tls) as subscriber, Sender(guard, ssl_context=authority.client()) as sender:
         outcome = await post(sender, subscriber.url(scheme="https"))
 

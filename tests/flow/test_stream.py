@@ -215,7 +215,7 @@ async def test_a_stream_that_keeps_breaking_loses_nothing(house_of: HouseOf) -> 
     ids=lambda fault: f"{fault.kind}-{fault.status}",
 )
 async def test_a_failing_stream_never_stops_polling(house_of: HouseOf, fault: Fault) -> None:
-    """No stream to be had; calls come with the polls, and the source is well."""
+    """The stream is unavailable: calls come with the polls, and the source counts as working."""
     provider = FaultyNfon()
     provider.inject(fault)
     async with house_of(provider, poll_interval_s=1) as relay:

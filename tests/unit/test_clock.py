@@ -1,4 +1,4 @@
-"""Clocks: the machine's is aware UTC, the virtual one moves only when told and wake_ups sleepers in order."""
+"""Clocks: the machine's is aware UTC; the virtual one moves only by `advance`, and wakes sleepers in order."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone

@@ -344,10 +344,10 @@ def test_a_map_builds_the_subscribers_own_body() -> None:
 
 def test_a_field_that_fails_for_one_event_is_null_and_the_others_are_sent() -> None:
     mapping = {"who": "join(', ', [data.call.contact.name])", "id": "data.call.id"}
-    nobody = event(contact={"lookup_status": "none", "name": None})
+    unmatched = event(contact={"lookup_status": "none", "name": None})
 
     assert check_map(mapping, event()) == []
-    assert mapped(mapping, nobody) == {"who": None, "id": "call_abc"}
+    assert mapped(mapping, unmatched) == {"who": None, "id": "call_abc"}
     assert mapped(mapping, OPERATIONS) == {"who": None, "id": None}
 
 

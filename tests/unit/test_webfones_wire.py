@@ -290,11 +290,11 @@ def test_a_duration_is_read_where_the_row_has_one(name: str, written: object, se
 
 def test_answer_and_end_are_read_where_the_row_has_them() -> None:
     parsed = record(NEW_YORK, answer_time="2025-07-01 20:55:00", end_time="2025-07-01 20:56:00")
-    odd = record(answer_time="2025-07-01 20:00:00", end_time="never")
+    without_times = record(answer_time="2025-07-01 20:00:00", end_time="never")
 
     assert parsed.answered_at == datetime(2025, 7, 2, 0, 55, tzinfo=UTC)
     assert parsed.ended_at == datetime(2025, 7, 2, 0, 56, tzinfo=UTC)
-    assert (odd.answered_at, odd.ended_at) == (None, None)
+    assert (without_times.answered_at, without_times.ended_at) == (None, None)
 
 
 def test_unknown_fields_are_kept_raw_and_are_not_content() -> None:
