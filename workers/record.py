@@ -10,7 +10,7 @@ from typing import assert_never
 import structlog
 
 from relay import metrics
-from relay.domain.call import RecordingStatus
+from relay.domain.call import RecordingStatus, provider_key
 from relay.domain.time import from_ms
 from relay.providers.source import Source
 from relay.queue.claim import Claim
@@ -78,7 +78,7 @@ class RecordWorker:
             recordings,
             self._storage,
             call.id,
-            call.record["custom"].get("call_id") or call.key,
+            call.record["custom"].get("call_id") or provider_key(call.key),
             state,
             clock=self._store_now,
             started_at=from_ms(call.started_ms),

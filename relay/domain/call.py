@@ -5,6 +5,7 @@ so nothing is renamed on the way from the provider to the subscriber.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -91,6 +92,16 @@ class Party:
         }
 
 
+def numbered_key(key: str, number: int) -> str:
+    """Return the key of the second, third … call that has the same id at the provider."""
+    return f"{key}~{number}"
+
+
+def provider_key(key: str) -> str:
+    """Return the provider's id of a call, without the number of `numbered_key`."""
+    return re.sub(r"~[0-9]+$", "", key)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One row of a provider's call list, normalised.
@@ -160,6 +171,20 @@ class Record:
             "participants": list(self.participants),
             "custom": self.custom,
         }
+
+    def source_hash(self) -> str:
+        """Hash what comes from the provider word for word: 8 hex digits.
+
+        It differs when the provider's row did, and not because the mapping or an option, such as the zone, changed.
+        """
+        words = [
+            self.finished,
+            self.status_raw,
+            self.duration_seconds,
+            *(value for party in (self.caller, self.callee) for value in (party.raw, party.name)),
+            self.transcription is not None,
+        ]
+        return hashlib.sha256(orjson.dumps(words)).hexdigest()[:8]
 
     def content_hash(self) -> str:
         """Hash what subscribers can see of the record, without `raw`: 16 hex digits."""

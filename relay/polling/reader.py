@@ -11,7 +11,9 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from relay import metrics
-from relay.domain.call import InvalidRow, Record
+from relay.domain import ids
+from relay.domain.call import InvalidRow, Record, numbered_key
+from relay.domain.json import Json
 from relay.polling.clock_skew import ahead_s
 from relay.polling.completeness import ReadingLog
 from relay.polling.window import FUTURE
@@ -25,6 +27,7 @@ from relay.store.store import Store
 
 log = structlog.get_logger(__name__)
 
+_SAME_START_MS = 60_000
 _FOUND_WITHIN = ((7_200, "2h"), (93_600, "26h"), (280_800, "78h"))
 
 
@@ -141,10 +144,26 @@ class Reader:
         if ingestion.only is not None:
             return [replace(row, restore=True) for row in valid]
         unseen = await self._store.calls.unseen(
-            source.id, valid, mapping=source.kind.mapping_version, with_seeded=ingestion.via == "backfill"
+            source.id, valid, mapping=source.mapping, with_seeded=ingestion.via == "backfill"
         )
         metrics.ROWS.labels("known").inc(len(valid) - len(unseen))
-        return unseen
+        return await self._apart(source, unseen)
+
+    async def _apart(self, source: Source, rows: Sequence[Row]) -> list[Row]:
+        """Give a row a key of its own where its id was used for another call before, which is kept as it is."""
+        apart: list[Row] = []
+        for row, identity in zip(rows, await self._identities(source, rows), strict=True):
+            number, other = 1, row
+            while identity is not None and is_other_call(row.record, *identity):
+                number += 1
+                record = replace(row.record, key=numbered_key(row.record.key, number))
+                other = replace(row, record=record, hash=record.content_hash())
+                [identity] = await self._identities(source, [other])
+            apart.append(other)
+        return apart
+
+    async def _identities(self, source: Source, rows: Sequence[Row]) -> list[tuple[int, Json] | None]:
+        return await self._store.calls.identities([ids.call_id(source.id, row.record.key) for row in rows])
 
     async def _valid(
         self, source: Source, rows: Sequence[Record | InvalidRow], ingestion: Ingestion, stats: PollStats
@@ -174,6 +193,8 @@ class Reader:
                     ingestion.only is None or row.key in ingestion.only
                 ):
                     valid.append(Row(row, row.content_hash(), seed))
+        valid, conflicting = one_row_per_key(valid)
+        invalid += conflicting
         if stats.log is not None:
             for listed in valid:
                 stats.log.add_valid(listed.record)
@@ -201,7 +222,7 @@ class Reader:
             source.id,
             rows,
             token=ingestion.token,
-            mapping=source.kind.mapping_version,
+            mapping=source.mapping,
             via=ingestion.via,
             cursor_update=cursor_update,
         )
@@ -226,6 +247,29 @@ class Reader:
             row if row.seed else replace(row, record=(record := next(records)), hash=record.content_hash())
             for row in rows
         ]
+
+
+def one_row_per_key(rows: Sequence[Row]) -> tuple[list[Row], list[InvalidRow]]:
+    """Keep one row of each key: the later one, but a finished one before one in progress. The others are invalid."""
+    chosen: dict[str, Row] = {}
+    conflicting: list[InvalidRow] = []
+    for row in rows:
+        former = chosen.get(row.record.key)
+        if former is None or former.hash == row.hash:
+            chosen[row.record.key] = row
+            continue
+        loser, winner = (row, former) if former.record.finished and not row.record.finished else (former, row)
+        chosen[row.record.key] = winner
+        reason = "another row of the same response has this id and other content, and was ingested"
+        conflicting.append(InvalidRow(reason, loser.record.key, excerpt(loser.record.raw)))
+    return list(chosen.values()), conflicting
+
+
+def is_other_call(record: Record, started_ms: int, stored: Json) -> bool:
+    """Whether a row is about another call than the stored one with its key: another start, and other numbers."""
+    content = record.content()
+    numbers, stored_numbers = ([part[side]["raw"] for side in ("from", "to")] for part in (content, stored))
+    return abs(record.started_at.timestamp() * 1000 - started_ms) > _SAME_START_MS and numbers != stored_numbers
 
 
 def _found_within(late_s: float) -> str:

@@ -1,5 +1,6 @@
 """A configured account, connected: what every stage needs to ask one provider within its budget."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from relay.providers import PROVIDERS
 from relay.providers.base import CredentialStore, Provider, ProviderKind, SourceOptions
 from relay.providers.budget import Limit, SourceBudget
 from relay.store.budget import BudgetStore
+
+# Options that change the records of rows, and nothing that anybody should receive an update for.
+_MAPPED_BY = ("timezone", "region", "list_from", "merge_other_list", "merge_conferences")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,13 @@ class Source:
     rules: SourceRules
     tenant: str | None
     declared: bool
+
+    @property
+    def mapping(self) -> int:
+        """Number the way in which rows become records: another version, zone or list, another number."""
+        options = [getattr(self.options, name, None) for name in _MAPPED_BY]
+        digest = hashlib.sha256(repr(options).encode()).digest()
+        return self.kind.mapping_version * 10_000 + int.from_bytes(digest[:4], "big") % 10_000
 
     @property
     def paused(self) -> bool:

@@ -194,6 +194,13 @@ class CallStore:
             marks = await pipe.execute()
         return next(((day, SeenMark.parse(mark)) for day, mark in zip(days, marks, strict=True) if mark), None)
 
+    async def identities(self, call_ids: Sequence[str]) -> list[tuple[int, Json] | None]:
+        """Read the start (ms) and the record of calls: what tells whether a row is about the same call."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for call_id in call_ids:
+                pipe.hmget(keys.call(call_id), ["started", "record"])
+            return [(int(started), unpack(record)) if record else None for started, record in await pipe.execute()]
+
     async def unseen(
         self, source_id: str, rows: Sequence[Row], *, mapping: int, with_seeded: bool = False
     ) -> list[Row]:
@@ -241,6 +248,7 @@ class CallStore:
                 *days_around(record.local_date),
                 ids.call_id(source_id, record.key),
                 row.hash,
+                record.source_hash(),
                 "r" if row.restore else int(row.seed),
                 int(record.finished),
                 int(record.audio),

@@ -2,13 +2,13 @@
 --
 -- KEYS   none
 -- ARGV   source id, poll lease token ('' for a backfill), mapping version, via, call TTL s,
---        n, then n × (record key, day, day before, day after, call id, content hash, seed 1|0|r, finished 1|0,
---                     audio 1|0, started ms, packed record, packed raw row or ''),
+--        n, then n × (record key, day, day before, day after, call id, content hash, hash of the provider's own words,
+--                     seed 1|0|r, finished 1|0, audio 1|0, started ms, packed record, packed raw row or ''),
 --        (seed r: restore the call if it is lost)
 --        last chunk 1|0, m, then m × (field, value) of the source, k, then k days of `seen` to drop
 -- REPLY  false when the lease is not ours any more or the source is being removed (nothing was done), else a word a row:
 --        new (also: seeded before, and asked for by a backfill) · changed · known · seeded (remembered, not published) ·
---        rehashed (another mapping version)
+--        rehashed (corrected silently: another mapping version, or content that the call had before)
 -- MARKS  `seen` has, by record key, <mapping version><flag><content hash>; flags, as in codes.py: e ingested · s seeded ·
 --        u seeded unfinished · x erased
 --
@@ -18,8 +18,9 @@
 -- * Two pollers, or a poll and a backfill, bring the same row: `seen` and the call are written in the same step, so one
 --   of them finds it new and the other known.
 -- * A poll dies half way: the cursor moves with the last chunk only; the rows of the chunks before are known next time.
--- * A call finishes while the relay is upgraded: a row that the new mapping writes differently is rehashed silently, but
---   not where that would swallow the end of the call.
+-- * A row changes while the relay is upgraded, or while processes of two versions poll: a row that another mapping writes
+--   differently is corrected silently, but not where the provider's own words differ.
+-- * Two rows have one key, or a row flaps: content that the call had before (the last 8) is corrected silently.
 
 local sid, token, mapping, via = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local call_ttl = tonumber(ARGV[5])
@@ -57,17 +58,45 @@ local function want_audio(cid)
   owe('record', sid, cid, now, lease_of('record', sid, cid) and 'LT' or 'NX')
 end
 
+-- `published` leaves out what equals the record, so with a new record it counts as published: no event says so.
+local function correct(k_call, fields)
+  if redis.call('EXISTS', k_call) == 0 then return end
+  redis.call('HSET', k_call, unpack(fields))
+  redis.call('HINCRBY', k_call, 'version', 1)
+end
+
+local function had_before(k_call, hash)
+  local former = redis.call('HGET', k_call, 'former') or ''
+  for at = 1, #former, #hash do
+    if string.sub(former, at, at + #hash - 1) == hash then return true end
+  end
+  return false
+end
+
+local function add_former(k_call, hash)
+  if had_before(k_call, hash) then return end
+  local former = (redis.call('HGET', k_call, 'former') or '') .. hash
+  redis.call('HSET', k_call, 'former', string.sub(former, -8 * #hash))
+end
+
+local function words_differ(k_call, words)
+  local stored = redis.call('HGET', k_call, 'words')
+  return stored and stored ~= words
+end
+
 local function finishes(k_call, finished)
   return finished == '1' and redis.call('HGET', k_call, 'finished') == '0'
 end
 
 for n = 1, tonumber(ARGV[6]) do
-  local key, day, cid, hash = ARGV[i], ARGV[i + 1], ARGV[i + 4], ARGV[i + 5]
-  local seed, restore, finished, audio = ARGV[i + 6] == '1', ARGV[i + 6] == 'r', ARGV[i + 7], ARGV[i + 8] == '1'
-  local started, record, raw = ARGV[i + 9], ARGV[i + 10], ARGV[i + 11]
+  local key, day, cid, hash, words = ARGV[i], ARGV[i + 1], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6]
+  local seed, restore, finished, audio = ARGV[i + 7] == '1', ARGV[i + 7] == 'r', ARGV[i + 8], ARGV[i + 9] == '1'
+  local started, record, raw = ARGV[i + 10], ARGV[i + 11], ARGV[i + 12]
   local mark, marked_on = recall(key, { day, ARGV[i + 2], ARGV[i + 3] }, cid)
   local k_call = 'relay:call:' .. cid
-  i = i + 12
+  local fields = { 'mapping', mapping, 'hash', hash, 'words', words, 'finished', finished, 'started', started,
+    'record', record, 'raw', raw }
+  i = i + 13
   local outcome = 'known'
   local marked_mapping, flag, marked_hash = nil, nil, nil
   if mark then
@@ -78,9 +107,8 @@ for n = 1, tonumber(ARGV[6]) do
   if (not mark and not seed) or (flag == 'u' and finished == '1' and marked_hash ~= hash)
     or (via == 'backfill' and seeded and finished == '1')
     or (restore and flag == 'e' and redis.call('EXISTS', k_call) == 0) then
-    redis.call('HSET', k_call, 'version', 1, 'source', sid, 'key', key, 'mapping', mapping, 'hash', hash,
-      'finished', finished, 'started', started, 'first_seen', stamp, 'ready', stamp, 'via', via,
-      'record', record, 'raw', raw)
+    redis.call('HSET', k_call, 'version', 1, 'source', sid, 'key', key, 'first_seen', stamp, 'ready', stamp, 'via', via,
+      unpack(fields))
     redis.call('EXPIRE', k_call, call_ttl)
     redis.call('ZADD', 'relay:calls', 'NX', now, cid)
     redis.call('ZADD', 'relay:calls:' .. sid, 'NX', now, cid)
@@ -97,9 +125,15 @@ for n = 1, tonumber(ARGV[6]) do
     if marked_mapping ~= mapping and redis.call('EXISTS', k_call) == 1 then
       redis.call('HSET', k_call, 'mapping', mapping)
     end
-  elseif marked_mapping ~= mapping and not finishes(k_call, finished) then
+  elseif marked_mapping ~= mapping and not finishes(k_call, finished) and not words_differ(k_call, words) then
     remember(key, day, flag, hash, marked_on)
-    if redis.call('EXISTS', k_call) == 1 then redis.call('HSET', k_call, 'mapping', mapping, 'hash', hash) end
+    correct(k_call, fields)
+    outcome = 'rehashed'
+  elseif had_before(k_call, hash) then
+    remember(key, day, flag, hash, marked_on)
+    add_former(k_call, marked_hash)
+    correct(k_call, fields)
+    if audio then want_audio(cid) end
     outcome = 'rehashed'
   else
     remember(key, day, flag, hash, marked_on)
@@ -110,8 +144,8 @@ for n = 1, tonumber(ARGV[6]) do
         -- `published` leaves out what equals the record; from now on that is the former record
         redis.call('HSETNX', k_call, 'published_record', redis.call('HGET', k_call, 'record'))
       end
-      redis.call('HSET', k_call, 'mapping', mapping, 'hash', hash, 'finished', finished, 'record', record, 'raw', raw,
-        'started', started)
+      add_former(k_call, marked_hash)
+      redis.call('HSET', k_call, unpack(fields))
       redis.call('HINCRBY', k_call, 'version', 1)
       redis.call('EXPIRE', k_call, call_ttl)
       owe('enrich', sid, cid, now, 'LT')

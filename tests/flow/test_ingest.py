@@ -324,14 +324,15 @@ async def test_a_call_is_known_after_its_day_of_seen_was_dropped(redis: Redis) -
 
 
 async def test_a_new_mapping_version_publishes_no_updates(redis: Redis) -> None:
-    """Rows that a new release writes differently are rehashed silently; the next real change is published."""
+    """Rows that a new release writes differently are corrected silently; the next real change is published."""
     old, new = make_record(end_reason="hangup"), make_record(end_reason="caller_hangup")
     await ingested(redis, row(old))
     before = await stored_call(redis)
     await redis.delete(queue_keys.waiting("enrich", "main"))
 
     assert await ingested(redis, row(new), mapping=2) == [REHASHED]
-    assert await stored_call(redis) == before
+    corrected = await stored_call(redis)
+    assert (corrected.record["end_reason"], corrected.ready_ms) == ("caller_hangup", before.ready_ms)
     assert await waiting(redis, "enrich") == []
     assert await ingested(redis, row(new), mapping=2) == [KNOWN]
     await redis.delete(keys.seen("main", "2025-07-01"))
@@ -377,7 +378,40 @@ async def test_a_rolling_upgrade_publishes_no_updates(redis: Redis) -> None:
     ]
 
     assert outcomes == [[REHASHED], [REHASHED], [REHASHED]]
-    assert (await stored_call(redis)).version == 1
+    assert (await stored_call(redis)).record["end_reason"] == "caller_hangup"
+
+
+async def test_a_real_change_during_a_rolling_upgrade_is_published(redis: Redis) -> None:
+    """The provider's own words differ, not only the way in which a version writes them; and it is published once."""
+    old = make_record(end_reason="hangup", status_raw="ANSWERED")
+    await ingested(redis, row(old))
+    await redis.delete(queue_keys.waiting("enrich", "main"))
+
+    by_new = replace(old, end_reason="caller_hangup", status_raw="TRANSFERRED")
+    by_old = replace(old, status_raw="TRANSFERRED")
+    outcomes = [await ingested(redis, row(record), mapping=n) for record, n in ((by_new, 2), (by_old, 1), (by_new, 2))]
+
+    assert outcomes == [[CHANGED], [REHASHED], [REHASHED]]
+    assert len(await waiting(redis, "enrich")) == 1
+
+
+async def test_content_that_a_call_had_before_is_no_change(redis: Redis) -> None:
+    """A row that flaps between three contents is published with each once, and stored as it was last."""
+    contents = [row(make_record(status_raw=status)) for status in ("a", "b", "c")]
+
+    outcomes = [(await ingested(redis, contents[number % 3]))[0] for number in range(30)]
+
+    assert outcomes == [NEW, CHANGED, CHANGED] + [REHASHED] * 27
+    assert (await stored_call(redis)).record["status_raw"] == "c"
+    assert len(await redis.hget(keys.call(ids.call_id("main", "7")), "former")) == 3 * 16  # type: ignore[misc, arg-type]
+
+
+async def test_former_contents_are_bounded(redis: Redis) -> None:
+    """A row that always changes costs no more than eight of its hashes."""
+    for number in range(20):
+        await ingested(redis, row(make_record(status_raw=str(number))))
+
+    assert len(await redis.hget(keys.call(ids.call_id("main", "7")), "former")) == 8 * 16  # type: ignore[misc, arg-type]
 
 
 # Two at once, and dying half way

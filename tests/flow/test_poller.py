@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from relay.domain import ids
+from relay.domain.call import Outcome, Party, Record
 from relay.domain.time import from_iso
 from relay.errors import OverBudget
 from relay.polling.poller import PAUSE_S
@@ -301,6 +302,69 @@ async def test_an_invalid_row_does_not_hide_valid_ones(harness: PollHarness) -> 
     assert len(put_aside) == 9
     assert "rid is missing" in {entry.reason for entry in put_aside}
     assert [log["rows"] for log in logs if log["event"] == "rows_quarantined"] == [9]
+
+
+async def test_two_rows_with_one_id_are_one_call(harness: PollHarness) -> None:
+    """Thirty polls show both: one event, of the row that is listed later; the other is quarantined, once, by name."""
+    await begun(harness)
+    harness.simulator.add_calls(KEY, [call(1, harness.now, talk_s=1), call(2, harness.now, talk_s=1)])
+    pages = harness.calls.pages
+
+    async def doubled(window: Window) -> Any:
+        async for page in pages(window):
+            rows = [row for row in page.rows if isinstance(row, Record)]
+            twins = [replace(row, status_raw="BUSY", outcome=Outcome.BUSY) for row in rows if row.key == "1"]
+            yield replace(page, rows=[*rows, *twins])
+
+    harness.calls.pages = doubled  # type: ignore[method-assign]
+    await polls(harness, every_s=30, times=30)
+
+    stored = await harness.call(1)
+    assert (harness.ingested_rows(), harness.ingested_rows(RowOutcome.CHANGED)) == ({"1": 1, "2": 1}, {})
+    assert stored is not None
+    assert stored.record["status_raw"] == "BUSY"
+    [quarantined] = await harness.store.sources.quarantined(SID)
+    assert (quarantined.key, "has this id" in quarantined.reason) == ("1", True)
+
+
+async def test_an_id_that_is_used_again_is_another_call(harness: PollHarness) -> None:
+    """The provider restarted its count: the new call is published as new, and the old one stays as it was."""
+    await begun(harness)
+    harness.simulator.add_calls(KEY, [call(1, harness.now, talk_s=1)])
+    await polls(harness, every_s=30, times=2)
+    before = await harness.call(1)
+    await harness.clock.advance(600, turns=0)
+    pages, started = harness.calls.pages, harness.now
+
+    async def reused(window: Window) -> Any:
+        async for page in pages(window):
+            rows = [row for row in page.rows if isinstance(row, Record)]
+            other = Party(raw="(202) 555-0199", number="+12025550199")
+            yield replace(page, rows=[replace(row, started_at=started, caller=other, callee=other) for row in rows])
+
+    harness.calls.pages = reused  # type: ignore[method-assign]
+    await polls(harness, every_s=30, times=10)
+
+    assert (harness.ingested_rows(), harness.ingested_rows(RowOutcome.CHANGED)) == ({"1": 1, "1~2": 1}, {})
+    assert await harness.call(1) == before
+
+
+async def test_a_corrected_zone_corrects_calls_silently(redis: Redis, clock: ManualClock) -> None:
+    """The advice of the log is followed: no call is published again, and each has its right start."""
+    wrong = PollHarness(redis, clock, zone="UTC", timezone="Etc/GMT+5")
+    await begun(wrong)
+    wrong.simulator.add_calls(KEY, [call(rid, START + timedelta(minutes=rid)) for rid in range(1, 60)])
+    await polls(wrong, every_s=60, times=80)
+    ingested = wrong.ingested_rows()
+    right = PollHarness(redis, clock, zone="UTC", timezone="UTC")
+    right.simulator = right.calls.simulator = wrong.simulator
+
+    await polls(right, every_s=60, times=40)
+
+    assert ingested == {str(rid): 1 for rid in range(1, 60)}
+    assert right.ingested_rows() == right.ingested_rows(RowOutcome.CHANGED) == {}
+    starts = {rid: stored.started_ms for rid in range(1, 60) if (stored := await right.call(rid))}
+    assert starts == {rid: int((START + timedelta(minutes=rid)).timestamp() * 1000) for rid in range(1, 60)}
 
 
 async def test_a_row_of_the_far_future_is_quarantined_and_moves_no_cursor(harness: PollHarness) -> None:

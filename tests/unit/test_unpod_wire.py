@@ -1,5 +1,6 @@
 """Unpod rows and pages: any JSON value is a record or an invalid row, and only the last page ends the list."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -173,6 +174,30 @@ def test_a_row_without_an_id_has_a_key_of_its_own() -> None:
     other = parse(NEWER, org="others")
     assert isinstance(other, Record)
     assert other.key != key
+
+
+def test_calls_that_share_time_and_numbers_have_keys_of_their_own() -> None:
+    """Rows without an id, whose natural keys are equal: both calls are ingested, the same way in each reading, whatever
+    their order. A repeated row, one in progress and one with an id keep their keys."""
+    first, second = record({**NEWER, "end_reason": "a"}), record({**NEWER, "end_reason": "b"})
+    named = record({**NEWER, "id": "call_1"})
+    going = record({**NEWER, "call_status": "in-progress"})
+
+    def keys(*pages: Sequence[Record]) -> list[dict[str | None, str]]:
+        assigned: dict[str, dict[str, str]] = {}
+        listed = [wire.number_calls(page, assigned, natural=False) for page in pages]
+        return [{row.end_reason: row.key for row in rows if isinstance(row, Record)} for rows in listed]
+
+    [together] = keys([first, second, first])
+    assert sorted(together.values()) == [first.key, f"{first.key}~2"]
+    assert keys([second, first]) == [together]
+    assert {key for page in keys([first], [second]) for key in page.values()} == set(together.values())
+    assert [row.key for row in wire.number_calls([named, going, first], {}, natural=False)] == [
+        "call_1",
+        first.key,
+        first.key,
+    ]
+    assert not going.finished
 
 
 def test_the_natural_key_can_be_configured() -> None:

@@ -29,12 +29,13 @@ class Unpod(HttpProvider[UnpodOptions]):
         paging = wire.UnpodPaging(since=window.since, page_size=self._options.page_size)
         path: str | None = self._path(window, page=1)
         followed: set[str] = set()
+        assigned: dict[str, dict[str, str]] = {}
         while path is not None:
             followed.add(path)
             answer = await self._list(path, window.purpose, page=paging.pages + 1)
             if answer is None:
                 break
-            page = await self._page(answer)
+            page = await self._page(answer, assigned)
             paging.add(answer.listed, page.rows)
             yield page
             path = self._next_path(paging, answer.listed, window, followed)
@@ -43,7 +44,7 @@ class Unpod(HttpProvider[UnpodOptions]):
         # Calls that begin meanwhile push rows to later pages, where they are seen twice, and land on the first page
         # themselves. So it is read again when the count moved.
         if paging.count_moved and (answer := await self._list(self._path(window, page=1), window.purpose, page=1)):
-            yield await self._page(answer)
+            yield await self._page(answer, assigned)
 
     async def health(self) -> ProviderHealth:
         """Request one call of today, which needs the token and the handle."""
@@ -78,7 +79,7 @@ class Unpod(HttpProvider[UnpodOptions]):
             answer = await account.read_json(response, wire.CALL_LIST)
         return _ListResponse(wire.read_list(answer.document), answer)
 
-    async def _page(self, answer: _ListResponse) -> CallPage:
+    async def _page(self, answer: _ListResponse, assigned: dict[str, dict[str, str]]) -> CallPage:
         parse = partial(
             wire.parse_row,
             org=self._options.org_handle,
@@ -86,7 +87,8 @@ class Unpod(HttpProvider[UnpodOptions]):
             natural=self._options.record_key == "natural",
             seen_at=self._clock.now(),
         )
-        rows = await parse_rows(answer.listed.data, parse)
+        natural = self._options.record_key == "natural"
+        rows = wire.number_calls(await parse_rows(answer.listed.data, parse), assigned, natural=natural)
         return CallPage(rows, server_time=answer.response.server_time, size_bytes=answer.response.size_bytes)
 
     def _path(self, window: Window, *, page: int, page_size: int | None = None) -> str:

@@ -7,14 +7,14 @@ whole number or a fraction. `creation_time` is when the call began, `start_time`
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode, urlsplit
 
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
-from relay.domain.call import Direction, InvalidRow, Outcome, Record
+from relay.domain.call import Direction, InvalidRow, Outcome, Record, numbered_key
 from relay.domain.json import Json
 from relay.domain.numbers import read_number
 from relay.errors import ProviderError, UnexpectedResponse
@@ -227,6 +227,29 @@ def natural_key(org: str, row: UnpodRow) -> str:
     moment = row.creation_time.isoformat(timespec="microseconds")
     parts = (org, moment, row.source_number or "", row.destination_number or "")
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
+
+
+def number_calls(
+    rows: Sequence[Record | InvalidRow], assigned: dict[str, dict[str, str]], *, natural: bool
+) -> list[Record | InvalidRow]:
+    """Give calls that share their time and numbers keys of their own, in the order of their content.
+
+    `assigned` is what this reading has assigned so far: the keys by natural key and content hash. Rows in progress are
+    left alone, because they are about a call that is listed again when it ends.
+    """
+
+    def is_unnamed(record: Record) -> bool:
+        return record.finished and (natural or parsing.text(record.raw.get("id")) is None)
+
+    unnamed = [row for row in rows if isinstance(row, Record) and is_unnamed(row)]
+    for record in sorted(unnamed, key=lambda record: record.content_hash()):
+        keys = assigned.setdefault(record.key, {})
+        keys.setdefault(record.content_hash(), numbered_key(record.key, len(keys) + 1) if keys else record.key)
+    numbered: list[Record | InvalidRow] = []
+    for row in rows:
+        key = assigned.get(row.key, {}).get(row.content_hash()) if isinstance(row, Record) else None
+        numbered.append(replace(row, key=key) if isinstance(row, Record) and key else row)
+    return numbered
 
 
 def _record(row: UnpodRow, org: str, region: str, natural: bool, raw: Json) -> Record:
