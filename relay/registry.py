@@ -46,12 +46,13 @@ class Registry:
         http: aiohttp.ClientSession,
         budget: BudgetStore,
         *,
-        guarded: Mapping[bool, aiohttp.ClientSession],
+        guarded: Callable[[str | None, bool], aiohttp.ClientSession],
         credentials_of: Callable[[str], CredentialStore],
         version_key: bytes,
     ) -> None:
-        """`http` is for configured sources; `guarded` (by whether it connects without TLS) for those created over the
-        API, and dials no forbidden address. `version_key` keys the digest of a configuration, which has secrets."""
+        """`http` is for configured sources; `guarded` (by owner, and whether it connects without TLS) for those created
+        over the API, and dials no forbidden address. `version_key` keys the digest of a configuration, which has
+        secrets."""
         self.declarations = declarations
         self.sources: dict[str, Source] = {}
         self.subscriptions = Subscriptions({})
@@ -221,7 +222,7 @@ class Registry:
         source = connect_source(
             sid,
             options,
-            self._guarded[connects_without_tls(options)] if declared else self._http,
+            self._guarded(tenant, connects_without_tls(options)) if declared else self._http,
             self._budget,
             public_url=self._settings.public_url,
             tenant=tenant,

@@ -17,9 +17,9 @@ from arq.connections import ArqRedis
 from redis.asyncio import Redis
 
 from relay import descriptors
+from relay.delivery.egress import UNGRANTED, Egress, open_egress
 from relay.delivery.guard import Guard
 from relay.delivery.lifecycle import Lifecycle
-from relay.delivery.send import Sender
 from relay.domain.numbers import load_metadata
 from relay.domain.time import from_ms
 from relay.enrichment.contacts import AddressBook
@@ -56,15 +56,14 @@ class Runtime:
         arq: ArqRedis,
         box: SecretBox,
         http: aiohttp.ClientSession,
-        sender: Sender,
+        egress: Egress,
         storage: RecordingStorage,
-        guarded: Mapping[bool, aiohttp.ClientSession],
     ) -> None:
         self.settings = settings
         self.arq = arq
         self.box = box
         self.http = http
-        self.sender = sender
+        self.egress = egress
         self.storage = storage
         self.markers = Markers(storage)
         self.wake_ups = WakeUps()
@@ -85,7 +84,7 @@ class Runtime:
             self.store.configurations,
             http,
             self.store.budget,
-            guarded=guarded,
+            guarded=egress.session,
             credentials_of=self.store.credentials,
             version_key=box.signing_keys("configuration")[0],
         )
@@ -99,7 +98,7 @@ class Runtime:
             key=box.signing_keys("recording-links")[0],
         )
         self.lifecycle = Lifecycle(
-            self.lanes[LaneName.DELIVER], self.store.subscriptions, self.subscriptions, self.operations, sender
+            self.lanes[LaneName.DELIVER], self.store.subscriptions, self.subscriptions, self.operations, egress
         )
         self.reconciler = Reconciler(
             self.lanes,
@@ -188,15 +187,10 @@ async def open_runtime(settings: Settings, *, redis_url: str, secret_keys: Seque
             await database.claim_database(redis, box.fingerprints())
         connector = aiohttp.TCPConnector(limit=0, limit_per_host=0, ttl_dns_cache=30)
         http = await stack.enter_async_context(_session(connector))
-        guard = Guard(tuple(settings.delivery.allowed_networks))
-        sender = await stack.enter_async_context(Sender(guard))
-        guarded = {
-            plain: await stack.enter_async_context(_session(_guarded_connector(guard, plain)))
-            for plain in (False, True)
-        }
+        egress = await stack.enter_async_context(open_egress(_guards(settings), _guarded_session))
         storage = open_storage(settings.storage_url)
         stack.push_async_callback(storage.aclose)
-        runtime = Runtime(settings, redis, arq, box, http, sender, storage, guarded)
+        runtime = Runtime(settings, redis, arq, box, http, egress, storage)
         stack.push_async_callback(runtime.aclose)
         with database.explain_start_failure():
             await runtime.registry.load()
@@ -218,14 +212,24 @@ def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
 
 
-def _guarded_connector(guard: Guard, plain: bool) -> aiohttp.TCPConnector:
+def _guards(settings: Settings) -> dict[str | None, Guard]:
+    guards: dict[str | None, Guard] = {None: Guard(settings.delivery.allowed_networks), UNGRANTED: Guard()}
+    for tenant, grants in settings.delivery.tenant_networks.items():
+        ports = {grant.network: grant.ports for grant in grants}
+        guards[tenant] = Guard(tuple(ports), ports=ports)
+    return guards
+
+
+def _guarded_session(guard: Guard, plain: bool) -> aiohttp.ClientSession:
     """For sources created through the API: it dials nothing that the guard refuses."""
-    return aiohttp.TCPConnector(
-        limit=0,
-        limit_per_host=0,
-        resolver=guard.resolver(plain=plain),
-        use_dns_cache=False,
-        socket_factory=guard.socket_factory(plain=plain),
+    return _session(
+        aiohttp.TCPConnector(
+            limit=0,
+            limit_per_host=0,
+            resolver=guard.resolver(plain=plain),
+            use_dns_cache=False,
+            socket_factory=guard.socket_factory(plain=plain),
+        )
     )
 
 

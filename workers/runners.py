@@ -141,7 +141,7 @@ def _add_deliver(runtime: Runtime) -> None:
     lane = runtime.lanes[LaneName.DELIVER]
     timeout_s = runtime.settings.delivery.timeout_s
     attempts = Attempts(
-        runtime.sender, link=runtime.links.for_event, find_call=runtime.store.calls.get, timeout_s=timeout_s
+        runtime.egress, link=runtime.links.for_event, find_call=runtime.store.calls.get, timeout_s=timeout_s
     )
     worker = DeliverWorker(
         lane,

@@ -10,7 +10,7 @@ from yarl import URL
 
 from relay.api.auth import Caller
 from relay.api.problems import Problem, invalid
-from relay.delivery.guard import ForbiddenAddress, Guard, NoAddress
+from relay.delivery.guard import ForbiddenAddress, Guard, NoAddress, hidden_reason
 from relay.domain.json import Json
 
 MASK: Final = "********"
@@ -88,12 +88,12 @@ async def check_url(guard: Guard, caller: Caller, field: str, url: str) -> None:
     try:
         target = guard.vet_url(url)
         if target.address is None:
-            await guard.addresses(target.host, plain=target.plain)
+            await guard.addresses(target.host, target.url.port, plain=target.plain)
     except (ValueError, ForbiddenAddress, NoAddress) as error:
         why = str(error)
-        if caller.tenant is not None and not isinstance(error, NoAddress):
-            # A tenant must not learn what a name resolves to inside the operator's network.
-            why = "this address is not allowed"
+        if caller.tenant is not None:
+            named = isinstance(error, ForbiddenAddress | NoAddress)
+            why = hidden_reason(URL(url).host or "") if named else "this address is not allowed"
         raise Problem("address_refused", f"{field}: {why}") from None
 
 

@@ -31,6 +31,7 @@ from relay.api.options import (
 from relay.api.paging import Page, PageQuery, page_of_items
 from relay.api.problems import Problem, changed_meanwhile, id_not_available, invalid
 from relay.api.route import ApiResponse, invalid_input
+from relay.delivery.guard import Guard
 from relay.domain.json import Json
 from relay.domain.time import iso
 from relay.errors import ForeignId, RelayError
@@ -269,7 +270,7 @@ async def read_source(context: ApiContext, caller: Caller, source_id: str) -> So
 async def create_source(context: ApiContext, caller: Caller, body: CreateSource) -> SourceView:
     """Add an account at a provider. Events are published for calls that start from now on."""
     source_id, tenant = _id_and_tenant(body, caller)
-    options = await _checked(context, caller, body)
+    options = await _checked(context, caller, tenant, body)
     view = await _create(context, source_id or new_id("src"), options, tenant)
     if view is None:
         raise id_not_available()
@@ -284,7 +285,7 @@ async def put_source(context: ApiContext, caller: Caller, source_id: str, body: 
         _, tenant = _id_and_tenant(body, caller)
         current = await context.declaration(caller, "source", source_id, hidden=id_not_available())
         if current is None:
-            options = await _checked(context, caller, body)
+            options = await _checked(context, caller, tenant, body)
             view = await _create(context, source_id, options, tenant)
             if view is not None:
                 return ApiResponse(view, HTTPStatus.CREATED)
@@ -293,7 +294,7 @@ async def put_source(context: ApiContext, caller: Caller, source_id: str, body: 
             raise invalid("tenant", "cannot be changed; delete the source and create it again")
         before = parse_source(current.document)
         document = unmasked(body, masked(before), current.document)
-        options = await _checked(context, caller, document, before=before, body=body)
+        options = await _checked(context, caller, current.tenant, document, before=before, body=body)
         if await _replace(context, current, options):
             return ApiResponse(await _view(context, caller, source_id))
     raise changed_meanwhile()
@@ -308,7 +309,7 @@ async def patch_source(context: ApiContext, caller: Caller, source_id: str, body
         current = await context.existing_declaration(caller, "source", source_id)
         before = parse_source(current.document)
         document = merge_patched(current.document, unmasked(body, masked(before), current.document))
-        options = await _checked(context, caller, document, before=before, body=body)
+        options = await _checked(context, caller, current.tenant, document, before=before, body=body)
         if await _replace(context, current, options):
             return await _view(context, caller, source_id)
     raise changed_meanwhile()
@@ -338,6 +339,7 @@ def _id_and_tenant(body: Mapping[str, Any], caller: Caller) -> tuple[str | None,
 async def _checked(
     context: ApiContext,
     caller: Caller,
+    tenant: str | None,
     options_document: Json,
     *,
     before: SourceOptions | None = None,
@@ -355,7 +357,8 @@ async def _checked(
         raise invalid_input(error, kind.options) from None
     if before is not None and body is not None and _destinations(options) != _destinations(before):
         require_secrets(body, options)
-    await _check_urls(context, caller, options, dict(_urls(before)) if before is not None else {})
+    guard = context.runtime.egress.guard(tenant)
+    await _check_urls(guard, caller, options, dict(_urls(before)) if before is not None else {})
     return reveal(options)
 
 
@@ -375,8 +378,7 @@ def _refuse_files_and_masks(document: Json, prefix: str) -> None:
             _refuse_files_and_masks(value, f"{path}.")
 
 
-async def _check_urls(context: ApiContext, caller: Caller, options: SourceOptions, before: Mapping[str, str]) -> None:
-    guard = context.runtime.sender.guard
+async def _check_urls(guard: Guard, caller: Caller, options: SourceOptions, before: Mapping[str, str]) -> None:
     for name, url in _urls(options):
         # An unchanged URL is not checked again: a DNS outage must not prevent pausing a source.
         if before.get(name) == url:

@@ -242,7 +242,7 @@ async def create_subscription(context: ApiContext, caller: Caller, body: CreateS
     """Subscribe. No challenge is sent; several subscriptions may have the same URL."""
     tenant = tenant_of_new(caller, body.tenant)
     document = _document(body)
-    await _check(context, caller, document)
+    await _check(context, caller, tenant, document)
     view = await _create(context, body.id or new_id("sub"), document, tenant)
     if view is None:
         raise id_not_available()
@@ -259,8 +259,9 @@ async def put_subscription(
         requested = _validated(PutSubscription, unmasked(body, masked_options, options))
         if current is None:
             document = _document(requested)
-            await _check(context, caller, document)
-            view = await _create(context, subscription_id, document, tenant_of_new(caller, requested.tenant))
+            tenant = tenant_of_new(caller, requested.tenant)
+            await _check(context, caller, tenant, document)
+            view = await _create(context, subscription_id, document, tenant)
             if view is not None:
                 return ApiResponse(view, HTTPStatus.CREATED)
             continue  # a concurrent request created it first
@@ -328,7 +329,7 @@ async def _create(
 
 async def _replace(context: ApiContext, caller: Caller, current: Declaration, document: Json) -> bool:
     """Replace the options; False when they were changed concurrently."""
-    await _check(context, caller, document, before=current.document)
+    await _check(context, caller, current.tenant, document, before=current.document)
     now = context.now()
     former = list(current.document.get("former_secrets", []))
     if document["secret"] != current.document["secret"]:
@@ -377,11 +378,13 @@ def _document(requested: PutSubscription, *, secret: str | None = None) -> Json:
     return document
 
 
-async def _check(context: ApiContext, caller: Caller, document: Json, *, before: Json | None = None) -> None:
+async def _check(
+    context: ApiContext, caller: Caller, tenant: str | None, document: Json, *, before: Json | None = None
+) -> None:
     # Unchanged options are not checked again: a DNS outage must not prevent disabling a subscription.
     changed = {name: value for name, value in document.items() if before is None or before.get(name) != value}
     if "url" in changed:
-        await check_url(context.runtime.sender.guard, caller, "url", document["url"])
+        await check_url(context.runtime.egress.guard(tenant), caller, "url", document["url"])
     if isinstance(form := changed.get("payload"), dict):
         errors = await asyncio.to_thread(check_map, form["map"], sample("call.completed", now=context.now()))
         if errors:

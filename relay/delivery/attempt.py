@@ -14,8 +14,8 @@ from typing import Final
 import orjson
 
 from relay.delivery import signature
+from relay.delivery.egress import Egress
 from relay.delivery.outcomes import AttemptOutcome
-from relay.delivery.send import Sender
 from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
 from relay.events.render import MAX_BODY_BYTES, render
@@ -29,13 +29,13 @@ _HAS_AUDIO = b'"recording":{"status":"available"'
 class Attempts:
     def __init__(
         self,
-        sender: Sender,
+        egress: Egress,
         *,
         link: Callable[[Json], Awaitable[tuple[str, datetime] | None]],
         find_call: Callable[[str], Awaitable[StoredCall | None]],
         timeout_s: float,
     ) -> None:
-        self._sender = sender
+        self._egress = egress
         self._link = link
         self._find_call = find_call
         self._timeout_s = timeout_s
@@ -47,7 +47,7 @@ class Attempts:
         if subscription.headers:
             # Ours last: a configured header must not replace the signature.
             headers = {**subscription.headers, **headers}
-        return await self._sender.send(
+        return await self._egress.sender(subscription.tenant).send(
             subscription.url,
             body,
             headers,

@@ -16,7 +16,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
@@ -210,8 +210,8 @@ class NoAddress(OSError):
 class Guard:
     """Resolves names and checks addresses for the connectors of `Sender`.
 
-    `lookup` runs at most once at a time per name, and its answer is cached for `cache_s`; a cached address is checked
-    again for every connection.
+    `ports` limits an allowed network to some ports. `lookup` runs at most once at a time per name, and its answer is
+    cached for `cache_s`; a cached address is checked again for every connection.
     """
 
     def __init__(
@@ -219,11 +219,13 @@ class Guard:
         allowed_networks: Sequence[IPNetwork] = (),
         lookup: Lookup | None = None,
         *,
+        ports: Mapping[IPNetwork, Sequence[int]] | None = None,
         deadline_s: float = LOOKUP_DEADLINE_S,
         cache_s: float = CACHE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.allowed_networks = tuple(allowed_networks)
+        self._ports = dict(ports or {})
         self._lookup = lookup or SystemLookup()
         self._deadline_s = deadline_s
         self._cache_s = cache_s
@@ -232,17 +234,29 @@ class Guard:
         self._running: dict[str, asyncio.Task[tuple[IPAddress, ...]]] = {}
 
     def vet_url(self, text: str) -> ParsedUrl:
-        return vet_url(text, self.allowed_networks)
+        return vet_url(text, self._allowed(parse_url(text).url.port))
 
-    async def addresses(self, host: str, *, plain: bool = False) -> tuple[IPAddress, ...]:
+    async def addresses(self, host: str, port: int | None = None, *, plain: bool = False) -> tuple[IPAddress, ...]:
         """Resolve a host to addresses that may all be dialled; raises ForbiddenAddress or NoAddress."""
         addresses = await self._resolve(host)
         for ip in addresses:
-            self.check(host, ip, plain=plain)
+            self.check(host, ip, port, plain=plain)
         return addresses
 
-    def check(self, host: str, ip: IPAddress, *, plain: bool = False) -> None:
-        reason = refusal(host, ip, self.allowed_networks, plain=plain)
+    async def is_inside(self, target: ParsedUrl) -> bool:
+        """Whether a target that was dialled has an address that is not one of the public Internet."""
+        addresses = (target.address,) if target.address is not None else await self._resolve(target.host)
+        return any(special_purpose(ip) is not None for ip in addresses)
+
+    def _allowed(self, port: int | None) -> Sequence[IPNetwork]:
+        return [
+            network
+            for network in self.allowed_networks
+            if network not in self._ports or (port is not None and port in self._ports[network])
+        ]
+
+    def check(self, host: str, ip: IPAddress, port: int | None = None, *, plain: bool = False) -> None:
+        reason = refusal(host, ip, self._allowed(port), plain=plain)
         if reason is not None:
             raise ForbiddenAddress(reason)
 
@@ -256,7 +270,7 @@ class Guard:
             family, kind, protocol, _, address = addr_info
             # aiohttp asks no resolver for a literal address, so this is the only check that sees every one.
             ip = _parse(address[0])
-            self.check(_in_url(ip), ip, plain=plain)
+            self.check(_in_url(ip), ip, address[1], plain=plain)
             metrics.CONNECTIONS.inc()
             return socket.socket(family, kind, protocol)
 
@@ -369,7 +383,7 @@ class _VettedResolver(AbstractResolver):
                 proto=0,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for ip in await self._guard.addresses(host, plain=self._plain)
+            for ip in await self._guard.addresses(host, port, plain=self._plain)
         ]
 
     async def close(self) -> None:
@@ -378,6 +392,12 @@ class _VettedResolver(AbstractResolver):
 
 def _parse(text: str) -> IPAddress:
     return ip_address(text.partition("%")[0])
+
+
+def hidden_reason(host: str) -> str:
+    """Say for a tenant that a name cannot be dialled, whether it exists or not: the relay must not be an oracle for the
+    names and addresses of the operator's network."""
+    return f"the name {host} has no address that may be used"
 
 
 def _resolver_message(host: str, error: Exception) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import structlog
 
-from relay.delivery.send import Sender
+from relay.delivery.egress import Egress
 from relay.delivery.subscriptions import Subscription
 from relay.domain.json import Json
 from relay.domain.time import iso
@@ -27,13 +27,13 @@ class Lifecycle:
         store: SubscriptionStore,
         subscriptions: Mapping[str, Subscription],
         operations: Operations,
-        sender: Sender,
+        egress: Egress,
     ) -> None:
         self._lane = lane
         self._store = store
         self._subscriptions = subscriptions
         self._operations = operations
-        self._sender = sender
+        self._egress = egress
         self._unsubscribing: set[asyncio.Task[None]] = set()
 
     async def disable(self, sub: str, reason: str) -> None:
@@ -83,7 +83,7 @@ class Lifecycle:
         await asyncio.gather(*self._unsubscribing, return_exceptions=True)
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
-        outcome = await self._sender.unsubscribe(subscription.url)
+        outcome = await self._egress.sender(subscription.tenant).unsubscribe(subscription.url)
         log.info("hook_unsubscribed", subscription=subscription.id, host=subscription.host, outcome=outcome.message)
 
     async def _publish(self, event_type: str, about: Json) -> None:

@@ -29,7 +29,7 @@ from cryptography import x509
 
 import relay
 from relay import descriptors
-from relay.delivery.guard import ForbiddenAddress, Guard
+from relay.delivery.guard import ForbiddenAddress, Guard, NoAddress, hidden_reason
 from relay.delivery.outcomes import (
     AddressRefused,
     AttemptOutcome,
@@ -67,7 +67,8 @@ class Sender:
     """Sends signed requests. Open it once per process, as a context manager; `send` may run many times at once.
 
     `limit` bounds the connections of each kind (https or http, reused or not). Callers have no more attempts in flight
-    than that, so no attempt waits for a connection.
+    than that, so no attempt waits for a connection. Without `show_inside`, outcomes reveal no answer of an address that
+    is not public, nor which names have one: a tenant must not look into the operator's network.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class Sender:
         guard: Guard,
         *,
         limit: int = 1000,
+        show_inside: bool = True,
         keepalive_s: float = KEEPALIVE_S,
         ssl_context: ssl.SSLContext | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._guard = guard
         self._limit = limit
+        self._show_inside = show_inside
         self._keepalive_s = keepalive_s
         self._ssl_context = ssl_context
         self._now = now
@@ -167,7 +170,7 @@ class Sender:
                 )
         except Exception as error:  # whatever a peer causes is an outcome
             return await self._failure(error, target, request, timeout, started_s)
-        return await self._answer(response, started_s)
+        return await self._answer(response, target, started_s)
 
     async def unsubscribe(self, target_url: str, *, timeout_s: float = TIMEOUT_S) -> AttemptOutcome:
         """Send DELETE to a hook, once, without a body; raises nothing but CancelledError."""
@@ -188,7 +191,7 @@ class Sender:
             )
         except Exception as error:  # as for `send`
             return await self._failure(error, target, _Body(b""), timeout, started_s)
-        return await self._answer(response, started_s)
+        return await self._answer(response, target, started_s)
 
     def _vet(self, url: str) -> ParsedUrl:
         target = self._guard.vet_url(url)
@@ -197,7 +200,7 @@ class Sender:
         self._targets[url] = target
         return target
 
-    async def _answer(self, response: aiohttp.ClientResponse, started_s: float) -> AttemptOutcome:
+    async def _answer(self, response: aiohttp.ClientResponse, target: ParsedUrl, started_s: float) -> AttemptOutcome:
         content = response.content
         body = b""
         if not content.at_eof():
@@ -213,7 +216,15 @@ class Sender:
             retry_after_s = parse_retry_after(header, self._now(), longest_s=MAX_RETRY_AFTER_S)
         if body and hdrs.CONTENT_ENCODING in response.headers:
             body = _decompress(body, response.headers[hdrs.CONTENT_ENCODING])
+        if body and not self._show_inside and await self._is_inside(target):
+            body = b""
         return answered(status, duration_ms=_ms_since(started_s), excerpt=excerpt(body), retry_after_s=retry_after_s)
+
+    async def _is_inside(self, target: ParsedUrl) -> bool:
+        try:
+            return await self._guard.is_inside(target)
+        except NoAddress:
+            return True
 
     async def _failure(
         self, error: Exception, target: ParsedUrl, request: "_Body", timeout: aiohttp.ClientTimeout, started_s: float
@@ -222,6 +233,8 @@ class Sender:
         if not request.started and descriptors.exhausted(error):
             return Postponed(duration_ms=duration_ms)
         match error:
+            case aiohttp.ClientConnectorError(os_error=ForbiddenAddress() | NoAddress()) if not self._show_inside:
+                return Unreachable(stage="dns", reason=hidden_reason(target.host), duration_ms=duration_ms)
             case aiohttp.ClientConnectorError(os_error=ForbiddenAddress() as forbidden):
                 return AddressRefused(reason=str(forbidden), duration_ms=duration_ms)
             case aiohttp.ClientConnectorDNSError(os_error=cause):
@@ -270,7 +283,7 @@ class Sender:
         host, port = target.url.raw_host or "", target.url.port or 443
         try:
             async with asyncio.timeout(_CERTIFICATE_FETCH_S):
-                ip = target.address or (await self._guard.addresses(host))[0]
+                ip = target.address or (await self._guard.addresses(host, port))[0]
                 family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
                 address = (str(ip), port)
                 sock = self._guard.socket_factory()((family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address))

@@ -90,9 +90,24 @@ class LogOptions(_Section):
     )
 
 
+class NetworkGrant(_Section):
+    """A network that a tenant may connect to."""
+
+    network: NetworkRange = Field(description="network, such as 10.1.2.0/24")
+    ports: tuple[Annotated[int, Field(ge=1, le=65_535)], ...] = Field(
+        (80, 443), min_length=1, description="ports that may be connected to"
+    )
+
+
 class DeliveryOptions(_Section):
     allowed_networks: tuple[NetworkRange, ...] = Field(
-        (), description="private networks that subscribers may be in; plain http is allowed there too"
+        (), description="private networks that the operator's subscribers may be in; plain http is allowed there too"
+    )
+    tenant_networks: Annotated[
+        Mapping[Annotated[str, Field(pattern=ID_PATTERN)], tuple[NetworkGrant, ...]], *Frozen
+    ] = Field(
+        default_factory=lambda: MappingProxyType({}),
+        description="private networks that a tenant's subscribers and sources may be in, by tenant",
     )
     timeout_s: float = Field(15, ge=1, le=120, description="timeout of one delivery attempt, in seconds")
 

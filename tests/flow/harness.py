@@ -131,9 +131,16 @@ async def relay_harness(
     await redis.config_set("appendonly", "yes" if keeps_every_write else "no")
     await redis.config_set("appendfsync", "always")
     async with subscriber.serve() as base:
+        ports = [9, int(base.rpartition(":")[2])]
         document: dict[str, Any] = {
             "data_dir": str(tmp_path),
-            "delivery": {"allowed_networks": ["127.0.0.0/8"], "timeout_s": top.pop("timeout_s", 5)},
+            "delivery": {
+                "allowed_networks": ["127.0.0.0/8"],
+                "tenant_networks": {
+                    tenant: [{"network": "127.0.0.0/8", "ports": ports}] for tenant in ("acme", "other")
+                },
+                "timeout_s": top.pop("timeout_s", 5),
+            },
             "sources": {
                 "main": {
                     "provider": "webfones",

@@ -173,7 +173,7 @@ async def test_an_address_is_checked_again_when_it_is_dialled(
     _, base_url = provider
     await api.post("/v1/sources", {**SOURCE, "id": "made", "base_url": base_url, "api_key": KEY})
     source = api.relay.runtime.sources["made"]
-    guard = api.relay.runtime.sender.guard
+    guard = api.relay.runtime.egress.guard(None)
 
     with monkeypatch.context() as forbidding:
         forbidding.setattr(guard, "allowed_networks", ())
@@ -223,7 +223,7 @@ async def test_a_dns_outage_does_not_prevent_pausing(api: ApiClient, monkeypatch
     """An unchanged URL is not checked again; a changed one is."""
     await api.post("/v1/sources", {**OUTSIDE, "id": "new"})
     monkeypatch.delitem(NAMES, "api.webfones.com")
-    api.relay.runtime.sender.guard.clear_cache()
+    api.relay.runtime.egress.guard(None).clear_cache()
 
     paused = await api.post("/v1/sources/new/pause")
 

@@ -130,7 +130,7 @@ async def test_a_dns_outage_does_not_prevent_disabling(api: ApiClient, monkeypat
     """An unchanged URL is not checked again; a changed one is."""
     await api.post("/v1/subscriptions", {"id": "crm", "url": OUTSIDE})
     monkeypatch.delitem(NAMES, "hooks.example.com")
-    api.relay.runtime.sender.guard.clear_cache()
+    api.relay.runtime.egress.guard(None).clear_cache()
 
     status, view = await api.request("PATCH", "/v1/subscriptions/crm", {"enabled": False})
 

@@ -12,6 +12,7 @@ from relay.api.routes import TABLE
 from relay.domain.call import Party
 from relay.store import keys
 from relay.store.lanes import LaneName
+from tests.fakes.subscriber import ScriptedReply
 from tests.flow.api import OUTSIDE, SOURCE, TOKEN, ApiClient, open_api
 from tests.flow.harness import eventually
 
@@ -392,3 +393,57 @@ async def test_operational_events_of_a_tenant_stay_with_the_tenant(tenants: Tena
     ]
     await api.get(f"/v1/events/{event['id']}", token=tenants.acme)
     assert await api.problem("GET", f"/v1/events/{event['id']}", token=tenants.other) == (404, "not_found")
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "127.0.0.1:6379", "10.1.2.3", "inside.example.com"])
+async def test_a_tenant_without_a_grant_reaches_nothing_inside(tenants: Tenants, host: str) -> None:
+    """`delivery.allowed_networks` is the operator's."""
+    token = await tenants.api.issue_token("admin", "third")
+
+    for scheme in ("http", "https"):
+        options = {"url": f"{scheme}://{host}/hook"}
+        refused = await tenants.api.problem("POST", "/v1/subscriptions", options, token=token)
+        source = await tenants.api.problem("POST", "/v1/sources", {**SOURCE, "base_url": options["url"]}, token=token)
+        assert refused == source == (422, "address_refused")
+
+
+async def test_a_grant_is_for_its_ports(tenants: Tenants) -> None:
+    """`delivery.tenant_networks` names networks and ports."""
+    api = tenants.api
+    granted = {"url": "http://127.0.0.1:9/hook"}
+    other_port = {"url": "http://127.0.0.1:6379/hook"}
+
+    status, _ = await api.request("POST", "/v1/subscriptions", granted, token=tenants.acme)
+
+    assert status == 201
+    assert await api.problem("POST", "/v1/subscriptions", other_port, token=tenants.acme) == (422, "address_refused")
+
+
+async def test_a_tenant_gets_no_excerpt_of_an_answer_from_inside(tenants: Tenants) -> None:
+    """The operator reads the first characters of an answer; a tenant could read the operator's network with them."""
+    api = tenants.api
+    for name in ("a", "acme-crm"):
+        api.relay.subscriber.script(name, ScriptedReply(status=400, body=b"the-secret-of-a-service-inside", times=1))
+
+    event = await api.publish_call("acme", "2")
+    await api.relay.until_attempts(event, 1, "acme-crm")
+    await api.relay.until_attempts(event, 1, "a")
+
+    of_tenant = (await api.relay.state(event, "acme-crm")).log
+    of_operator = (await api.relay.state(event, "a")).log
+    assert "inside" not in str(of_tenant)
+    assert of_operator[0]["excerpt"] == "the-secret-of-a-service-inside"
+
+
+async def test_a_tenant_cannot_tell_an_inside_name_from_one_that_does_not_exist(tenants: Tenants) -> None:
+    """The answers differ in nothing but the name."""
+    details = []
+    for host in ("inside.example.com", "nowhere.example.com"):
+        options = {"url": f"https://{host}/hook"}
+        _, problem = await tenants.api.request("POST", "/v1/subscriptions", options, token=tenants.acme)
+        details.append(problem["detail"].replace(host, "it"))
+
+    assert details[0] == details[1]
