@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +336,23 @@ async def test_what_was_erased_is_not_missing_and_is_not_healed(complete: Comple
     assert sum(day["erased"] for day in report["days"]) == 2
     assert counts["gaps"] == 0
     assert await complete.account.calls_stored() == 0
+
+
+async def test_a_call_whose_start_was_corrected_counts_on_its_new_day(complete: CompletenessHarness) -> None:
+    """The deep look of its former day, which still names it, is no reason for an alarm."""
+    [record_key] = await complete.add_and_publish(1)
+    before = await complete.report()
+    [day] = [each["day"] for each in before["days"] if each["ingested"]]
+    following = (date.fromisoformat(day) + timedelta(days=1)).isoformat()
+    complete.account.simulator.change(KEY, int(record_key), {"call_timestamp": f"{following} 00:00:01"})
+    shown = await complete.redis.hget(keys.shown(SID), day)  # type: ignore[misc]  # both clients
+    await complete.look()
+    await complete.redis.hset(keys.shown(SID), day, shown)  # type: ignore[misc]  # the day was not read again since
+
+    after = await complete.report()
+
+    assert (before["missing"], after["missing"]) == (0, 0)
+    assert [each["day"] for each in after["days"] if each["ingested"]] == [following]
 
 
 async def test_a_lost_call_that_the_provider_has_no_more_stays_named(complete: CompletenessHarness) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,6 +129,13 @@ def test_every_kind_says_what_and_what_to_do() -> None:
 
     assert len({gap.what for gap in gaps}) == len(GapKind)
     assert all("relay completeness --heal" in gap.action for gap in gaps)
+
+
+def test_every_kind_is_documented() -> None:
+    """With what healing does about it."""
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+
+    assert {f"| `{kind.value}` |" for kind in GapKind if f"| `{kind.value}` |" not in page} == set()
 
 
 @pytest.mark.parametrize(
