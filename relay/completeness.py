@@ -13,8 +13,8 @@ from relay.providers.source import Source
 from relay.store.completeness import CallFacts, ShownRows
 from relay.store.store import Store
 
+# A change of filters reaches every process well within this; what is published meanwhile is not judged.
 _PROPAGATION_MS: Final = 60_000
-"""A change of filters reaches every process well within this; what is published meanwhile is not judged."""
 _BATCH: Final = 200
 
 

@@ -10,8 +10,8 @@ import structlog
 log = structlog.get_logger(__name__)
 
 _ENOUGH: Final = 65_536
+# Kept for polls, deliveries, recordings, the store and files.
 _FOR_WORK: Final = 512
-"""Kept for polls, deliveries, recordings, the store and files."""
 _LOW: Final = 1024
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 

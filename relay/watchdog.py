@@ -18,8 +18,8 @@ import structlog
 log = structlog.get_logger(__name__)
 
 LIMIT_S: Final = 60.0
+# EX_SOFTWARE of sysexits.h.
 EXIT_CODE: Final = 70
-"""EX_SOFTWARE of sysexits.h."""
 _LOG_TIMEOUT_S: Final = 5.0
 
 

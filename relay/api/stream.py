@@ -27,8 +27,8 @@ from relay.store.listings import Listing
 from relay.tasks import cancel
 
 MAX_STREAMS: Final = 100
+# The others are the operator's.
 MAX_STREAMS_OF_TENANTS: Final = 80
-"""The others are the operator's."""
 MAX_STREAMS_PER_TENANT: Final = 25
 MAX_STREAMS_PER_TOKEN: Final = 10
 # Events that a client may have missed; further back there is `GET /v1/events`.

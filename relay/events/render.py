@@ -257,8 +257,8 @@ MAX_EXPRESSION_CHARS: Final = 512
 MAX_EXPRESSION_DEPTH: Final = 20
 MAX_RESULT_BYTES: Final = 16 * 1024
 MAX_MAP_CHARS: Final = 20_000
+# Processor time for all fields of a map together.
 MAP_BUDGET_S: Final = 0.02
-"""Processor time for all fields of a map together."""
 _MAX_WEIGHT: Final = 256 * 1024
 _STEPS_PER_CHECK: Final = 64
 _SLICE_S: Final = 0.001

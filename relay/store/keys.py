@@ -141,8 +141,8 @@ def configured(kind: str) -> str:
     return f"relay:configured:{kind}"
 
 
+# Owner of what has no tenant; it can be no tenant's id.
 OPERATOR = "@"
-"""Owner of what has no tenant; it can be no tenant's id."""
 
 
 def owners(kind: str) -> str:
