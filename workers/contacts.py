@@ -1,6 +1,7 @@
-"""The contacts lane: looks up who was on the call. What it finds makes the call due in the enrich lane.
+"""The contacts lane: looks up who was on the call, and publishes what is due with it.
 
-Only contacts wait here, so a slow or unresponsive address book delays nothing else.
+Only contacts wait here, so a slow or unresponsive address book delays nothing else: the enrich lane publishes a call at
+the end of its hold. Both may publish at once, since a publish is refused once the call has another version.
 """
 
 import asyncio
@@ -14,12 +15,13 @@ from relay.domain.json import Json
 from relay.enrichment.contacts import AddressBook, after_failure
 from relay.errors import OverBudget, ProviderError, SettingsError, Unauthorized
 from relay.events.decide import number_to_look_up, wants_contact
+from relay.events.publisher import Publisher
 from relay.providers.source import Source
 from relay.queue.claim import Claim
 from relay.queue.lane import Lane
 from relay.queue.runner import Settle
-from relay.queue.settlement import Done, PartitionHealth, Retry, Settlement
-from relay.store.calls import StoredCall, claimed_call
+from relay.queue.settlement import Done, PartitionHealth, Retry
+from relay.store.calls import claimed_call
 from relay.store.lanes import ContactFound, LookupProgress
 from relay.store.sources import SourceStore
 from workers import EXTRA_PAUSE_S, unknown_wait_ms
@@ -38,15 +40,14 @@ class ContactWorker:
         lane: Lane,
         sources: Callable[[], Mapping[str, Source]],
         book: AddressBook,
+        publisher: Publisher,
         states: SourceStore,
-        *,
-        wake_enrich: Callable[[], None],
     ) -> None:
         self._lane = lane
         self._sources = sources
         self._book = book
         self._states = states
-        self._wake_enrich = wake_enrich
+        self._publisher = publisher
         self._paused_until: dict[str, float] = {}
         self._allowed: set[str] = set()  # sources of which this process knows that contacts are not paused
 
@@ -58,25 +59,54 @@ class ContactWorker:
                 since_ms = claimed_call(claim).ready_ms
                 settle(claim, Retry(unknown_wait_ms(waiting_since_ms=since_ms, now_ms=self._lane.store_now_ms)))
             return
-        wanted: list[tuple[Claim, StoredCall, str]] = []
+        wanted: list[tuple[Claim, str]] = []
         for claim in batch:
             call = claimed_call(claim)
             number = number_to_look_up(call)
             if number is not None and wants_contact(call, source.rules):
-                wanted.append((claim, call, number))
+                wanted.append((claim, number))
             else:
                 settle(claim, Done())
         if not wanted:
             return
         paused_s = self._paused_until.get(source.id, 0) - time.monotonic()
         if paused_s > 0:
-            for claim, _, _ in wanted:
+            for claim, _ in wanted:
                 settle(claim, Retry(int(paused_s * 1000) + 1))
             return
-        contacts, health = await self._look_up(source, [number for _, _, number in wanted])
-        for claim, call, number in wanted:
-            settle(claim, _settlement(call, number, contacts, health))
-            health = None  # the batch was one request, so it shows the health of the address book once
+        contacts, health = await self._look_up(source, [number for _, number in wanted])
+        results = await asyncio.gather(
+            # The batch was one request, so it shows the health of the address book once.
+            *(
+                self._finish(source, claim, number, contacts, None if n else health, settle)
+                for n, (claim, number) in enumerate(wanted)
+            ),
+            return_exceptions=True,
+        )
+        for error in results:
+            if error is not None:
+                raise error
+
+    async def _finish(
+        self,
+        source: Source,
+        claim: Claim,
+        number: str,
+        contacts: Mapping[str, Json] | None,
+        health: PartitionHealth | None,
+        settle: Settle,
+    ) -> None:
+        call = claimed_call(claim)
+        if contacts is None:
+            wait_s, lookup = after_failure(call.lookup, number)
+            progress = LookupProgress(lookup)
+            settle(claim, Done(progress, health) if wait_s is None else Retry(wait_s * 1000, progress, health))
+            return
+        parts: dict[str, Json | None] = {"contact": {**contacts[number], "number": number}}
+        if call.lookup:
+            parts["lookup"] = None
+        await self._publisher.publish(call, source.rules, parts, tenant=source.tenant)
+        settle(claim, Done(ContactFound(), health))
 
     async def _look_up(
         self, source: Source, numbers: Sequence[str]
@@ -114,18 +144,3 @@ class ContactWorker:
         self._allowed.discard(source.id)
         log.error("source_contacts_paused", source=source.id, reason=reason, retry_in_s=EXTRA_PAUSE_S)
         await self._states.note(source.id, contacts_off=reason)
-
-    def on_settled(self, claim: Claim, settlement: Settlement) -> None:
-        """Wake the enrich lane once the store has the contact, not before."""
-        if isinstance(settlement, Done) and settlement.detail is not None:
-            self._wake_enrich()
-
-
-def _settlement(
-    call: StoredCall, number: str, contacts: Mapping[str, Json] | None, health: PartitionHealth | None
-) -> Settlement:
-    if contacts is not None:
-        return Done(ContactFound({**contacts[number], "number": number}), health)
-    wait_s, lookup = after_failure(call.lookup, number)
-    progress = LookupProgress(lookup)
-    return Done(progress, health) if wait_s is None else Retry(wait_s * 1000, progress, health)

@@ -67,18 +67,6 @@ def add_poller(runtime: Runtime) -> Streams:
 
 
 def add_workers(runtime: Runtime) -> None:
-    _add_enrich(runtime)
-    _add_contacts(runtime)
-    _add_record(runtime)
-    _add_deliver(runtime)
-
-
-def add_poller_and_workers(runtime: Runtime) -> None:
-    add_poller(runtime)
-    add_workers(runtime)
-
-
-def _add_enrich(runtime: Runtime) -> None:
     lane = runtime.lanes[LaneName.ENRICH]
     publisher = Publisher(
         runtime.store,
@@ -88,6 +76,19 @@ def _add_enrich(runtime: Runtime) -> None:
         on_deliveries=lambda: runtime.wake_ups(LaneName.DELIVER),
         elsewhere=runtime.registry.subscriptions_elsewhere,
     )
+    _add_enrich(runtime, publisher)
+    _add_contacts(runtime, publisher)
+    _add_record(runtime)
+    _add_deliver(runtime)
+
+
+def add_poller_and_workers(runtime: Runtime) -> None:
+    add_poller(runtime)
+    add_workers(runtime)
+
+
+def _add_enrich(runtime: Runtime, publisher: Publisher) -> None:
+    lane = runtime.lanes[LaneName.ENRICH]
     worker = EnrichWorker(
         lane,
         lambda: runtime.sources,
@@ -104,23 +105,10 @@ def _add_enrich(runtime: Runtime) -> None:
     )
 
 
-def _add_contacts(runtime: Runtime) -> None:
+def _add_contacts(runtime: Runtime, publisher: Publisher) -> None:
     lane = runtime.lanes[LaneName.CONTACTS]
-    worker = ContactWorker(
-        lane,
-        lambda: runtime.sources,
-        runtime.book,
-        runtime.store.sources,
-        wake_enrich=lambda: runtime.wake_ups.wake_here(LaneName.ENRICH),
-    )
-    _add_runner(
-        runtime,
-        lane,
-        worker.work,
-        concurrency=CONTACTS_CONCURRENCY,
-        batch=CONTACTS_BATCH,
-        on_settled=worker.on_settled,
-    )
+    worker = ContactWorker(lane, lambda: runtime.sources, runtime.book, publisher, runtime.store.sources)
+    _add_runner(runtime, lane, worker.work, concurrency=CONTACTS_CONCURRENCY, batch=CONTACTS_BATCH)
 
 
 def _add_record(runtime: Runtime) -> None:

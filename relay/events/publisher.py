@@ -1,7 +1,7 @@
 """Publish the events that are due for a call: decide, write in one step, and start over when the call has changed.
 
-Only the enrich lane publishes, under the call's lease. The write is fenced by the call's version as well, so that a
-worker whose lease has ended publishes nothing twice.
+The enrich and contacts lanes publish, each under its lease of the call, perhaps at the same time. The write is fenced
+by the call's version, so that neither publishes what the other has, nor does a worker whose lease has ended.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -53,7 +53,7 @@ class Publisher:
     async def publish(
         self, call: StoredCall, rules: SourceRules, parts: Mapping[str, Any], *, tenant: str | None = None
     ) -> int | None:
-        """Store new parts of a call (`contact`; None removes one) and publish what is due.
+        """Store new parts of a call (`contact`, `lookup`; None removes one) and publish what is due.
 
         Returns the ms after which to decide again, None when nothing is held.
         """

@@ -74,9 +74,7 @@ def read_call(call_id: str, flat: Sequence[bytes] | Mapping[bytes, bytes]) -> St
         contact=contact,
         lookup=part(b"lookup"),
         recording=part(b"recording"),
-        published=_in_full(published, part(b"published_record") or record, part(b"published_contact") or contact)
-        if published
-        else None,
+        published=_in_full(published, part(b"published_record") or record, contact) if published else None,
         fetch=part(b"fetch"),
         raw_packed=fields.get(b"raw", b""),
         events=fields.get(b"events", b"").decode().split(),
@@ -84,8 +82,8 @@ def read_call(call_id: str, flat: Sequence[bytes] | Mapping[bytes, bytes]) -> St
 
 
 # What was published nearly always repeats the call, and would be a fifth of its size. So its content is stored only
-# where it differs from the call's record and contact. Once a newer one of these has come, the former is kept as
-# `published_record` (see ingest.lua) or `published_contact` (see call_lanes.lua).
+# where it differs from the call's parts: the record (`published_record`, once a newer one has come; see ingest.lua) and
+# the contact.
 
 
 def write_parts(call: StoredCall, parts: Mapping[str, Json | None]) -> dict[str, Json | None]:
@@ -98,7 +96,6 @@ def write_parts(call: StoredCall, parts: Mapping[str, Json | None]) -> dict[str,
         **parts,
         "published": _without_repetition(published, call.record, contact),
         "published_record": None,
-        "published_contact": None,
     }
 
 

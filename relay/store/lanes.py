@@ -74,12 +74,10 @@ class ContactWanted:
 
 @dataclass(frozen=True, slots=True)
 class ContactFound:
-    """The contact part of a call, which is then due in the enrich lane."""
-
-    contact: Json
+    """The contact of a call is published; the call is then due in the enrich lane, should it have changed meanwhile."""
 
     def fields(self) -> dict[str, str | bytes]:
-        return {"contact": pack(self.contact)}
+        return {"contact_found": "1"}
 
 
 @dataclass(frozen=True, slots=True)

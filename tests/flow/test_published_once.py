@@ -191,7 +191,9 @@ class Bench:
         await self.contacts.put("main", CALL)
         claim = await self.claim(self.contacts)
         if claim:
-            await self.contacts.exchange([(claim, Done(ContactFound(CONTACTS[contact])))])
+            publisher = Publisher(self.store, Everybody(), now_ms=lambda: self.now_ms, on_deliveries=lambda: None)
+            await publisher.publish(claimed_call(claim), RULES, {"contact": CONTACTS[contact]})
+            await self.contacts.exchange([(claim, Done(ContactFound()))])
 
     async def let_pass(self, name: Callable[[LaneName, str], str], lane: Lane) -> None:
         """Move the times in a sorted set of a lane into the past."""
