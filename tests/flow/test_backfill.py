@@ -74,10 +74,11 @@ class BackfillHarness:
         return str(self.provider.appear(KEY, ended_at=ended_at, talk_s=20, disposition="NO ANSWER").rid)
 
     async def polled(self) -> None:
-        """Wait until the first poll has been ingested."""
+        """Wait until the first poll has been ingested, its deepest look too."""
+        deepest_s = max(tier.depth_s for tier in self.runtime.settings.poll.tiers)
 
         async def ingested() -> bool:
-            return (await self.runtime.store.sources.read("main")).poll_state.cursor is not None
+            return deepest_s in (await self.runtime.store.sources.read("main")).poll_state.reached
 
         await _until(ingested)
 

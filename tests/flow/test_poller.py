@@ -19,6 +19,8 @@ from relay.domain.time import from_iso
 from relay.errors import OverBudget
 from relay.polling.poller import PAUSE_S
 from relay.providers.base import CallPage, Window
+from relay.queue import keys as queue_keys
+from relay.queue.lane import Lane
 from relay.queue.settlement import Done, Retry
 from relay.simulator.timeline import CallPlan, Change
 from relay.store import keys
@@ -511,6 +513,63 @@ async def test_a_deep_look_that_hangs_delays_no_near_one(redis: Redis, clock: Ma
     assert [depth > timedelta(hours=3) for depth in depths[:4]] == [False, True, False, False]
     assert settlement is not None
     assert (await harness.state()).poll_state.reached.keys() == {7200, 280_800}
+
+
+async def test_a_provider_whose_clock_is_hours_ahead_delays_no_call(harness: PollHarness) -> None:
+    """Its newest calls start later than our now, so a list with an upper bound is asked for as much more."""
+    harness.simulator.clock_skew_s = 7200
+
+    await polls(harness, every_s=30, times=2)
+
+    assert harness.calls.asked[-1].until - harness.now == timedelta(hours=2)
+
+
+async def test_a_list_without_an_end_is_an_error_of_the_poll(
+    harness: PollHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each page comes within its own time limit, and the pages never end: the poll has one deadline."""
+    await begun(harness)
+    monkeypatch.setattr("relay.polling.poller.NEAR_DEADLINE_S", 0.2)
+
+    async def endless(window: Window) -> Any:
+        while True:
+            yield CallPage([])
+            await asyncio.sleep(0.01)
+
+    harness.calls.pages = endless  # type: ignore[method-assign]
+    before = (await harness.state()).poll_state
+    settlement = await harness.poll()
+
+    state = await harness.state()
+    assert settlement is not None
+    assert "took longer than" in state.error
+    assert state.poll_state == before
+
+
+async def test_a_poll_whose_pages_come_slowly_is_one_poll(harness: PollHarness) -> None:
+    """Two minutes between pages: as long as its process lives, no other one polls, and the cursor moves."""
+    await begun(harness)
+    harness.simulator.add_calls(KEY, [call(rid, harness.now, talk_s=1) for rid in range(1, 241)])
+    await harness.clock.advance(30, turns=0)
+    pages, ours, other = harness.calls.pages, harness.lane.process, Lane(harness.redis, "poll")
+    claims: list[int] = []
+
+    async def slow(window: Window) -> Any:
+        async for page in pages(window):
+            for _ in range(40):  # three seconds between two heartbeats
+                await harness.redis.zincrby(queue_keys.PROCESSES, -3000, ours.id)
+                await ours.beat()
+                await other.process.beat()
+            claims.append(len((await other.exchange(want=1)).claims))
+            yield page
+
+    harness.calls.pages = slow  # type: ignore[method-assign]
+    settlement = await harness.poll()
+
+    assert settlement is not None
+    assert claims == [0] * 4
+    assert harness.ingested_rows() == {str(rid): 1 for rid in range(1, 241)}
+    assert (await harness.state()).poll_state.cursor == START + timedelta(seconds=30)
 
 
 async def test_what_a_tier_owes_is_reported_until_it_is_read(harness: PollHarness) -> None:
