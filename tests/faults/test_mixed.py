@@ -113,12 +113,11 @@ def test_a_source_that_is_removed_and_added_again_loses_nothing(lab: Lab) -> Non
 
 
 LOSSES = [
-    pytest.param(60, 10, id="short"),
+    pytest.param(60, 10, id="short", marks=[pytest.mark.timeout(240)]),
     pytest.param(2_000, 100, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
 ]
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize(("count", "rounds"), LOSSES)
 def test_lane_items_deleted_at_random_under_load_are_a_delay(lab: Lab, count: int, rounds: int) -> None:
     """Waiting and leased items of all lanes vanish while calls come in: everything is delivered, nothing twice."""

@@ -96,12 +96,11 @@ def test_a_full_store_accepts_settlements_and_goes_on_when_there_is_space(lab: L
 
 
 FULL = [
-    pytest.param(20, id="short"),
+    pytest.param(20, id="short", marks=[pytest.mark.timeout(180)]),
     pytest.param(300, id="long", marks=[pytest.mark.long, pytest.mark.timeout(1_200)]),
 ]
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("full_s", FULL)
 def test_a_store_that_is_full_for_a_while_delays_calls_and_loses_none(lab: Lab, full_s: int) -> None:
     """Calls end, with and without recordings, before the memory is full and while it is."""
