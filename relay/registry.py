@@ -62,6 +62,7 @@ class Registry:
         self._outranked: frozenset[tuple[Kind, str]] = frozenset()
         self._settings = settings
         self._configuration_version = self._digest(settings)
+        self._announced_version = ""
         self._http = http
         self._guarded = guarded
         self._credentials_of = credentials_of
@@ -87,10 +88,10 @@ class Registry:
             *(("source", name) for name in self._settings.sources),
             *(("subscription", name) for name in self._settings.subscriptions),
         ]
-        before, self._outranked = (
-            self._outranked,
-            await self._configurations.announce(self._configuration_version, names),
-        )
+        before, version = self._outranked, self._configuration_version
+        former = self._announced_version if self._announced_version != version else ""
+        self._outranked = await self._configurations.announce(version, names, former=former)
+        self._announced_version = version
         if self._outranked and not before:
             log.warning("configuration_outdated", reason="another process runs with a newer one", action=_RELOAD)
         elif before and not self._outranked:

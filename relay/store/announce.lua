@@ -3,7 +3,7 @@
 --
 -- KEYS   none
 -- ARGV   version (a digest of the configuration), ms for which an announcement holds, ms after which an unused version
---        is forgotten, then perhaps the names that the configuration declares, as JSON: [["source", "main"], …]
+--        is forgotten, the version that this process had before or '', then perhaps the names that the configuration declares, as JSON: [["source", "main"], …]
 -- REPLY  false when the version was not in use a moment ago: announce it again, with its names; else the versions in use
 --        that are newer
 --
@@ -13,9 +13,11 @@
 -- Races closed here:
 -- * Two processes bring the same version: it gets one generation.
 -- * What was removed from the configuration is declared again: its tombstone goes in the step that announces it.
+-- * A process takes up an older configuration again: the one that it had ends with that, unless others have it, which
+--   announce it again within a second.
 -- * The store's memory is full: processes must not take each other for gone (allow-oom).
 
-local version, holds_ms, forgotten_ms, names = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local version, holds_ms, forgotten_ms, names = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
 local now = now_ms()
 local k_version = k_configuration(version)
 
@@ -24,6 +26,7 @@ for _, unused in ipairs(redis.call('ZRANGEBYSCORE', K_CONFIGURATIONS, '-inf', no
   redis.call('DEL', k_configuration(unused))
 end
 
+if ARGV[4] ~= '' then redis.call('ZADD', K_CONFIGURATIONS, 'XX', now - holds_ms - 1, ARGV[4]) end
 local announced = tonumber(redis.call('ZSCORE', K_CONFIGURATIONS, version) or 0)
 if not names and announced < now - holds_ms then return false end
 if names then

@@ -29,9 +29,12 @@ class Configurations:
         self._retire = load_script(redis, "retire")
         self._names: dict[str, frozenset[Name]] = {}
 
-    async def announce(self, version: str, names: Iterable[Name]) -> frozenset[Name]:
-        """Announce a configuration with the names that it declares; returns what newer ones, in use now, declare."""
-        args: list[str | int | bytes] = [version, _HOLDS_MS, _FORGOTTEN_MS]
+    async def announce(self, version: str, names: Iterable[Name], *, former: str = "") -> frozenset[Name]:
+        """Announce a configuration, in place of the `former` one; returns what newer ones, in use now, declare.
+
+        `names` is what it declares, `former` what this process announced before.
+        """
+        args: list[str | int | bytes] = [version, _HOLDS_MS, _FORGOTTEN_MS, former]
         newer = await self._announce(args=args)
         if newer is None:
             newer = await self._announce(args=[*args, orjson.dumps(sorted(names))])

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from relay.processes import reload_configuration
 from relay.queue import keys as queue_keys
 from relay.runtime import Runtime, open_runtime
+from relay.settings import Settings
 from relay.store import keys
 from tests.flow.harness import KEY, read_settings
 from workers.sweep import retire, sweep
@@ -28,7 +29,7 @@ class Processes:
         self._url = url
         self._folder = folder
 
-    async def open(self, *sources: str, **subscription: Any) -> Runtime:
+    def settings(self, *sources: str, **subscription: Any) -> Settings:
         document = {
             "data_dir": str(self._folder),
             "sources": {
@@ -36,7 +37,11 @@ class Processes:
             },
             "subscriptions": {"crm": {"url": "https://example.com/hook", "secret": SECRET, **subscription}},
         }
-        opening = open_runtime(read_settings(document), redis_url=self._url, secret_keys=[KEY])
+        return read_settings(document)
+
+    async def open(self, *sources: str, **subscription: Any) -> Runtime:
+        settings = self.settings(*sources, **subscription)
+        opening = open_runtime(settings, redis_url=self._url, secret_keys=[KEY])
         return await self._stack.enter_async_context(opening)
 
 
@@ -91,6 +96,21 @@ async def test_an_older_configuration_decides_again_when_no_newer_one_runs(proce
     await sweep(old)
 
     assert await limit(redis) == 5
+
+
+async def test_reloading_the_former_configuration_brings_it_into_force_at_once(
+    processes: Processes, redis: Redis
+) -> None:
+    """SIGHUP with a change, SIGHUP without it again: nothing waits for the change to be forgotten."""
+    process = await processes.open("main", max_in_flight=5)
+    former, changed = process.settings, processes.settings("main", max_in_flight=7)
+
+    for settings, expected in ((changed, 7), (former, 5)):
+        await reload_configuration(process, lambda: settings)  # noqa: B023
+        await process.registry.load()
+        await process.reconciler.everything()
+
+        assert await limit(redis) == expected
 
 
 async def test_what_only_an_older_configuration_declares_is_still_its_own(processes: Processes, redis: Redis) -> None:
