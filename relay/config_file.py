@@ -3,6 +3,7 @@
 Outside `relay.settings`, because the command line looks up an address without importing every setting there is.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ import yaml
 
 from relay.domain.json import Json
 from relay.domain.text import printable
+
+# A setting that holds its secret itself; those in files of their own (`…_file`) expose nothing.
+_SECRET: Final = re.compile(rb"""["']?\b(?:\w*(?:key|token|secret|password)s?|(?<!_)url)["']?\s*:\s*[^\s#]""")
 
 
 def locate(path: Path | None, environ: Mapping[str, str]) -> Path | None:
@@ -158,3 +162,10 @@ def _reason(error: yaml.MarkedYAMLError) -> str:
     if isinstance(error, yaml.composer.ComposerError):
         return "expected one document, with unique anchors; put text that starts with & in quotes"
     return "check the quotes, colons and spaces around it" if re.search(r"'(?!\\.')[^'<]{2,}'|\"", reason) else reason
+
+
+def exposes_secrets(path: Path) -> bool:
+    """Whether a file holds secrets, or URLs of hooks, and other users may read it."""
+    with contextlib.suppress(OSError):
+        return bool(path.stat().st_mode & 0o077) and _SECRET.search(path.read_bytes()) is not None
+    return False

@@ -109,7 +109,9 @@ async def list_deliveries(context: ApiContext, caller: Caller, query: ListDelive
                 if query.subscription in (None, delivery.subscription_id) and _matches(query, delivery)
             ]
         )
-    if query.status and query.subscription is None and _DEAD_LETTER_STATUSES.issuperset(query.status):
+    # Not for a tenant: the list has those of all tenants, and a cursor in it would name the ids of others.
+    dead_letters = bool(query.status) and _DEAD_LETTER_STATUSES.issuperset(query.status or ())
+    if dead_letters and query.subscription is None and caller.tenant is None:
         return await _dead_letters(context, caller, query)
     subscription_ids = (
         [query.subscription]

@@ -7,7 +7,9 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from relay import processes
+import structlog
+
+from relay import config_file, processes
 from relay.cli.terminal import ConfigOption, new_app
 from relay.log import configure
 from relay.settings import Settings, load
@@ -15,6 +17,7 @@ from workers.runners import add_poller, add_poller_and_workers, add_workers
 from workers.settings import host
 
 app = new_app()
+log = structlog.get_logger(__name__)
 
 _EXIT_S = 1.0
 
@@ -90,4 +93,7 @@ def _read(config: Path | None) -> Settings:
 def _settings(config: Path | None) -> Settings:
     settings = _read(config)
     configure(settings.log.level, settings.log.format)
+    path = config_file.locate(config, os.environ)
+    if path is not None and config_file.exposes_secrets(path):
+        log.warning("configuration_readable_by_others", path=str(path), action=f"run chmod 600 {path}")
     return settings

@@ -186,6 +186,13 @@ def _valid_zone(name: str) -> str:
     return name
 
 
+def _valid_proxy(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("is not a valid proxy; use http://host:port or https://host:port")
+    return text
+
+
 ZoneName = Annotated[str, AfterValidator(_valid_zone)]
 
 
@@ -213,7 +220,9 @@ class SourceOptions(BaseModel):
     recordings: bool = Field(True, description="fetch the audio of answered calls")
     contacts: bool = Field(True, description="look up callers in the provider's address book")
     budget_share: float = Field(0.6, gt=0, le=1, description="our share of the provider's request limit")
-    proxy_url: str | None = Field(None, repr=False, description="HTTP proxy for all requests of this source")
+    proxy_url: Annotated[str, AfterValidator(_valid_proxy)] | None = Field(
+        None, repr=False, description="HTTP proxy for all requests of this source"
+    )
     enabled: bool = Field(True, description="false: not polled")
 
     @property

@@ -126,6 +126,10 @@ async def test_a_secret_does_not_follow_a_changed_address(api: ApiClient, change
         ({**OUTSIDE, "timezone": "Mars"}, "timezone"),
         ({**OUTSIDE, "colour": "red"}, "colour"),
         ({**OUTSIDE, "id": "Not An Id"}, "id"),
+        ({**OUTSIDE, "proxy_url": "ftp://hooks.example.com"}, "proxy_url"),
+        ({**OUTSIDE, "proxy_url": "file:///etc/passwd"}, "proxy_url"),
+        ({**OUTSIDE, "proxy_url": "ws://hooks.example.com"}, "proxy_url"),
+        ({**OUTSIDE, "proxy_url": "http:"}, "proxy_url"),
         ({**OUTSIDE, "proxy_url": "http://hooks.example.com:3128", "base_url": "http://127.0.0.1:9"}, "base_url"),
         (
             {"provider": "nfon", "oauth": {"client_id": "x", "refresh_token_file": "/etc/passwd"}},

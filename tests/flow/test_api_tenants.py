@@ -447,3 +447,15 @@ async def test_a_tenant_cannot_tell_an_inside_name_from_one_that_does_not_exist(
         details.append(problem["detail"].replace(host, "it"))
 
     assert details[0] == details[1]
+
+
+async def test_a_cursor_of_failed_deliveries_names_no_foreign_id(tenants: Tenants) -> None:
+    """The list of all dead letters is the operator's; a tenant pages through its own."""
+    api = tenants.api
+    now_ms = int((await api.relay.redis.time())[0]) * 1000
+    entries = {f"other-crm\x1fevt_{number:026}": now_ms + number for number in range(1_200)}
+    await api.relay.redis.zadd(keys.DEAD, entries)
+
+    page = await api.get("/v1/deliveries?status=exhausted&limit=1", token=tenants.acme)
+
+    assert page == {"items": [], "next_cursor": None}

@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, create_model
 
+from relay.config_file import exposes_secrets
 from relay.domain.call import Direction, Outcome
 from relay.errors import SettingsError
 from relay.events.types import EVENT_TYPES, matches
@@ -892,3 +893,23 @@ def test_a_provider_with_nested_options_is_read_and_described(write: Write, tmp_
     assert reveal(settings.sources["a"])["oauth"] == {"client_id": "me", "client_secret_file": str(tmp_path / "word")}
     docs = script("settings_reference").describe(nested)
     assert "sources.<id>.oauth.client_id" in {doc.path for doc in docs}
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "exposed"),
+    [
+        ("sources: {main: {api_key: of-the-account}}", 0o644, True),
+        ("subscriptions: {crm: {url: https://hooks.example.com/secret-path}}", 0o640, True),
+        ("api:\n  tokens:\n    - of-the-operator", 0o604, True),
+        ("sources: {main: {api_key: of-the-account}}", 0o600, False),
+        ("sources: {main: {api_key_file: /run/secrets/key}}\npublic_url: https://relay.example.com", 0o644, False),
+    ],
+)
+def test_a_file_with_secrets_that_others_may_read_is_noticed(
+    tmp_path: Path, text: str, mode: int, exposed: bool
+) -> None:
+    path = tmp_path / "relay.yaml"
+    path.write_text(text)
+    path.chmod(mode)
+
+    assert exposes_secrets(path) is exposed
