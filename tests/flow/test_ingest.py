@@ -182,6 +182,18 @@ async def test_a_change_during_a_fetch_neither_repeats_nor_hastens_it(redis: Red
     assert reply.claims == []
 
 
+async def test_a_change_between_two_attempts_at_a_recording_does_not_hasten_the_next(redis: Redis) -> None:
+    """The provider needs its time to make the audio, whatever else it corrects in the row."""
+    await ingested(redis, row(make_record(outcome=Outcome.ANSWERED, audio=True)))
+    record = open_lane(redis, LaneName.RECORD)
+    [claim] = (await record.exchange(want=1)).claims
+    await record.exchange([(claim, Retry(60_000, FetchProgress({"status": "none"})))])
+
+    await ingested(redis, row(make_record(outcome=Outcome.ANSWERED, audio=True, status_raw="x")))
+
+    assert (await record.exchange(want=1)).claims == []
+
+
 async def test_raw_rows_are_kept_only_when_a_subscription_asks_for_them(redis: Redis) -> None:
     """Otherwise the provider's row is not stored."""
     await ingested(redis, row(make_record("plain", raw={"rid": 7})))

@@ -684,6 +684,21 @@ async def test_a_quarantined_call_that_changed_is_due_at_once(redis: Redis) -> N
     assert await redis.zcard(queue_keys.quarantine("enrich")) == 0
 
 
+async def test_a_quarantined_source_that_is_put_meanwhile_is_polled_again(redis: Redis) -> None:
+    """`poll now`, or its next poll: what is new may not be what killed the pollers."""
+    lane = lane_of(redis)
+    await lane.put("main", "main")
+    for _ in range(5):
+        await claim_one(lane)
+        await lane.put("main", "main")
+        await let_leases_end(redis, lane, "main")
+
+    claim = await claim_one(lane)
+
+    assert (claim.item, claim.deaths) == ("main", 0)
+    assert await redis.zcard(queue_keys.quarantine("poll")) == 1
+
+
 async def test_an_intent_for_an_expired_event_expires_too(redis: Redis) -> None:
     """What is written for it has the TTL of the event."""
     lane = lane_of(redis, LaneName.DELIVER)

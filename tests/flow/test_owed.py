@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from relay.domain import ids
 from relay.domain.call import Outcome
 from relay.queue import keys as queue_keys
+from relay.queue.changes import Pause
 from relay.store import keys
 from relay.store.lanes import LaneName
 from tests.fakes.subscriber import ScriptedReply
@@ -100,6 +101,27 @@ async def test_a_call_of_an_unknown_source_waits_for_a_process_that_knows_it(
 
     await relay.until_delivered("a", 1)
     assert await redis.zcard(keys.owed_items("enrich", "main")) == 0
+
+
+async def test_an_event_of_an_unknown_subscription_waits_for_a_process_that_knows_it(
+    relay: RelayHarness, redis: Redis
+) -> None:
+    """The worker gives the item back; once it knows the subscription again, the event is delivered."""
+    lane = relay.runtime.lanes[LaneName.DELIVER]
+    await lane.apply(Pause("a", "inf"))
+    call_id = await relay.call("1")
+    await eventually(lambda: redis.zcard(queue_keys.waiting("deliver", "a")), lambda count: count == 1)
+    known = dict(relay.runtime.subscriptions)
+    relay.runtime.subscriptions.replace({"b": known["b"]})
+    await lane.apply(Pause("a", None))
+    relay.runtime.wake_ups(LaneName.DELIVER)
+    await asyncio.sleep(0.3)
+    assert await redis.zrange(queue_keys.waiting("deliver", "a"), 0, -1) == [call_id.encode()]
+    assert relay.report("a").received == 0
+
+    relay.runtime.subscriptions.replace(known)
+
+    await relay.until_delivered("a", 1)
 
 
 async def test_a_removed_source_ends_its_work_and_a_new_declaration_continues_it(

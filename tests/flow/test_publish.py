@@ -307,6 +307,22 @@ async def test_nothing_is_queued_for_a_disabled_subscription(redis: Redis) -> No
     assert await store_of(redis).events.publish_call(call, {}, [event("evt_2", "off")]) == 1
 
 
+@pytest.mark.parametrize("removed_by", ["the API", "the configuration"])
+async def test_an_event_is_not_kept_for_a_subscription_that_is_gone(redis: Redis, removed_by: str) -> None:
+    """A process that has not read of the removal yet still matches it; nothing is queued, nor recorded as missing."""
+    call = await bring(redis)
+    if removed_by == "the API":
+        await open_lane(redis, LaneName.DELIVER).apply(DisablePartition("gone", "deleted"))
+    else:
+        await redis.hset(keys.removed("subscription"), "gone", "1")  # type: ignore[misc]  # typed for both clients
+
+    assert await store_of(redis).events.publish_call(call, {}, [event("evt_1", "gone", "on")]) == 1
+
+    assert await delivery(redis, "evt_1", "gone") is None
+    assert await pending(redis, "gone") == []
+    assert await redis.zcard(keys.deliveries_of("gone")) == 0
+
+
 # Order
 
 
@@ -351,6 +367,26 @@ async def test_a_replayed_event_goes_back_to_its_place(redis: Redis) -> None:
 
     assert [await deliver_one(redis), await deliver_one(redis)] == ["evt_1", "evt_2"]
     assert await store.deliveries.replay("evt_1", CALL, ["sub"], at_ms=1, force=False) == [ReplayOutcome.DELIVERED]
+
+
+@pytest.mark.parametrize(("backing_off", "replayed", "due"), [(1, 2, []), (2, 1, ["evt_1"])])
+async def test_a_replay_leaves_the_backoff_of_an_earlier_event_and_not_that_of_a_later_one(
+    redis: Redis, backing_off: int, replayed: int, due: list[str]
+) -> None:
+    """Events go out in order: one behind the event that backs off waits for it, one before it is due now."""
+    store = store_of(redis)
+    call = await bring(redis)
+    await store.events.publish_call(call, {}, [event("evt_1", "sub"), event("evt_2", "sub")])
+    for _ in range(2):
+        await deliver_one(redis)
+    lane = open_lane(redis, LaneName.DELIVER, events_ttl_s=EVENT_TTL_S)
+    await store.deliveries.replay(f"evt_{backing_off}", CALL, ["sub"], at_ms=1, force=True)
+    [claim] = (await lane.exchange(want=1)).claims
+    await lane.exchange([(claim, Retry(60_000, DeliveryUpdate(f"evt_{backing_off}", DeliveryState("waiting"))))])
+
+    await store.deliveries.replay(f"evt_{replayed}", CALL, ["sub"], at_ms=1, force=True)
+
+    assert [claimed_event(claim).id for claim in (await lane.exchange(want=1)).claims] == due
 
 
 # Publisher over it

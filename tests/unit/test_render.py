@@ -4,6 +4,7 @@ import contextlib
 import copy
 import threading
 import time
+import tracemalloc
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -273,6 +274,17 @@ def test_a_flat_body_of_nothing_but_long_strings_keeps_what_identifies_the_call(
     assert tuple(sent) == (*FLAT_FIELDS, "truncated")
 
 
+def test_a_body_of_20_000_bytes_is_whole_and_one_of_20_001_is_cut() -> None:
+    """The limit that the documentation names."""
+    rest_bytes = len(render(event(status_raw="")))
+
+    whole, cut = (render(event(status_raw="x" * (size_bytes - rest_bytes))) for size_bytes in (20_000, 20_001))
+
+    assert (len(whole), "truncated" in orjson.loads(whole)) == (20_000, False)
+    assert len(cut) < 20_000
+    assert "long strings" in orjson.loads(cut)["truncated"]
+
+
 def test_an_address_is_never_cut_since_it_would_not_work_any_more() -> None:
     """A presigned link to a recording has hundreds of characters; other text around it is cut."""
     url = "https://store.example.com/call.wav?signature=" + "s" * 700
@@ -440,6 +452,20 @@ def test_an_expression_that_builds_too_much_leaves_the_other_fields(expression: 
 
     assert reason in error
     assert mapped({"bomb": expression, "id": "data.call.id"}, one) == {"bomb": None, "id": "call_abc"}
+
+
+def test_a_join_that_would_be_too_large_is_not_built() -> None:
+    """Its result can be the product of its arguments; the limit holds before that is in memory."""
+    one = event(derived=["x"] * 200, end_reason="y" * 50_000)
+    expression = "length(join(data.call.end_reason, data.call.derived))"
+
+    tracemalloc.start()
+    body = mapped({"joined": expression, "id": "data.call.id"}, one)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert body == {"joined": None, "id": "call_abc"}
+    assert peak_bytes < 2_000_000
 
 
 def test_the_time_budget_is_that_of_the_whole_map() -> None:
