@@ -389,6 +389,30 @@ async def test_a_replay_leaves_the_backoff_of_an_earlier_event_and_not_that_of_a
     assert [claimed_event(claim).id for claim in (await lane.exchange(want=1)).claims] == due
 
 
+async def test_a_replay_to_a_disabled_subscription_queues_nothing_and_says_so(redis: Redis) -> None:
+    """What failed is still a dead letter afterwards."""
+    store = store_of(redis)
+    await store.events.publish_call(await bring(redis), {}, [event("evt_1", "sub")])
+    await deliver_one(redis, "exhausted")
+    await open_lane(redis, LaneName.DELIVER).apply(DisablePartition("sub", "by hand"))
+
+    assert await store.deliveries.replay("evt_1", CALL, ["sub"], at_ms=1, force=True) == [ReplayOutcome.DISABLED]
+
+    assert await pending(redis, "sub") == []
+    assert DeliveryState.read(await delivery(redis, "evt_1", "sub") or b"").status == "exhausted"
+
+
+async def test_a_replayed_event_is_a_dead_letter_no_more(redis: Redis) -> None:
+    store = store_of(redis)
+    await store.events.publish_call(await bring(redis), {}, [event("evt_1", "sub")])
+    await deliver_one(redis, "exhausted")
+    await redis.zadd(keys.DEAD, {"sub\x1fevt_1": 1})
+
+    await store.deliveries.replay("evt_1", CALL, ["sub"], at_ms=1, force=False)
+
+    assert await redis.zcard(keys.DEAD) == 0
+
+
 # Publisher over it
 
 
