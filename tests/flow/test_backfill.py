@@ -50,10 +50,12 @@ class BackfillHarness:
     subscriber: ScriptedSubscriber
     waits_s: list[float]
 
-    async def backfill(self, hours: float, *, force: bool = False, job: str = "job", sid: str = "main") -> Job:
-        """Run the job as arq would; returns it as it ended."""
+    async def backfill(
+        self, hours: float, *, to_hours: float = 0, force: bool = False, job: str = "job", sid: str = "main"
+    ) -> Job:
+        """Run the job as arq would, for what started between `hours` and `to_hours` ago; returns it as it ended."""
         now = datetime.now(UTC)
-        since, until = iso(now - timedelta(hours=hours)) or "", iso(now) or ""
+        since, until = (iso(now - timedelta(hours=ago)) or "" for ago in (hours, to_hours))
         await backfill(self.context(), sid, since, until, job, force)
         return await self.job(job)
 
@@ -184,6 +186,20 @@ async def test_a_seeded_call_is_published_when_a_backfill_covers_it(relay: Backf
 
     assert _counts(job, "rows", "new") == (1, 1)
     assert _counts(again, "rows", "new") == (1, 0)
+
+
+async def test_only_calls_of_the_range_are_published(relay: BackfillHarness) -> None:
+    """A call after `to` is another range's, even where the provider lists it because its list has no upper bound."""
+    await relay.polled()
+    rid = relay.call(hours_ago=5)
+    relay.call(hours_ago=2)
+    relay.call(hours_ago=8)
+
+    job = await relay.backfill(6, to_hours=4)
+    await relay.delivered(rid)
+    await relay.delivered_nothing_more()
+
+    assert _counts(job, "new") == (1,)
 
 
 async def test_rows_below_the_floor_need_force(relay: BackfillHarness) -> None:

@@ -1,8 +1,10 @@
 """Delivery to subscribers that misbehave: promises 3, 4 and 5."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from relay.delivery.attempt import Attempts
 from relay.delivery.subscriptions import Subscription
 from relay.domain import ids
 from relay.domain.call import Outcome
+from relay.domain.time import iso
 from relay.queue import keys as queue_keys
 from relay.queue.changes import EnablePartition
 from relay.store import keys
@@ -266,6 +269,41 @@ async def test_at_most_once_retries_a_refused_connection(start: Start, free_port
 
         assert state.status == "waiting"
         assert state.log[0]["outcome"] == "unreachable"
+
+
+async def publish_of_age(relay: RelayHarness, hours: float) -> None:
+    """Publish an event to `a` whose schedule began so long ago."""
+    timestamp = iso(datetime.now(UTC) - timedelta(hours=hours))
+    document = {"id": "evt_1", "type": "source.error", "timestamp": timestamp, "data": {}}
+    await relay.runtime.store.events.publish(NewEvent("evt_1", document, ["a"]))
+    relay.runtime.wake_ups(LaneName.DELIVER)
+
+
+@pytest.mark.parametrize(("open_h", "status"), [(0, "exhausted"), (3, "exhausted"), (10, "waiting")])
+async def test_time_with_an_open_circuit_is_given_back_to_an_event(start: Start, open_h: int, status: str) -> None:
+    """Its schedule of 100 hours ended five hours ago, unless the endpoint was down for longer than that."""
+    async with start() as relay:
+        relay.subscriber.script("a", ScriptedReply(status=500))
+        if open_h:
+            opened_ms = int((time.time() - open_h * 3600) * 1000)
+            await relay.redis.hset(queue_keys.partition("deliver", "a"), "circuit_opened_at", opened_ms)  # type: ignore[misc]
+        await publish_of_age(relay, 105)
+
+        assert (await relay.until_attempts("evt_1", 1)).status == status
+
+
+async def test_a_replayed_event_has_a_schedule_of_its_own(start: Start) -> None:
+    """It was created long before: the replay counts, so a failed attempt is retried."""
+    async with start() as relay:
+        relay.subscriber.script("a", ScriptedReply(status=500))
+        await publish_of_age(relay, 105)
+        assert (await relay.until_state("evt_1", "exhausted")).attempts == 1
+
+        now_ms = int(time.time() * 1000)
+        await relay.runtime.store.deliveries.replay("evt_1", "evt_1", ["a"], at_ms=now_ms, force=False)
+        relay.runtime.wake_ups(LaneName.DELIVER)
+
+        await eventually(lambda: relay.state("evt_1"), lambda state: state.attempts == 1 and state.status == "waiting")
 
 
 async def test_a_failing_subscription_is_announced_well_before_it_is_disabled(start: Start) -> None:

@@ -124,6 +124,23 @@ async def test_an_event_of_an_unknown_subscription_waits_for_a_process_that_know
     await relay.until_delivered("a", 1)
 
 
+async def test_a_process_that_still_knows_a_removed_subscription_delivers_nothing_to_it(
+    relay: RelayHarness, redis: Redis
+) -> None:
+    """The tombstone ends its work in every process, whatever configuration that has."""
+    lane = relay.runtime.lanes[LaneName.DELIVER]
+    await lane.apply(Pause("a", "inf"))
+    await relay.call("1")
+    await eventually(lambda: redis.zcard(queue_keys.waiting("deliver", "a")), lambda count: count == 1)
+    await redis.hset(keys.removed("subscription"), "a", "1")  # type: ignore[misc]
+    await lane.apply(Pause("a", None))
+    relay.runtime.wake_ups(LaneName.DELIVER)
+
+    await eventually(lambda: redis.zcard(queue_keys.waiting("deliver", "a")), lambda count: count == 0)
+    assert await redis.zcard(queue_keys.leased("deliver", "a")) == 0
+    assert relay.report("a").received == 0
+
+
 async def test_a_removed_source_ends_its_work_and_a_new_declaration_continues_it(
     relay: RelayHarness, redis: Redis
 ) -> None:
