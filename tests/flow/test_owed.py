@@ -15,6 +15,7 @@ from relay.queue import keys as queue_keys
 from relay.queue.changes import Pause
 from relay.store import keys
 from relay.store.lanes import LaneName
+from relay.store.scripts import load_script
 from tests.fakes.subscriber import ScriptedReply
 from tests.flow.harness import RelayHarness, eventually, relay_harness
 from workers.sweep import restore
@@ -73,6 +74,46 @@ async def test_a_lane_without_losses_is_left_alone(relay: RelayHarness) -> None:
     await relay.until_delivered("a", 1)
 
     assert [await relay.runtime.store.upkeep.restore(lane) for lane in LaneName] == [0] * len(LaneName)
+
+
+async def test_what_is_settled_while_a_lane_is_being_restored_is_not_put_back(redis: Redis) -> None:
+    """The sweep has read that the item is owed; before it can put it back, the item is settled."""
+    assert await load_script(redis, "restore")(args=["deliver", "a", "settled meanwhile"]) == 0
+
+    assert await redis.zcard(queue_keys.waiting("deliver", "a")) == 0
+
+
+async def test_the_lease_of_a_live_process_goes_on_when_its_place_is_lost(relay: RelayHarness, redis: Redis) -> None:
+    """Another process that claimed the item would deliver it a second time."""
+    relay.subscriber.script("a", ScriptedReply(delay_s=2))
+    call_id = await relay.call("1")
+    await eventually(lambda: redis.zcard(queue_keys.leased("deliver", "a")), lambda count: count == 1)
+    await redis.zrem(queue_keys.leased("deliver", "a"), call_id)
+
+    await restore(relay.runtime)
+
+    assert await redis.zscore(queue_keys.leased("deliver", "a"), call_id) == float("inf")
+    await relay.until_delivered("a", 1)
+    assert relay.report("a").duplicates == {}
+
+
+async def test_a_partition_that_has_lost_its_place_in_the_index_is_served_again(
+    relay: RelayHarness, redis: Redis
+) -> None:
+    """Its items are where they were, but nothing would have looked for them."""
+    lane = relay.runtime.lanes[LaneName.DELIVER]
+    await lane.apply(Pause("a", "inf"))
+    await relay.call("1")
+    await eventually(lambda: redis.zcard(queue_keys.waiting("deliver", "a")), lambda count: count == 1)
+    await redis.hdel(queue_keys.partition("deliver", "a"), "paused_until")  # type: ignore[misc]
+    async for name in redis.scan_iter("relay:group:deliver:*"):
+        await redis.delete(name)
+    async for name in redis.scan_iter("relay:index:deliver:*"):
+        await redis.delete(name)
+
+    await restore(relay.runtime)
+
+    await relay.until_delivered("a", 1)
 
 
 async def test_a_lost_poll_is_put_back(relay: RelayHarness, redis: Redis) -> None:
