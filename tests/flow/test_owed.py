@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from relay.domain import ids
 from relay.domain.call import Outcome
 from relay.queue import keys as queue_keys
-from relay.queue.changes import Pause
+from relay.queue.changes import Pause, Put
 from relay.store import keys
-from relay.store.lanes import LaneName
+from relay.store.lanes import LaneName, open_lane
 from relay.store.scripts import load_script
 from tests.fakes.subscriber import ScriptedReply
 from tests.flow.harness import RelayHarness, eventually, relay_harness
@@ -81,6 +81,27 @@ async def test_what_is_settled_while_a_lane_is_being_restored_is_not_put_back(re
     assert await load_script(redis, "restore")(args=["deliver", "a", "settled meanwhile"]) == 0
 
     assert await redis.zcard(queue_keys.waiting("deliver", "a")) == 0
+
+
+async def test_what_a_removed_source_is_owed_is_not_put_back(redis: Redis) -> None:
+    """Its calls stay owed, for when it is declared again; until then nothing works on them."""
+    await redis.zadd(keys.owed_items("enrich", "main"), {"call_1": 1})
+    await redis.hset(keys.removed("source"), "main", "1")  # type: ignore[misc]
+
+    assert await load_script(redis, "restore")(args=["enrich", "main", "call_1"]) == 0
+
+    assert await redis.zcard(queue_keys.waiting("enrich", "main")) == 0
+    assert await redis.zcard(keys.owed_items("enrich", "main")) == 1
+
+
+async def test_a_removed_source_is_not_polled_by_a_process_that_still_knows_it(redis: Redis) -> None:
+    lane = open_lane(redis, LaneName.POLL)
+    await lane.apply(Put("gone", "gone"), Put("main", "main"))
+    await redis.hset(keys.removed("source"), "gone", "1")  # type: ignore[misc]
+
+    claims = (await lane.exchange(want=10)).claims
+
+    assert [claim.item for claim in claims] == ["main"]
 
 
 async def test_the_lease_of_a_live_process_goes_on_when_its_place_is_lost(relay: RelayHarness, redis: Redis) -> None:
