@@ -86,6 +86,21 @@ async def test_a_restart_with_the_older_configuration_does_not_make_it_the_newer
     assert not restarted.registry.decides("subscription", "crm")
 
 
+async def test_an_older_configuration_that_comes_back_after_long_is_still_the_older_one(
+    processes: Processes, redis: Redis
+) -> None:
+    """The release was rolled out long ago; one pod with the former configuration starts again."""
+    await processes.open("main", max_in_flight=5)
+    newer = await processes.open("main", max_in_flight=7)
+    await let_pass(redis, 11 * MINUTE_MS)
+    await newer.registry.announce()
+
+    restarted = await processes.open("main", max_in_flight=5)
+
+    assert not restarted.registry.decides("subscription", "crm")
+    assert newer.registry.decides("subscription", "crm")
+
+
 async def test_an_older_configuration_decides_again_when_no_newer_one_runs(processes: Processes, redis: Redis) -> None:
     """A rollback: once the last process with the newer configuration is gone, the older one is in force."""
     old = await processes.open("main", max_in_flight=5)
@@ -135,6 +150,21 @@ async def test_a_source_is_removed_once_no_configuration_declares_it(processes: 
     await retire(remaining)
 
     assert await redis.hkeys(keys.removed("source")) == [b"other"]  # type: ignore[misc]
+
+
+async def test_a_source_that_the_api_declares_too_outlives_its_place_in_the_configuration(
+    processes: Processes, redis: Redis
+) -> None:
+    """It was moved from the configuration to the API: its calls and lanes go on."""
+    await processes.open("main", "other")
+    remaining = await processes.open("main")
+    await let_pass(redis, 11 * MINUTE_MS)
+    await remaining.registry.announce()
+    await redis.hset("relay:declared:source", "other", "{}")  # type: ignore[misc]  # typed for both clients
+
+    await retire(remaining)
+
+    assert await redis.hkeys(keys.removed("source")) == []  # type: ignore[misc]
 
 
 async def test_a_source_that_is_declared_again_has_no_tombstone(processes: Processes, redis: Redis) -> None:

@@ -213,6 +213,18 @@ async def test_at_most_once_is_not_repeated_after_a_timeout(start: Start) -> Non
         assert relay.report().received == 2
 
 
+async def test_at_most_once_writes_its_intent_before_anything_is_sent(start: Start) -> None:
+    """While the subscriber works on the request, the store knows that it may have it."""
+    async with start({"a": {"delivery": "at_most_once"}}) as relay:
+        relay.subscriber.script("a", ScriptedReply(delay_s=1))
+        await relay.call("1")
+
+        state = await relay.until_state(relay.event_of("1"), "intent", "delivered")
+
+        assert state.status == "intent"
+        await relay.until_state(relay.event_of("1"), "delivered")
+
+
 async def test_at_most_once_finds_the_intent_of_a_worker_that_died(start: Start) -> None:
     """A claim that finds an intent cannot know its outcome: the delivery ends as unknown, unsent."""
     async with start({"a": {"delivery": "at_most_once", "enabled": False}}) as relay:

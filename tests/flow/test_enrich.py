@@ -292,3 +292,28 @@ async def test_a_cached_contact_is_used_until_the_address_book_changes(start: St
         assert kept == 1
         assert provider.requests["key", WebFonesEndpoint.SEARCH] == 2
         assert contact(relay, 2)["count"] == 2
+
+
+async def test_audio_that_arrives_after_its_call_was_erased_is_deleted(start: Start) -> None:
+    """The call was erased while the provider sent it: nothing of it stays in the storage."""
+    async with start(recordings=True, contacts=False) as (relay, provider):
+        plan = provider.appear("key", recording_at=provider.clock())
+        provider.inject(Fault(kind=FaultKind.SLOW, on=WebFonesEndpoint.RECORDING, delay_s=0.5))
+        stored: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        put = relay.runtime.storage.put
+
+        async def watched(*args: Any, **options: Any) -> Any:
+            result = await put(*args, **options)
+            stored.set_result(result.path)
+            return result
+
+        async def requested() -> int:
+            return provider.requests["key", WebFonesEndpoint.RECORDING]
+
+        relay.runtime.storage.put = watched  # type: ignore[method-assign]
+        call_id = await relay.call(str(plan.rid), outcome=Outcome.ANSWERED, audio=True)
+        await eventually(requested, bool)
+        await relay.redis.delete(keys.call(call_id))
+        path = await asyncio.wait_for(stored, 10)
+
+        await eventually(lambda: relay.runtime.storage.size(path), lambda size_bytes: size_bytes is None)

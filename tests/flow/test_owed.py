@@ -13,11 +13,14 @@ from relay.domain import ids
 from relay.domain.call import Outcome
 from relay.queue import keys as queue_keys
 from relay.queue.changes import Pause, Put
+from relay.queue.claim import Claim
+from relay.queue.settlement import Retry, Settlement
 from relay.store import keys
 from relay.store.lanes import LaneName, open_lane
 from relay.store.scripts import load_script
 from tests.fakes.subscriber import ScriptedReply
 from tests.flow.harness import RelayHarness, eventually, relay_harness
+from workers.poll import PollWorker
 from workers.sweep import restore
 
 CALL_LANES = ("enrich", "record", "deliver")
@@ -148,6 +151,16 @@ async def test_a_lost_poll_is_put_back(relay: RelayHarness, redis: Redis) -> Non
     assert await redis.zscore(queue_keys.leased("poll", "main"), "main") is not None
 
 
+async def test_the_poll_of_an_unknown_source_is_given_back() -> None:
+    """Another process may know the source, and this one after it has read its configuration again."""
+    settlements: list[Settlement] = []
+    worker = PollWorker(dict, None)  # type: ignore[arg-type]  # nothing is polled
+
+    await worker.work([Claim("main", "main", b"token")], lambda _, settlement: settlements.append(settlement))
+
+    assert [type(settlement) for settlement in settlements] == [Retry]
+
+
 @pytest.mark.parametrize("outcome", [Outcome.ANSWERED, Outcome.NO_ANSWER])
 async def test_a_call_of_an_unknown_source_waits_for_a_process_that_knows_it(
     relay: RelayHarness, redis: Redis, outcome: Outcome
@@ -158,6 +171,7 @@ async def test_a_call_of_an_unknown_source_waits_for_a_process_that_knows_it(
     await eventually(lambda: redis.zcard(queue_keys.waiting("enrich", "main")), lambda count: count == 1)
     await asyncio.sleep(0.3)
     assert relay.report("a").accepted == 0
+    assert await redis.zcard(queue_keys.waiting("record", "main")) == (1 if outcome is Outcome.ANSWERED else 0)
 
     relay.runtime.sources["main"] = source
 

@@ -23,6 +23,7 @@ from relay.simulator.nfon import NfonEndpoint
 from relay.store import keys
 from relay.store.credentials import StoredCredentials
 from relay.store.lanes import LaneName
+from relay.store.streams import StreamLeases
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.nfon import DELETE_ENDPOINT, TOKEN_ENDPOINT, FaultyNfon
 from tests.fakes.subscriber import ScriptedSubscriber
@@ -444,3 +445,15 @@ def test_reconnects_wait_longer_and_never_together(
 )
 def test_streamed_rows_count_as_far_back_as_polls_looked(poll_state: PollState, bound: datetime | None) -> None:
     assert oldest(poll_state, now=NOW) == bound
+
+
+async def test_a_process_releases_and_renews_only_its_own_leases(redis: Redis) -> None:
+    """One that stops late must not end the lease of the one that took over."""
+    ours, theirs = (StreamLeases(redis, holder=holder) for holder in ("ours", "theirs"))
+    assert await ours.acquire(["main"], lease_s=60) == {"main"}
+
+    await theirs.release(["main"])
+
+    assert await theirs.acquire(["main"], lease_s=60) == set()
+    await ours.release(["main"])
+    assert await theirs.acquire(["main"], lease_s=60) == {"main"}
