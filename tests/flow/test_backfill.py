@@ -259,6 +259,22 @@ async def test_an_interrupted_run_is_resumed(relay: BackfillHarness) -> None:
     assert relay.provider.requests[KEY, WebFonesEndpoint.RECORDS] == asked
 
 
+async def test_a_resumed_run_does_not_read_again_what_it_has_read(relay: BackfillHarness) -> None:
+    """It goes on where the job's position is, which matters for ranges of months."""
+    await relay.polled()
+    relay.call(hours_ago=5)
+    rid = relay.call(hours_ago=2)
+    jobs = relay.runtime.store.jobs
+    await jobs.create(Job("job", "backfill"))
+    position = {"at": iso(datetime.now(UTC) - timedelta(hours=3)), "total": {"rows": 7}}
+    await jobs.update("job", JobState.RUNNING, position=position)
+
+    resumed = await relay.backfill(6)
+    await relay.delivered(rid)
+
+    assert _counts(resumed, "rows", "new") == (8, 1)
+
+
 async def test_the_job_of_a_killed_worker_is_free_within_a_minute(relay: BackfillHarness) -> None:
     """arq would take it for running for hours; its in-progress key is kept short while the job lives."""
     await relay.polled()

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from relay.delivery.attempt import Attempts
+from relay.delivery.replay import ReplayProgress, replay_since
 from relay.delivery.subscriptions import Subscription
 from relay.domain import ids
 from relay.domain.call import Outcome
@@ -162,6 +163,48 @@ async def test_replay_repeats_nothing_that_was_delivered_unless_forced(start: St
 
         assert (left_alone, forced) == ([ReplayOutcome.DELIVERED], [ReplayOutcome.QUEUED])
         assert sum(relay.report().duplicates.values()) >= 1
+
+
+async def replayed(relay: RelayHarness) -> ReplayProgress:
+    """Replay everything to `a`, whether it was delivered or not."""
+    progress = ReplayProgress(0)
+
+    async def step(_: ReplayProgress) -> None:
+        """Go on."""
+
+    await replay_since(
+        relay.runtime.store,
+        relay.runtime.subscriptions["a"],
+        progress=progress,
+        until_ms=await relay.runtime.store.now_ms(),
+        status="any",
+        force=True,
+        owner_of=lambda _: None,
+        step=step,
+    )
+    return progress
+
+
+async def test_a_replay_of_everything_follows_the_filters(start: Start) -> None:
+    """What the subscription does not select now is not queued for it."""
+    async with start({"a": {"outcome": ["no_answer"]}}) as relay:
+        await relay.call("1", outcome=Outcome.NO_ANSWER)
+        await relay.call("2", outcome=Outcome.BUSY)
+        await relay.until_delivered("a", 1)
+        await eventually(lambda: relay.redis.zcard(keys.EVENTS), lambda count: count == 2)
+
+        assert (await replayed(relay)).queued == 1
+
+
+async def test_a_replay_leaves_out_none_of_hundreds_of_events_of_one_millisecond(start: Start) -> None:
+    """A poll that brings much publishes much at once, more than one batch of the replay."""
+    async with start() as relay:
+        for number in range(450):
+            document = {"id": f"evt_{number}", "type": "source.error", "data": {}}
+            await relay.runtime.store.events.publish(NewEvent(f"evt_{number}", document, []))
+        await relay.redis.zadd(keys.EVENTS, {f"evt_{number}": 1000 for number in range(450)})
+
+        assert (await replayed(relay)).looked_at == 450
 
 
 async def test_an_open_circuit_spends_no_attempts_and_one_probe_closes_it(start: Start) -> None:

@@ -23,7 +23,7 @@ from relay.store.codes import ReplayOutcome
 from relay.store.deliveries import DeliveryState, Status, claimed_event
 from relay.store.documents import unpack
 from relay.store.events import EventStore, NewEvent
-from relay.store.lanes import ContactFound, ContactWanted, DeliveryUpdate, LaneName, open_lane
+from relay.store.lanes import DeliveryUpdate, LaneName, open_lane
 from relay.store.store import Store
 from tests.store import open_store
 
@@ -34,9 +34,6 @@ RULES = SourceRules("webfones", "UTC", False, False, 0, 0)
 UNKNOWN: Json = {"lookup_status": "unavailable"}
 NAMED: Json = {"lookup_status": "matched", "name": "Jo"}
 MATCHED: Json = NAMED | {"number": "+12125550100"}
-
-
-UNAVAILABLE: Json = NO_CONTACT | {"lookup_status": "unavailable"}
 
 
 def store_of(redis: Redis) -> Store:
@@ -255,23 +252,6 @@ async def test_the_published_state_is_unaffected_by_later_changes(redis: Redis) 
     assert after is not None
     assert after.published == state_of(third, NAMED | {"name": "Joe"})
     assert await redis.hexists(keys.call(CALL), "published_record") is False  # type: ignore[misc]  # both clients
-
-
-async def test_a_contact_that_is_found_later_leaves_what_was_published_as_it_is(redis: Redis) -> None:
-    """Otherwise it would be no difference, and no subscriber would get it."""
-    store = store_of(redis)
-    call = await bring(redis)
-    await store.events.publish_call(call, {"contact": UNAVAILABLE, "published": state_of(call, UNAVAILABLE)}, ())
-    enrich, contacts = open_lane(redis, LaneName.ENRICH), open_lane(redis, LaneName.CONTACTS)
-    [claim] = (await enrich.exchange(want=1)).claims
-    await enrich.exchange([(claim, Done(ContactWanted()))])
-    [claim] = (await contacts.exchange(want=1)).claims
-
-    await contacts.exchange([(claim, Done(ContactFound(MATCHED)))])
-
-    after = await store.calls.get(CALL)
-    assert after is not None
-    assert (after.contact, after.published) == (MATCHED, state_of(call, UNAVAILABLE))
 
 
 # Again

@@ -150,6 +150,17 @@ def test_a_tier_that_fails_looks_half_as_far_and_owes_the_rest() -> None:
     assert now - NOW == timedelta(seconds=60 + 120 + 240 + 480)
 
 
+def test_an_attempt_that_a_wrong_clock_put_far_ahead_is_made_now() -> None:
+    """No backoff is longer than an hour: it was written before the store's clock was set back."""
+    state = poll_state(reached={NEAR: NOW, DAY: NOW, DEEP: ago(hours=6)})
+    state = fails(state, plan(state, TIERS, now=NOW)[1], now=NOW)
+    ahead = replace(state.failing[DEEP], next_attempt=NOW + timedelta(hours=3))
+
+    looks = plan(replace(state, failing={DEEP: ahead}), TIERS, now=NOW)
+
+    assert [look.depth_s for look in looks] == [NEAR, DEEP]
+
+
 def test_a_tier_that_succeeds_again_looks_twice_as_far_until_nothing_is_owed() -> None:
     """A shortened look is a success of its own, and the next one is longer."""
     state = poll_state(reached={NEAR: NOW, DAY: NOW, DEEP: ago(hours=6)})
@@ -192,6 +203,32 @@ def test_a_complete_deep_look_pays_what_shallower_tiers_owe() -> None:
     assert covers(deep, day)
     assert not covers(replace(deep, since=ago(hours=30)), day)
     assert not after.failing
+
+
+@pytest.mark.parametrize(
+    ("deep", "covered"),
+    [
+        (Look(DEEP, ago(hours=84), ago(hours=84)), True),
+        (Look(DEEP, ago(hours=84), ago(hours=90)), False),
+        (Look(DEEP, ago(hours=40), ago(hours=40)), False),
+    ],
+    ids=["as far", "shortened", "not as far"],
+)
+def test_a_deeper_look_covers_another_only_when_it_read_as_far_and_all_it_owes(deep: Look, covered: bool) -> None:
+    assert covers(deep, Look(DAY, ago(hours=50), ago(hours=50))) is covered
+
+
+def test_a_look_pays_no_more_than_it_has_read() -> None:
+    """A tier that owes older calls than a deeper look read, or is deeper itself, goes on owing them."""
+    state = poll_state(reached={NEAR: NOW, DAY: NOW, DEEP: ago(hours=6)})
+    owing = Look(DAY, ago(hours=26), ago(hours=200))
+    state = fails(state, owing, now=NOW)
+
+    deep = after_success(state, Look(DEEP, ago(hours=84), ago(hours=84)), TIERS, now=NOW).apply(state)
+    near = after_success(state, Look(NEAR, ago(hours=300), ago(hours=300)), TIERS, now=NOW).apply(state)
+
+    assert deep.failing[DAY].since == ago(hours=200)
+    assert near.failing[DAY].since == ago(hours=200)
 
 
 def test_heavy_polls_look_ten_minutes_back_and_two_hours_every_two_minutes() -> None:
