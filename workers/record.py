@@ -130,7 +130,7 @@ class RecordWorker:
             self._wake_enrich()
 
     def _store_now(self) -> datetime:
-        return from_ms(self._lane.store_now_ms)
+        return from_ms(self._lane.wall_ms)
 
 
 def _shown(before: FetchState | None, after: FetchState) -> PartitionHealth | None:

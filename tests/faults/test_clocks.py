@@ -2,6 +2,7 @@
 
 import pytest
 
+from relay.store import keys
 from tests.faults.harness import Lab, WrongClock, until
 
 pytestmark = pytest.mark.faults
@@ -80,3 +81,37 @@ def test_a_machine_whose_clock_is_set_by_an_hour_goes_on(lab: Lab, step_s: float
         "leases expire early when the clock steps forward, never when it steps back"
     )
     assert bool(poller.lines("store_clock_stepped_back")) == (step_s < 0)
+
+
+def test_a_store_clock_forty_days_ahead_deletes_nothing(lab: Lab) -> None:
+    """The clock of the store's machine is wrong when a worker starts, and is corrected: recordings, calls and lists are
+    there, and new calls are delivered."""
+    wrong = WrongClock(lab.folder)
+    environ = wrong.preloaded()
+    if environ is None:
+        pytest.skip("needs Linux and a C compiler to give the store another clock")
+    lab.start_simulator("a")
+    lab.start_store(environ=environ)
+    lab.configure(source={"hold_for_contact_s": 2, "hold_for_recording_s": 2})
+    lab.start("poller")
+    worker = lab.start("worker")
+    lab.await_first_poll()
+    lab.call(6, recorded_share=1)
+    until(lambda: lab.all_delivered(lab.store), "calls and recordings are delivered")
+    audio = sorted(lab.folder.glob("data/**/*.wav")) + sorted(lab.folder.glob("data/**/*.mp3"))
+    assert len(audio) == 6
+    worker.stop()
+
+    wrong.step(40 * 86_400.0)
+    worker = lab.start("worker")
+    until(lambda: worker.lines("retention_suspended"), "the worker's sweep deletes nothing")
+    wrong.step(0.0)
+    until(lambda: worker.lines("store_clock_stepped_back"), "the correction is noticed")
+    lab.call(4)
+
+    # A contact may still have to wait for the budget, which was used in what seemed to be the future.
+    until(lambda: lab.delivered() == 10, "the calls after the correction are delivered", within_s=20)
+    lab.figures(lab.store).assert_promises()
+    assert [path for path in audio if not path.exists()] == []
+    assert lab.store.client.zcard(keys.CALLS) == 10
+    assert len(list(lab.store.client.scan_iter(f"{keys.call('')}*"))) == 10
