@@ -150,6 +150,17 @@ def test_a_tier_that_fails_looks_half_as_far_and_owes_the_rest() -> None:
     assert now - NOW == timedelta(seconds=60 + 120 + 240 + 480)
 
 
+def test_what_a_tier_could_not_read_for_two_weeks_is_not_asked_for_any_more() -> None:
+    """`seen` remembers no longer: what started before that could not be told from a known call."""
+    state = poll_state(reached={NEAR: NOW, DAY: NOW, DEEP: ago(hours=6)})
+    state = fails(state, Look(DEEP, ago(days=10), ago(days=10)), now=NOW)
+    later = NOW + timedelta(days=30)
+
+    [deep] = [look for look in plan(state, TIERS, now=later) if look.depth_s == DEEP]
+
+    assert deep.owed == later - LONGEST_OWED
+
+
 def test_an_attempt_that_a_wrong_clock_put_far_ahead_is_made_now() -> None:
     """No backoff is longer than an hour: it was written before the store's clock was set back."""
     state = poll_state(reached={NEAR: NOW, DAY: NOW, DEEP: ago(hours=6)})
@@ -390,3 +401,8 @@ def test_a_call_that_appears_within_72_hours_is_requested(
 def test_the_first_poll_is_due_within_the_interval(interval_s: float, number: int) -> None:
     """Sources are spread over it, each always in the same place."""
     assert 0 <= first_offset_s(number, interval_s) < interval_s
+
+
+def test_the_first_polls_of_many_sources_are_spread_over_the_interval() -> None:
+    """A relay that starts with a thousand sources does not poll them all in its first second."""
+    assert [first_offset_s(number, 30) for number in (0, 2_500, 5_000, 7_500)] == [0, 7.5, 15, 22.5]
