@@ -118,9 +118,8 @@ class _Healer:
     async def _replay(self, gap: Gap) -> None:
         assert gap.call_id and gap.event_id and gap.subscription  # noqa: S101, PT018 - a delivery of an event of a call
         runtime = self._runtime
-        now_ms = runtime.lanes[LaneName.DELIVER].store_now_ms
         [outcome] = await runtime.store.deliveries.replay(
-            gap.event_id, gap.call_id, [gap.subscription], at_ms=now_ms, force=False
+            gap.event_id, gap.call_id, [gap.subscription], at_ms=runtime.lanes[LaneName.DELIVER].wall_ms, force=False
         )
         match outcome:
             case ReplayOutcome.QUEUED:

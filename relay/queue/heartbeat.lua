@@ -9,7 +9,7 @@
 -- A lease that ends counts against its item, which may have killed the process. When the process held a suspect (an item
 -- with which three had died before), only the suspect is counted.
 --
--- A leap forward is believed for scheduling, but nothing is deleted by its age until TIME steps back or for 7 days: it
+-- Scheduling follows a leap forward, but nothing is deleted by its age until TIME steps back or for 7 days: it
 -- may be wrong. After a pause of the whole relay of more than a day nobody can say, so that nothing is deleted for a day.
 --
 -- Races closed here:
