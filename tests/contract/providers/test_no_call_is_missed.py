@@ -106,7 +106,8 @@ class PollMishaps:
                 case "breaks_off" if nth == step.nth:
                     provider.inject(ListFault.DROP, times=None)
                 case "rows_come" if nth <= step.nth:
-                    self._come()
+                    # The looks of a poll are requests of their own: one that was answered before does not have the row.
+                    hidden.add(self._come())
                 case "rows_go" if nth == step.nth + 1:
                     gone.extend(self._plans[:: step.nth + 1])
                     # Whatever was listed may have moved to a page that was read before.
@@ -123,13 +124,14 @@ class PollMishaps:
         provider.add(gone)
         return hidden
 
-    def _come(self) -> None:
-        """One more call, in front of all others."""
+    def _come(self) -> str:
+        """One more call, in front of all others; returns its key."""
         self._extra += 1
         now = self._harness.now.replace(microsecond=0)
         plan = CallPlan(rid=self._extra, started_at=now - timedelta(seconds=1), ended_at=now, visible_at=now)
         self._plans.append(plan)
         self._harness.provider.add([plan])
+        return self._harness.provider.key(plan)
 
 
 @settings(
