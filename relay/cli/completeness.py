@@ -60,7 +60,7 @@ def completeness(
     last: Annotated[str | None, typer.Option("--to", help="Last day; default: today.")] = None,
     heal: Annotated[bool, typer.Option("--heal", help="Repair what can be repaired, then show what is left.")] = False,
 ) -> None:
-    """Compares what the provider listed, as of the last deep look, with what was ingested, published and delivered.
+    """Compare what the last long-range poll listed with what was ingested, published and delivered.
 
     By default today and the three days before. Exit code 1 when something is missing.
     """

@@ -43,20 +43,20 @@ COMMANDS: Final = (
     LazyCommand("poller", "relay.cli.roles:poller", "Run the poller only."),
     LazyCommand("worker", "relay.cli.roles:worker", "Run a worker only; the same as `python -m workers`."),
     LazyCommand("api", "relay.cli.roles:api", "Run the API only: management and recording links."),
-    LazyCommand("healthcheck", "relay.cli.healthcheck", "Ask a role on this machine whether it is ready."),
+    LazyCommand("healthcheck", "relay.cli.healthcheck", "Check whether a role on this machine is ready."),
     LazyCommand(
         "demo", "relay.cli.demo.command", "Run the whole relay against simulated providers and a verifying subscriber."
     ),
     LazyCommand("backfill", "relay.cli.backfill", "Read a range of calls again and publish those never published."),
     LazyCommand("explain", "relay.cli.explain", "Explain why a call was or was not delivered."),
     LazyCommand(
-        "completeness", "relay.cli.completeness", "Show and repair what is missing of each source, day by day."
+        "completeness", "relay.cli.completeness", "Find and repair missing calls and deliveries, by source and day."
     ),
     LazyCommand("tail", "relay.cli.tail", "Print events as they are published."),
     LazyCommand("listen", "relay.cli.listen", "Forward events to a program under development, signed."),
     LazyCommand("replay", "relay.cli.replay", "Deliver past events to a subscription again."),
     LazyCommand("erase", "relay.cli.erase", "Erase a person's calls, events, recordings and contacts."),
-    LazyCommand("sources", "relay.cli.sources", "Accounts at providers."),
+    LazyCommand("sources", "relay.cli.sources", "Manage accounts at providers."),
     LazyCommand("subscriptions", "relay.cli.subscriptions", "Subscribers: where events are delivered."),
     LazyCommand("calls", "relay.cli.calls", "Calls that the relay has ingested."),
     LazyCommand("events", "relay.cli.events", "Events that the relay has published."),
