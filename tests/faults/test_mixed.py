@@ -35,7 +35,7 @@ def test_calls_wait_for_a_worker_that_knows_their_source(lab: Lab, count: int) -
     worker = lab.start("worker", environ=older)
     lab.start("poller", environ=newer)
     lab.await_first_poll()
-    lab.call(count, recorded_share=0.4)
+    lab.call(count, recorded_share=10 / count)  # more would use up the budget, of which polls take what is left
     until(lambda: lab.store.count("calls") == count, "all are ingested")
     until(lambda: lab.store.due("enrich") == 0 and lab.store.due("record") == 0, "the worker has seen them")
     assert lab.delivered() == 0
