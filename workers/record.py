@@ -135,6 +135,7 @@ class RecordWorker:
 
 def _shown(before: FetchState | None, after: FetchState) -> PartitionHealth | None:
     """What an attempt without a final result showed of the source: nothing, when our own budget stopped it."""
-    if after.outages or after.failures > (before.failures if before else 0):
+    outages, failures = (before.outages, before.failures) if before else (0, 0)
+    if after.outages > outages or after.failures > failures:
         return PartitionHealth.FAILING
     return PartitionHealth.HEALTHY if after.step > (before.step if before else 0) else None

@@ -213,8 +213,10 @@ def next_attempt(
             return RetryLater(now + timedelta(seconds=wait_s), _answered(state, failures=failures), reason)
         case Outage(reason, retry_after_s):
             backoff_s = min(OUTAGE_FIRST_WAIT_S * 2 ** min(state.outages, 10), OUTAGE_LONGEST_WAIT_S)
-            return _after_outage(state, max(backoff_s, retry_after_s or 0), reason, now)
+            after = replace(state, outages=state.outages + 1)
+            return _after_outage(after, max(backoff_s, retry_after_s or 0), reason, now)
         case BudgetExhausted(wait_s):
+            # Not an outage: it says nothing about the source, only that the wait counts towards giving up.
             return _after_outage(state, max(1, wait_s), "our share of the provider's request limit is used up", now)
         case _:
             assert_never(failure)
@@ -236,7 +238,7 @@ def _after_outage(state: FetchState, wait_s: float, reason: str, now: datetime) 
     if now >= end:
         return RetriesExhausted(f"{reason}, for {OUTAGE_ENDS_AFTER_S // 3600} h")
     at = min(now + timedelta(seconds=min(wait_s, OUTAGE_ENDS_AFTER_S)), end)
-    return RetryLater(at, replace(state, outages=state.outages + 1, outage_since=since), reason)
+    return RetryLater(at, replace(state, outage_since=since), reason)
 
 
 async def fetch(

@@ -21,7 +21,7 @@ from workers.runners import add_poller_and_workers
 WINDOW_S = 5
 # What a request may be late between leaving the budget and arriving at the provider.
 IN_TRANSIT_S = 0.3
-SHARE = 20
+SHARE = 30
 
 KEY = "key"
 
