@@ -24,7 +24,8 @@ from relay.queue.settlement import Done, PartitionHealth, Retry
 from relay.store.calls import claimed_call
 from relay.store.lanes import ContactFound, LookupProgress
 from relay.store.sources import SourceStore
-from workers import EXTRA_PAUSE_S, unknown_wait_ms
+from workers import EXTRA_PAUSE_S
+from workers.unknown import retry_unknown_calls
 
 log = structlog.get_logger(__name__)
 
@@ -55,9 +56,7 @@ class ContactWorker:
         """Look up the numbers of all calls that still want a contact at once."""
         source = self._sources().get(batch[0].partition)
         if source is None:
-            for claim in batch:
-                since_ms = claimed_call(claim).ready_ms
-                settle(claim, Retry(unknown_wait_ms(waiting_since_ms=since_ms, now_ms=self._lane.store_now_ms)))
+            retry_unknown_calls(batch, settle, now_ms=self._lane.store_now_ms)
             return
         wanted: list[tuple[Claim, str]] = []
         for claim in batch:

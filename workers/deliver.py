@@ -29,7 +29,7 @@ from relay.queue.settlement import Done, Intent, PartitionHealth, Retry
 from relay.store.deliveries import ClaimedEvent, DeliveryState, Status, claimed_event
 from relay.store.lanes import DeliveryUpdate
 from relay.store.subscriptions import SubscriptionHealth
-from workers import unknown_wait_ms
+from workers.unknown import unknown_wait_ms
 
 log = structlog.get_logger(__name__)
 

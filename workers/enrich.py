@@ -17,7 +17,7 @@ from relay.queue.runner import Settle
 from relay.queue.settlement import Done, PartitionHealth, Retry, Settlement
 from relay.store.calls import StoredCall, claimed_call
 from relay.store.lanes import ContactWanted
-from workers import unknown_wait_ms
+from workers.unknown import retry_unknown_calls
 
 
 class EnrichWorker:
@@ -40,9 +40,7 @@ class EnrichWorker:
         """Publish side by side; a call that cannot be published does not take the others with it."""
         source = self._sources().get(batch[0].partition)
         if source is None:
-            for claim in batch:
-                since_ms = claimed_call(claim).ready_ms
-                settle(claim, Retry(unknown_wait_ms(waiting_since_ms=since_ms, now_ms=self._lane.store_now_ms)))
+            retry_unknown_calls(batch, settle, now_ms=self._lane.store_now_ms)
             return
         # No TaskGroup: it would wrap a lost connection in a group, and cancel publishes that are half way.
         results = await asyncio.gather(

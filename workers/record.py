@@ -30,7 +30,8 @@ from relay.recordings.storage import RecordingStorage
 from relay.store.calls import StoredCall, claimed_call
 from relay.store.lanes import FetchProgress, RecordingStored
 from relay.store.sources import SourceStore
-from workers import EXTRA_PAUSE_S, unknown_wait_ms
+from workers import EXTRA_PAUSE_S
+from workers.unknown import unknown_wait_ms
 
 log = structlog.get_logger(__name__)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers import unknown_wait_ms
+from workers.unknown import unknown_wait_ms
 
 
 @pytest.mark.parametrize(
